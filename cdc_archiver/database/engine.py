@@ -1,0 +1,169 @@
+"""Connections to the database, and its errors in our words."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import pymysql
+import sqlalchemy as sa
+from pymysql.connections import Connection as RawConnection
+from sqlalchemy import event
+from sqlalchemy.pool import QueuePool
+
+from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
+from cdc_archiver.settings import Settings
+
+CONNECT_TIMEOUT: Final = 10
+"""Seconds."""
+ANSWER_TIMEOUT: Final = 60
+"""Seconds that one statement may stay without an answer: a half-open connection is noticed by it."""
+
+# The server answered, and its answer is about what we asked or who we are: waiting does not help.
+_ASK_A_PERSON: Final = {
+    1044: "grant the user access to the database",
+    1045: "check MYSQL_USER and MYSQL_PASSWORD (or MYSQL_PASSWORD_FILE)",
+    1049: "check MYSQL_DATABASE",
+    1054: "the table is not what a pysmurf monitor makes: see `cdc-archiver check`",
+    1142: "grant the user SELECT and UPDATE on the table: see `cdc-archiver check`",
+    1143: "grant the user SELECT and UPDATE on the table: see `cdc-archiver check`",
+    1146: "the table is gone: see `cdc-archiver check`, or `cdc-archiver init-db` to create it",
+    1227: "grant the user what `cdc-archiver check` names",
+    1298: "check --db-time-zone; a zone's name needs the server's time zone tables, +00:00 does not",
+    1698: "check MYSQL_USER and MYSQL_PASSWORD (or MYSQL_PASSWORD_FILE)",
+    3118: "the account is locked: unlock it",
+}
+
+
+class Database:
+    """The database that one archiver works with. Safe to share between threads.
+
+    Args:
+        settings: where it is and who we are.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.name = settings.mysql_database
+        self.address = f"{settings.mysql_host}:{settings.mysql_port}"
+        self._engine = sa.create_engine(
+            "mysql+pymysql://",
+            creator=self.raw_connection,
+            isolation_level="AUTOCOMMIT",
+            poolclass=QueuePool,
+            pool_size=4,
+            max_overflow=8,
+            pool_timeout=30,
+            pool_pre_ping=True,
+            pool_recycle=600,
+        )
+        if settings.db_time_zone:
+            zone = settings.db_time_zone
+
+            @event.listens_for(self._engine, "connect")
+            def _set_zone(connection: Any, _record: Any) -> None:
+                with connection.cursor() as cursor:
+                    cursor.execute("SET SESSION time_zone = %s", (zone,))
+
+    def raw_connection(self, **options: Any) -> RawConnection[Any]:
+        """A PyMySQL connection of its own, outside the pool: for the lock.
+
+        Args:
+            options: PyMySQL's, over ours.
+        """
+        return pymysql.connect(**{**self.connection_settings(), **options})
+
+    def connection_settings(self) -> dict[str, Any]:
+        """PyMySQL's arguments, the password among them: a new dict each time, and never to be logged."""
+        settings = self._settings
+        arguments: dict[str, Any] = {
+            "host": settings.mysql_host,
+            "port": settings.mysql_port,
+            "user": settings.mysql_user,
+            "password": settings.password,
+            "database": settings.mysql_database,
+            "charset": "utf8mb4",
+            "connect_timeout": CONNECT_TIMEOUT,
+            "read_timeout": ANSWER_TIMEOUT,
+            "write_timeout": ANSWER_TIMEOUT,
+            "autocommit": True,
+        }
+        if settings.mysql_ssl_ca or settings.mysql_ssl_cert:
+            try:
+                context = ssl.create_default_context(cafile=settings.mysql_ssl_ca)
+                if settings.mysql_ssl_cert:
+                    context.load_cert_chain(settings.mysql_ssl_cert, settings.mysql_ssl_key)
+            except (OSError, ssl.SSLError) as error:
+                raise Misconfigured(
+                    f"the TLS files of the database connection cannot be used: {error}",
+                    "check MYSQL_SSL_CA, MYSQL_SSL_CERT and MYSQL_SSL_KEY",
+                ) from error
+            arguments["ssl"] = context
+        return arguments
+
+    @contextmanager
+    def connect(self) -> Iterator[sa.Connection]:
+        """A connection where each statement is its own transaction: what is read is what is there now.
+
+        Raises:
+            DatabaseUnavailable: it does not answer.
+            Misconfigured: it answers, and a person must mend something.
+        """
+        with self._in_our_words(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[sa.Connection]:
+        """A connection with one transaction, committed at the end. Keep it short.
+
+        Raises:
+            DatabaseUnavailable: it does not answer; whether a commit arrived is unknown.
+            Misconfigured: it answers, and a person must mend something.
+        """
+        # REPEATABLE READ, the default of both servers: READ COMMITTED cannot write under STATEMENT format.
+        with self._in_our_words(), self._engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    def close(self) -> None:
+        """Closes what is idle."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _in_our_words(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.TimeoutError as error:
+            raise DatabaseUnavailable(f"the database {self.address} keeps all our connections busy") from error
+        except (sa.exc.DBAPIError, pymysql.MySQLError, OSError) as error:
+            raise in_our_words(error, self.address) from error
+
+
+def error_code(error: BaseException) -> int:
+    """The server's error number, 0 where there is none."""
+    original = getattr(error, "orig", None) or error
+    code = original.args[0] if isinstance(original, pymysql.MySQLError) and original.args else 0
+    return code if isinstance(code, int) else 0
+
+
+def in_our_words(error: BaseException, address: str) -> DatabaseUnavailable | Misconfigured:
+    """A driver's error as ours.
+
+    Args:
+        error: PyMySQL's, SQLAlchemy's or the socket's.
+        address: host and port, for the sentence.
+    """
+    code = error_code(error)
+    original = getattr(error, "orig", None) or error
+    words = original.args[1] if code and len(original.args) > 1 else original
+    if code in _ASK_A_PERSON:
+        return Misconfigured(f"the database {address} says: {words}", _ASK_A_PERSON[code])
+    if isinstance(original, RuntimeError) and "cryptography" in str(original):
+        return Misconfigured(f"the database {address}: {original}", "pip install 'PyMySQL[rsa]'")
+    return DatabaseUnavailable(
+        f"the database {address} cannot be used: {words}",
+        "is it running, and are MYSQL_HOST and MYSQL_PORT right?" if code in (2002, 2003, 0) else "",
+    )

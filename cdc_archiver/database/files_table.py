@@ -1,0 +1,234 @@
+"""The rows: which wait, what they say, and the two writes that an outcome makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from cdc_archiver.database import schema
+from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM, FileRecord
+
+_CHUNK: Final = 200
+"""Rows that one UPDATE names: its CASE is searched row by row, so its cost grows with the square."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A record, and whether the row is done."""
+
+    record: FileRecord
+    copied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """How many rows of some targets are in which state.
+
+    Attributes:
+        oldest_pending: of the pending row with the lowest id; None where nothing is pending or the row has no time.
+    """
+
+    pending: int = 0
+    quarantined: int = 0
+    refused: int = 0
+    ignored: int = 0
+    oldest_pending: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a write-back, by id.
+
+    Attributes:
+        changed: rows that this write changed.
+        already: rows that said the same before: an earlier write whose acknowledgement was lost, or an equal of ours.
+    """
+
+    changed: set[int]
+    already: set[int]
+
+
+class FilesTable:
+    """The table of files. Each method takes the connection that it works on.
+
+    Args:
+        name: of the table.
+        path_width: of the column ``path``, in characters.
+        max_attempts: charged attempts from which a row is quarantined.
+    """
+
+    def __init__(self, name: str, path_width: int, max_attempts: int) -> None:
+        self.name = name
+        self.path_width = path_width
+        self.max_attempts = max_attempts
+        self._table = schema.files_table(name)
+        self._columns = [self._table.c[column] for column in schema.USED_COLUMNS]
+
+    def load(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, Row]:
+        """The rows with these ids; those that are not there, or not visible yet, are left out."""
+        rows = connection.execute(sa.select(*self._columns).where(self._table.c.id.in_(ids)))
+        return {row.id: _row(row) for row in rows}
+
+    def pending_ids(
+        self, connection: sa.Connection, targets: Sequence[str], after: int, until: int, limit: int
+    ) -> list[int]:
+        """Ids of pending rows of these targets, ascending.
+
+        Args:
+            after: ids above this one.
+            until: up to and with this one.
+            limit: that many at the most.
+        """
+        table = self._table
+        # One branch for each value, so that each is one range of the index; `copied = 0 OR copied IS NULL` is none.
+        pages = [
+            sa.select(table.c.id)
+            .where(
+                copied,
+                table.c.instance_id == target,
+                table.c.id > after,
+                table.c.id <= until,
+                self._attempts() < self.max_attempts,
+            )
+            .order_by(table.c.id)
+            .limit(limit)
+            for target in targets
+            for copied in (table.c.copied == 0, table.c.copied.is_(None))
+        ]
+        found: set[int] = set()
+        for page in pages:
+            found.update(connection.execute(page).scalars())
+        return sorted(found)[:limit]
+
+    def census(self, connection: sa.Connection, targets: Sequence[str]) -> Census:
+        """Counts the rows of these targets that are not archived."""
+        table = self._table
+        attempts = self._attempts()
+        counts = sa.select(
+            sa.func.sum(attempts < self.max_attempts),
+            sa.func.sum(sa.and_(attempts >= self.max_attempts, attempts < REFUSED_FROM)),
+            sa.func.sum(sa.and_(attempts >= REFUSED_FROM, attempts < IGNORED_FROM)),
+            sa.func.sum(attempts >= IGNORED_FROM),
+            sa.func.min(sa.case((attempts < self.max_attempts, table.c.id))),
+        )
+        totals = [0, 0, 0, 0]
+        lowest: int | None = None
+        for target in targets:
+            for copied in (table.c.copied == 0, table.c.copied.is_(None)):
+                *numbers, first = connection.execute(counts.where(copied, table.c.instance_id == target)).one()
+                totals = [total + int(number or 0) for total, number in zip(totals, numbers, strict=True)]
+                lowest = min((value for value in (lowest, first) if value is not None), default=None)
+        oldest = None
+        if lowest is not None:
+            oldest = connection.execute(sa.select(table.c.timestamp).where(table.c.id == lowest)).scalar()
+        pending, quarantined, refused, ignored = totals
+        return Census(pending, quarantined, refused, ignored, _utc(oldest))
+
+    def max_id(self, connection: sa.Connection) -> int:
+        """The highest id that is visible; 0 in an empty table."""
+        return int(connection.execute(sa.select(sa.func.max(self._table.c.id))).scalar() or 0)
+
+    def mark_copied(self, connection: sa.Connection, places: Mapping[FileRecord, str]) -> Written:
+        """Says of each record that it is archived at its place, unless the row has moved on since it was read.
+
+        Args:
+            places: archived path, by record.
+        """
+        table = self._table
+        changed: set[int] = set()
+        already: set[int] = set()
+        for chunk in _chunks(places):
+            rows = self._lock(connection, chunk)
+            unmoved = {}
+            for record in chunk:
+                row = rows.get(record.id)
+                if row is None:
+                    continue
+                if not row.copied and row.path == record.path:
+                    unmoved[record.id] = places[record]
+                elif row.copied and row.path == places[record]:
+                    already.add(record.id)
+            if unmoved:
+                connection.execute(
+                    sa.update(table)
+                    .where(table.c.id.in_(unmoved))
+                    .values(path=sa.case(unmoved, value=table.c.id), copied=1)
+                )
+            changed.update(unmoved)
+        return Written(changed, already)
+
+    def charge(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
+        """Counts one failed attempt for each record, unless the row has moved on since it was read."""
+        return self._set_attempts(connection, {record: record.attempts + 1 for record in records})
+
+    def refuse(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
+        """Takes impossible rows out of the queue, unless they have moved on since they were read."""
+        return self._set_attempts(connection, dict.fromkeys(records, REFUSED_FROM))
+
+    def _set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> Written:
+        table = self._table
+        changed: set[int] = set()
+        for chunk in _chunks(attempts):
+            rows = self._lock(connection, chunk)
+            unmoved = {
+                record.id: attempts[record]
+                for record in chunk
+                if (row := rows.get(record.id)) is not None
+                and not row.copied
+                and (row.path, row.failed_copy_attempts) == (record.path, record.failed_copy_attempts)
+            }
+            if unmoved:
+                connection.execute(
+                    sa.update(table)
+                    .where(table.c.id.in_(unmoved))
+                    .values(failed_copy_attempts=sa.case(unmoved, value=table.c.id))
+                )
+            changed.update(unmoved)
+        return Written(changed, already=set())
+
+    def _lock(self, connection: sa.Connection, records: Sequence[FileRecord]) -> dict[int, Any]:
+        """Locks the records' rows and reads what a compare-and-set compares.
+
+        The comparison is made here and not in the UPDATE: exact, whatever the column's character set and collation, and
+        it says which rows it was.
+        """
+        table = self._table
+        query = sa.select(table.c.id, table.c.path, table.c.copied, table.c.failed_copy_attempts).where(
+            table.c.id.in_([record.id for record in records])
+        )
+        return {row.id: row for row in connection.execute(query.with_for_update())}
+
+    def _attempts(self) -> sa.ColumnElement[int]:
+        return sa.func.coalesce(self._table.c.failed_copy_attempts, 0)
+
+
+def _chunks(records: Mapping[FileRecord, Any]) -> list[list[FileRecord]]:
+    listed = list(records)
+    return [listed[start : start + _CHUNK] for start in range(0, len(listed), _CHUNK)]
+
+
+def _row(row: Any) -> Row:
+    return Row(
+        record=FileRecord(
+            id=row.id,
+            path=row.path if isinstance(row.path, str) else row.path.decode("utf-8", "surrogateescape"),
+            md5sum=row.md5sum if isinstance(row.md5sum, bytes) else b"",
+            timestamp=_utc(row.timestamp),
+            action=row.action,
+            action_timestamp=row.action_timestamp,
+            plot=bool(row.plot),
+            pub_id=row.pub_id,
+            instance_id=row.instance_id or "",
+            failed_copy_attempts=row.failed_copy_attempts,
+        ),
+        copied=bool(row.copied),
+    )
+
+
+def _utc(value: object) -> datetime | None:
+    """The column's naive value, which its writers mean as UTC. MySQL's zero date comes as text: no time."""
+    return value.replace(tzinfo=UTC) if isinstance(value, datetime) else None

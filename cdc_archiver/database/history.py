@@ -1,0 +1,151 @@
+"""The side table: what was tried, what came of it, where a file came from. Convenience, never needed to be correct."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+from cdc_archiver.model import Archived, Charged, Refused
+
+NAME: Final = "cdc_archiver_history"
+_DETAIL_CHARACTERS: Final = 4000
+_PRUNE_ROWS: Final = 5000
+
+_text = sa.Text().with_variant(mysql.TEXT(charset="utf8mb4"), "mysql", "mariadb")
+
+TABLE: Final = sa.Table(
+    NAME,
+    sa.MetaData(),
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=True),
+    sa.Column("at", mysql.DATETIME(fsp=3), nullable=False, comment="UTC"),
+    sa.Column("file_table", sa.String(64), nullable=False),
+    sa.Column("file_id", sa.BigInteger, nullable=False),
+    sa.Column("instance_id", sa.String(64), nullable=False),
+    sa.Column("source", sa.String(64), nullable=False),
+    sa.Column("result", sa.String(16), nullable=False, comment="archived, adopted, charged, refused"),
+    sa.Column("reason", sa.String(32)),
+    sa.Column("detail", _text),
+    sa.Column("source_path", _text, nullable=False),
+    sa.Column("archived_path", _text),
+    sa.Column("size", sa.BigInteger, comment="bytes"),
+    sa.Column("md5_row", sa.BINARY(16)),
+    sa.Column("md5_seen", sa.BINARY(16)),
+    sa.Column("waited_ms", sa.Integer, comment="from the wake-up to a worker"),
+    sa.Column("transferred_ms", sa.Integer),
+    sa.Column("verified_ms", sa.Integer),
+    sa.Column("placed_ms", sa.Integer),
+    # Indexes in the guise of constraints: these are part of CREATE TABLE, an index would need the INDEX right as well.
+    sa.UniqueConstraint("file_table", "file_id", "id", name="of_file"),
+    sa.UniqueConstraint("at", "id", name="at_time"),
+    mysql_engine="InnoDB",
+    mysql_charset="utf8mb4",
+    mariadb_engine="InnoDB",
+    mariadb_charset="utf8mb4",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that happened to one file.
+
+    Attributes:
+        waited: seconds between the wake-up and a worker.
+    """
+
+    source: str
+    outcome: Archived | Charged | Refused
+    waited: float
+
+
+class History:
+    """The side table of one table of files.
+
+    Args:
+        file_table: the table of files that the entries are about.
+        retention: seconds that entries are kept; 0 for ever.
+    """
+
+    def __init__(self, file_table: str, retention: float) -> None:
+        self._file_table = file_table
+        self._retention = retention
+
+    def write(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:
+        """Appends entries, as part of the caller's transaction."""
+        now = datetime.now(UTC).replace(tzinfo=None)
+        if entries:
+            connection.execute(sa.insert(TABLE), [self._values(entry, now) for entry in entries])
+
+    def prune(self, connection: sa.Connection) -> int:
+        """Deletes entries past the retention, a few thousand at the most.
+
+        Returns:
+            How many.
+        """
+        if not self._retention:
+            return 0
+        before = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=self._retention)
+        old = sa.delete(TABLE).where(TABLE.c.at < before)
+        return connection.execute(old.with_dialect_options(mysql_limit=_PRUNE_ROWS, mariadb_limit=_PRUNE_ROWS)).rowcount
+
+    def knows_archived(self, connection: sa.Connection, below: str) -> bool:
+        """Whether any file was ever archived below this folder (a prefix of the path, ending in a slash)."""
+        query = sa.select(sa.literal(1)).where(
+            TABLE.c.file_table == self._file_table,
+            TABLE.c.archived_path.startswith(below, autoescape=True),
+        )
+        return connection.execute(query.limit(1)).first() is not None
+
+    def _values(self, entry: Entry, now: datetime) -> dict[str, Any]:
+        outcome = entry.outcome
+        record = outcome.record
+        values: dict[str, Any] = {
+            "at": now,
+            "file_table": self._file_table,
+            "file_id": record.id,
+            "instance_id": record.instance_id,
+            "source": entry.source,
+            "source_path": record.path,
+            "md5_row": record.md5sum,
+            "waited_ms": round(entry.waited * 1000),
+            **dict.fromkeys(("reason", "detail", "archived_path", "size", "md5_seen")),
+            **dict.fromkeys(("transferred_ms", "verified_ms", "placed_ms")),
+        }
+        match outcome:
+            case Archived(path=path, size=size, adopted=adopted, steps=steps):
+                values.update(
+                    result="adopted" if adopted else "archived",
+                    archived_path=path,
+                    size=size,
+                    transferred_ms=round(steps.transferred * 1000),
+                    verified_ms=round(steps.verified * 1000),
+                    placed_ms=round(steps.placed * 1000),
+                )
+            case Charged(reason=reason, detail=detail, md5_seen=md5_seen):
+                values.update(
+                    result="charged", reason=reason.value, detail=detail[:_DETAIL_CHARACTERS], md5_seen=md5_seen
+                )
+            case Refused(reason=reason, detail=detail):
+                values.update(result="refused", reason=reason.value, detail=detail[:_DETAIL_CHARACTERS])
+        return values
+
+
+def open_history(connection: sa.Connection) -> str:
+    """Makes the side table ready, creating it where the grants allow.
+
+    Returns:
+        Nothing when it is ready, else why there is none: one sentence.
+    """
+    try:
+        TABLE.create(connection, checkfirst=True)
+        connection.execute(sa.select(TABLE.c.id).limit(1))
+        # An INSERT that inserts nothing asks for the right to insert and leaves no trace.
+        columns = [column for column in TABLE.c if column.name != "id"]
+        connection.execute(sa.insert(TABLE).from_select(columns, sa.select(*columns).where(sa.false())))
+    except sa.exc.DBAPIError as error:
+        return str(error.orig.args[-1] if error.orig and error.orig.args else error)
+    return ""

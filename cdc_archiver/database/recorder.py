@@ -1,0 +1,182 @@
+"""Outcomes to the table: all that wait, in one short transaction."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+import sqlalchemy as sa
+import structlog
+
+from cdc_archiver.database.engine import Database, error_code
+from cdc_archiver.database.files_table import FilesTable
+from cdc_archiver.database.history import Entry, History
+from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
+from cdc_archiver.model import Archived, Charged, Refused
+from cdc_archiver.threads import Part
+
+_MOST: Final = 500
+"""Outcomes of one transaction."""
+_HOLD_UP_AT: Final = 5_000
+"""Outcomes that wait while the table cannot be written to; then nothing more is copied."""
+_LONGEST_PAUSE: Final = 5.0
+_HISTORY_AGAIN: Final = 60.0
+
+# What a statement on the side table may say without the transaction being lost: no right, no table, no such column, full.
+_HISTORY_ERRORS: Final = {1054, 1114, 1142, 1143, 1146, 1364, 1366, 1406}
+
+_log = structlog.get_logger(__name__)
+
+
+class Settles(Protocol):
+    """What the recorder tells of its writes; the dispatcher does."""
+
+    def expect_echoes(self, ids: Sequence[int]) -> None: ...
+    def cancel_echoes(self, ids: Sequence[int]) -> None: ...
+    def settled(self, source: str, outcome: Archived | Charged | Refused, *, counted: bool) -> None: ...
+    def hold_up(self, held_up: bool) -> None: ...
+
+
+class Recorder(Part):
+    """Writes outcomes back, and says so. After ``stop`` it writes what waits, and gives up when the database stays away:
+    the next run adopts what was placed.
+
+    Args:
+        history: None where there is no side table.
+        settles: told of each write.
+        patience: seconds that it goes on trying after ``stop``.
+        on_database: told whether the database answers.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        files: FilesTable,
+        history: History | None,
+        settles: Settles,
+        patience: float,
+        on_database: Callable[[bool, str], None] = lambda up, why: None,
+    ) -> None:
+        super().__init__("recorder")
+        self._database = database
+        self._files = files
+        self._history = history
+        self._history_from = 0.0
+        self._settles = settles
+        self._patience = patience
+        self._on_database = on_database
+        self._waiting: deque[Entry] = deque()
+        self._changed = threading.Condition()
+
+    def put(self, source: str, outcome: Archived | Charged | Refused, waited: float) -> None:
+        """Takes an outcome. Never waits.
+
+        Args:
+            waited: seconds that the file waited for a worker.
+        """
+        with self._changed:
+            self._waiting.append(Entry(source, outcome, waited))
+            full = len(self._waiting) == _HOLD_UP_AT
+            self._changed.notify()
+        if full:
+            self._settles.hold_up(True)
+
+    def interrupt(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def work(self) -> None:
+        while entries := self._take():
+            if not self._write_until_done(entries):
+                return
+
+    def _take(self) -> list[Entry]:
+        with self._changed:
+            while not self._waiting and not self.stopping.is_set():
+                self._changed.wait()
+            return [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
+
+    def _write_until_done(self, entries: Sequence[Entry]) -> bool:
+        pause = 0.1
+        give_up_at = float("inf")
+        while True:
+            try:
+                counted = self._write(entries)
+            except (DatabaseUnavailable, Misconfigured) as error:
+                self._on_database(False, str(error))
+                if self.stopping.is_set():
+                    give_up_at = min(give_up_at, time.monotonic() + self._patience)
+                if time.monotonic() >= give_up_at:
+                    _log.error("not_recorded", files=len(entries) + len(self._waiting), detail=str(error))
+                    return False
+                # Not `stopping.wait`: once that is set it would wait no more, and hammer a database that is away.
+                with self._changed:
+                    self._changed.wait(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+                continue
+            self._on_database(True, "")
+            for entry in entries:
+                _log_entry(entry, counted)
+                self._settles.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
+            with self._changed:
+                relieved = len(self._waiting) < _HOLD_UP_AT
+            if relieved:
+                self._settles.hold_up(False)
+            return True
+
+    def _write(self, entries: Sequence[Entry]) -> set[int]:
+        """Writes outcomes in one transaction.
+
+        Returns:
+            The ids of the rows that say so now.
+        """
+        places = {o.record: o.path for entry in entries if isinstance(o := entry.outcome, Archived)}
+        charged = [o.record for entry in entries if isinstance(o := entry.outcome, Charged)]
+        refused = [o.record for entry in entries if isinstance(o := entry.outcome, Refused)]
+        ids = [entry.outcome.record.id for entry in entries]
+        self._settles.expect_echoes(ids)
+        changed: set[int] = set()
+        try:
+            with self._database.transaction() as connection:
+                written = [
+                    self._files.mark_copied(connection, places),
+                    self._files.charge(connection, charged),
+                    self._files.refuse(connection, refused),
+                ]
+                done = set[int]().union(*(part.changed for part in written))
+                self._write_history(connection, [entry for entry in entries if entry.outcome.record.id in done])
+            changed = done
+        finally:
+            # Where the commit's fate is unknown an echo may come all the same; then a row is read once too often.
+            self._settles.cancel_echoes([id_ for id_ in ids if id_ not in changed])
+        return changed.union(*(part.already for part in written))
+
+    def _write_history(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:
+        if self._history is None or time.monotonic() < self._history_from:
+            return
+        try:
+            self._history.write(connection, entries)
+        except sa.exc.DBAPIError as error:
+            if error_code(error) not in _HISTORY_ERRORS:
+                raise
+            self._history_from = time.monotonic() + _HISTORY_AGAIN
+            _log.warning("history_not_written", detail=str(error.orig), again_seconds=_HISTORY_AGAIN)
+
+
+def _log_entry(entry: Entry, counted: set[int]) -> None:
+    outcome = entry.outcome
+    record = outcome.record
+    log = _log.bind(id=record.id, source=entry.source)
+    if record.id not in counted:
+        log.info("row_moved_on", path=record.path)
+        return
+    match outcome:
+        case Archived(path=path, size=size, adopted=adopted):
+            log.info("adopted" if adopted else "archived", path=path, bytes=size)
+        case Charged(reason=reason, detail=detail):
+            log.warning("charged", reason=reason.value, path=record.path, attempts=record.attempts + 1, detail=detail)
+        case Refused(reason=reason, detail=detail):
+            log.warning("refused", reason=reason.value, path=record.path, detail=detail)

@@ -1,0 +1,165 @@
+"""The tables: which one holds the files, what its columns are, how a new site gets it, and the index of a sweep."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql
+
+from cdc_archiver.errors import Misconfigured
+
+DEFAULT_TABLE: Final = "pysmurf_files"
+INDEX: Final = "cdc_archiver_pending"
+"""The index that makes a sweep's cost depend on the pending rows alone."""
+
+_INDEX_COLUMNS: Final = ("copied", "instance_id", "id", "failed_copy_attempts")
+_VERSIONED: Final = re.compile(rf"{DEFAULT_TABLE}_v(\d+)")
+
+
+def files_table(name: str) -> sa.Table:
+    """The table of files, as its writers make it (``pysmurf_files_v1`` of the Simons Observatory's socs).
+
+    Args:
+        name: what it is called here.
+    """
+    return sa.Table(
+        name,
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("path", sa.String(260), nullable=False),
+        sa.Column("action", sa.String(32)),
+        sa.Column("timestamp", mysql.TIMESTAMP, nullable=True),
+        sa.Column("action_timestamp", sa.Integer),
+        sa.Column("format", sa.String(32)),
+        sa.Column("plot", mysql.TINYINT(1)),
+        sa.Column("site", sa.String(32)),
+        sa.Column("pub_id", sa.String(32)),
+        sa.Column("script_id", sa.String(32)),
+        sa.Column("instance_id", sa.String(32)),
+        sa.Column("copied", mysql.TINYINT(1)),
+        sa.Column("failed_copy_attempts", sa.Integer),
+        sa.Column("md5sum", sa.BINARY(16), nullable=False),
+        sa.Column("pysmurf_version", sa.String(64)),
+        sa.Column("socs_version", sa.String(64)),
+        mysql_engine="InnoDB",
+    )
+
+
+USED_COLUMNS: Final = (
+    "id",
+    "path",
+    "action",
+    "timestamp",
+    "action_timestamp",
+    "plot",
+    "pub_id",
+    "instance_id",
+    "copied",
+    "failed_copy_attempts",
+    "md5sum",
+)
+"""The columns without which nothing can be archived."""
+
+
+def resolve_table(connection: sa.Connection, database: str, wanted: str = "") -> str:
+    """The name of the table of files.
+
+    Args:
+        database: where it is looked for.
+        wanted: the operator's choice; empty: ``pysmurf_files`` or, where that is no table, the newest
+            ``pysmurf_files_v<N>``.
+
+    Raises:
+        Misconfigured: there is none, or it is a view.
+    """
+    kinds = _tables(connection, database)
+    if wanted:
+        if wanted not in kinds:
+            raise Misconfigured(
+                f"there is no table {wanted} in the database {database}", "check --table, or `cdc-archiver init-db`"
+            )
+        if kinds[wanted] != "BASE TABLE":
+            raise Misconfigured(f"{wanted} is a view; its base table is what the binary log names", "check --table")
+        return wanted
+    if kinds.get(DEFAULT_TABLE) == "BASE TABLE":
+        return DEFAULT_TABLE
+    versions = {int(match[1]): name for name, kind in kinds.items() if (match := _versioned(name, kind))}
+    if not versions:
+        raise Misconfigured(
+            f"there is no table {DEFAULT_TABLE} (nor {DEFAULT_TABLE}_v<N>) in the database {database}",
+            "check MYSQL_DATABASE and --table, or make it: `cdc-archiver init-db`",
+        )
+    return versions[max(versions)]
+
+
+def older_versions(connection: sa.Connection, database: str, current: str) -> list[str]:
+    """Other tables of files beside the current one: their pending rows are nobody's work, and said so."""
+    kinds = _tables(connection, database)
+    return sorted(
+        name
+        for name, kind in kinds.items()
+        if name != current and (_versioned(name, kind) or (name == DEFAULT_TABLE and kind == "BASE TABLE"))
+    )
+
+
+def create_files_table(connection: sa.Connection, name: str) -> bool:
+    """Creates the table of files where it is not there.
+
+    Returns:
+        Whether it was created now.
+    """
+    if sa.inspect(connection).has_table(name):
+        return False
+    files_table(name).create(connection)
+    return True
+
+
+def has_index(connection: sa.Connection, database: str, table: str) -> bool:
+    """Whether an index begins as a sweep needs it, under whatever name."""
+    rows = connection.execute(
+        sa.text(
+            "SELECT index_name AS name, column_name AS col FROM information_schema.statistics "
+            "WHERE table_schema = :database AND table_name = :table ORDER BY index_name, seq_in_index"
+        ),
+        {"database": database, "table": table},
+    )
+    indexes: dict[str, list[str]] = {}
+    for name, column in rows:
+        indexes.setdefault(name, []).append(column.lower())
+    return any(tuple(columns[:3]) == _INDEX_COLUMNS[:3] for columns in indexes.values())
+
+
+def index_statement(table: str) -> str:
+    """The statement that makes the index, for a person or for us."""
+    columns = ", ".join(f"`{column}`" for column in _INDEX_COLUMNS)
+    return f"CREATE INDEX `{INDEX}` ON `{table}` ({columns})"
+
+
+def path_width(connection: sa.Connection, database: str, table: str) -> int:
+    """Width of the column ``path``, in characters."""
+    width = connection.execute(
+        sa.text(
+            "SELECT character_maximum_length FROM information_schema.columns "
+            "WHERE table_schema = :database AND table_name = :table AND column_name = 'path'"
+        ),
+        {"database": database, "table": table},
+    ).scalar()
+    if width is None:
+        raise Misconfigured(f"the table {table} has no text column path", "see `cdc-archiver check`")
+    return int(width)
+
+
+def _tables(connection: sa.Connection, database: str) -> dict[str, str]:
+    rows = connection.execute(
+        sa.text(
+            "SELECT table_name AS name, table_type AS type FROM information_schema.tables WHERE table_schema = :database"
+        ),
+        {"database": database},
+    )
+    return {row.name: row.type for row in rows}
+
+
+def _versioned(name: str, kind: str) -> re.Match[str] | None:
+    return _VERSIONED.fullmatch(name) if kind == "BASE TABLE" else None

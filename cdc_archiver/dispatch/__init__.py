@@ -1,0 +1,1 @@
+"""From ids to work: which file is tried next, by which worker, and when again."""

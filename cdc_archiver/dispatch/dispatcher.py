@@ -1,0 +1,541 @@
+"""The queues behind one lock: what waits, who takes it, and when again."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from cdc_archiver.dispatch.health import Health
+from cdc_archiver.dispatch.ledger import Answer, Ledger, State
+from cdc_archiver.events.delivered import IntervalSet
+from cdc_archiver.model import (
+    Archived,
+    Batch,
+    Charged,
+    Deferred,
+    Fault,
+    FileRecord,
+    Lane,
+    Origin,
+    Outcome,
+    Oversize,
+    Reason,
+    Refused,
+)
+from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.settings import Settings
+
+INBOX_MOST: Final = 100_000
+"""Ids that wait for their row to be read; further ones are dropped, and a sweep is asked for."""
+QUEUE_MOST: Final = 5_000
+"""Records that wait in one source's queues."""
+BACKLOG_MOST: Final = 4_000
+"""Of these, the ones that a sweep may put there: the rest is kept free for what comes fresh."""
+REFILL_BELOW: Final = 2_000
+
+_INVISIBLE_DELAYS: Final = (0.005, 0.02, 0.1, 0.5)
+"""Seconds after which a row that is not visible yet is looked for again; then it is the sweep's."""
+_CHARGED_DELAYS: Final = (5.0, 30.0, 120.0, 600.0)
+"""Seconds after a file's n-th charged attempt; the last one for all further."""
+_BLANK_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
+_UNMOUNTED_FILES: Final = 3
+_BULK_FILES: Final = 8
+"""Files of a bulk batch: few, so that several bulk workers share them."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What waits in one lane of a source."""
+
+    fresh: deque[FileRecord] = field(default_factory=deque)
+    backlog: deque[FileRecord] = field(default_factory=deque)
+
+    def __len__(self) -> int:
+        return len(self.fresh) + len(self.backlog)
+
+    def pop(self) -> FileRecord:
+        return (self.fresh or self.backlog).popleft()
+
+
+@dataclass(slots=True)
+class _Source:
+    """One source's queues and state."""
+
+    name: str
+    health: Health = field(default_factory=Health)
+    lanes: dict[Lane, _Queue] = field(default_factory=lambda: {lane: _Queue() for lane in Lane})
+    in_flight: int = 0
+    starved: bool = False
+    """A sweep left rows behind for want of room, or an id was dropped: it wants to be refilled."""
+    missing: set[int] = field(default_factory=set)
+    """Files found missing since the last that arrived."""
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self.lanes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """A source as an operator sees it.
+
+    Attributes:
+        reason, detail: why it is left alone; None and empty while it is up.
+        retry_in: seconds until it is tried again.
+    """
+
+    name: str
+    up: bool
+    reason: str | None
+    detail: str
+    retry_in: float
+    queued: int
+    in_flight: int
+
+
+class Dispatcher:
+    """Safe to share between threads.
+
+    Args:
+        settings: sources, batch size, maximum of attempts.
+        metrics: counts what is decided.
+        want_sweep: called, without waiting, when something was dropped or a queue wants to be refilled.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        want_sweep: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._batch_files = settings.batch_files
+        self._max_attempts = settings.max_attempts
+        self._metrics = metrics
+        self._want_sweep = want_sweep
+        self._clock = clock
+        self._random = random.Random()
+        self._changed = threading.Condition()
+        self._ledger = Ledger()
+        self._sources = {source.name: _Source(source.name) for source in settings.sources}
+        self._source_of = {target: source.name for source in settings.sources for target in source.target}
+        self._folded = {target.casefold().rstrip(): name for target, name in self._source_of.items()}
+        self._destination = Health()
+        self._inboxes = {True: deque[int](), False: deque[int]()}
+        self._dropped = IntervalSet()
+        self._closed = False
+        self._held_up = False
+        for name, source in self._sources.items():
+            metrics.add_source(name)
+            metrics.queue_depth.labels(name).set_function(lambda source=source: len(source))
+            metrics.in_flight.labels(name).set_function(lambda source=source: source.in_flight)
+            metrics.source_up.labels(name).set_function(lambda source=source: float(source.health.up))
+        metrics.destination_up.set_function(lambda: float(self._destination.up))
+
+    # The door: ids come in.
+
+    def offer(self, ids: Iterable[int], origin: Origin, *, fresh: bool) -> set[int]:
+        """Takes ids in hand. Never waits.
+
+        Args:
+            fresh: they go before the backlog.
+
+        Returns:
+            Those that were not in hand before.
+        """
+        now = self._clock()
+        taken: set[int] = set()
+        counts = dict.fromkeys(("offered", "echo", "known", "dropped"), 0)
+        with self._changed:
+            inbox = self._inboxes[fresh]
+            for id_ in ids:
+                if len(inbox) >= INBOX_MOST and id_ not in self._ledger:
+                    counts["dropped"] += 1
+                    self._dropped.add(id_)
+                    continue
+                answer = self._ledger.offer(id_, origin, now, fresh=fresh)
+                counts[answer] += 1
+                if answer is Answer.OFFERED:
+                    inbox.append(id_)
+                    taken.add(id_)
+            if taken:
+                self._changed.notify_all()
+        if origin is Origin.STREAM:
+            for outcome, count in counts.items():
+                self._metrics.stream_events.labels(outcome).inc(count)
+        if counts["dropped"]:
+            self._want_sweep()
+        return taken
+
+    def room(self, source: str) -> int:
+        """How many records a sweep may still bring for a source; a sweep that would bring more is asked for later."""
+        with self._changed:
+            state = self._sources[source]
+            return max(0, BACKLOG_MOST - len(state) - len(self._inboxes[False]) - len(self._inboxes[True]))
+
+    def starve(self, source: str) -> None:
+        """A sweep left rows of this source behind for want of room."""
+        with self._changed:
+            self._sources[source].starved = True
+
+    def was_dropped(self, id_: int) -> bool:
+        """Whether an id was dropped for want of room and has not been in hand since."""
+        with self._changed:
+            return id_ in self._dropped
+
+    def forget_dropped(self) -> None:
+        """A sweep has offered everything that was dropped."""
+        with self._changed:
+            self._dropped = IntervalSet()
+
+    def forget_echoes(self) -> None:
+        """The stream was cut: what it would have told of our own writes will not come."""
+        with self._changed:
+            self._ledger.forget_echoes()
+
+    # The router: ids become records.
+
+    def take_ids(self, limit: int, wait: float) -> list[int]:
+        """Ids whose rows are to be read, fresh ones first.
+
+        Args:
+            wait: seconds to wait for the first.
+        """
+        deadline = self._clock() + wait
+        with self._changed:
+            while not self._closed:
+                now = self._clock()
+                for id_ in self._ledger.due(now):
+                    self._inboxes[self._ledger[id_].fresh].append(id_)
+                if self._inboxes[True] or self._inboxes[False] or now >= deadline:
+                    break
+                next_due = self._ledger.next_due()
+                self._changed.wait(min(deadline, next_due if next_due is not None else deadline) - now)
+            ids: list[int] = []
+            for inbox in (self._inboxes[True], self._inboxes[False]):
+                while inbox and len(ids) < limit:
+                    ids.append(inbox.popleft())
+            return ids
+
+    def put_back(self, ids: Sequence[int]) -> None:
+        """The router could not read them: it will ask for them again."""
+        with self._changed:
+            for id_ in reversed(ids):
+                self._inboxes[self._ledger[id_].fresh].appendleft(id_)
+
+    def source_of(self, instance_id: str) -> str | None:
+        """The source whose target this is; None for another archiver's. As the database compares: case and trailing
+        spaces aside."""
+        return self._source_of.get(instance_id) or self._folded.get(instance_id.casefold().rstrip())
+
+    def enqueue(self, source: str, record: FileRecord) -> None:
+        """A record waits for a worker of its source."""
+        wanted = False
+        with self._changed:
+            state = self._sources[source]
+            entry = self._ledger[record.id]
+            queue = state.lanes[Lane.SMALL]
+            if len(state) >= QUEUE_MOST:
+                self._ledger.drop(record.id)
+                self._dropped.add(record.id)
+                state.starved = True
+                if entry.origin is Origin.STREAM:
+                    self._metrics.stream_events.labels("dropped").inc()
+            else:
+                self._ledger.queued(record.id)
+                (queue.fresh if entry.fresh else queue.backlog).append(record)
+                self._changed.notify_all()
+            wanted = self._wants_refill(state)
+        if wanted:
+            self._want_sweep()
+
+    def dismiss(self, id_: int) -> None:
+        """The row is no work: done, given up, or another's."""
+        with self._changed:
+            if self._ledger.finished(id_):
+                self._reoffer(id_)
+
+    def not_visible(self, id_: int) -> None:
+        """There is no such row, or not yet."""
+        with self._changed:
+            entry = self._ledger[id_]
+            entry.blank_tries += 1
+            if entry.blank_tries > len(_INVISIBLE_DELAYS):
+                self._ledger.drop(id_)
+            else:
+                self._ledger.retry(id_, self._clock() + _INVISIBLE_DELAYS[entry.blank_tries - 1])
+
+    # The workers: records become outcomes.
+
+    def take(self, source: str, lane: Lane, worker: str, wait: float) -> Batch | None:
+        """A batch for a worker: all that waits, up to the cap.
+
+        Args:
+            wait: seconds to wait for one.
+
+        Returns:
+            None if there is nothing that may be tried now. Each batch taken is given back with :meth:`finish`.
+        """
+        deadline = self._clock() + wait
+        with self._changed:
+            state = self._sources[source]
+            while not self._closed:
+                now = self._clock()
+                if state.lanes[lane] and not self._held_up:
+                    if state.health.may_try(now) and self._destination.may_try(now):
+                        if records := self._collect(state, lane, now):
+                            state.health.begin()
+                            self._destination.begin()
+                            return Batch(source, lane, worker, tuple(records))
+                        continue
+                    until = max(state.health.until, self._destination.until, now + 0.1)
+                else:
+                    until = deadline
+                if now >= deadline:
+                    break
+                self._changed.wait(min(deadline, until) - now)
+        return None
+
+    def judge(self, source: str, outcome: Outcome) -> Outcome:
+        """Takes note of an outcome, as soon as a worker has it.
+
+        Returns:
+            The outcome, or what it really is in the light of its neighbours. An ``Archived``, ``Charged`` or ``Refused`` goes
+            to the table next, and comes back by :meth:`settled`; the others are dealt with here.
+        """
+        with self._changed:
+            state = self._sources[source]
+            outcome = self._in_the_light_of_neighbours(state, outcome)
+            self._note_health(state, outcome)
+            match outcome:
+                case Deferred(record=record, reason=reason):
+                    self._metrics.copies.labels(source, "deferred").inc()
+                    self._metrics.copy_failures.labels(source, reason.value).inc()
+                    state.in_flight -= 1
+                    self._ledger.retry(record.id, self._next_try(state, outcome))
+                    self._changed.notify_all()
+                case Oversize(record=record):
+                    state.in_flight -= 1
+                    self._ledger.requeued(record.id)
+                    queue = state.lanes[Lane.BULK]
+                    (queue.fresh if self._ledger[record.id].fresh else queue.backlog).append(record)
+                    self._changed.notify_all()
+        return outcome
+
+    def waited(self, id_: int) -> float:
+        """Seconds from an id's wake-up until a worker took it."""
+        with self._changed:
+            entry = self._ledger[id_]
+            return entry.taken_at - entry.woken_at
+
+    def finish(self, source: str) -> None:
+        """A worker has brought its batch to its end."""
+        wanted = False
+        with self._changed:
+            state = self._sources[source]
+            state.health.end()
+            self._destination.end()
+            wanted = self._wants_refill(state)
+            self._changed.notify_all()
+        if wanted:
+            self._want_sweep()
+
+    # The recorder: outcomes are in the table.
+
+    def expect_echoes(self, ids: Iterable[int]) -> None:
+        """These rows are about to be written by us."""
+        with self._changed:
+            self._ledger.expect_echoes(ids, self._clock())
+
+    def cancel_echoes(self, ids: Iterable[int]) -> None:
+        """They were not written after all."""
+        with self._changed:
+            self._ledger.cancel_echoes(ids)
+
+    def settled(self, source: str, outcome: Archived | Charged | Refused, *, counted: bool) -> None:
+        """An outcome is in the table.
+
+        Args:
+            counted: the row says so by our doing; else it had moved on since it was read, and that was nobody's attempt.
+        """
+        now = self._clock()
+        with self._changed:
+            state = self._sources[source]
+            state.in_flight -= 1
+            record = outcome.record
+            entry = self._ledger[record.id]
+            if counted:
+                self._count(source, outcome)
+                if isinstance(outcome, Archived) and entry.origin is Origin.STREAM:
+                    self._metrics.event_to_archived.labels(source).observe(now - entry.woken_at)
+            entry.blank_tries = 0
+            if isinstance(outcome, Charged) and counted and record.attempts + 1 < self._max_attempts:
+                delay = _CHARGED_DELAYS[min(record.attempts, len(_CHARGED_DELAYS) - 1)]
+                self._ledger.retry(record.id, now + delay * self._random.uniform(0.9, 1.1))
+            elif self._ledger.finished(record.id):
+                self._reoffer(record.id)
+            self._changed.notify_all()
+
+    def hold_up(self, held_up: bool) -> None:
+        """Stops handing out batches while the table cannot be written to, and starts again."""
+        with self._changed:
+            self._held_up = held_up
+            self._changed.notify_all()
+
+    # The service.
+
+    def close(self) -> None:
+        """Hands out nothing more; whoever waits comes back at once."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is in hand but what waits for a later try."""
+        with self._changed:
+            busy = (State.OFFERED, State.QUEUED, State.IN_FLIGHT)
+            return not any(self._ledger.count(state) for state in busy)
+
+    def stuck(self) -> bool:
+        """Whether nothing moves: what is queued belongs to sources, or a destination, that are left alone."""
+        with self._changed:
+            if self._ledger.count(State.OFFERED) or self._ledger.count(State.IN_FLIGHT):
+                return False
+            return all(not len(s) or not (s.health.up and self._destination.up) for s in self._sources.values())
+
+    def destination_failed(self, reason: Reason, detail: str) -> None:
+        """The destination was found in trouble outside a batch."""
+        with self._changed:
+            self._fail(self._destination, "destination", reason, detail)
+
+    def states(self) -> list[SourceState]:
+        """The sources as they are now."""
+        now = self._clock()
+        with self._changed:
+            return [
+                SourceState(
+                    name=state.name,
+                    up=state.health.up,
+                    reason=state.health.reason.value if state.health.reason else None,
+                    detail=state.health.detail,
+                    retry_in=max(0.0, state.health.until - now),
+                    queued=len(state),
+                    in_flight=state.in_flight,
+                )
+                for state in self._sources.values()
+            ]
+
+    @property
+    def destination(self) -> tuple[bool, str | None, str]:
+        """Whether data_dir takes files; if not, the reason and a sentence."""
+        with self._changed:
+            health = self._destination
+            return health.up, health.reason.value if health.reason else None, health.detail
+
+    # Inside: all of it with the lock held.
+
+    def _collect(self, state: _Source, lane: Lane, now: float) -> list[FileRecord]:
+        queue = state.lanes[lane]
+        records: list[FileRecord] = []
+        most = self._batch_files if lane is Lane.SMALL else min(self._batch_files, _BULK_FILES)
+        while queue and len(records) < most:
+            record = queue.pop()
+            # What came to nothing twice, without a word, goes alone: then there is no neighbour to blame.
+            alone = self._ledger[record.id].blank_tries >= 2
+            if alone and records:
+                queue.fresh.appendleft(record)
+                break
+            if not self._ledger.taken(record.id, now):
+                self._inboxes[True].append(record.id)
+                self._changed.notify_all()
+                continue
+            records.append(record)
+            if alone:
+                break
+        state.in_flight += len(records)
+        return records
+
+    def _in_the_light_of_neighbours(self, state: _Source, outcome: Outcome) -> Outcome:
+        """Idle, files come one by one, and an unmounted disk looks like one missing file after the other."""
+        match outcome:
+            case Charged(record=record, reason=Reason.MISSING, detail=detail):
+                state.missing.add(record.id)
+                if len(state.missing) >= _UNMOUNTED_FILES:
+                    words = f"the last {len(state.missing)} files are all missing there: is the disk mounted?"
+                    return Deferred(record, Reason.SOURCE_NOT_MOUNTED, f"{words} {detail}")
+            case Archived(adopted=False) | Charged() | Oversize():
+                state.missing.clear()
+        return outcome
+
+    def _note_health(self, state: _Source, outcome: Outcome) -> None:
+        match outcome:
+            case Archived(adopted=adopted):
+                if self._destination.succeeded():
+                    _log.info("destination_up")
+                if not adopted and state.health.succeeded():
+                    _log.info("source_up", source=state.name)
+                self._changed.notify_all()
+            case Charged(reason=reason) if reason is not Reason.MISSING:
+                if state.health.succeeded():
+                    _log.info("source_up", source=state.name)
+            case Deferred(reason=reason, detail=detail):
+                if reason.fault is Fault.DESTINATION:
+                    self._fail(self._destination, "destination", reason, detail)
+                elif reason.fault is not Fault.NOBODY:
+                    self._fail(state.health, state.name, reason, detail)
+
+    def _fail(self, health: Health, name: str, reason: Reason, detail: str) -> None:
+        now = self._clock()
+        if health.failed(reason, detail, now, self._random.random()):
+            _log.error(
+                "destination_down" if health is self._destination else "source_down",
+                source=name,
+                reason=reason.value,
+                detail=detail,
+                retry_seconds=round(health.until - now, 1),
+            )
+
+    def _next_try(self, state: _Source, outcome: Deferred) -> float:
+        now = self._clock()
+        match outcome.reason.fault:
+            case Fault.DESTINATION:
+                return max(now, self._destination.until)
+            case Fault.NOBODY:
+                entry = self._ledger[outcome.record.id]
+                entry.blank_tries += 1
+                return now + _BLANK_DELAYS[min(entry.blank_tries, len(_BLANK_DELAYS)) - 1]
+            case _:
+                return max(now, state.health.until)
+
+    def _count(self, source: str, outcome: Archived | Charged | Refused) -> None:
+        match outcome:
+            case Archived(adopted=adopted, size=size, steps=steps):
+                self._metrics.copies.labels(source, "adopted" if adopted else "archived").inc()
+                self._metrics.copied_bytes.labels(source).inc(size)
+                self._metrics.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
+            case Charged(reason=reason):
+                self._metrics.copies.labels(source, "charged").inc()
+                self._metrics.copy_failures.labels(source, reason.value).inc()
+            case Refused(reason=reason):
+                self._metrics.copies.labels(source, "refused").inc()
+                self._metrics.copy_failures.labels(source, reason.value).inc()
+
+    def _wants_refill(self, state: _Source) -> bool:
+        wants = state.starved and len(state) < REFILL_BELOW
+        if wants:
+            state.starved = False
+        return wants
+
+    def _reoffer(self, id_: int) -> None:
+        self._inboxes[True].append(id_)
+        self._changed.notify_all()

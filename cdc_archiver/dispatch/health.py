@@ -1,0 +1,80 @@
+"""Whether a source, or the destination, is worth a try now. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cdc_archiver.model import Fault, Reason
+
+# First and longest pause in seconds, by whose fault it is; each failure doubles.
+_PAUSES: Final = {
+    Fault.SOURCE: (1.0, 60.0),
+    Fault.OPERATOR: (10.0, 120.0),
+    Fault.DESTINATION: (2.0, 30.0),
+}
+_CORRUPTED_PAUSE: Final = 300.0
+
+
+@dataclass(slots=True)
+class Health:
+    """The state of one source or of the destination: up, or paused until a time because of a reason.
+
+    When a pause is over, one batch goes first; the others follow when it brought something. Times are seconds of the
+    caller's clock.
+    """
+
+    reason: Reason | None = None
+    detail: str = ""
+    until: float = 0.0
+    failures: int = 0
+    probing: bool = False
+
+    @property
+    def up(self) -> bool:
+        """Whether nothing is known against it."""
+        return self.reason is None
+
+    def may_try(self, now: float) -> bool:
+        """Whether a batch may start."""
+        return self.up or (now >= self.until and not self.probing)
+
+    def begin(self) -> None:
+        """A batch starts."""
+        self.probing = not self.up
+
+    def end(self) -> None:
+        """A batch has ended, whatever came of it."""
+        self.probing = False
+
+    def succeeded(self) -> bool:
+        """It gave, or took, a file.
+
+        Returns:
+            Whether that is news.
+        """
+        news = not self.up
+        self.reason, self.detail, self.until, self.failures, self.probing = None, "", 0.0, 0, False
+        return news
+
+    def failed(self, reason: Reason, detail: str, now: float, jitter: float) -> bool:
+        """A batch met trouble.
+
+        Args:
+            jitter: from 0 to 1, random: no two services come back at the same moment.
+
+        Returns:
+            Whether that is news: the first time, or another reason.
+        """
+        news = reason is not self.reason
+        self.probing = False
+        if not self.up and now < self.until and not news:
+            return False  # a neighbour's batch met the same; it is one failure
+        self.failures += 1
+        first, longest = _PAUSES.get(reason.fault, (1.0, 60.0))
+        pause = min(longest, first * 2 ** min(self.failures - 1, 10))
+        if reason is Reason.CORRUPTED:
+            pause = _CORRUPTED_PAUSE
+        self.reason, self.detail = reason, detail
+        self.until = now + pause * (0.75 + 0.5 * jitter)
+        return news

@@ -1,0 +1,71 @@
+"""Ids to records: one SELECT for what waits; rows that are no work are dropped, invisible ones looked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from cdc_archiver.database.engine import Database
+from cdc_archiver.database.files_table import FilesTable, Row
+from cdc_archiver.dispatch.dispatcher import Dispatcher
+from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
+from cdc_archiver.threads import Part
+
+_IDS: Final = 1000
+_WAIT: Final = 1.0
+_LONGEST_PAUSE: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Router(Part):
+    """Reads the rows of offered ids and queues those that are work.
+
+    Args:
+        on_database: told whether the database answers, each time that this changes or may have changed.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        files: FilesTable,
+        dispatcher: Dispatcher,
+        on_database: Callable[[bool, str], None] = lambda up, why: None,
+    ) -> None:
+        super().__init__("router")
+        self._database = database
+        self._files = files
+        self._dispatcher = dispatcher
+        self._on_database = on_database
+
+    def work(self) -> None:
+        pause = 0.1
+        while not self.stopping.is_set():
+            ids = self._dispatcher.take_ids(_IDS, _WAIT)
+            if not ids:
+                continue
+            try:
+                with self._database.connect() as connection:
+                    rows = self._files.load(connection, ids)
+            except (DatabaseUnavailable, Misconfigured) as error:
+                self._dispatcher.put_back(ids)
+                self._on_database(False, str(error))
+                self.stopping.wait(pause)
+                pause = min(_LONGEST_PAUSE, pause * 2)
+                continue
+            self._on_database(True, "")
+            pause = 0.1
+            for id_ in ids:
+                self._route(id_, rows.get(id_))
+
+    def _route(self, id_: int, row: Row | None) -> None:
+        if row is None:
+            self._dispatcher.not_visible(id_)
+            return
+        source = self._dispatcher.source_of(row.record.instance_id)
+        if source is None or row.copied or row.record.attempts >= self._files.max_attempts:
+            self._dispatcher.dismiss(id_)
+        else:
+            self._dispatcher.enqueue(source, row.record)

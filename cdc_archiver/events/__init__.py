@@ -1,0 +1,1 @@
+"""Where wake-ups come from: the binary log and the reconciliation sweep."""

@@ -1,0 +1,237 @@
+"""What flows through the house: records in, outcomes out. Frozen values, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+REFUSED_FROM: Final = 1000
+"""``failed_copy_attempts`` from here on: the row itself is impossible. The polling agent leaves such rows alone too."""
+
+IGNORED_FROM: Final = 2000
+"""``failed_copy_attempts`` from here on: an operator said that the file will never come."""
+
+
+class Lane(StrEnum):
+    """Which queue of a source a file waits in."""
+
+    SMALL = "small"
+    BULK = "bulk"
+
+
+class Origin(StrEnum):
+    """What told us of an id."""
+
+    STREAM = "stream"
+    SWEEP = "sweep"
+
+
+class Fault(StrEnum):
+    """Whose fault a failure is. It decides who is charged and who waits."""
+
+    FILE = "file"
+    """The file is charged, and tried again later."""
+    ROW = "row"
+    """The row is refused: no later try can succeed."""
+    SOURCE = "source"
+    """Nobody is charged; the source is left alone for a while."""
+    OPERATOR = "operator"
+    """Nobody is charged; the source waits until a person has mended something."""
+    DESTINATION = "destination"
+    """Nobody is charged; nothing is copied from anywhere for a while."""
+    NOBODY = "nobody"
+    """Nobody is charged; the file is tried again."""
+
+
+class Reason(StrEnum):
+    """Why a file is not archived (yet). The words appear in metrics, history, logs and the runbook."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"
+    CHANGED = "changed"
+
+    NOT_A_FILE = "not_a_file"
+    BAD_PATH = "bad_path"
+    BAD_NAME = "bad_name"
+    NO_PUB_ID = "no_pub_id"
+    BAD_PUB_ID = "bad_pub_id"
+    BAD_ACTION = "bad_action"
+    NO_TIMESTAMP = "no_timestamp"
+    NO_MD5 = "no_md5"
+    PATH_TOO_LONG = "path_too_long"
+
+    HOST_UNREACHABLE = "host_unreachable"
+    LINK_LOST = "link_lost"
+    STALLED = "stalled"
+    SOURCE_NOT_MOUNTED = "source_not_mounted"
+
+    LOGIN_REFUSED = "login_refused"
+    HOST_KEY = "host_key"
+    RSYNC_MISSING = "rsync_missing"
+    RSYNC_REFUSED = "rsync_refused"
+
+    NO_SPACE = "no_space"
+    DESTINATION_UNWRITABLE = "destination_unwritable"
+    DESTINATION_MISSING = "destination_missing"
+    CORRUPTED = "corrupted"
+
+    UNDECIDED = "undecided"
+    STOPPING = "stopping"
+
+    @property
+    def fault(self) -> Fault:
+        """Whose fault it is."""
+        return _FAULTS[self]
+
+
+_FAULTS = MappingProxyType(
+    {
+        Reason.MISSING: Fault.FILE,
+        Reason.UNREADABLE: Fault.FILE,
+        Reason.CHANGED: Fault.FILE,
+        Reason.NOT_A_FILE: Fault.ROW,
+        Reason.BAD_PATH: Fault.ROW,
+        Reason.BAD_NAME: Fault.ROW,
+        Reason.NO_PUB_ID: Fault.ROW,
+        Reason.BAD_PUB_ID: Fault.ROW,
+        Reason.BAD_ACTION: Fault.ROW,
+        Reason.NO_TIMESTAMP: Fault.ROW,
+        Reason.NO_MD5: Fault.ROW,
+        Reason.PATH_TOO_LONG: Fault.ROW,
+        Reason.HOST_UNREACHABLE: Fault.SOURCE,
+        Reason.LINK_LOST: Fault.SOURCE,
+        Reason.STALLED: Fault.SOURCE,
+        Reason.SOURCE_NOT_MOUNTED: Fault.SOURCE,
+        Reason.LOGIN_REFUSED: Fault.OPERATOR,
+        Reason.HOST_KEY: Fault.OPERATOR,
+        Reason.RSYNC_MISSING: Fault.OPERATOR,
+        Reason.RSYNC_REFUSED: Fault.OPERATOR,
+        Reason.NO_SPACE: Fault.DESTINATION,
+        Reason.DESTINATION_UNWRITABLE: Fault.DESTINATION,
+        Reason.DESTINATION_MISSING: Fault.DESTINATION,
+        Reason.CORRUPTED: Fault.DESTINATION,
+        Reason.UNDECIDED: Fault.NOBODY,
+        Reason.STOPPING: Fault.NOBODY,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A row as it was read.
+
+    Attributes:
+        id: primary key.
+        path: the file on its source, as the row has it.
+        md5sum: 16 bytes, or what the row has instead.
+        timestamp: aware, UTC; None where the row has none.
+        action_timestamp: seconds since the epoch, or None.
+        failed_copy_attempts: as read, None included: the write-back names it.
+    """
+
+    id: int
+    path: str
+    md5sum: bytes
+    timestamp: datetime | None
+    action: str | None
+    action_timestamp: int | None
+    plot: bool
+    pub_id: str | None
+    instance_id: str
+    failed_copy_attempts: int | None
+
+    def __post_init__(self) -> None:
+        if self.timestamp is not None and self.timestamp.utcoffset() != UTC.utcoffset(None):
+            raise ValueError(f"row {self.id}: a record's timestamp is aware and in UTC, not {self.timestamp!r}")
+
+    @property
+    def attempts(self) -> int:
+        """Attempts charged so far; NULL counts as none."""
+        return self.failed_copy_attempts or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one worker takes at once: records of one source and one lane.
+
+    Attributes:
+        source: the source's name.
+        worker: a name that no other worker has, at any time, for this source: it names the staging folder.
+    """
+
+    source: str
+    lane: Lane
+    worker: str
+    records: tuple[FileRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """How long each step of a file's way took, in seconds. A step shared by several files counts for each."""
+
+    transferred: float = 0.0
+    verified: float = 0.0
+    placed: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """The file is durable at ``path``, with the row's md5.
+
+    Attributes:
+        path: absolute, below data_dir.
+        size: bytes.
+        adopted: it was there already.
+    """
+
+    record: FileRecord
+    path: str
+    size: int
+    adopted: bool = False
+    steps: Steps = field(default_factory=Steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Charged:
+    """A try that failed by the file's own fault.
+
+    Attributes:
+        detail: one sentence for a person; rsync's own words where there are any.
+        md5_seen: what arrived instead, where that is known.
+    """
+
+    record: FileRecord
+    reason: Reason
+    detail: str
+    md5_seen: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The row is impossible; no try was or will be made."""
+
+    record: FileRecord
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """Not archived, by nobody's fault; again later."""
+
+    record: FileRecord
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Oversize:
+    """Too big for the small lane; not tried there."""
+
+    record: FileRecord
+
+
+Outcome: TypeAlias = Archived | Charged | Refused | Deferred | Oversize

@@ -1,0 +1,117 @@
+"""Every metric, declared once. Their names are a contract: dashboards and alerts use them."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+from cdc_archiver import __version__
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
+_FILES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10000)
+
+
+class Metrics:
+    """The metrics of one service, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+        self.stream_connected = self._gauge("stream_connected", "Whether the binlog stream is open (1) or not (0).")
+        self.stream_lag = self._gauge(
+            "stream_lag_seconds",
+            "Age of the newest event when it was read, from its header (whole seconds); 0 while the server is idle.",
+        )
+        self.stream_events = self._counter(
+            "stream_events_total",
+            "Rows seen in the stream, by what became of them: offered, echo of our own write, known already, dropped "
+            "because the queue was full, not readable.",
+            "outcome",
+        )
+        self.stream_reconnects = self._counter("stream_reconnects_total", "Streams that ended, by reason.", "reason")
+        self.mode = self._gauge("mode", "1 for what the service does now: stream, polling or standby.", "mode")
+        self.queue_depth = self._gauge("queue_depth", "Files that wait for a worker.", "source")
+        self.in_flight = self._gauge("in_flight", "Files with a worker or on their way back to the table.", "source")
+        self.copies = self._counter(
+            "copies_total",
+            "Files decided, by result: archived, adopted, charged, refused, deferred.",
+            "source",
+            "result",
+        )
+        self.copied_bytes = self._counter("copied_bytes_total", "Bytes archived.", "source")
+        self.copy_failures = self._counter(
+            "copy_failures_total", "Files that were not archived at a try, by reason.", "source", "reason"
+        )
+        self.copy_duration = Histogram(
+            "cdc_archiver_copy_duration_seconds",
+            "From a batch's start to a file's placement.",
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self.event_to_archived = Histogram(
+            "cdc_archiver_event_to_archived_seconds",
+            "From the event's arrival to the committed write-back.",
+            ["source"],
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+        self.batch_files = Histogram(
+            "cdc_archiver_batch_files", "Files in one rsync.", registry=self.registry, buckets=_FILES
+        )
+        self.source_up = self._gauge("source_up", "Whether files can be had from the source.", "source")
+        self.destination_up = self._gauge("destination_up", "Whether data_dir takes files.")
+        self.destination_free = self._gauge("destination_free_bytes", "Free space where data_dir is.")
+        self.sweep_found = self._counter(
+            "sweep_found_total",
+            "Files that a sweep found and nobody had in hand, by why. stream_missed stays at zero for ever.",
+            "why",
+        )
+        self.sweep_duration = Histogram(
+            "cdc_archiver_sweep_duration_seconds", "One sweep.", registry=self.registry, buckets=_SECONDS
+        )
+        self.last_sweep = self._gauge("last_sweep_timestamp_seconds", "When the last sweep was completed.")
+        self.pending = self._gauge("pending_files", "Rows that are not archived and not given up.", "source")
+        self.quarantined = self._gauge("quarantined_files", "Rows with no tries left.", "source")
+        self.refused = self._gauge("refused_files", "Rows that no try can archive.", "source")
+        self.ignored = self._gauge("ignored_files", "Rows that an operator gave up.", "source")
+        self.oldest_pending = self._gauge(
+            "oldest_pending_age_seconds", "Age of the oldest pending row by its column timestamp; 0 for none.", "source"
+        )
+        self.verified_files = self._counter("verified_files_total", "Archived files hashed by `verify`.", "result")
+        self.rsync_info = self._gauge("rsync_info", "1, with the version of rsync on each side.", "side", "version")
+        Info("cdc_archiver_build", "The running version.", registry=self.registry).info({"version": __version__})
+
+        # A series that appears only with its first increment is invisible to rate() and to an alert.
+        for why in ("backlog", "retry", "requeued", "stream_missed", "overflow"):
+            self.sweep_found.labels(why)
+        for mode in ("stream", "polling", "standby"):
+            self.mode.labels(mode).set(0)
+        for outcome in ("offered", "echo", "known", "dropped", "unreadable"):
+            self.stream_events.labels(outcome)
+
+    def add_source(self, source: str) -> None:
+        """Makes a source's series exist, at zero."""
+        for gauge in (self.queue_depth, self.in_flight, self.source_up, self.pending, self.quarantined, self.refused):
+            gauge.labels(source).set(0)
+        for gauge in (self.ignored, self.oldest_pending):
+            gauge.labels(source).set(0)
+        for result in ("archived", "adopted", "charged", "refused", "deferred"):
+            self.copies.labels(source, result)
+        self.copied_bytes.labels(source)
+        self.event_to_archived.labels(source)
+
+    def set_mode(self, mode: str) -> None:
+        """Says what the service does: ``stream``, ``polling``, ``standby``, or nothing of these while it starts."""
+        for name in ("stream", "polling", "standby"):
+            self.mode.labels(name).set(name == mode)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"cdc_archiver_{name}", text, labels, registry=self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"cdc_archiver_{name}", text, labels, registry=self.registry)

@@ -1,0 +1,1 @@
+"""What an operator asks for, called by the command line and the HTTP service alike."""

@@ -1,0 +1,73 @@
+"""The whole stage: a database and an ssh server in one temporary folder, started together and cleared away together."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from cdc_archiver.sandbox.database import DatabaseServer, Kind, open_database
+from cdc_archiver.sandbox.packages import path_with_tools
+from cdc_archiver.sandbox.sshd import SshServer
+
+
+class Sandbox:
+    """A database and an ssh server, running inside a `with` block and gone after it, however it ends."""
+
+    folder: Path
+    """Where everything lives; there from the start of the block, like the two servers."""
+    database: DatabaseServer
+    ssh: SshServer
+
+    def __init__(self, kind: Kind = "mariadb", folder: Path | None = None, *, options: Sequence[str] = ()) -> None:
+        """Describe the stage; entering it starts the servers.
+
+        Arguments:
+            kind: the database, `mariadb` or `mysql`.
+            folder: where everything is to live; it stays afterwards. None makes a temporary folder, which does not.
+            options: further options of the database server.
+        """
+        self.kind: Kind = kind
+        self._given_folder = folder
+        self._options = tuple(options)
+
+    def __enter__(self) -> Self:
+        """Start both servers; SandboxError where one cannot be had, and then neither is left running."""
+        given = self._given_folder
+        self.folder = Path(tempfile.mkdtemp(prefix="cdc-sandbox-")) if given is None else given.absolute()
+        self.database = open_database(self.kind, self.folder / "database", options=self._options)
+        self.ssh = SshServer(self.folder / "ssh")
+        try:
+            # Downloads happen here and not in the pool: Ctrl-C reaches this thread.
+            self.database.prepare()
+            self.ssh.prepare()
+            with ThreadPoolExecutor(max_workers=2) as pool:
+                starts = [pool.submit(self.database.start), pool.submit(self.ssh.start)]
+            for start in starts:
+                start.result()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop both servers and remove a temporary folder."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop both servers and remove the folder, where it is a temporary one."""
+        temporary = self._given_folder is None
+        try:
+            self.ssh.stop()
+            if temporary:
+                self.database.kill()  # nobody will read its data again
+            self.database.stop()
+        finally:
+            if temporary:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def environment(self) -> dict[str, str]:
+        """This process's environment with a PATH on which `rsync` and `ssh` are found."""
+        return {**os.environ, "PATH": path_with_tools(os.environ.get("PATH", ""))}

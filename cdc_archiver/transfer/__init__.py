@@ -1,0 +1,1 @@
+"""From a record to a file in the archive: layout, rsync, proof, placement."""

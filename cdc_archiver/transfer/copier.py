@@ -1,0 +1,314 @@
+"""A batch from records to outcomes: planned, brought by one rsync, verified, placed; an outcome as soon as one is known."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import structlog
+import tenacity
+
+from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
+from cdc_archiver.model import (
+    Archived,
+    Batch,
+    Charged,
+    Deferred,
+    Fault,
+    FileRecord,
+    Lane,
+    Outcome,
+    Oversize,
+    Reason,
+    Refused,
+    Steps,
+)
+from cdc_archiver.settings import Settings, SourceSettings, Verify
+from cdc_archiver.transfer import layout, report
+from cdc_archiver.transfer.rsync import Limits, RsyncRun, rsync_command
+from cdc_archiver.transfer.ssh import ControlMaster, peer
+from cdc_archiver.transfer.staging import Archive, Placed, Staged
+
+_TRIES: Final = 3
+_PATIENCE: Final = 10.0
+"""Seconds that one call may spend on trying a batch again; trouble that lasts longer is the dispatcher's to wait for."""
+
+_LOOKS: Final = 20
+_LOOK_AGAIN: Final = 0.001
+"""How often, and after how many seconds, we look whether a file has got its name."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Copier:
+    """Archives batches. Keeps no state between calls but the connections; safe to share between threads.
+
+    Args:
+        settings: limits, modes, how to verify.
+        archive: where to.
+        path_width: characters that the row's column ``path`` holds.
+        cancel: set from elsewhere to give up what is under way.
+    """
+
+    def __init__(self, settings: Settings, archive: Archive, path_width: int, cancel: threading.Event) -> None:
+        self._settings = settings
+        self._archive = archive
+        self._path_width = path_width
+        self._cancel = cancel
+        self._masters = {source.name: ControlMaster(source) for source in settings.sources if not source.is_local}
+
+    def archive(self, source: SourceSettings, batch: Batch) -> Iterator[Outcome]:
+        """Archives a batch's files.
+
+        Args:
+            source: where they are.
+            batch: of that source; its worker's name is used by no other call at the same time.
+
+        Yields:
+            One outcome for each record, as soon as it is known.
+        """
+        work = _Work(self._settings, self._archive, self._path_width, self._cancel, source, batch)
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_may_pass_soon),
+            stop=tenacity.stop_after_attempt(_TRIES) | tenacity.stop_before_delay(_PATIENCE),
+            wait=tenacity.wait_exponential_jitter(initial=0.2, max=2.0),
+            sleep=self._pause,
+            reraise=True,
+        )
+        try:
+            yield from work.plan()
+            for attempt in retrying:
+                with attempt:
+                    if work.wanted and not self._cancel.is_set():
+                        yield from work.run(self._control_path(source))
+        except CopyTrouble as trouble:
+            yield from work.defer(trouble.reason, str(trouble))
+        except Misconfigured as error:  # ssh cannot even be asked: no account for this uid, an unusable path
+            yield from work.defer(Reason.LOGIN_REFUSED, str(error))
+        if self._cancel.is_set():
+            yield from work.defer(Reason.STOPPING, "the service stops")
+        yield from work.defer(Reason.UNDECIDED, "rsync gave neither the file nor a reason")
+        with contextlib.suppress(DestinationUnavailable):  # said with the next batch
+            work.clear()
+
+    def close(self) -> None:
+        """Ends the connections."""
+        for master in self._masters.values():
+            master.close()
+
+    def _pause(self, seconds: float | None) -> None:
+        self._cancel.wait(seconds)
+
+    def _control_path(self, source: SourceSettings) -> Path | None:
+        master = self._masters.get(source.name)
+        return master.ensure() if master else None
+
+
+class _Work:
+    """One call's work: what is still to be decided of its batch."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        archive: Archive,
+        path_width: int,
+        cancel: threading.Event,
+        source: SourceSettings,
+        batch: Batch,
+    ) -> None:
+        self._settings = settings
+        self._archive = archive
+        self._path_width = path_width
+        self._cancel = cancel
+        self._source = source
+        self._bulk = batch.lane is Lane.BULK
+        self._worker = batch.worker
+        self._undecided = {record.id: record for record in batch.records}
+        self._finals: dict[int, Path] = {}
+        self._entries: dict[int, bytes] = {}
+        self._started = time.monotonic()
+        self.wanted: dict[bytes, list[FileRecord]] = {}
+
+    def plan(self) -> Iterator[Outcome]:
+        """Finds out where each file belongs, and takes what lies there already.
+
+        Raises:
+            DestinationUnavailable: nothing can be written now.
+        """
+        self._archive.require_ready()
+        for record in list(self._undecided.values()):
+            try:
+                self._plan(record)
+            except LayoutRefused as refusal:
+                yield self._decide(Refused(record, refusal.reason, refusal.message))
+                continue
+            placed = self._archive.find(self._finals[record.id], record.md5sum)
+            if placed is not None:
+                yield self._decide(Archived(record, str(placed.path), placed.size, adopted=True))
+            else:
+                self.wanted.setdefault(self._entries[record.id], []).append(record)
+
+    def run(self, control_path: Path | None) -> Iterator[Outcome]:
+        """Brings what is wanted with one rsync.
+
+        Raises:
+            CopyTrouble: it failed by no file's fault; what arrived before counts.
+        """
+        limits = Limits(
+            None if self._bulk else self._settings.small_limit, self._settings.io_timeout, self._settings.stall_timeout
+        )
+        staging = self._archive.staging_folder(self._source.name, self._worker)
+        # What an earlier try left there would look like what this one brings.
+        self._archive.clear_staging(staging)
+        command = rsync_command(self._source, staging, self._settings.modes, limits, control_path)
+        entries = list(self.wanted)
+        run = RsyncRun(command, entries, staging, limits, self._cancel)
+        changed: dict[bytes, bytes] = {}
+        held: list[report.Line] = []
+        for lines in run.lines():
+            ready, held = _in_place([*held, *lines], staging)
+            yield from self._take(ready, staging, changed)
+        if run.cancelled:
+            return
+        yield from self._take(_in_place(held, staging)[0], staging, changed)
+        # A file may print twice, and the last line wins: only the end of the run makes a wrong sum final.
+        for entry, seen in changed.items():
+            for record in list(self.wanted.get(entry, ())):
+                yield self._decide(_changed(record, seen))
+        yield from self._end(run, entries, staging)
+
+    def defer(self, reason: Reason, detail: str) -> Iterator[Outcome]:
+        """Gives back everything that is undecided."""
+        for record in list(self._undecided.values()):
+            yield self._decide(Deferred(record, reason, detail))
+
+    def clear(self) -> None:
+        """Leaves staging empty, but for parts of large files."""
+        self._archive.clear_staging(self._archive.staging_folder(self._source.name, self._worker))
+
+    def _plan(self, record: FileRecord) -> None:
+        if len(record.md5sum) != 16:
+            raise LayoutRefused(Reason.NO_MD5, f"the row's md5sum has {len(record.md5sum)} bytes, not 16")
+        self._entries[record.id] = os.fsencode(layout.source_entry(record, self._source.source_root))
+        final = self._archive.data_dir / layout.archived_path(record)
+        layout.require_fit(str(final), self._path_width)
+        self._finals[record.id] = final
+
+    def _take(self, lines: Sequence[report.Line], staging: Path, changed: dict[bytes, bytes]) -> Iterator[Outcome]:
+        arrived: dict[int, tuple[FileRecord, Staged]] = {}
+        now = time.monotonic()
+        for line in lines:
+            records = self.wanted.get(line.entry, ())
+            match line:
+                case report.Arrived(md5=md5):
+                    if any(record.md5sum != md5 for record in records):
+                        changed[line.entry] = md5
+                    staged = staging / os.fsdecode(line.entry)
+                    for record in records:
+                        if record.md5sum == md5:
+                            arrived[record.id] = (record, Staged(staged, self._finals[record.id], md5))
+                case report.NotAFile():
+                    for record in list(records):
+                        yield self._decide(_not_a_file(record))
+                case report.TooLarge():
+                    for record in list(records):
+                        yield self._decide(Oversize(record))
+        if arrived:
+            yield from self._place(list(arrived.values()), transferred=now - self._started)
+
+    def _place(self, arrived: Sequence[tuple[FileRecord, Staged]], transferred: float) -> Iterator[Outcome]:
+        began = time.monotonic()
+        sound: list[tuple[FileRecord, Staged]] = []
+        for record, file in arrived:
+            try:
+                if self._settings.verify is Verify.STAGED:
+                    self._archive.verify(file)
+            except DestinationUnavailable as trouble:
+                yield self._decide(Deferred(record, trouble.reason, str(trouble)))
+            else:
+                sound.append((record, file))
+        verified = time.monotonic()
+        results = self._archive.place([file for _, file in sound])
+        steps = Steps(transferred, verified - began, time.monotonic() - verified)
+        for (record, _), result in zip(sound, results, strict=True):
+            match result:
+                case Placed(path=path, size=size, adopted=adopted):
+                    yield self._decide(Archived(record, str(path), size, adopted, steps))
+                case LayoutRefused(reason=reason, message=message):
+                    yield self._decide(Refused(record, reason, message))
+
+    def _end(self, run: RsyncRun, entries: Sequence[bytes], staging: Path) -> Iterator[Outcome]:
+        if run.stalled:
+            raise HostUnavailable(
+                Reason.STALLED,
+                f"nothing came from {self._source.name} for {self._settings.stall_timeout:.0f} s: rsync was killed",
+            )
+        known_peer = None if self._source.is_local else peer(self._source)
+        ending = report.read_ending(run.status, run.stderr, self._source.source_root, self.wanted.keys(), known_peer)
+        for entry, verdict in report.hold_if_all_missing(ending.files, len(entries)).items():
+            for record in list(self.wanted.get(entry, ())):
+                words = f"{verdict.words} {verdict.hint}".strip()
+                if verdict.reason.fault is Fault.FILE:
+                    yield self._decide(Charged(record, verdict.reason, words))
+                else:
+                    yield self._decide(Deferred(record, verdict.reason, words))
+        # A directory prints its line only where it was made now; made before, for another file's sake, it is silent.
+        for entry in [entry for entry in self.wanted if (staging / os.fsdecode(entry)).is_dir()]:
+            for record in list(self.wanted[entry]):
+                yield self._decide(_not_a_file(record))
+        if ending.trouble is not None and self.wanted:
+            trouble = ending.trouble
+            here = trouble.reason.fault is Fault.DESTINATION
+            kind = DestinationUnavailable if here else HostUnavailable
+            raise kind(trouble.reason, f"{self._source.name}: {trouble.words}", trouble.hint)
+
+    def _decide(self, outcome: Outcome) -> Outcome:
+        """Every decision passes here: the record is wanted no more."""
+        record = outcome.record
+        del self._undecided[record.id]
+        entry = self._entries.get(record.id, b"")
+        records = self.wanted.get(entry, [])
+        if record in records:
+            records.remove(record)
+            if not records:
+                del self.wanted[entry]
+        return outcome
+
+
+def _in_place(lines: Sequence[report.Line], staging: Path) -> tuple[list[report.Line], list[report.Line]]:
+    """Splits off the lines whose file has not got its name yet.
+
+    rsync prints a file's line when its data is complete, and renames it then: a few microseconds, most of the time. The
+    line of the next file, or the end, comes after the rename.
+    """
+    ready: list[report.Line] = []
+    held: list[report.Line] = []
+    for line in lines:
+        staged = staging / os.fsdecode(line.entry)
+        looks = _LOOKS if line is lines[-1] else 1
+        while isinstance(line, report.Arrived) and not staged.exists() and (looks := looks - 1) > 0:
+            time.sleep(_LOOK_AGAIN)
+        (held if looks == 0 else ready).append(line)
+    return ready, held
+
+
+def _changed(record: FileRecord, seen: bytes) -> Charged:
+    return Charged(
+        record,
+        Reason.CHANGED,
+        f"the file's md5 is {seen.hex()}, the row says {record.md5sum.hex()}: it was changed after it was registered",
+        seen,
+    )
+
+
+def _not_a_file(record: FileRecord) -> Refused:
+    return Refused(record, Reason.NOT_A_FILE, f"{record.path} is a folder, a link or a device on its source")
+
+
+def _may_pass_soon(error: BaseException) -> bool:
+    return isinstance(error, HostUnavailable) and error.reason in (Reason.HOST_UNREACHABLE, Reason.LINK_LOST)

@@ -1,0 +1,106 @@
+"""Where a row's file is archived, and what it is called on its source. Pure.
+
+The archived path is the polling agent's, to the letter, because an archive of years was written that way: five digits
+of the column ``timestamp``, ``pub_id``, ``<action_timestamp>_<action>``, ``plots`` or ``outputs``, the name.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from pathlib import PurePosixPath
+
+from cdc_archiver.errors import LayoutRefused
+from cdc_archiver.model import FileRecord, Reason
+
+COMPONENT_BYTES = 255
+"""The longest name that Linux file systems take, in bytes."""
+
+SUFFIX_ROOM = 5
+"""Characters kept free in the column for a ``.1`` … ``.9999`` that placement may have to append."""
+
+
+def archived_path(record: FileRecord) -> PurePosixPath:
+    """The record's place below data_dir, relative.
+
+    Raises:
+        LayoutRefused: a value is missing that the path needs, or would lead out of its place.
+    """
+    name = _file_name(record)
+    if record.pub_id is None:
+        raise LayoutRefused(Reason.NO_PUB_ID, "the row has no pub_id")
+    if record.timestamp is None:
+        raise LayoutRefused(Reason.NO_TIMESTAMP, "the row has no timestamp")
+    pub_id = _component(record.pub_id, "pub_id", Reason.BAD_PUB_ID)
+    action = _component(f"{_action_time(record, name)}_{record.action}", "action", Reason.BAD_ACTION)
+    digits = str(record.timestamp.timestamp())[:5]
+    return PurePosixPath(digits, pub_id, action, "plots" if record.plot else "outputs", name)
+
+
+def source_entry(record: FileRecord, root: str) -> str:
+    """The record's file on its source, relative to ``root``: what rsync is asked for, and the path below staging.
+
+    Args:
+        root: absolute folder that every file of this source lies below; ``/`` for anywhere. A relative ``path`` in the
+            row is taken as below it.
+
+    Raises:
+        LayoutRefused: the path is empty or has a NUL, or lies outside the root.
+    """
+    if not record.path or "\0" in record.path:
+        raise LayoutRefused(Reason.BAD_PATH, f"the row's path {record.path!r} is empty or has a NUL in it")
+    root = posixpath.normpath("/" + root.lstrip("/"))
+    absolute = posixpath.normpath("/" + posixpath.join(root, record.path).lstrip("/"))
+    relative = posixpath.relpath(absolute, root)
+    if relative == "." or relative.split("/", 1)[0] == "..":
+        raise LayoutRefused(Reason.BAD_PATH, f"the row's path {record.path!r} is not below the source root {root}")
+    if any(len(os.fsencode(part)) > COMPONENT_BYTES for part in relative.split("/")):
+        raise LayoutRefused(Reason.BAD_PATH, f"the row's path has a part of over {COMPONENT_BYTES} bytes")
+    return relative
+
+
+def require_fit(path: str, column_characters: int) -> None:
+    """Refuses an archived path that the row could not hold.
+
+    Args:
+        path: absolute.
+        column_characters: the width of the column ``path``, in characters (VARCHAR counts characters, not bytes).
+
+    Raises:
+        LayoutRefused: too long, a numbered suffix included.
+    """
+    if len(path) + SUFFIX_ROOM > column_characters:
+        raise LayoutRefused(
+            Reason.PATH_TOO_LONG,
+            f"the archived path would have {len(path)} characters (and {SUFFIX_ROOM} are kept for a suffix); "
+            f"the column holds {column_characters}",
+        )
+
+
+def _file_name(record: FileRecord) -> str:
+    name = posixpath.basename(record.path)
+    if name in ("", ".", "..") or "\0" in name:
+        raise LayoutRefused(Reason.BAD_NAME, f"the row's path {record.path!r} does not end in a file's name")
+    if len(os.fsencode(name)) > COMPONENT_BYTES:
+        raise LayoutRefused(Reason.BAD_NAME, f"the file's name has over {COMPONENT_BYTES} bytes")
+    return name
+
+
+def _component(value: str, column: str, reason: Reason) -> str:
+    if value in ("", ".", "..") or "/" in value:
+        raise LayoutRefused(reason, f"{column}: {value!r} is no folder's name")
+    if any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in value):
+        raise LayoutRefused(reason, f"{column}: {value!r} has a control character")
+    if len(os.fsencode(value)) > COMPONENT_BYTES:
+        raise LayoutRefused(reason, f"{column}: the folder's name has over {COMPONENT_BYTES} bytes")
+    return value
+
+
+def _action_time(record: FileRecord, name: str) -> int:
+    if record.action_timestamp is not None:
+        return record.action_timestamp
+    try:
+        return int(os.path.splitext(name)[0].split("_")[0])
+    except ValueError:
+        assert record.timestamp is not None
+        return int(record.timestamp.timestamp())

@@ -1,0 +1,202 @@
+"""rsync's words to a verdict for each file. Pure.
+
+Exit status 0 proves nothing and 23 condemns nobody in particular: what counts is the line that each file printed
+(``--out-format=%C|%l|%n``), and for a file without one, the error that names it. Observed with rsync 3.2.7 to 3.5.0 under
+``LC_ALL=C``, where names are escaped as ``\\#ooo``.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from cdc_archiver.model import Reason
+from cdc_archiver.transfer.ssh_words import Peer, classify_ssh_failure
+
+OUT_FORMAT: Final = "%C|%l|%n"
+
+_ARRIVED: Final = re.compile(rb"([0-9a-f]{32})\|(\d+)\|(.+)", re.DOTALL)
+_DIRECTORY: Final = re.compile(rb" {32}\|\d+\|(.+)/", re.DOTALL)
+_NOT_REGULAR: Final = re.compile(rb'skipping (?:non-regular file "(.+)"|directory (.+))', re.DOTALL)
+_OVERSIZE: Final = re.compile(rb"(.+) is over max-size", re.DOTALL)
+_ESCAPE: Final = re.compile(rb"\\#([0-7]{3})")
+
+_SENDER_FILE: Final = re.compile(
+    r"rsync: (?:\[sender\] )?(?:link_stat|send_files failed to open|readlink_stat\(?|read errors mapping|stat|open) ?"
+    r'"(?P<name>.+)"\)?(?: failed)?: (?P<why>.+) \((?P<errno>\d+)\)(?: in .+)?'
+)
+_VANISHED: Final = re.compile(r'(?:file has vanished|rsync: \[sender\] file has vanished): "(?P<name>.+)"')
+_SENDER_ROOT: Final = re.compile(r'rsync: (?:\[sender\] )?change_dir(?:#\d)? "(.+)" failed: (.+) \(\d+\)')
+_HERE: Final = re.compile(r"rsync: \[(?:generator|receiver|Receiver)\] (.+): (.+) \((\d+)\)")
+_SPACE: Final = {errno.ENOSPC, errno.EDQUOT}
+_GONE_MOUNT: Final = {errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.ENXIO}
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A file is complete in staging.
+
+    Attributes:
+        entry: its name relative to the root, as bytes.
+        md5: of what was sent and received.
+        size: bytes.
+    """
+
+    entry: bytes
+    md5: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotAFile:
+    """The entry is a directory, a link, a device."""
+
+    entry: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TooLarge:
+    """The entry is over ``--max-size``."""
+
+    entry: bytes
+
+
+Line: TypeAlias = Arrived | NotAFile | TooLarge
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Why something did not arrive, with rsync's or ssh's words, and what a person can do."""
+
+    reason: Reason
+    words: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What the end of a run says.
+
+    Attributes:
+        files: verdicts on single entries.
+        trouble: a verdict on the whole run: it holds for each entry that has none of its own; None where nothing is
+            known but what single files say.
+    """
+
+    files: Mapping[bytes, Verdict]
+    trouble: Verdict | None
+
+
+def read_line(line: bytes) -> Line | None:
+    """One line of standard output, without its newline; None where it is about no file."""
+    if match := _ARRIVED.fullmatch(line):
+        md5 = bytes.fromhex(match[1].decode())
+        # All zeros is how rsync prints a sum that it does not have: the file failed.
+        return Arrived(_unescape(match[3]), md5, int(match[2])) if any(md5) else None
+    if match := _DIRECTORY.fullmatch(line):
+        return NotAFile(_unescape(match[1]))
+    if match := _NOT_REGULAR.fullmatch(line):
+        return NotAFile(_unescape(match[1] or match[2]))
+    if match := _OVERSIZE.fullmatch(line):
+        return TooLarge(_unescape(match[1]))
+    return None
+
+
+def read_ending(status: int, stderr: str, root: str, entries: Collection[bytes], peer: Peer | None = None) -> Ending:
+    """What exit status and standard error say of a run.
+
+    Args:
+        status: rsync's; negative for a signal.
+        stderr: everything it, ssh and the other side wrote there.
+        root: the folder on the source that entries are relative to.
+        entries: those that are undecided.
+        peer: the other side, for hints about ssh; None for a local copy.
+    """
+    files: dict[bytes, Verdict] = {}
+    trouble: Verdict | None = None
+    for line in stderr.splitlines():
+        if match := (_SENDER_FILE.search(line) or _VANISHED.search(line)):
+            entry = _entry(match["name"], root, entries)
+            number = int(match.groupdict().get("errno") or errno.ENOENT)
+            if number in _GONE_MOUNT:
+                trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
+            elif entry is not None:
+                missing = number in (errno.ENOENT, errno.ENOTDIR)
+                files[entry] = Verdict(Reason.MISSING if missing else Reason.UNREADABLE, line)
+            elif _plain(match["name"]).rstrip("/") == root.rstrip("/"):
+                trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
+        elif match := _HERE.search(line):
+            full = int(match[3]) in _SPACE
+            trouble = trouble or Verdict(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, line)
+        elif _SENDER_ROOT.search(line):
+            trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
+    return Ending(files, trouble or _trouble_of_status(status, stderr, peer))
+
+
+def hold_if_all_missing(verdicts: Mapping[bytes, Verdict], entries: int) -> Mapping[bytes, Verdict]:
+    """Three or more files, and every one missing: the disk is not mounted there, and no file is to blame.
+
+    An unmounted mount point is an empty folder, so nothing else would show it.
+
+    Args:
+        verdicts: on the entries of a batch.
+        entries: how many the batch had.
+    """
+    if entries < 3 or len(verdicts) < entries or any(v.reason is not Reason.MISSING for v in verdicts.values()):
+        return verdicts
+    words = f"all {entries} files of a batch are missing there: is the disk mounted?"
+    return {
+        entry: Verdict(Reason.SOURCE_NOT_MOUNTED, f"{words} {verdict.words}") for entry, verdict in verdicts.items()
+    }
+
+
+def last_words(stderr: str) -> str:
+    """The line of standard error that tells a person most, for a log."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("rsync error:", "rsync: connection unexpectedly closed"))]
+    return (telling or lines or ["rsync said nothing"])[-1][:500]
+
+
+def _trouble_of_status(status: int, stderr: str, peer: Peer | None) -> Verdict | None:
+    words = last_words(stderr)
+    if status == 0:
+        return None
+    if "rrsync" in stderr and "error" in stderr.lower():
+        return Verdict(Reason.RSYNC_REFUSED, words, 'check the key\'s command="rrsync -ro …" on the source')
+    if status == 127 or (status == 12 and re.search(r"(rsync|command).*(not found|No such file)", stderr)):
+        return Verdict(Reason.RSYNC_MISSING, words, "install rsync on the source: apt-get install rsync")
+    if peer is not None and (failure := classify_ssh_failure(stderr, peer)):
+        return Verdict(failure.reason, failure.words, failure.hint)
+    if status in (1, 2, 4, 6):
+        return Verdict(Reason.RSYNC_REFUSED, words)
+    if status in (3, 11):
+        full = any(f"({number})" in stderr for number in _SPACE)
+        return Verdict(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, words)
+    if status in (23, 24):
+        return None
+    return Verdict(Reason.LINK_LOST, f"{words} (rsync status {status})")
+
+
+def _entry(quoted: str, root: str, entries: Collection[bytes]) -> bytes | None:
+    name = _unescape(quoted.encode("utf-8", "surrogateescape"))
+    prefix = root.rstrip("/").encode("utf-8", "surrogateescape") + b"/"
+    if name.startswith(prefix) and name[len(prefix) :] in entries:
+        return name[len(prefix) :]
+    # The other side may know the root by another path (a link, a chroot): the longest entry that the name ends in.
+    parts = name.split(b"/")
+    for start in range(len(parts)):
+        tail = b"/".join(parts[start:])
+        if tail in entries:
+            return tail
+    return None
+
+
+def _plain(quoted: str) -> str:
+    return _unescape(quoted.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
+
+
+def _unescape(name: bytes) -> bytes:
+    return _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), name)

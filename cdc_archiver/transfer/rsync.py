@@ -1,0 +1,227 @@
+"""The rsync command, its process and the watchdog over it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from cdc_archiver.errors import HostUnavailable
+from cdc_archiver.model import Reason
+from cdc_archiver.settings import FileModes, SourceSettings
+from cdc_archiver.transfer import report
+from cdc_archiver.transfer.ssh import clean_environment, dies_with_parent, remote_shell, rsync_host
+
+PARTIAL: Final = ".rsync-partial"
+"""Where, beside a staged file, rsync keeps what it had when a link broke."""
+
+_TICK: Final = 0.25
+_PIPE_BYTES: Final = 1 << 20
+_LOOK_EVERY: Final = 2.0
+_GRACE: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds one run.
+
+    Attributes:
+        max_size: bytes above which files are left out and said so; None for no limit.
+        io_timeout: seconds of silence on the link after which rsync itself gives up.
+        stall_timeout: seconds without a line and without a staged byte after which the watchdog kills it: rsync's own
+            timeout does not see a stopped sender.
+    """
+
+    max_size: int | None
+    io_timeout: float
+    stall_timeout: float
+
+
+def rsync_command(
+    source: SourceSettings, staging: Path, modes: FileModes, limits: Limits, control_path: Path | None
+) -> list[str]:
+    """The argument list; what is wanted is read from standard input, each entry ended by a NUL.
+
+    Args:
+        source: where from.
+        staging: folder on the archive's file system that no other rsync uses.
+        modes: of staged, and so of archived, files.
+        limits: of this run.
+        control_path: of the source's ControlMaster; None for a connection of its own.
+    """
+    command = [
+        "rsync",
+        "--files-from=-",
+        "--from0",
+        "--no-implied-dirs",
+        "--times",
+        "--perms",
+        f"--chmod=F{modes.files:o}",
+        # Without this a leftover that is complete prints nothing and exits 0, for ever.
+        "--ignore-times",
+        "--checksum-choice=md5",
+        f"--out-format={report.OUT_FORMAT}",
+        "--outbuf=L",
+        f"--partial-dir={PARTIAL}",
+        f"--timeout={max(1, round(limits.io_timeout))}",
+    ]
+    if limits.max_size is not None:
+        command += [f"--max-size={limits.max_size}", "--info=skip1"]
+    if source.bwlimit:
+        command.append(f"--bwlimit={source.bwlimit}")
+    if source.is_local:
+        return [*command, "--", f"{source.source_root.rstrip('/')}/", f"{staging}/"]
+    if source.compress:
+        command += ["--compress", "--compress-choice=zstd"]
+    # With rrsync the folder is named by the key's command, and every path is taken as below it.
+    root = "/" if source.restricted_key else f"{source.source_root.rstrip('/')}/"
+    return [*command, "-e", remote_shell(source, control_path), "--", f"{rsync_host(source)}:{root}", f"{staging}/"]
+
+
+class RsyncRun:
+    """One rsync process. Iterate :meth:`lines` to its end, then ask for ``status`` and ``stderr``.
+
+    Args:
+        command: from :func:`rsync_command`.
+        entries: what is wanted, relative to the source root.
+        staging: the folder it writes to, watched for progress.
+        limits: of this run.
+        cancel: set from elsewhere to kill it.
+    """
+
+    def __init__(
+        self, command: Sequence[str], entries: Sequence[bytes], staging: Path, limits: Limits, cancel: threading.Event
+    ) -> None:
+        self._command = list(command)
+        self._entries = entries
+        self._staging = staging
+        self._limits = limits
+        self._cancel = cancel
+        self.stalled = False
+        self.cancelled = False
+        self.status = 0
+        self.stderr = ""
+
+    def lines(self) -> Iterator[list[report.Line]]:
+        """What arrives, in groups: all that was printed since the last group was taken.
+
+        Raises:
+            HostUnavailable: there is no rsync on this machine.
+        """
+        with tempfile.TemporaryFile() as wanted, tempfile.TemporaryFile() as errors:
+            # An entry that begins with '#' or ';' would be dropped without a word.
+            wanted.write(b"".join(b"./" + entry + b"\0" for entry in self._entries))
+            wanted.seek(0)
+            process = self._start(wanted, errors)
+            try:
+                yield from self._watch(process)
+            except BaseException:  # whoever reads the lines gave up on the run
+                self.cancelled = True
+                raise
+            finally:
+                self._end(process)
+                self.status = process.returncode
+                errors.seek(0)
+                self.stderr = errors.read().decode("utf-8", "surrogateescape")
+
+    def _start(self, wanted: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        environment = clean_environment()
+        if shutil.which("rsync", path=environment.get("PATH")) is None:
+            raise HostUnavailable(Reason.RSYNC_MISSING, "there is no rsync on this machine", "apt-get install rsync")
+        process = subprocess.Popen(
+            dies_with_parent(self._command),
+            stdin=wanted,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        with contextlib.suppress(OSError):  # a full pipe would hold rsync up while we hash and sync
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+        return process
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> Iterator[list[report.Line]]:
+        assert process.stdout is not None
+        output = process.stdout.fileno()
+        rest = b""
+        progress = _Progress(self._staging)
+        while True:
+            ready, _, _ = select.select([output], [], [], _TICK)
+            if self._cancel.is_set():
+                self.cancelled = True
+                return
+            if not ready:
+                if progress.silent_for() > self._limits.stall_timeout:
+                    self.stalled = True
+                    return
+                continue
+            chunk = os.read(output, _PIPE_BYTES)
+            if not chunk:
+                return
+            progress.heard()
+            *complete, rest = (rest + chunk).split(b"\n")
+            lines = [line for text in complete if (line := report.read_line(text)) is not None]
+            if lines:
+                yield lines
+                progress.heard()
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Waits for a process that has closed its output; kills one that is not wanted any more, with its children."""
+        assert process.stdout is not None
+        process.stdout.close()
+        if not (self.stalled or self.cancelled):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+                return
+        # rsync keeps what it has of a file (--partial-dir) on SIGTERM, not on SIGKILL.
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE)
+                return
+        process.wait()
+
+
+class _Progress:
+    """How long nothing has happened: no line, no byte in staging."""
+
+    def __init__(self, staging: Path) -> None:
+        self._staging = staging
+        self._since = time.monotonic()
+        self._looked = self._since
+        self._bytes = -1
+
+    def heard(self) -> None:
+        self._since = time.monotonic()
+
+    def silent_for(self) -> float:
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_EVERY:
+            self._looked = now
+            staged = _bytes_below(self._staging)
+            if staged != self._bytes:
+                self._bytes = staged
+                self._since = now
+        return now - self._since
+
+
+def _bytes_below(folder: Path) -> int:
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(parent, name)).st_size
+    return total
