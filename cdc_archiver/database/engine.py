@@ -48,24 +48,10 @@ class Database:
         self._settings = settings
         self.name = settings.mysql_database
         self.address = f"{settings.mysql_host}:{settings.mysql_port}"
-        self._engine = sa.create_engine(
-            "mysql+pymysql://",
-            creator=self.raw_connection,
-            isolation_level="AUTOCOMMIT",
-            poolclass=QueuePool,
-            pool_size=4,
-            max_overflow=8,
-            pool_timeout=30,
-            pool_pre_ping=True,
-            pool_recycle=600,
-        )
-        if settings.db_time_zone:
-            zone = settings.db_time_zone
-
-            @event.listens_for(self._engine, "connect")
-            def _set_zone(connection: Any, _record: Any) -> None:
-                with connection.cursor() as cursor:
-                    cursor.execute("SET SESSION time_zone = %s", (zone,))
+        self._reading = self._engine(autocommit=True)
+        # Of its own, since a connection that changes its mode costs two statements at each turn. REPEATABLE READ, the
+        # servers' default: READ COMMITTED cannot write under STATEMENT format.
+        self._writing = self._engine(autocommit=False)
 
     def raw_connection(self, **options: Any) -> RawConnection[Any]:
         """A PyMySQL connection of its own, outside the pool: for the lock.
@@ -111,7 +97,7 @@ class Database:
             DatabaseUnavailable: it does not answer.
             Misconfigured: it answers, and a person must mend something.
         """
-        with self._in_our_words(), self._engine.connect() as connection:
+        with self._in_our_words(), self._reading.connect() as connection:
             yield connection
 
     @contextmanager
@@ -122,15 +108,34 @@ class Database:
             DatabaseUnavailable: it does not answer; whether a commit arrived is unknown.
             Misconfigured: it answers, and a person must mend something.
         """
-        # REPEATABLE READ, the default of both servers: READ COMMITTED cannot write under STATEMENT format.
-        with self._in_our_words(), self._engine.connect() as connection:
-            connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            with connection.begin():
-                yield connection
+        with self._in_our_words(), self._writing.begin() as connection:
+            yield connection
 
     def close(self) -> None:
         """Closes what is idle."""
-        self._engine.dispose()
+        self._reading.dispose()
+        self._writing.dispose()
+
+    def _engine(self, *, autocommit: bool) -> sa.Engine:
+        engine = sa.create_engine(
+            "mysql+pymysql://",
+            creator=lambda: self.raw_connection(autocommit=autocommit),
+            **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
+            poolclass=QueuePool,
+            pool_size=4,
+            max_overflow=8,
+            pool_timeout=30,
+            pool_pre_ping=True,
+            pool_recycle=600,
+        )
+        if zone := self._settings.db_time_zone:
+
+            @event.listens_for(engine, "connect")
+            def _set_zone(connection: Any, _record: Any) -> None:
+                with connection.cursor() as cursor:
+                    cursor.execute("SET SESSION time_zone = %s", (zone,))
+
+        return engine
 
     @contextmanager
     def _in_our_words(self) -> Iterator[None]:

@@ -24,6 +24,14 @@ class Row:
     copied: bool
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Pending:
+    """A row that waits, and how often it was charged."""
+
+    id: int
+    attempts: int
+
+
 @dataclass(frozen=True, slots=True)
 class Census:
     """How many rows of some targets are in which state.
@@ -73,10 +81,10 @@ class FilesTable:
         rows = connection.execute(sa.select(*self._columns).where(self._table.c.id.in_(ids)))
         return {row.id: _row(row) for row in rows}
 
-    def pending_ids(
+    def pending(
         self, connection: sa.Connection, targets: Sequence[str], after: int, until: int, limit: int
-    ) -> list[int]:
-        """Ids of pending rows of these targets, ascending.
+    ) -> list[Pending]:
+        """Pending rows of these targets, by ascending id.
 
         Args:
             after: ids above this one.
@@ -86,7 +94,7 @@ class FilesTable:
         table = self._table
         # One branch for each value, so that each is one range of the index; `copied = 0 OR copied IS NULL` is none.
         pages = [
-            sa.select(table.c.id)
+            sa.select(table.c.id, self._attempts())
             .where(
                 copied,
                 table.c.instance_id == target,
@@ -99,9 +107,7 @@ class FilesTable:
             for target in targets
             for copied in (table.c.copied == 0, table.c.copied.is_(None))
         ]
-        found: set[int] = set()
-        for page in pages:
-            found.update(connection.execute(page).scalars())
+        found = [Pending(id_, attempts) for page in pages for id_, attempts in connection.execute(page)]
         return sorted(found)[:limit]
 
     def census(self, connection: sa.Connection, targets: Sequence[str]) -> Census:

@@ -69,6 +69,7 @@ class Recorder(Part):
         self._patience = patience
         self._on_database = on_database
         self._waiting: deque[Entry] = deque()
+        self._discarding = False
         self._changed = threading.Condition()
 
     def put(self, source: str, outcome: Archived | Charged | Refused, waited: float) -> None:
@@ -78,11 +79,20 @@ class Recorder(Part):
             waited: seconds that the file waited for a worker.
         """
         with self._changed:
+            if self._discarding:
+                return
             self._waiting.append(Entry(source, outcome, waited))
             full = len(self._waiting) == _HOLD_UP_AT
             self._changed.notify()
         if full:
             self._settles.hold_up(True)
+
+    def discard(self) -> None:
+        """Writes nothing more, not even what waits."""
+        with self._changed:
+            self._discarding = True
+            self._waiting.clear()
+        self.stop()
 
     def interrupt(self) -> None:
         with self._changed:
@@ -107,6 +117,8 @@ class Recorder(Part):
                 counted = self._write(entries)
             except (DatabaseUnavailable, Misconfigured) as error:
                 self._on_database(False, str(error))
+                if self._discarding:
+                    return False
                 if self.stopping.is_set():
                     give_up_at = min(give_up_at, time.monotonic() + self._patience)
                 if time.monotonic() >= give_up_at:

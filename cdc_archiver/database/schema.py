@@ -94,6 +94,27 @@ def resolve_table(connection: sa.Connection, database: str, wanted: str = "") ->
     return versions[max(versions)]
 
 
+def require_columns(connection: sa.Connection, database: str, table: str) -> None:
+    """Asks whether the table has what an archiver needs.
+
+    Raises:
+        Misconfigured: a column is missing.
+    """
+    rows = connection.execute(
+        sa.text(
+            "SELECT column_name AS name FROM information_schema.columns "
+            "WHERE table_schema = :database AND table_name = :table"
+        ),
+        {"database": database, "table": table},
+    )
+    there = {row.name.lower() for row in rows}
+    if missing := [column for column in USED_COLUMNS if column not in there]:
+        raise Misconfigured(
+            f"the table {table} has no column {', '.join(missing)}",
+            "it is not a table of files: check --table and MYSQL_DATABASE; `cdc-archiver check` names each column",
+        )
+
+
 def older_versions(connection: sa.Connection, database: str, current: str) -> list[str]:
     """Other tables of files beside the current one: their pending rows are nobody's work, and said so."""
     kinds = _tables(connection, database)

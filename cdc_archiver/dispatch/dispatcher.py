@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import structlog
@@ -82,6 +83,9 @@ class _Source:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.lanes.values())
 
+    def up(self) -> float:
+        return float(self.health.up)
+
 
 @dataclass(frozen=True, slots=True)
 class SourceState:
@@ -136,9 +140,9 @@ class Dispatcher:
         self._held_up = False
         for name, source in self._sources.items():
             metrics.add_source(name)
-            metrics.queue_depth.labels(name).set_function(lambda source=source: len(source))
-            metrics.in_flight.labels(name).set_function(lambda source=source: source.in_flight)
-            metrics.source_up.labels(name).set_function(lambda source=source: float(source.health.up))
+            metrics.queue_depth.labels(name).set_function(source.__len__)
+            metrics.in_flight.labels(name).set_function(partial(getattr, source, "in_flight"))
+            metrics.source_up.labels(name).set_function(source.up)
         metrics.destination_up.set_function(lambda: float(self._destination.up))
 
     # The door: ids come in.
@@ -406,6 +410,7 @@ class Dispatcher:
             busy = (State.OFFERED, State.QUEUED, State.IN_FLIGHT)
             return not any(self._ledger.count(state) for state in busy)
 
+    @property
     def stuck(self) -> bool:
         """Whether nothing moves: what is queued belongs to sources, or a destination, that are left alone."""
         with self._changed:

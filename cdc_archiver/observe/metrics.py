@@ -110,6 +110,19 @@ class Metrics:
         for name in ("stream", "polling", "standby"):
             self.mode.labels(name).set(name == mode)
 
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of a metric's series that have these labels; without the prefix.
+
+        Args:
+            name: as exposed, ``copies_total``.
+        """
+        return sum(
+            sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if sample.name == f"cdc_archiver_{name}" and labels.items() <= sample.labels.items()
+        )
+
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(f"cdc_archiver_{name}", text, labels, registry=self.registry)
 

@@ -353,6 +353,7 @@ _WORDS_KEPT: Final = 8192
 
 
 def _options(source: SourceSettings, control_master: str, control_path: Path | None) -> list[str]:
+    home_folder()  # without an account no ssh works, and its own words come too late to be of help
     options = {
         **_OPTIONS,
         "UserKnownHostsFile": _quoted_for_ssh(known_hosts_file(source)),

@@ -86,27 +86,36 @@ class Archive:
         self.data_dir = data_dir
         self._modes = modes
         self._min_free = min_free
+        self._prepared = False
+        self._known = False
 
-    def prepare(self, *, known: bool = False) -> None:
-        """Makes the folder ready at the start of a service.
+    def require_folder(self) -> None:
+        """Asks whether data_dir can be an archive's folder at all.
+
+        Raises:
+            Misconfigured: it is something else, or no absolute path.
+        """
+        if not self.data_dir.is_absolute():
+            raise Misconfigured(f"data_dir {self.data_dir} is no absolute path", "--data-dir /data/…")
+        if self.data_dir.exists() and not self.data_dir.is_dir():
+            raise Misconfigured(f"data_dir {self.data_dir} is not a folder", "--data-dir names the archive's folder")
+
+    def prepare(self, *, known: bool) -> None:
+        """Makes the folder ready, at the start of a service and as long as that did not succeed.
 
         Args:
             known: whether the history has archived files here, so that a missing marker means a missing disk.
 
         Raises:
-            Misconfigured: data_dir is no folder.
             DestinationUnavailable: it cannot be written to, or its disk is not mounted.
         """
-        if not self.data_dir.is_absolute():
-            raise Misconfigured(f"data_dir {self.data_dir} is no absolute path", "--data-dir /data/…")
+        self._known = known
         if not self.data_dir.exists():
             raise DestinationUnavailable(
                 Reason.DESTINATION_MISSING,
                 f"data_dir {self.data_dir} does not exist",
                 f"mount it, or make it: mkdir -p {self.data_dir}",
             )
-        if not self.data_dir.is_dir():
-            raise Misconfigured(f"data_dir {self.data_dir} is not a folder", "--data-dir names the archive's folder")
         if known and not self._marker.exists():
             raise self._not_mounted("the history knows archived files there")
         with _as_destination_trouble():
@@ -114,6 +123,7 @@ class Archive:
                 self._marker.write_text(_MARKER_TEXT)
             self.incoming.mkdir(mode=0o700, exist_ok=True)
             os.chmod(self.incoming, 0o700)
+        self._prepared = True
 
     @property
     def incoming(self) -> Path:
@@ -136,6 +146,8 @@ class Archive:
         Raises:
             DestinationUnavailable: not mounted, or too full.
         """
+        if not self._prepared:
+            self.prepare(known=self._known)
         if not self._marker.exists():
             raise self._not_mounted("its marker is gone")
         free = self.free_bytes()

@@ -1,0 +1,216 @@
+"""The commands that an operator types: parse, call, print; nothing else."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Final, Optional, get_args
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cdc_archiver import __version__
+from cdc_archiver.archiver import Archiver
+from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
+from cdc_archiver.observe.logs import set_up_logs
+from cdc_archiver.operations import init_db as init_db_operation
+from cdc_archiver.preflight import print_report, run_checks
+from cdc_archiver.reconciliation import Progress as Reconciled
+from cdc_archiver.reconciliation import Reconciliation, Result
+from cdc_archiver.sandbox.demo import run_demo
+from cdc_archiver.settings import PREFIX, Settings, SourceOptions, load
+
+_RUN_EXAMPLES: Final = """
+Archive files as they are registered, until SIGTERM.
+
+Examples:
+
+  cdc-archiver run --data-dir /data/pysmurf --host data@smurf-srv --target pysmurf-monitor
+
+  cdc-archiver run --config /etc/cdc_archiver.toml --reconcile
+
+Exit status: 0 done; 1 a fault of our own; 2 wrong usage or configuration; 3 `--reconcile` finished with files still not
+right; 4 the database or a source cannot be reached.
+"""
+
+app = typer.Typer(
+    name="cdc-archiver",
+    help="Archives the files that an instrument registers in a database table, as it registers them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def with_settings(command: Callable[..., ExitStatus]) -> Callable[..., None]:
+    """A command that takes each setting as a flag, and gets them all as its first argument, a :class:`Settings`."""
+    own = [parameter for name, parameter in inspect.signature(command, eval_str=True).parameters.items()][1:]
+
+    def run(**arguments: Any) -> None:
+        more = {parameter.name: arguments.pop(parameter.name) for parameter in own}
+        config = arguments.pop("config")
+        flags = {name: value or None if isinstance(value, list) else value for name, value in arguments.items()}
+        raise typer.Exit(command(load(flags, Path(config) if config else None), **more))
+
+    run.__name__ = command.__name__
+    run.__doc__ = command.__doc__
+    parameters = [*own, _parameter("config", str, "TOML file with settings.", f"{PREFIX}CONFIG"), *_setting_parameters()]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@app.command(help=_RUN_EXAMPLES)
+@with_settings
+def run(
+    settings: Settings,
+    reconcile: Annotated[bool, typer.Option("--reconcile", help="Sweep once, copy what was missed, exit.")] = False,
+    wait: Annotated[
+        Optional[float],  # noqa: UP045 - typer reads it at run time
+        typer.Option("--wait", help="With --reconcile: seconds to watch a service that is at work. Default: no limit."),
+    ] = None,
+) -> ExitStatus:
+    set_up_logs(settings.log_format, settings.log_level)
+    if reconcile:
+        return _reconcile(settings, wait)
+    archiver = Archiver(settings)
+    _on_signals(archiver.stop)
+    return archiver.run()
+
+
+@app.command()
+@with_settings
+def check(
+    settings: Settings,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> ExitStatus:
+    """Ask database, sources and disk whether files can be archived, and say what mends what is not right.
+
+    Exit status: 0 nothing fails; 2 something has to be mended; 4 the database or a source cannot be reached.
+    """
+    set_up_logs(settings.log_format, settings.log_level)
+    report = run_checks(settings)
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        print_report(report, Console())
+    return report.exit_status
+
+
+@app.command("init-db")
+@with_settings
+def init_db(
+    settings: Settings,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the statements.")] = False,
+) -> ExitStatus:
+    """Create the table of files where there is none, the index that keeps sweeps cheap, and the history.
+
+    Run it once, as a database user that may CREATE and INDEX. Creating the index on a large table takes a while and does
+    not stop its writers.
+    """
+    set_up_logs(settings.log_format, settings.log_level)
+    for line in init_db_operation.init_db(settings, dry_run=dry_run):
+        print(line)
+    return ExitStatus.DONE
+
+
+@app.command()
+def demo(
+    database: Annotated[str, typer.Option("--db", help="mariadb or mysql.")] = "mariadb",
+    files: Annotated[int, typer.Option("--files", min=20, help="About how many files.")] = 1200,
+    largest: Annotated[str, typer.Option("--largest", help="Size of the largest file.")] = "200M",
+) -> None:
+    """Play an observing session on private servers of this machine, archive it, prove it, clean up.
+
+    Touches nothing of this machine: MariaDB or MySQL, sshd and rsync are fetched into a cache folder where they are not
+    installed. Exit status 0 when every file is archived and proved.
+    """
+    raise typer.Exit(run_demo(database, files, largest))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """The entry point: an error is one line on standard error and its exit status."""
+    try:
+        status = app(standalone_mode=False)
+    except ArchiverError as error:
+        print(f"cdc-archiver: {error}", file=sys.stderr)
+        status = error.exit_status
+    except KeyboardInterrupt:
+        status = 130
+    except Exception as error:
+        # A wrong flag or argument, as the library that reads them says it.
+        if not hasattr(error, "format_message"):
+            raise
+        if words := error.format_message():
+            print(f"cdc-archiver: {words} (see --help)", file=sys.stderr)
+        status = ExitStatus.USAGE
+    sys.exit(int(status or 0))
+
+
+def _reconcile(settings: Settings, wait: float | None) -> ExitStatus:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("files", total=None, rate="")
+
+        def show(now: Reconciled) -> None:
+            bar.update(task, total=now.total, completed=now.done, rate=f"{now.size / 1e6:.1f} MB")
+
+        reconciliation = Reconciliation(settings, wait, show)
+        _on_signals(reconciliation.stop)
+        result = reconciliation.run()
+    print(_sentence(result))
+    for line in result.trouble:
+        print(f"cdc-archiver: {line}", file=sys.stderr)
+    return result.status
+
+
+def _sentence(result: Result) -> str:
+    left = result.left
+    who = "the running service archived" if result.watched else "archived"
+    return (
+        f"{who} {result.archived}; left: {left.pending} pending, {left.quarantined} quarantined, "
+        f"{left.refused} refused, {left.ignored} ignored"
+    )
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop())
+
+
+def _setting_parameters() -> list[inspect.Parameter]:
+    parameters = []
+    for name, field in Settings.model_fields.items():
+        if name in ("mysql_password", "sources"):
+            continue
+        variable = name.upper() if name.startswith("mysql_") else PREFIX + name.upper()
+        kind: Any = bool if field.annotation is bool else list[str] if name == "target" else str
+        help_text = field.description or ""
+        default = field.default
+        if default not in (None, "", (), False) and "Default" not in help_text:
+            help_text += f" Default: {default.value if isinstance(default, StrEnum) else default}."
+        parameters.append(_parameter(name, kind, help_text, variable))
+    return parameters
+
+
+def _parameter(name: str, kind: Any, help_text: str, variable: str) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag, help=f"{help_text} [{variable}]", show_default=False
+    )
+    annotation = Annotated[Optional[kind], option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

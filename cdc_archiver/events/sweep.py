@@ -1,0 +1,285 @@
+"""The reconciliation: what the table says is pending, handed to the same door as the stream's wake-ups.
+
+Either alone is correct; the stream makes it fast. A sweep reads ids by state, in pages, and only as many as there is room
+for: a million pending rows stay in the table, and are fetched as the queue empties.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import sqlalchemy as sa
+import structlog
+
+from cdc_archiver.database import server
+from cdc_archiver.database.engine import Database
+from cdc_archiver.database.files_table import Census, FilesTable, Pending
+from cdc_archiver.database.server import Position
+from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, StreamUnavailable
+from cdc_archiver.events.delivered import IntervalSet
+from cdc_archiver.model import Origin
+from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.settings import Settings, SourceSettings
+from cdc_archiver.threads import Part
+
+_PAGE: Final = 1000
+_SUSPECTS: Final = 10_000
+_SECOND_LOOK: Final = 1.5
+"""Seconds after an anchor when it is swept once more: a row committed just before it may have been invisible."""
+_TICK: Final = 1.0
+_LONGEST_PAUSE: Final = 30.0
+_CENSUS_EVERY: Final = 10.0
+"""Seconds between counts while a long backlog is fetched piece by piece: counting a million rows takes most of one."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Door(Protocol):
+    """Where ids are handed in: the dispatcher's. It says how much there is room for, and what it had to drop."""
+
+    def offer(self, ids: Iterable[int], origin: Origin, *, fresh: bool) -> set[int]: ...
+    def room(self, source: str) -> int: ...
+    def starve(self, source: str) -> None: ...
+    def was_dropped(self, id_: int) -> bool: ...
+    def forget_dropped(self) -> None: ...
+
+
+class StreamView(Protocol):
+    """What a sweep wants to know of the stream."""
+
+    @property
+    def position(self) -> Position | None: ...
+    @property
+    def anchor_max_id(self) -> int | None: ...
+    @property
+    def delivered(self) -> IntervalSet: ...
+    def passed(self, position: Position) -> bool: ...
+    def missed(self, ids: Iterable[int], position: Position) -> list[int]: ...
+
+
+class NoStream:
+    """For `run --reconcile`: nothing was or will be delivered."""
+
+    position: Position | None = None
+    anchor_max_id: int | None = None
+    delivered = IntervalSet()
+
+    def passed(self, position: Position) -> bool:
+        return False
+
+    def missed(self, ids: Iterable[int], position: Position) -> list[int]:
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspects:
+    """Pending rows that the stream should have told of, and may yet: they are judged when it is past ``position``."""
+
+    ids: tuple[int, ...]
+    position: Position
+
+
+class Sweeper(Part):
+    """Sweeps: at the start, when asked, and at the interval of the mode.
+
+    Args:
+        door: where the ids go.
+        stream: asked what it has delivered.
+        housekeeping: called after a count, with its connection.
+        on_database: told whether the database answers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        files: FilesTable,
+        door: Door,
+        stream: StreamView,
+        metrics: Metrics,
+        housekeeping: Callable[[sa.Connection], None] = lambda connection: None,
+        on_database: Callable[[bool, str], None] = lambda up, why: None,
+    ) -> None:
+        super().__init__("sweeper")
+        self._settings = settings
+        self._database = database
+        self._files = files
+        self._door = door
+        self._stream = stream
+        self._metrics = metrics
+        self._housekeeping = housekeeping
+        self._on_database = on_database
+        self._wanted = threading.Event()
+        self._second_look_at = float("inf")
+        self._fresh_above: int | None = None
+        self._cursors = dict.fromkeys((source.name for source in settings.sources), 0)
+        self._suspects: list[_Suspects] = []
+        self._delivered = IntervalSet()
+        self._census_at = float("-inf")
+        self.census: dict[str, Census] = {}
+        self.last_sweep: datetime | None = None
+        self.exhausted = threading.Event()
+        """Set when a sweep has offered every pending row there was."""
+
+    def request(self) -> None:
+        """Asks for a sweep now. Never waits."""
+        self._wanted.set()
+
+    def anchored(self) -> None:
+        """The stream has a new anchor: whatever was committed before it is for a sweep, at once and a little later."""
+        self._second_look_at = time.monotonic() + _SECOND_LOOK
+        self.request()
+
+    def interrupt(self) -> None:
+        self._wanted.set()
+
+    def work(self) -> None:
+        pause = 0.2
+        next_sweep = time.monotonic()
+        while not self.stopping.is_set():
+            now = time.monotonic()
+            due = min(next_sweep, self._second_look_at)
+            if now < due and not self._wanted.wait(min(_TICK, due - now)):
+                self._judge_suspects()
+                continue
+            self._wanted.clear()
+            if self.stopping.is_set():
+                return
+            if time.monotonic() >= self._second_look_at:
+                self._second_look_at = float("inf")
+            try:
+                self.sweep()
+            except (DatabaseUnavailable, Misconfigured) as error:
+                self._on_database(False, str(error))
+                next_sweep = time.monotonic() + pause
+                pause = min(_LONGEST_PAUSE, pause * 2)
+                continue
+            self._on_database(True, "")
+            pause = 0.2
+            streaming = self._stream.position is not None
+            next_sweep = time.monotonic() + (
+                self._settings.sweep_interval
+                if streaming
+                else min(self._settings.poll_interval, self._settings.sweep_interval)
+            )
+
+    def sweep(self) -> None:
+        """Offers what is pending, as far as there is room, and counts the rows by state.
+
+        Raises:
+            DatabaseUnavailable: it does not answer.
+            Misconfigured: it does, and a person must mend something.
+        """
+        began = time.monotonic()
+        complete = True
+        found: Counter[str] = Counter()
+        suspects: list[int] = []
+        self._delivered = self._stream.delivered
+        with self._database.connect() as connection:
+            top = self._files.max_id(connection)
+            fresh_above = top if self._fresh_above is None else self._fresh_above
+            for source in self._settings.sources:
+                # What came since the last sweep goes first. Then the older ones, on from where there was no more room.
+                newest = self._offer(connection, source, fresh_above, top, found, suspects, fresh=True)
+                start = self._cursors[source.name]
+                stopped_at = self._offer(connection, source, start, fresh_above, found, suspects, fresh=False)
+                self._cursors[source.name] = stopped_at or 0
+                complete &= newest is None and stopped_at is None
+            self._fresh_above = top
+            if suspects:
+                self._suspect(connection, suspects)
+            if complete or began - self._census_at > _CENSUS_EVERY:
+                self._take_census(connection)
+                self._census_at = began
+                self._housekeeping(connection)
+        for why, count in found.items():
+            self._metrics.sweep_found.labels(why).inc(count)
+        if found:
+            _log.info("sweep_found", **dict(found))
+        self._metrics.sweep_duration.observe(time.monotonic() - began)
+        self._metrics.last_sweep.set_to_current_time()
+        self.last_sweep = datetime.now(UTC)
+        if complete:
+            self._door.forget_dropped()
+            self.exhausted.set()
+        self._judge_suspects()
+
+    def _offer(
+        self,
+        connection: sa.Connection,
+        source: SourceSettings,
+        after: int,
+        until: int,
+        found: Counter[str],
+        suspects: list[int],
+        *,
+        fresh: bool,
+    ) -> int | None:
+        """Offers one source's pending rows in a range of ids.
+
+        Returns:
+            The last id that was offered where there was no room for more; None if all were.
+        """
+        while not self.stopping.is_set():
+            room = self._door.room(source.name)
+            if room == 0:
+                self._door.starve(source.name)
+                return after
+            page = self._files.pending(connection, source.target, after, until, min(room, _PAGE))
+            why = {pending.id: self._why(pending) for pending in page}
+            for id_ in self._door.offer(why, Origin.SWEEP, fresh=fresh):
+                if why[id_] == "":
+                    suspects.append(id_)
+                else:
+                    found[why[id_]] += 1
+            if len(page) < min(room, _PAGE):
+                return None
+            after = page[-1].id
+        return after
+
+    def _why(self, pending: Pending) -> str:
+        """Why a sweep finds this row; empty where only the stream's further way will tell."""
+        if self._door.was_dropped(pending.id):
+            return "overflow"
+        if pending.attempts:
+            return "retry"
+        anchor = self._stream.anchor_max_id
+        if anchor is None or pending.id <= anchor:
+            return "backlog"
+        return "requeued" if pending.id in self._delivered else ""
+
+    def _suspect(self, connection: sa.Connection, ids: Sequence[int]) -> None:
+        with contextlib.suppress(StreamUnavailable):
+            place = server.position(connection, server.identify(connection))
+            self._suspects.append(_Suspects(tuple(ids[:_SUSPECTS]), place))
+
+    def _judge_suspects(self) -> None:
+        """Those that the stream has told of by now were only fast; those that it has passed without a word were missed."""
+        if self._stream.position is None:
+            self._suspects.clear()  # the next anchor answers for them
+        passed = [group for group in self._suspects if self._stream.passed(group.position)]
+        self._suspects = [group for group in self._suspects if group not in passed]
+        for group in passed:
+            if missed := self._stream.missed(group.ids, group.position):
+                self._metrics.sweep_found.labels("stream_missed").inc(len(missed))
+                _log.error("stream_missed", files=len(missed), ids=missed[:20])
+
+    def _take_census(self, connection: sa.Connection) -> None:
+        now = datetime.now(UTC)
+        for source in self._settings.sources:
+            census = self._files.census(connection, source.target)
+            self.census[source.name] = census
+            self._metrics.pending.labels(source.name).set(census.pending)
+            self._metrics.quarantined.labels(source.name).set(census.quarantined)
+            self._metrics.refused.labels(source.name).set(census.refused)
+            self._metrics.ignored.labels(source.name).set(census.ignored)
+            oldest = census.oldest_pending
+            age = max(0.0, (now - oldest).total_seconds()) if oldest else 0.0
+            self._metrics.oldest_pending.labels(source.name).set(age)

@@ -1,0 +1,157 @@
+"""Whether data_dir can take files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cdc_archiver.errors import DestinationUnavailable
+from cdc_archiver.model import Reason
+from cdc_archiver.preflight.findings import Finding, failure, guarded, ok, warning
+from cdc_archiver.settings import Settings
+from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive, Staged
+
+_NOT_KEPT: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
+"""File systems that do not outlive what they belong to."""
+
+
+def destination_findings(settings: Settings, *, known: bool = False) -> list[Finding]:
+    """Whether data_dir can take files.
+
+    Args:
+        known: whether the history has files there, so that a missing marker means a missing disk.
+    """
+    return guarded("data_dir", lambda: _destination(settings, known))
+
+
+def _destination(settings: Settings, known: bool) -> Iterator[Finding]:
+    folder = settings.data_dir
+    if folder is None or not folder.is_absolute():
+        yield failure("data_dir", f"data_dir {folder or ''} is no absolute path", "--data-dir /data/…")
+        return
+    quoted = shlex.quote(str(folder))
+    if not folder.exists():
+        yield failure("data_dir", f"data_dir {folder} does not exist", f"mkdir -p {quoted}  # or mount it")
+        return
+    if not folder.is_dir():
+        yield failure("data_dir", f"data_dir {folder} is a file", "--data-dir FOLDER")
+        return
+    archive = Archive(folder, settings.modes, settings.min_free)
+    trouble = _try_to_archive(folder, settings)
+    if trouble is not None:
+        yield failure("data_dir", f"{folder} takes no files: {trouble.message}", _write_mend(folder, trouble))
+    else:
+        yield ok("data_dir", f"{folder} takes files, links and syncs")
+    yield _file_system(folder)
+    free, least = archive.free_bytes(), settings.min_free
+    if free < least:
+        yield failure(
+            "free space",
+            f"{_size(free)} free in {folder}, less than the {_size(least)} to keep free",
+            f"--min-free {max(free // 2**21, 0)}M  # or make room",
+        )
+    else:
+        yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")
+    yield _marker(folder, known)
+    if leftovers := _leftovers(folder / INCOMING):
+        yield ok("staging", leftovers)
+
+
+def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable | None:
+    """Places files in a folder of its own the way that an archived file is placed, by fsync and by syncfs."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".cdc_archiver-check-", dir=folder) as name:
+            trial = Path(name)
+            files = [Staged(trial / f"staged-{n}", trial / "placed" / str(n), b"") for n in range(18)]
+            for file in files:
+                file.staged.write_bytes(b"")
+            for part in (files[:1], files[1:]):
+                list(Archive(trial, settings.modes, 0).place(part))
+    except DestinationUnavailable as error:
+        return error
+    except OSError as error:
+        return DestinationUnavailable(Reason.DESTINATION_UNWRITABLE, f"{error}")
+    return None
+
+
+def _write_mend(folder: Path, trouble: DestinationUnavailable) -> str:
+    quoted = shlex.quote(str(folder))
+    if trouble.reason is Reason.NO_SPACE:
+        return f"du -xsh {quoted}/*  # and make room"
+    if getattr(trouble.__cause__, "filename2", None) is not None:  # os.link names two files
+        return "--data-dir FOLDER  # on a file system that has hard links: ext4, xfs, zfs, nfs"
+    if os.access(folder, os.W_OK | os.X_OK):
+        return trouble.hint or f"dmesg | tail  # the disk of {folder} may be failing"
+    if os.statvfs(folder).f_flag & os.ST_RDONLY:
+        return f"mount -o remount,rw {shlex.quote(_mount_of(folder)[0])}"
+    return f"chown {_account()} {quoted}"
+
+
+def _file_system(folder: Path) -> Finding:
+    mount, kind = _mount_of(folder)
+    if kind in _NOT_KEPT:
+        return warning(
+            "file system",
+            f"{folder} is on a {kind} ({mount}): what is archived there does not outlive {_NOT_KEPT[kind]}",
+            f"mount {shlex.quote(str(folder))}  # or another --data-dir; with Docker: -v /data/pysmurf:{folder}",
+        )
+    return ok("file system", f"{kind}, mounted at {mount}")
+
+
+def _mount_of(folder: Path) -> tuple[str, str]:
+    """Where the file system of a folder is mounted, and its type (proc(5), mountinfo)."""
+    real = os.path.realpath(folder)
+    best = ("/", "unknown")
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        before, _, after = line.partition(" - ")
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split()[4])
+        # Of mounts on one another the last one counts.
+        if len(point) >= len(best[0]) and (real == point or real.startswith(f"{point.rstrip('/')}/")):
+            best = (point, after.split()[0])
+    return best
+
+
+def _marker(folder: Path, known: bool) -> Finding:
+    marker = folder / MARKER
+    if marker.exists():
+        return ok("marker", f"{marker} says that the disk is mounted")
+    if known:
+        return failure(
+            "marker",
+            f"{marker} is not there, and files were archived in {folder} before: the disk is not mounted",
+            f"mount {shlex.quote(str(folder))}  # or, if this really is a new archive: touch {shlex.quote(str(marker))}",
+        )
+    return ok("marker", f"{marker} will be made at the first run")
+
+
+def _leftovers(staging: Path) -> str:
+    sizes = []
+    for parent, _, names in os.walk(staging):
+        for name in names:
+            with contextlib.suppress(OSError):
+                sizes.append(os.lstat(os.path.join(parent, name)).st_size)
+    if not sizes:
+        return ""
+    return f"{len(sizes)} files ({_size(sum(sizes))}) in {staging}: copies under way, or leftovers that the next run clears"
+
+
+def _account() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1024
+    return f"{number:.1f} TiB"

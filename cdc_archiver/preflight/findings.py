@@ -1,0 +1,115 @@
+"""What a question was answered with, all answers together, and how a person is shown them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from cdc_archiver.errors import ArchiverError, DestinationUnavailable, ExitStatus
+
+
+class Status(StrEnum):
+    """How a question was answered."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """It works, and less well than it could."""
+    FAILURE = "failure"
+    """Files are not archived like this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One answer.
+
+    Attributes:
+        subject: what was asked about.
+        text: a sentence for a person.
+        mend: the statement or command that mends it, where there is one, with a remark behind ``#`` or ``--``; empty only
+            where nothing has to be mended.
+        exit_status: what this failure makes of the whole; DONE for what is none.
+    """
+
+    subject: str
+    status: Status
+    text: str
+    mend: str = ""
+    exit_status: ExitStatus = ExitStatus.DONE
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All findings, in the order in which a person reads them."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_status(self) -> ExitStatus:
+        """What ``check`` ends with: configuration comes before reachability, since a person can do something about it."""
+        found = {finding.exit_status for finding in self.findings}
+        order = (ExitStatus.USAGE, ExitStatus.UNREACHABLE, ExitStatus.OWN_FAULT)
+        return next((status for status in order if status in found), ExitStatus.DONE)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "exit_status": int(self.exit_status),
+            "findings": [
+                {"subject": f.subject, "status": f.status.value, "text": f.text, "mend": f.mend} for f in self.findings
+            ],
+        }
+
+
+def print_report(report: Report, console: Console) -> None:
+    """One line for each finding, and one more for what mends it."""
+    styles = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILURE: "bold red"}
+    labels = {Status.OK: "ok", Status.WARNING: "warning", Status.FAILURE: "FAIL"}
+    width = max((len(finding.subject) for finding in report.findings), default=0)
+    for finding in report.findings:
+        line = Text(f"{labels[finding.status]:8}", styles[finding.status])
+        line.append(f"{finding.subject:{width}}  {finding.text}", "default")
+        console.print(line, soft_wrap=True)
+        if finding.mend:
+            console.print(Text(f"{'':8}{'':{width}}  mend: {finding.mend}"), soft_wrap=True)
+
+
+def guarded(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        findings.extend(check())
+    except ArchiverError as error:
+        findings.append(from_error(subject, error))
+    except Exception as error:
+        findings.append(broken(subject, error))
+    return findings
+
+
+def from_error(subject: str, error: ArchiverError) -> Finding:
+    status = ExitStatus.USAGE if isinstance(error, DestinationUnavailable) else error.exit_status
+    return failure(subject, error.message, error.hint, status)
+
+
+def broken(subject: str, error: Exception) -> Finding:
+    return failure(
+        subject,
+        f"this question could not be asked: {type(error).__name__}: {error}",
+        "a fault of cdc_archiver: report it",
+        ExitStatus.OWN_FAULT,
+    )
+
+
+def ok(subject: str, text: str) -> Finding:
+    return Finding(subject, Status.OK, text)
+
+
+def warning(subject: str, text: str, mend: str) -> Finding:
+    return Finding(subject, Status.WARNING, text, mend)
+
+
+def failure(subject: str, text: str, mend: str, exit_status: ExitStatus = ExitStatus.USAGE) -> Finding:
+    return Finding(subject, Status.FAILURE, text, mend, exit_status)

@@ -1,0 +1,180 @@
+"""Everything that runs while we hold our targets' lock: built, wired, started and stopped together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import sqlalchemy as sa
+import structlog
+
+from cdc_archiver.database.recorder import Recorder
+from cdc_archiver.dispatch.dispatcher import Dispatcher
+from cdc_archiver.dispatch.router import Router
+from cdc_archiver.dispatch.worker import Worker
+from cdc_archiver.errors import DestinationUnavailable
+from cdc_archiver.events.binlog import BinlogStream
+from cdc_archiver.events.sweep import NoStream, Sweeper
+from cdc_archiver.model import Lane, Origin
+from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.settings import Settings
+from cdc_archiver.site import Site
+from cdc_archiver.threads import Part
+from cdc_archiver.transfer.copier import Copier
+from cdc_archiver.transfer.staging import Archive
+
+_KILL_SECONDS: Final = 8.0
+"""After the drain: for rsyncs to be killed and what is known to be written back."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Shift:
+    """Everything that runs while we hold our targets' lock. Started once, stopped once.
+
+    Args:
+        stream: whether to follow the binary log; a reconciliation does not.
+        on_end: called by a part's thread when it ends.
+        on_database: told whether the database answers.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        site: Site,
+        archive: Archive,
+        metrics: Metrics,
+        on_end: Callable[[Part], None],
+        on_database: Callable[[bool, str], None],
+        *,
+        stream: bool,
+    ) -> None:
+        self._settings = settings
+        self._site = site
+        self._archive = archive
+        self._metrics = metrics
+        self._cancel = threading.Event()
+        self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
+        self._copier = Copier(settings, archive, site.files.path_width, self._cancel)
+        self._recorder = Recorder(
+            site.database, site.files, site.history, self.dispatcher, _KILL_SECONDS / 2, on_database
+        )
+        self.stream: BinlogStream | None = None
+        self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
+        if stream:
+            self.stream = BinlogStream(site.database, site.files.name, self, metrics, server_id=settings.server_id)
+        self.sweeper = Sweeper(
+            settings,
+            site.database,
+            site.files,
+            self.dispatcher,
+            self.stream or NoStream(),
+            metrics,
+            self._housekeeping,
+            on_database,
+        )
+        self._router = Router(site.database, site.files, self.dispatcher, on_database)
+        self._workers = [
+            Worker(source, lane, number, self.dispatcher, self._copier, self._recorder, metrics)
+            for source in settings.sources
+            for lane, count in ((Lane.SMALL, source.workers), (Lane.BULK, source.bulk_workers))
+            for number in range(count)
+        ]
+        self._readers: list[Part] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
+        for part in self._parts:
+            part.on_end = on_end
+
+    @property
+    def _parts(self) -> list[Part]:
+        return [self._recorder, *self._workers, *self._readers]
+
+    @property
+    def alive(self) -> bool:
+        """Whether all its threads run."""
+        return all(part.alive for part in self._parts)
+
+    def start(self) -> None:
+        """Starts the threads."""
+        try:
+            self._archive.prepare(known=self._site.known)
+            self._archive.clear_staging()
+        except DestinationUnavailable as trouble:
+            self.dispatcher.destination_failed(trouble.reason, str(trouble))
+        for part in self._parts:
+            part.start()
+        self._metrics.set_mode("polling")
+
+    def stop(self, drain: float) -> None:
+        """Reads nothing more, lets copies finish, kills what is left, writes back what is known.
+
+        Args:
+            drain: seconds that copies may take.
+        """
+        for part in self._readers:
+            part.stop()
+        self.dispatcher.close()
+        for worker in self._workers:
+            worker.stop()
+        if not _join(self._workers, drain):
+            _log.warning("killing_copies", after_seconds=drain)
+        self._cancel.set()
+        _join(self._workers, _KILL_SECONDS)
+        self._recorder.stop()
+        self._recorder.join(_KILL_SECONDS)
+        self._copier.close()
+        _join(self._readers, 1.0)
+
+    def cancel(self) -> None:
+        """Copies and writes nothing more: another may hold our targets by now. Returns at once; :meth:`stop` comes next."""
+        self._recorder.discard()
+        self.dispatcher.close()
+        self._cancel.set()
+
+    # What the stream tells, in its own thread: none of it waits.
+
+    def on_ids(self, ids: Sequence[int], committed_at: float | None) -> None:
+        self.dispatcher.offer(ids, Origin.STREAM, fresh=True)
+
+    def on_anchor(self) -> None:
+        self.why_no_stream = ""
+        self._metrics.set_mode("stream")
+        self.sweeper.anchored()
+        _log.info("streaming", position=str(self.stream.position if self.stream else ""))
+
+    def on_gap(self, why: str) -> None:
+        _log.warning("stream_gap", detail=why)
+        self.sweeper.anchored()
+
+    def on_lost(self, reason: str) -> None:
+        self.why_no_stream = f"the stream ended ({reason}) and is being opened again"
+        self._metrics.set_mode("polling")
+        self.dispatcher.forget_echoes()
+        self.sweeper.request()
+        _log.warning("stream_lost", reason=reason)
+
+    def on_unavailable(self, why: str) -> None:
+        self.why_no_stream = why
+        self._metrics.set_mode("polling")
+        self.sweeper.request()
+        _log.warning("polling", detail=why, sweep_seconds=self._settings.poll_interval)
+
+    def _want_sweep(self) -> None:
+        self.sweeper.request()
+
+    def _housekeeping(self, connection: sa.Connection) -> None:
+        if self._site.history is not None:
+            self._site.history.prune(connection)
+        try:
+            self._metrics.destination_free.set(self._archive.free_bytes())
+            self._archive.require_ready()
+        except DestinationUnavailable as trouble:
+            self.dispatcher.destination_failed(trouble.reason, str(trouble))
+
+
+def _join(parts: Sequence[Part], seconds: float) -> bool:
+    """Waits for all of them together; returns whether all have ended."""
+    deadline = time.monotonic() + seconds
+    ended = [part.join(max(0.0, deadline - time.monotonic())) for part in parts]  # each gets its turn
+    return all(ended)

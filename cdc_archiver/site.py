@@ -1,0 +1,60 @@
+"""What is found out about the database before anything starts: the table, the history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from cdc_archiver.database import history, schema
+from cdc_archiver.database.engine import Database
+from cdc_archiver.database.files_table import FilesTable
+from cdc_archiver.database.history import History
+from cdc_archiver.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What is found out about the database before anything starts.
+
+    Attributes:
+        history: None where there is no side table, ``no_history`` says why.
+        known: whether the history has archived files below data_dir.
+    """
+
+    database: Database
+    files: FilesTable
+    history: History | None
+    no_history: str
+    known: bool
+
+
+def explore(settings: Settings) -> Site:
+    """Finds the table and makes the history ready.
+
+    Raises:
+        DatabaseUnavailable: it does not answer.
+        Misconfigured: there is no such table, or not as it has to be.
+    """
+    database = Database(settings)
+    with database.connect() as connection:
+        name = schema.resolve_table(connection, database.name, settings.table)
+        schema.require_columns(connection, database.name, name)
+        files = FilesTable(name, schema.path_width(connection, database.name, name), settings.max_attempts)
+        files.pending(connection, settings.sources[0].target, 0, 0, 1)  # may we read it?
+        for older in schema.older_versions(connection, database.name, name):
+            waiting = FilesTable(older, 0, settings.max_attempts)
+            targets = [target for source in settings.sources for target in source.target]
+            if count := waiting.census(connection, targets).pending:
+                _log.warning("older_table_has_pending_files", table=older, files=count, archiving_from=name)
+        no_history = history.open_history(connection)
+        known = False
+        side_table = None
+        if no_history:
+            _log.warning("no_history", detail=no_history, hint=f"GRANT … ON {database.name}.{history.NAME}")
+        else:
+            side_table = History(name, settings.history_retention)
+            known = side_table.knows_archived(connection, f"{settings.data_dir}/")
+    return Site(database, files, side_table, no_history, known)

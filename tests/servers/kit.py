@@ -1,0 +1,184 @@
+"""What the tests of stream, server facts and lock share: a database of their own, a wire that can be frozen, a patient wait."""
+
+import contextlib
+import itertools
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+import sqlalchemy as sa
+
+from cdc_archiver.database.engine import Database
+from cdc_archiver.sandbox import DatabaseServer
+from cdc_archiver.settings import load
+
+PASSWORD = "correct-horse-7"
+_T = TypeVar("_T")
+_numbers = itertools.count(1)
+
+TABLE = "pysmurf_files"
+CREATE_TABLE = f"""
+CREATE TABLE {TABLE} (
+    id INT AUTO_INCREMENT PRIMARY KEY, path VARCHAR(260) NOT NULL, action VARCHAR(32), timestamp TIMESTAMP NULL,
+    action_timestamp INT, format VARCHAR(32), plot TINYINT(1), site VARCHAR(32), pub_id VARCHAR(32), script_id VARCHAR(32),
+    instance_id VARCHAR(32), copied TINYINT(1), failed_copy_attempts INT, md5sum BINARY(16) NOT NULL,
+    pysmurf_version VARCHAR(64), socs_version VARCHAR(64)
+) ENGINE = InnoDB
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """A database with a files table, and an account with what the archiver needs."""
+
+    server: DatabaseServer
+    name: str
+    user: str
+
+    def sql(self, *statements: str) -> list[tuple[Any, ...]]:
+        """Runs them as root in one session; the rows of the last."""
+        rows: list[tuple[Any, ...]] = []
+        with contextlib.closing(self.server.connect(database=self.name)) as connection:
+            for statement in statements:
+                with connection.cursor() as cursor:
+                    cursor.execute(statement)
+                    rows = list(cursor.fetchall())
+        return rows
+
+    def insert(self, *paths: str, md5: str = "0x00112233445566778899AABBCCDDEEFF", before: str = "DO 0") -> list[int]:
+        """Inserts a row each, in one statement; their ids."""
+        rows = ", ".join(f"('{path}', {md5})" for path in paths or ("/data/a.dat",))
+        statement = f"INSERT INTO {TABLE} (path, md5sum) VALUES {rows}"
+        first = int(self.sql(before, statement, "SELECT LAST_INSERT_ID()")[0][0])
+        return list(range(first, first + max(1, len(paths))))
+
+    def database(self, *, port: int | None = None, password: str = PASSWORD, user: str = "") -> Database:
+        """The archiver's way to it, over another port where there is a relay."""
+        flags = {
+            "mysql_host": "127.0.0.1",
+            "mysql_port": port or self.server.port,
+            "mysql_database": self.name,
+            "mysql_user": user or self.user,
+            "mysql_password": password,
+        }
+        return Database(load(flags=flags, environment={}))
+
+    @contextlib.contextmanager
+    def connection(self, user: str = "") -> Iterator[sa.Connection]:
+        """A connection of the archiver's, or another's."""
+        database = self.database(user=user)
+        try:
+            with database.connect() as connection:
+                yield connection
+        finally:
+            database.close()
+
+    @contextlib.contextmanager
+    def globally(self, variable: str, value: str) -> Iterator[None]:
+        """Sets a global variable for a while."""
+        before = self.sql(f"SELECT @@GLOBAL.{variable}")[0][0]
+        self.sql(f"SET GLOBAL {variable} = {value}")
+        try:
+            yield
+        finally:
+            self.sql(f"SET GLOBAL {variable} = {before!r}")
+
+
+@contextlib.contextmanager
+def new_world(server: DatabaseServer) -> Iterator[World]:
+    """A world on this server, taken away at the end."""
+    number = next(_numbers)
+    world = World(server, f"files_{number}", f"archiver_{number}")
+    server.execute(f"CREATE DATABASE {world.name}")
+    server.execute(CREATE_TABLE, database=world.name)
+    server.create_archiver_user(world.user, PASSWORD, world.name)
+    try:
+        yield world
+    finally:
+        if server.running:
+            server.execute(f"DROP DATABASE {world.name}")
+            server.execute(f"DROP USER IF EXISTS '{world.user}'@'%'")
+
+
+def eventually(question: Callable[[], _T], what: str, within: float = 15.0) -> _T:
+    """Asks until the answer is true; fails after some seconds."""
+    deadline = time.monotonic() + within
+    while not (answer := question()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.01)
+    return answer
+
+
+class Relay:
+    """A wire to a port: it carries bytes both ways until it is frozen, and then keeps its connections open and silent.
+
+    That is what a link looks like whose other end lost its power.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._frozen = threading.Event()
+        self._ended = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self._sockets: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+
+    @property
+    def port(self) -> int:
+        """Where to connect."""
+        return int(self._listener.getsockname()[1])
+
+    def freeze(self) -> None:
+        """From now on nothing passes; new connections are accepted and hear nothing."""
+        self._frozen.set()
+
+    def thaw(self) -> None:
+        """New connections pass again; those that were open when it froze stay silent for ever."""
+        self._stale = list(self._sockets)
+        self._frozen.clear()
+
+    def __enter__(self) -> Self:
+        self._stale: list[socket.socket] = []
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for sock in (self._listener, *self._sockets):
+            sock.close()
+
+    def _carry(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            while not self._ended.is_set():
+                for key, _ in selector.select(0.02):
+                    if key.fileobj is self._listener:
+                        near = self._listener.accept()[0]
+                        self._sockets.append(near)
+                        if not self._frozen.is_set():
+                            far = socket.create_connection(("127.0.0.1", self._target))
+                            self._sockets.append(far)
+                            selector.register(near, selectors.EVENT_READ, far)
+                            selector.register(far, selectors.EVENT_READ, near)
+                    elif self._frozen.is_set() or key.fileobj in self._stale:
+                        selector.unregister(key.fileobj)
+                    else:
+                        self._pass(selector, key)
+
+    def _pass(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
+        assert isinstance(key.fileobj, socket.socket)
+        try:
+            data = key.fileobj.recv(65536)
+            if data:
+                key.data.sendall(data)
+                return
+            key.data.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+        selector.unregister(key.fileobj)
