@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Final, Optional, get_args
+from collections.abc import Callable
+from typing import Annotated, Final, Optional
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cdc_archiver import __version__
 from cdc_archiver.archiver import Archiver
-from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
+from cdc_archiver.errors import ArchiverError, ExitStatus
+from cdc_archiver.flags import with_settings
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.operations import init_db as init_db_operation
 from cdc_archiver.preflight import print_report, run_checks
 from cdc_archiver.reconciliation import Progress as Reconciled
 from cdc_archiver.reconciliation import Reconciliation, Result
-from cdc_archiver.sandbox.demo import run_demo
-from cdc_archiver.settings import PREFIX, Settings, SourceOptions, load
+from cdc_archiver.settings import Settings
 
 _RUN_EXAMPLES: Final = """
 Archive files as they are registered, until SIGTERM.
@@ -49,24 +46,6 @@ app = typer.Typer(
 )
 
 
-def with_settings(command: Callable[..., ExitStatus]) -> Callable[..., None]:
-    """A command that takes each setting as a flag, and gets them all as its first argument, a :class:`Settings`."""
-    own = [parameter for name, parameter in inspect.signature(command, eval_str=True).parameters.items()][1:]
-
-    def run(**arguments: Any) -> None:
-        more = {parameter.name: arguments.pop(parameter.name) for parameter in own}
-        config = arguments.pop("config")
-        flags = {name: value or None if isinstance(value, list) else value for name, value in arguments.items()}
-        raise typer.Exit(command(load(flags, Path(config) if config else None), **more))
-
-    run.__name__ = command.__name__
-    run.__doc__ = command.__doc__
-    parameters = [*own, _parameter("config", str, "TOML file with settings.", f"{PREFIX}CONFIG"), *_setting_parameters()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
-
-
 @app.command(help=_RUN_EXAMPLES)
 @with_settings
 def run(
@@ -74,7 +53,11 @@ def run(
     reconcile: Annotated[bool, typer.Option("--reconcile", help="Sweep once, copy what was missed, exit.")] = False,
     wait: Annotated[
         Optional[float],  # noqa: UP045 - typer reads it at run time
-        typer.Option("--wait", help="With --reconcile: seconds to watch a service that is at work. Default: no limit."),
+        typer.Option(
+            "--wait",
+            metavar="SECONDS",
+            help="With --reconcile: seconds to watch a service that is at work. Default: no limit.",
+        ),
     ] = None,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, settings.log_level)
@@ -132,6 +115,8 @@ def demo(
     Touches nothing of this machine: MariaDB or MySQL, sshd and rsync are fetched into a cache folder where they are not
     installed. Exit status 0 when every file is archived and proved.
     """
+    from cdc_archiver.sandbox.demo import run_demo  # private servers are no part of a service
+
     raise typer.Exit(run_demo(database, files, largest))
 
 
@@ -154,7 +139,10 @@ def main() -> None:
         # A wrong flag or argument, as the library that reads them says it.
         if not hasattr(error, "format_message"):
             raise
-        if words := error.format_message():
+        words = error.format_message()
+        if words.startswith("Usage:"):
+            print(words)
+        elif words:
             print(f"cdc-archiver: {words} (see --help)", file=sys.stderr)
         status = ExitStatus.USAGE
     sys.exit(int(status or 0))
@@ -190,27 +178,3 @@ def _sentence(result: Result) -> str:
 def _on_signals(stop: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop())
-
-
-def _setting_parameters() -> list[inspect.Parameter]:
-    parameters = []
-    for name, field in Settings.model_fields.items():
-        if name in ("mysql_password", "sources"):
-            continue
-        variable = name.upper() if name.startswith("mysql_") else PREFIX + name.upper()
-        kind: Any = bool if field.annotation is bool else list[str] if name == "target" else str
-        help_text = field.description or ""
-        default = field.default
-        if default not in (None, "", (), False) and "Default" not in help_text:
-            help_text += f" Default: {default.value if isinstance(default, StrEnum) else default}."
-        parameters.append(_parameter(name, kind, help_text, variable))
-    return parameters
-
-
-def _parameter(name: str, kind: Any, help_text: str, variable: str) -> inspect.Parameter:
-    flag = f"--{name.replace('_', '-')}"
-    option = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if kind is bool else flag, help=f"{help_text} [{variable}]", show_default=False
-    )
-    annotation = Annotated[Optional[kind], option]  # type: ignore[valid-type]
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -11,7 +11,7 @@ from typing import Final
 import structlog
 
 from cdc_archiver.database.files_table import Census
-from cdc_archiver.database.lock import CHECK_INTERVAL, TargetLocks
+from cdc_archiver.database.lock import TargetLocks
 from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings
@@ -128,7 +128,7 @@ class Reconciliation:
             checked = time.monotonic()
             while not self._stopping.is_set() and not self._is_done(shift):
                 self._say(max(pending, self._done()))
-                if time.monotonic() - checked > CHECK_INTERVAL:
+                if time.monotonic() - checked > locks.timing.check_interval:
                     checked = time.monotonic()
                     locks.check()
                 self._stopping.wait(_TICK)

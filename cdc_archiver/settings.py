@@ -184,12 +184,11 @@ class SourceSettings(SourceOptions):
             raise ValueError(f"{value!r}: a source's name has letters, digits, '.', '_' and '-', 64 at most")
         return value
 
-    @field_validator("target")
-    @classmethod
-    def _some_target(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not value:
-            raise ValueError("no target: say which instance_id's files are archived (--target)")
-        return value
+    @model_validator(mode="after")
+    def _some_target(self) -> Self:
+        if not self.target:
+            raise ValueError(f"source {self.name} has no target: say which instance_id's files are archived")
+        return self
 
     @property
     def is_local(self) -> bool:
@@ -377,7 +376,7 @@ def load(
     try:
         return Loaded(**{name: value for name, value in (flags or {}).items() if value is not None})
     except ValidationError as error:
-        raise Misconfigured(_first_error(error, config)) from None
+        raise Misconfigured(_first_error(error)) from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -390,7 +389,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
     known = {*Settings.model_fields}
     for key in values:
         _require_known(key, known, f"{path}: key")
-    for entry in values.get("sources", ()):
+    listed = values.get("sources", ())
+    for entry in listed if isinstance(listed, list) else ():
         for key in entry if isinstance(entry, dict) else ():
             _require_known(key, {*SourceSettings.model_fields}, f"{path}: [[sources]] key")
     return values
@@ -410,13 +410,12 @@ def _require_known(name: str, known: set[str], what: str) -> None:
     raise Misconfigured(f"{what} {name!r} is no setting", f"did you mean {near[0]!r}?" if near else "")
 
 
-def _first_error(error: ValidationError, config: Path | None) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    more = error.error_count() - 1
-    suffix = f" (and {more} more)" if more else ""
-    return f"setting {where}: {message}{suffix}" if where else f"settings: {message}{suffix}"
+def _first_error(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    where = ".".join(str(part) for part in found[0]["loc"])
+    messages = list(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found))
+    more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
+    return f"setting {where}: {messages[0]}{more}" if where else f"settings: {messages[0]}{more}"
 
 
 def _parse_modes(text: str) -> FileModes:

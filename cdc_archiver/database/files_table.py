@@ -114,11 +114,14 @@ class FilesTable:
         """Counts the rows of these targets that are not archived."""
         table = self._table
         attempts = self._attempts()
+        states = (
+            attempts < self.max_attempts,
+            sa.and_(attempts >= self.max_attempts, attempts < REFUSED_FROM),
+            sa.and_(attempts >= REFUSED_FROM, attempts < IGNORED_FROM),
+            attempts >= IGNORED_FROM,
+        )
         counts = sa.select(
-            sa.func.sum(attempts < self.max_attempts),
-            sa.func.sum(sa.and_(attempts >= self.max_attempts, attempts < REFUSED_FROM)),
-            sa.func.sum(sa.and_(attempts >= REFUSED_FROM, attempts < IGNORED_FROM)),
-            sa.func.sum(attempts >= IGNORED_FROM),
+            *(sa.func.count(sa.case((state, 1))) for state in states),
             sa.func.min(sa.case((attempts < self.max_attempts, table.c.id))),
         )
         totals = [0, 0, 0, 0]
@@ -126,7 +129,7 @@ class FilesTable:
         for target in targets:
             for copied in (table.c.copied == 0, table.c.copied.is_(None)):
                 *numbers, first = connection.execute(counts.where(copied, table.c.instance_id == target)).one()
-                totals = [total + int(number or 0) for total, number in zip(totals, numbers, strict=True)]
+                totals = [total + number for total, number in zip(totals, numbers, strict=True)]
                 lowest = min((value for value in (lowest, first) if value is not None), default=None)
         oldest = None
         if lowest is not None:

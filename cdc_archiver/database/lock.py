@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pymysql
-import structlog
 from pymysql.connections import Connection
 
 from cdc_archiver.database.engine import Database, in_our_words
 from cdc_archiver.errors import ArchiverError, LockLost
 from cdc_archiver.threads import Part
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

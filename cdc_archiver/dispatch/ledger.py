@@ -14,6 +14,7 @@ from typing import Final
 from cdc_archiver.model import Origin
 
 _ECHO_SECONDS: Final = 60.0
+_ECHOES_MOST: Final = 20_000
 _WAITING_MOST: Final = 50_000
 
 
@@ -173,7 +174,9 @@ class Ledger:
     def expect_echoes(self, ids: Iterable[int], now: float) -> None:
         """We are about to write these rows, and the stream will tell us so: that is no news."""
         for id_ in ids:
-            self._echoes[id_] = (self._echoes.get(id_, (0, 0.0))[0] + 1, now + _ECHO_SECONDS)
+            self._echoes[id_] = (self._echoes.pop(id_, (0, 0.0))[0] + 1, now + _ECHO_SECONDS)
+            if len(self._echoes) > _ECHOES_MOST:  # without a stream none comes: the oldest is forgotten
+                del self._echoes[next(iter(self._echoes))]
 
     def cancel_echoes(self, ids: Iterable[int]) -> None:
         """These rows were not written after all."""
@@ -182,9 +185,14 @@ class Ledger:
             if count > 1:
                 self._echoes[id_] = (count - 1, until)
 
-    def forget_echoes(self, before: float = float("inf")) -> None:
-        """Expects nothing more from writes whose echo was due before this time: all, after the stream was cut."""
-        self._echoes = {id_: echo for id_, echo in self._echoes.items() if echo[1] >= before}
+    def forget_echoes(self) -> None:
+        """The stream was cut: no echo comes any more."""
+        self._echoes.clear()
+
+    @property
+    def expected_echoes(self) -> int:
+        """How many rows' echoes are expected."""
+        return len(self._echoes)
 
     def _is_echo(self, id_: int, now: float) -> bool:
         echo = self._echoes.get(id_)

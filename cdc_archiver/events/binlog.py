@@ -122,7 +122,6 @@ class BinlogStream(Part):
         self._progress = Progress()
         self._anchored = False
         self._told = ""
-        self._gap_told = ""
         self._line = Line()
         self._engine = sa.create_engine(
             "mysql+pymysql://", creator=self._dial, isolation_level="AUTOCOMMIT", poolclass=NullPool
@@ -215,7 +214,8 @@ class BinlogStream(Part):
         return self._retry.next()
 
     def _lose(self, reason: str, detail: str) -> None:
-        _log.warning("stream lost", reason=reason, detail=detail)
+        # The listener says the word; only here is known what the server or the socket said.
+        _log.info("stream_ended", reason=reason, detail=detail)
         self._metrics.stream_reconnects.labels(reason).inc()
         self._told = ""
         self._listener.on_lost(reason)
@@ -224,7 +224,6 @@ class BinlogStream(Part):
         if why != self._told:
             self._told = why
             self._ask_again.reset()
-            _log.warning("no stream", why=why)
             self._listener.on_unavailable(why)
 
     def _stream(self) -> None:
@@ -250,7 +249,6 @@ class BinlogStream(Part):
         self._told = ""
         self._progress.begin(start)
         self._metrics.stream_connected.set(1)
-        _log.info("stream open", server=str(server), position=str(start))
         self._listener.on_anchor()
         self._follow(reader, server, key)
 
@@ -287,9 +285,6 @@ class BinlogStream(Part):
 
     def _report_gap(self, why: str) -> None:
         self._metrics.stream_events.labels("unreadable").inc()
-        # Compressed transactions make a gap each; one line tells of all.
-        (_log.debug if why == self._gap_told else _log.warning)("gap in the stream", why=why)
-        self._gap_told = why
         self._listener.on_gap(why)
 
     def _set_lag(self, mark: Mark) -> None:
@@ -313,7 +308,7 @@ class BinlogStream(Part):
                     self._require_position(connection, server)
             except DatabaseUnavailable as error:
                 # The stream knows best whether the server is gone.
-                _log.debug("a look beside the stream failed", detail=str(error))
+                _log.debug("stream_look_failed", detail=str(error))
             yield time.monotonic() + (self._pace.look if settled else self._pace.settle)
 
     def _require_way(self, connection: sa.Connection, server: Server) -> None:

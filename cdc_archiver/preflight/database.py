@@ -310,13 +310,14 @@ def _server_id(database: Database, settings: Settings, server: Server) -> Iterat
             yield ok("server_id", f"{mine}; whether another replica has it, this user may not see")
             return
     if any(int(replica[0]) == mine for replica in replicas):
-        yield warning(
+        # Our own stream does not register itself, so this is somebody else.
+        yield failure(
             "server_id",
-            f"a replica with server_id {mine} is connected; only if that is this archiver's own service all is well",
+            f"another replica has server_id {mine}: the server throws out one for the other",
             "leave --server-id out: a random one is taken then",
         )
     else:
-        yield ok("server_id", f"{mine}, which no other replica has")
+        yield ok("server_id", f"{mine}, which no replica that registered has")
 
 
 def knows_archived(database: Database, settings: Settings) -> bool:

@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shlex
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,10 +38,17 @@ def _destination(settings: Settings, known: bool) -> Iterator[Finding]:
         yield failure("data_dir", f"data_dir {folder or ''} is no absolute path", "--data-dir /data/…")
         return
     quoted = shlex.quote(str(folder))
-    if not folder.exists():
+    try:
+        mode = os.stat(folder).st_mode
+    except FileNotFoundError:
         yield failure("data_dir", f"data_dir {folder} does not exist", f"mkdir -p {quoted}  # or mount it")
         return
-    if not folder.is_dir():
+    except OSError as error:
+        yield failure(
+            "data_dir", f"data_dir {folder}: {error.strerror}", f"namei -l {quoted}  # {_account()} has to get there"
+        )
+        return
+    if not stat.S_ISDIR(mode):
         yield failure("data_dir", f"data_dir {folder} is a file", "--data-dir FOLDER")
         return
     archive = Archive(folder, settings.modes, settings.min_free)
@@ -73,7 +81,7 @@ def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable 
             for file in files:
                 file.staged.write_bytes(b"")
             for part in (files[:1], files[1:]):
-                list(Archive(trial, settings.modes, 0).place(part))
+                Archive(trial, settings.modes, 0).place(part)
     except DestinationUnavailable as error:
         return error
     except OSError as error:
@@ -87,7 +95,7 @@ def _write_mend(folder: Path, trouble: DestinationUnavailable) -> str:
         return f"du -xsh {quoted}/*  # and make room"
     if getattr(trouble.__cause__, "filename2", None) is not None:  # os.link names two files
         return "--data-dir FOLDER  # on a file system that has hard links: ext4, xfs, zfs, nfs"
-    if os.access(folder, os.W_OK | os.X_OK):
+    if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return trouble.hint or f"dmesg | tail  # the disk of {folder} may be failing"
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
         return f"mount -o remount,rw {shlex.quote(_mount_of(folder)[0])}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
@@ -74,6 +73,9 @@ _UNREACHABLE: Final = {
     Reason.HOST_KEY,
     Reason.SOURCE_NOT_MOUNTED,
 }
+_SAY_RESTRICTED: Final = (
+    'restricted_key = true  # the key has command="rrsync …" there: the folder named in it is the root of all'
+)
 _TRIAL_LIMIT: Final = 3.0 * CONNECT_TIMEOUT
 _PROTOCOL: Final = re.compile(r"Protocol versions: remote=(\d+)")
 _PROTOCOL_OF_3_4: Final = 32
@@ -100,16 +102,11 @@ def _remote(source: SourceSettings) -> Iterator[Finding]:
     if trouble is not None:
         missing = trouble.reason is Reason.SOURCE_NOT_MOUNTED
         text = f"the source root {source.source_root} is not there: {trouble.words}" if missing else trouble.words
-        mend = _root_mend(source) if missing else trouble.hint
-        if missing and _is_restricted(source):
-            mend = 'restricted_key = true  # the key is restricted with command="rrsync …" there, below whose folder all is'
-        unreachable = trouble.reason in _UNREACHABLE
-        yield failure(
-            subject,
-            text,
-            mend or "is the host up, and is the network between?",
-            ExitStatus.UNREACHABLE if unreachable else ExitStatus.USAGE,
-        )
+        mend = _root_mend(source) if missing else trouble.hint or "is the host up, and is the network between?"
+        if "rrsync" in trial.stderr and not source.restricted_key:
+            mend = _SAY_RESTRICTED
+        status = ExitStatus.UNREACHABLE if trouble.reason in _UNREACHABLE else ExitStatus.USAGE
+        yield failure(subject, text, mend, status)
         return
     yield ok(subject, f"{there.login} lets us in, and rsync runs there")
     if trial.returncode != 0:
@@ -146,7 +143,7 @@ def _second_look(subject: str, source: SourceSettings, trial: str) -> Iterator[F
         yield warning(
             subject,
             f"why a file fails will be known from rsync's words alone; what paramiko sees, it cannot tell: {unknown}",
-            "let the account open SFTP; otherwise nothing has to be done",
+            _SAY_RESTRICTED if "rrsync" in unknown else "let the account open SFTP; otherwise nothing has to be done",
         )
 
 
@@ -173,12 +170,6 @@ def _root_mend(source: SourceSettings) -> str:
     return f"mount {shlex.quote(source.source_root)}{where}"
 
 
-def _is_restricted(source: SourceSettings) -> bool:
-    with contextlib.suppress(ArchiverError):
-        return "rrsync" in Probe(source).look().unknown
-    return False
-
-
 def _list_root(source: SourceSettings) -> subprocess.CompletedProcess[str]:
     """Lists the source root and nothing in it, by the way that files will come."""
     root = "/" if source.restricted_key else f"{source.source_root.rstrip('/')}/"
@@ -186,19 +177,18 @@ def _list_root(source: SourceSettings) -> subprocess.CompletedProcess[str]:
         *("rsync", "--list-only", "--dirs", "--exclude=*", "--debug=proto", f"--timeout={CONNECT_TIMEOUT}"),
         *("-e", remote_shell(source), "--", f"{rsync_host(source)}:{root}"),
     ]
-    try:
-        process = subprocess.Popen(
-            dies_with_parent(command),
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise Misconfigured("there is no rsync on this machine", "apt-get install rsync") from error
+    if shutil.which("rsync") is None:
+        raise Misconfigured("there is no rsync on this machine", "apt-get install rsync")
+    process = subprocess.Popen(
+        dies_with_parent(command),
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
     with process:
         try:
             stdout, stderr = process.communicate(timeout=_TRIAL_LIMIT)

@@ -76,7 +76,7 @@ class Copier:
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_may_pass_soon),
             stop=tenacity.stop_after_attempt(_TRIES) | tenacity.stop_before_delay(_PATIENCE),
-            wait=tenacity.wait_exponential_jitter(initial=0.2, max=2.0),
+            wait=tenacity.wait_exponential(multiplier=0.2, max=2.0) + tenacity.wait_random(0.0, 0.2),
             sleep=self._pause,
             reraise=True,
         )
@@ -164,7 +164,7 @@ class _Work:
         )
         staging = self._archive.staging_folder(self._source.name, self._worker)
         # What an earlier try left there would look like what this one brings.
-        self._archive.clear_staging(staging)
+        self.clear()
         command = rsync_command(self._source, staging, self._settings.modes, limits, control_path)
         entries = list(self.wanted)
         run = RsyncRun(command, entries, staging, limits, self._cancel)
@@ -189,7 +189,7 @@ class _Work:
 
     def clear(self) -> None:
         """Leaves staging empty, but for parts of large files."""
-        self._archive.clear_staging(self._archive.staging_folder(self._source.name, self._worker))
+        self._archive.clear_staging(self._source.name, self._worker)
 
     def _plan(self, record: FileRecord) -> None:
         if len(record.md5sum) != 16:

@@ -169,13 +169,16 @@ class Archive:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
-    def clear_staging(self, folder: Path | None = None) -> None:
+    def clear_staging(self, *worker: str) -> None:
         """Removes what a batch, or a service that died, left in staging; parts of files are kept for a day.
 
         Args:
-            folder: of a worker; None for all.
+            worker: the source's and the worker's name; none for all.
+
+        Raises:
+            DestinationUnavailable: it cannot be removed.
         """
-        _prune(self.incoming if folder is None else folder, time.time() - _PARTIAL_KEPT)
+        _prune(self.incoming.joinpath(*worker), time.time() - _PARTIAL_KEPT)
 
     def find(self, final: Path, md5: bytes) -> Placed | None:
         """The first file along ``name``, ``name.1``, ``name.2`` … that has this md5, made durable; None if none has.
@@ -332,27 +335,30 @@ def _with_descriptor(path: Path, flags: int, act: Callable[[int], None]) -> None
         os.close(descriptor)
 
 
-def _prune(folder: Path, before: float) -> bool:
+def _prune(folder: os.PathLike[str], before: float) -> bool:
     """Removes everything below but young parts of files; returns whether the folder is empty now."""
     empty = True
-    try:
-        entries = list(os.scandir(folder))
-    except FileNotFoundError:
-        return True
     with _as_destination_trouble():
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                if entry.name == PARTIAL and any(part.stat().st_mtime >= before for part in os.scandir(entry.path)):
-                    empty = False
-                elif entry.name == PARTIAL:
-                    shutil.rmtree(entry.path)
-                elif _prune(Path(entry.path), before):
-                    os.rmdir(entry.path)
-                else:
-                    empty = False
-            else:
+        for entry in _entries(folder):
+            if not entry.is_dir(follow_symlinks=False):
                 os.unlink(entry.path)
+            elif entry.name == PARTIAL and any(part.stat().st_mtime >= before for part in _entries(entry)):
+                empty = False
+            elif entry.name == PARTIAL:
+                shutil.rmtree(entry.path)
+            elif _prune(entry, before):
+                os.rmdir(entry.path)
+            else:
+                empty = False
     return empty
+
+
+def _entries(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
 
 
 @contextmanager

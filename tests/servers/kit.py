@@ -41,13 +41,7 @@ class World:
 
     def sql(self, *statements: str) -> list[tuple[Any, ...]]:
         """Runs them as root in one session; the rows of the last."""
-        rows: list[tuple[Any, ...]] = []
-        with contextlib.closing(self.server.connect(database=self.name)) as connection:
-            for statement in statements:
-                with connection.cursor() as cursor:
-                    cursor.execute(statement)
-                    rows = list(cursor.fetchall())
-        return rows
+        return as_root(self.server, *statements, database=self.name)
 
     def insert(self, *paths: str, md5: str = "0x00112233445566778899AABBCCDDEEFF", before: str = "DO 0") -> list[int]:
         """Inserts a row each, in one statement; their ids."""
@@ -88,20 +82,38 @@ class World:
             self.sql(f"SET GLOBAL {variable} = {before!r}")
 
 
+def as_root(server: DatabaseServer, *statements: str, database: str | None = None) -> list[tuple[Any, ...]]:
+    """Runs them in one session; the rows of the last."""
+    rows: list[tuple[Any, ...]] = []
+    # Without TLS, whose context takes PyMySQL longer to make than most statements take.
+    with contextlib.closing(server.connect(database=database, ssl_disabled=True)) as connection:
+        for statement in statements:
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                rows = list(cursor.fetchall())
+    return rows
+
+
 @contextlib.contextmanager
 def new_world(server: DatabaseServer) -> Iterator[World]:
     """A world on this server, taken away at the end."""
     number = next(_numbers)
     world = World(server, f"files_{number}", f"archiver_{number}")
-    server.execute(f"CREATE DATABASE {world.name}")
-    server.execute(CREATE_TABLE, database=world.name)
-    server.create_archiver_user(world.user, PASSWORD, world.name)
+    account = f"'{world.user}'@'%'"
+    as_root(
+        server,
+        f"CREATE DATABASE {world.name}",
+        f"USE {world.name}",
+        CREATE_TABLE,
+        f"CREATE USER {account} IDENTIFIED BY '{PASSWORD}'",
+        f"GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {account}",
+        f"GRANT SELECT, UPDATE ON {world.name}.* TO {account}",
+    )
     try:
         yield world
     finally:
         if server.running:
-            server.execute(f"DROP DATABASE {world.name}")
-            server.execute(f"DROP USER IF EXISTS '{world.user}'@'%'")
+            as_root(server, f"DROP DATABASE {world.name}", f"DROP USER IF EXISTS {account}")
 
 
 def eventually(question: Callable[[], _T], what: str, within: float = 15.0) -> _T:
@@ -126,6 +138,7 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self._sockets: list[socket.socket] = []
+        self._stale: list[socket.socket] = []
         self._thread = threading.Thread(target=self._carry, daemon=True)
 
     @property
@@ -143,7 +156,6 @@ class Relay:
         self._frozen.clear()
 
     def __enter__(self) -> Self:
-        self._stale: list[socket.socket] = []
         self._thread.start()
         return self
 

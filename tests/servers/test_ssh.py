@@ -22,7 +22,7 @@ from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import ssh
 from cdc_archiver.transfer.probe import CannotTell, FileState, Look, Probe
 from cdc_archiver.transfer.ssh import ControlMaster
-from cdc_archiver.transfer.ssh_words import SshFailure, classify_ssh_failure
+from cdc_archiver.transfer.ssh_words import Peer, SshFailure, classify_ssh_failure
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,8 @@ def failure(source: SourceSettings, folder: Path) -> SshFailure:
     """What an rsync's end says of ssh."""
     done = fetch(source, folder)
     found = classify_ssh_failure(done.stderr, ssh.peer(source))
-    assert done.returncode == 255, done
+    # 255 is ssh's. Where rsync sees the end of the pipe before the end of ssh, it says 12 instead.
+    assert done.returncode in (12, 255), done
     assert found is not None, done.stderr
     return found
 
@@ -301,13 +302,15 @@ def test_the_persons_own_configuration_counts_where_nothing_was_set(
         f"Host readout\n  HostName {ssh_server.host}\n  Port {ssh_server.port}\n  User {ssh_server.user}\n"
         f"  IdentityFile {ssh_server.key}\n  RequestTTY force\n  RemoteCommand cat\n  LogLevel QUIET\n"
     )
-    mine = SourceSettings(
-        name="readout",
-        host="readout",
-        target=("monitor",),
-        known_hosts=ssh_server.known_hosts,
-        ssh_config=configuration,
-        source_root=str(root),
+    mine = SourceSettings.model_validate(
+        {
+            "name": "readout",
+            "host": "readout",
+            "target": ("monitor",),
+            "known_hosts": ssh_server.known_hosts,
+            "ssh_config": configuration,
+            "source_root": str(root),
+        }
     )
 
     assert fetch(mine, tmp_path / "copy").returncode == 0
@@ -473,7 +476,7 @@ def test_a_uid_without_an_account() -> None:
         text=True,
     )
 
-    found = classify_ssh_failure(done.stderr, ssh.Peer("127.0.0.1", None, "", "/k", ""))
+    found = classify_ssh_failure(done.stderr, Peer("127.0.0.1", None, "", "/k", ""))
     assert found is not None
     assert (found.reason, found.words) == (Reason.LOGIN_REFUSED, "No user exists for uid 54321")
 
@@ -508,8 +511,8 @@ def test_each_file_that_did_not_arrive_is_diagnosed(source: Source, root: Path, 
         f"{root}/none": FileState.MISSING,
         f"{root}/file/below": FileState.MISSING,
         f"{root}/with\0nul": FileState.MISSING,
-        f"{root}/latin-\udce9": FileState.OK,
-        f"{root}/latin-\udcea": FileState.MISSING,
+        str(root / os.fsdecode(b"latin-\xe9")): FileState.OK,
+        str(root / os.fsdecode(b"latin-\xea")): FileState.MISSING,
     }
 
     assert Probe(mine).diagnose(list(expected)) == expected

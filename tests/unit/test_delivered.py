@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def test_below_the_limit_it_is_a_set(values: list[int]) -> None:
 def test_ranges_are_sorted_and_neither_overlap_nor_touch(values: list[int]) -> None:
     ranges = holding(values).ranges
     assert all(first <= last for first, last in ranges)
-    assert all(before[1] + 1 < after[0] for before, after in zip(ranges, ranges[1:], strict=False))
+    assert all(before[1] + 1 < after[0] for before, after in itertools.pairwise(ranges))
     assert {n for first, last in ranges for n in range(first, last + 1)} == set(values)
 
 

@@ -1,0 +1,79 @@
+"""The settings as flags of a command: each once, from :mod:`cdc_archiver.settings`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from pydantic.fields import FieldInfo
+
+from cdc_archiver.errors import ExitStatus
+from cdc_archiver.settings import PREFIX, Bytes, Seconds, Settings, load
+
+
+def with_settings(command: Callable[..., ExitStatus]) -> Callable[..., None]:
+    """A command that takes each setting as a flag, and gets them all as its first argument, a :class:`Settings`."""
+    own = [parameter for name, parameter in inspect.signature(command, eval_str=True).parameters.items()][1:]
+
+    def run(**arguments: Any) -> None:
+        more = {parameter.name: arguments.pop(parameter.name) for parameter in own}
+        config = arguments.pop("config")
+        flags = {name: value or None if isinstance(value, list) else value for name, value in arguments.items()}
+        raise typer.Exit(command(load(flags, Path(config) if config else None), **more))
+
+    run.__name__ = command.__name__
+    run.__doc__ = command.__doc__
+    parameters = [
+        *own,
+        _parameter("config", str, "TOML file with settings.", f"{PREFIX}CONFIG", "FILE"),
+        *_setting_parameters(),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _setting_parameters() -> list[inspect.Parameter]:
+    parameters = []
+    for name, field in Settings.model_fields.items():
+        if name in ("mysql_password", "sources"):
+            continue
+        variable = name.upper() if name.startswith("mysql_") else PREFIX + name.upper()
+        kind: Any = bool if field.annotation is bool else list[str] if name == "target" else str
+        help_text = field.description or ""
+        default = field.default
+        if default not in (None, "", (), False) and "Default" not in help_text:
+            help_text += f" Default: {default.value if isinstance(default, StrEnum) else default}."
+        parameters.append(_parameter(name, kind, help_text, variable, _metavar(name, field)))
+    return parameters
+
+
+def _metavar(name: str, field: FieldInfo) -> str:
+    """What stands for the value in a help text. Values are read, and complained of, by the settings themselves."""
+    if isinstance(field.annotation, type) and issubclass(field.annotation, StrEnum):
+        return "|".join(field.annotation)
+    if any(meta in field.metadata for meta in get_args(Seconds)):
+        return "TIME"
+    if any(meta in field.metadata for meta in get_args(Bytes)):
+        return "SIZE"
+    if Path in (field.annotation, *get_args(field.annotation)):
+        return "PATH"
+    return {"target": "NAME", "host": "[USER@]HOST"}.get(
+        name, "NUMBER" if int in (field.annotation, *get_args(field.annotation)) else "TEXT"
+    )
+
+
+def _parameter(name: str, kind: Any, help_text: str, variable: str, metavar: str) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=f"{help_text} [{variable}]",
+        show_default=False,
+        metavar=None if kind is bool else metavar,
+    )
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -1,0 +1,143 @@
+"""The demo: an observing session on private servers, archived by the real service, proved file by file, cleared away."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import shutil
+import signal
+import sys
+import tempfile
+from types import FrameType
+from typing import Any, Final, Self
+
+import pymysql
+import sqlalchemy as sa
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.filesize import decimal
+
+from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
+from cdc_archiver.sandbox.database import Kind
+from cdc_archiver.sandbox.errors import SandboxError
+from cdc_archiver.sandbox.harness import Sandbox
+from cdc_archiver.sandbox.observing import SMALLEST, Session, plan
+from cdc_archiver.sandbox.packages import cache_folder
+from cdc_archiver.sandbox.playing import Play
+from cdc_archiver.sandbox.proof import Check
+from cdc_archiver.sandbox.telling import Teller
+from cdc_archiver.settings import Bytes
+
+_KINDS: Final[dict[str, Kind]] = {"mariadb": "mariadb", "mysql": "mysql"}
+_SERVERS_BYTES: Final = 400 * 10**6
+"""What the database's own files take (MySQL's: 250 MB), and room to spare."""
+
+
+def run_demo(database: str, files: int, largest: str) -> ExitStatus:
+    """Plays it, says what came of it, and clears everything away, however it ends.
+
+    Args:
+        database: ``mariadb`` or ``mysql``.
+        files: how many, 20 at the least.
+        largest: size of the largest, as settings take sizes: ``200M``.
+
+    Returns:
+        DONE if every file is archived and proved, else OWN_FAULT.
+
+    Raises:
+        Misconfigured: an argument makes no sense, or there is not enough room.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where there is no tick, a question mark
+    if database not in _KINDS:
+        raise Misconfigured(f"there is no demo on {database!r}", "--db mariadb, or --db mysql")
+    session = plan(max(20, files), _size(largest))
+    _require_room(session)
+    teller = Teller(Console(highlight=False))
+    checks: list[Check] = []
+    trouble = ""
+    sandbox: Sandbox | None = None
+    try:
+        with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
+            teller.say(f"starting {database} and sshd (fetched into {cache_folder()} where they are not installed)")
+            sandbox = stack.enter_context(Sandbox(_KINDS[database]))
+            stack.callback(interrupts.ignore)  # called first: nothing cuts the clearing away short
+            for check in Play(sandbox, session, teller).run():
+                teller.check(check)
+                checks.append(check)
+    except KeyboardInterrupt:
+        trouble = "interrupted"
+    except (SandboxError, ArchiverError, sa.exc.SQLAlchemyError, pymysql.err.MySQLError, OSError) as error:
+        trouble = str(error) or repr(error)
+    if sandbox is not None:
+        checks.append(_prove_cleared(sandbox))
+        teller.check(checks[-1])
+    return _conclude(teller, checks, trouble)
+
+
+def _conclude(teller: Teller, checks: list[Check], trouble: str) -> ExitStatus:
+    wrong = [check for check in checks if not check.right]
+    if not wrong and not trouble:
+        teller.verdict(f"all is right, after {teller.seconds:.0f} s", right=True)
+        return ExitStatus.DONE
+    teller.verdict(f"NOT RIGHT, after {teller.seconds:.0f} s:", right=False)
+    if trouble:
+        teller.fault(trouble)
+    for check in wrong:
+        teller.check(check)
+    return ExitStatus.OWN_FAULT
+
+
+def _prove_cleared(sandbox: Sandbox) -> Check:
+    left = [f"{server.log.stem} still runs" for server in (sandbox.database, sandbox.ssh) if server.running]
+    if sandbox.folder.exists():
+        left.append(f"{sandbox.folder} is still there")
+    return Check("the private servers are stopped, and all that they and the demo wrote is removed", tuple(left))
+
+
+def _size(text: str) -> int:
+    try:
+        size: int = TypeAdapter(Bytes).validate_python(text)
+    except ValidationError:
+        size = 0
+    if size < SMALLEST:
+        raise Misconfigured(f"--largest {text!r} is no size of {SMALLEST} bytes or more", "--largest 200M")
+    return size
+
+
+def _require_room(session: Session) -> None:
+    place = tempfile.gettempdir()
+    needed = 2 * sum(file.size for file in session.files) + _SERVERS_BYTES
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise Misconfigured(
+            f"the demo needs {decimal(needed)} in {place}, which has {decimal(free)} left",
+            "TMPDIR=/some/other/folder, or smaller: --largest 20M --files 200",
+        )
+
+
+class _Interrupts:
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, once: the clearing away that follows is not cut short."""
+
+    def __init__(self) -> None:
+        self._ignored = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def ignore(self) -> None:
+        """From now on they do nothing."""
+        self._ignored = True
+
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._ignored:
+            self._ignored = True
+            raise KeyboardInterrupt

@@ -1,0 +1,209 @@
+"""The real service as a process of its own, started as a site starts it: `run` with flags and environment."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from cdc_archiver.sandbox.errors import SandboxError
+from cdc_archiver.sandbox.process import ChildProcess
+from cdc_archiver.settings import PREFIX
+
+_POLL: Final = 0.05
+_KEPT: Final = f"{PREFIX}CACHE"
+"""The one variable with a prefix of ours that is no setting of the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The metrics at one moment."""
+
+    samples: tuple[tuple[str, Mapping[str, str], float], ...]
+
+    def total(self, name: str, **labels: str) -> float:
+        """The sum of the series that have these labels.
+
+        Args:
+            name: as exposed, without the prefix: ``copies_total``.
+        """
+        return sum(
+            value
+            for sample, has, value in self.samples
+            if sample == f"cdc_archiver_{name}" and labels.items() <= has.items()
+        )
+
+    def by(self, label: str, name: str) -> dict[str, int]:
+        """The sums by one label's values."""
+        values = [has[label] for sample, has, _ in self.samples if sample == f"cdc_archiver_{name}"]
+        return {value: round(self.total(name, **{label: value})) for value in values}
+
+
+class Service:
+    """`cdc-archiver run` as a child process.
+
+    Args:
+        flags: of the command line, behind `run`.
+        environment: its variables; see :func:`clean`.
+        folder: for its logs.
+    """
+
+    def __init__(self, flags: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        self._command = (sys.executable, "-m", "cdc_archiver", "run", *flags)
+        self._environment = dict(environment)
+        self._folder = folder
+        self._process = ChildProcess("the service", self._command, folder / "service.log", self._environment)
+        self._port: int | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its process is there."""
+        return self._process.running
+
+    @property
+    def port(self) -> int:
+        """Where its HTTP server listens on 127.0.0.1, as its log says.
+
+        Raises:
+            SandboxError: it has not said so yet.
+        """
+        if self._port is None:
+            for line in self._lines():
+                if line.get("event") == "listening":
+                    self._port = int(str(line["address"]).rpartition(":")[2])
+                    return self._port
+            raise SandboxError("the service does not listen yet")
+        return self._port
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Starts it and waits until it follows the binary log.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            SandboxError: it ended, or does not stream in time.
+        """
+        self._process.start()
+        deadline = time.monotonic() + timeout
+        while not (state := self._state()).startswith("200 streaming"):
+            if self._process.wait(_POLL):
+                raise SandboxError(f"the service ended at its start with status {self._process.returncode}")
+            if time.monotonic() > deadline:
+                raise SandboxError(f"after {timeout:.0f} s the service does not stream; /readyz says: {state}")
+
+    def require_running(self) -> None:
+        """Asks whether it lives.
+
+        Raises:
+            SandboxError: it does not.
+        """
+        if not self.running:
+            raise SandboxError(f"the service ended with status {self._process.returncode} in the middle of its work")
+
+    def metrics(self) -> Reading:
+        """What /metrics says now.
+
+        Raises:
+            SandboxError: it does not answer.
+        """
+        status, text = self._get("/metrics")
+        if status != 200:
+            raise SandboxError(f"the service's /metrics answered {status}")
+        families = text_string_to_metric_families(text)
+        return Reading(
+            tuple((sample.name, sample.labels, sample.value) for family in families for sample in family.samples)
+        )
+
+    def stop(self, timeout: float) -> tuple[int | None, float]:
+        """Asks it to end (SIGTERM); kills it after `timeout` seconds.
+
+        Returns:
+            Its exit status, and the seconds that it took.
+        """
+        began = time.monotonic()
+        self._process.stop(timeout)
+        return self._process.returncode, time.monotonic() - began
+
+    def kill(self) -> None:
+        """Ends it and all that it started, at once."""
+        self._process.kill()
+
+    def reconcile(self, timeout: float) -> tuple[int | None, str]:
+        """Runs it with `--reconcile`, to its end.
+
+        Returns:
+            Its exit status, None where it was killed after `timeout` seconds; the last line that it wrote.
+        """
+        process = ChildProcess(
+            "run --reconcile", (*self._command, "--reconcile"), self._folder / "reconcile.log", self._environment
+        )
+        process.start()
+        try:
+            ended = process.wait(timeout)
+        finally:
+            process.kill()
+        return process.returncode if ended else None, process.log_tail(1)
+
+    def last_words(self, lines: int = 12) -> str:
+        """The end of its log."""
+        return self._process.log_tail(lines)
+
+    def _state(self) -> str:
+        try:
+            status, text = self._get("/readyz")
+        except SandboxError as error:
+            return str(error)
+        return f"{status} {text.strip()}"
+
+    def _get(self, path: str) -> tuple[int, str]:
+        # No urllib: a machine's http_proxy is not for loopback.
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10.0)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except (OSError, http.client.HTTPException) as error:
+            raise SandboxError(f"the service's {path} does not answer: {error}") from error
+        finally:
+            connection.close()
+
+    def _lines(self) -> list[dict[str, Any]]:
+        lines = []
+        for text in self._process.log_tail(100).splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue  # what is not of its log: a library's word, a line not yet complete
+            if isinstance(line, dict):
+                lines.append(line)
+        return lines
+
+
+def clean(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the settings of an archiver that this machine may have."""
+    return {
+        name: value for name, value in environment.items() if name == _KEPT or not name.startswith((PREFIX, "MYSQL_"))
+    }
+
+
+def site_environment(**settings: object) -> dict[str, str]:
+    """Settings as environment variables.
+
+    Args:
+        settings: by name: ``mysql_host``, ``ssh_port``.
+    """
+    return {
+        name.upper() if name.startswith("mysql_") else PREFIX + name.upper(): os.fspath(value)
+        if isinstance(value, os.PathLike)
+        else str(value)
+        for name, value in settings.items()
+    }

@@ -1,0 +1,190 @@
+"""Much at once: huge files beside small ones, fresh ones beside a backlog, more rows than there is room for, several sources."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stage import TABLE, TARGET, Stage, eventually, new_stage
+
+from cdc_archiver.dispatch import dispatcher
+from cdc_archiver.sandbox import MariaDb, SshServer
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+def test_one_huge_file_does_not_hold_up_small_ones(stage: Stage) -> None:
+    # Given a link on which the huge file takes minutes,
+    huge = stage.file("huge.npy", size=30_000_000)
+    with stage.service(small_limit="1M", bwlimit="256", drain_timeout=0) as service:
+        # when it is registered together with small ones, before and behind it,
+        ids = stage.register(*stage.files(5, prefix="before"), huge, *stage.files(5, prefix="behind"))
+        small = [id_ for index, id_ in enumerate(ids) if index != 5]
+        # then these are archived, and so are the ones that come later,
+        stage.wait_archived(*small)
+        stage.wait_archived(*stage.register(*stage.files(5, prefix="later")))
+        # while it is still on its way.
+        assert stage.row(ids[5]).copied == 0
+        eventually(lambda: service.metric("in_flight") == 1, "the huge file is on its way")
+
+
+def test_a_huge_file_is_archived_too(stage: Stage) -> None:
+    huge = stage.file("huge.npy", size=5_000_000)
+    with stage.service(small_limit="1M") as service:
+        stage.wait_archived(*stage.register(huge))
+        assert stage.place(huge).read_bytes() == huge.content
+        assert service.metric("copies_total") == service.metric("copies_total", result="archived") == 1
+        assert stage.row(1).attempts == 0
+
+
+def test_outcomes_are_recorded_as_files_arrive_and_not_when_the_batch_ends(stage: Stage) -> None:
+    # Given a backlog that one rsync takes as a whole, on a link that needs a minute for it,
+    ids = stage.register(*stage.files(40, size=200_000))
+    with stage.service(workers=1, bwlimit="128", drain_timeout=0) as service:
+        # when the first of it have arrived,
+        done = eventually(lambda: stage.count("copied = 1"), "the first are recorded")
+        # then the table says so of these, and not of the others, which the same rsync still brings.
+        assert done < len(ids)
+        assert service.metric("batch_files_count") == 1
+        assert service.metric("batch_files_sum") == len(ids)
+        later = eventually(lambda: stage.count("copied = 1") > done and stage.count("copied = 1"), "and the next ones")
+        assert later < len(ids)
+        assert service.metric("batch_files_count") == 1
+    # A file that was on its way at the end is nobody's loss.
+    assert stage.count("failed_copy_attempts > 0") == 0
+    assert len(stage.archived_files()) == stage.count("copied = 1")
+
+
+def test_fresh_files_go_before_the_backlog(stage: Stage) -> None:
+    # Given a service that is busy with a backlog,
+    backlog = stage.register(*stage.files(400, size=20_000))
+    with stage.service(workers=1, batch_files=10, bwlimit="2048", drain_timeout=0):
+        eventually(lambda: stage.count("copied = 1"), "the backlog is under way")
+        # when a file is registered,
+        (fresh,) = stage.register(stage.file("fresh.npy"))
+        # then it does not wait for the backlog's end.
+        found = f"SELECT copied, (SELECT COUNT(*) FROM {TABLE} WHERE copied = 0) FROM {TABLE} WHERE id = {fresh}"
+        copied, waiting = eventually(lambda: (rows := stage.sql(found)[0])[0] and rows, "the fresh file is archived")
+        assert copied == 1
+        assert waiting > len(backlog) // 4
+
+
+def test_a_full_queue_drops_ids_and_the_sweep_brings_them_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a service whose queues hold next to nothing,
+    for name, value in {"INBOX_MOST": 20, "QUEUE_MOST": 10, "BACKLOG_MOST": 8, "REFILL_BELOW": 4}.items():
+        monkeypatch.setattr(dispatcher, name, value)
+    with stage.service() as service:
+        service.wait_settled()
+        # when far more is registered at once,
+        ids = stage.register(*stage.files(300))
+        # then no file is lost,
+        waiting = 0.0
+        while stage.count("copied = 1") < len(ids):
+            assert service.archiver.status().state == "streaming"
+            waiting = max(waiting, service.archiver.metrics.total("queue_depth"))
+            time.sleep(0.01)
+        # although most of the ids were,
+        assert service.metric("stream_events_total", outcome="dropped") > 100
+        assert service.metric("sweep_found_total", why="overflow") > 100
+        assert 0 < waiting <= 10
+        # and nobody says that the stream had missed them.
+        assert service.metric("sweep_found_total", why="stream_missed") == 0
+        assert len(stage.archived_files()) == 300
+
+
+def test_memory_stays_flat_with_many_pending_rows(stage: Stage) -> None:
+    # Given a source that is down, and more rows than the queues hold,
+    file = stage.file("same.npy")
+    names = ", ".join(f"`{name}`" for name in stage.values(file))
+    stage.register(*[file] * 625)
+    for _ in range(4):
+        stage.sql(f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM {TABLE}")
+    stage.ssh.stop()
+    with stage.program(until="no source") as service:
+        eventually(lambda: service.metric("pending_files") == 10_000, "10,000 rows are known to wait")
+        eventually(lambda: service.metric("queue_depth") >= 4_000, "the queue is filled")
+        before = _resident(service.pid)
+        # when eight times as many come,
+        for _ in range(3):
+            stage.sql(f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM {TABLE}")
+        eventually(lambda: service.metric("stream_events_total") >= 70_000, "the stream has told of them")
+        eventually(lambda: service.metric("pending_files") == 80_000, "80,000 rows are known to wait")
+        # then they wait in the table, and not in memory.
+        assert service.metric("queue_depth") <= 5_000
+        assert _resident(service.pid) - before < 40_000_000
+        assert stage.count("failed_copy_attempts > 0") == 0
+
+
+def test_without_a_host_files_are_copied_locally(stage: Stage) -> None:
+    file = stage.file("local.npy")
+    stage.ssh.stop()
+    with stage.service(host="") as service:
+        stage.wait_archived(*stage.register(file))
+        assert stage.place(file).read_bytes() == file.content
+        assert file.path.exists()
+        assert service.metric("copies_total", source="local", result="archived") == 1
+
+
+def test_several_sources_with_several_targets_from_a_file(stage: Stage) -> None:
+    # Given two readout servers with two monitors each, of which one is this machine,
+    config = stage.folder / "cdc_archiver.toml"
+    config.write_text(
+        f"""
+        data_dir = "{stage.data_dir}"
+        http_port = 0
+        min_free = "0"
+
+        [[sources]]
+        name = "far"
+        host = "{stage.ssh.user}@{stage.ssh.host}"
+        target = ["far-1", "far-2"]
+        ssh_port = {stage.ssh.port}
+        ssh_key = "{stage.ssh.key}"
+        known_hosts = "{stage.ssh.known_hosts}"
+        ssh_config = "/dev/null"
+
+        [[sources]]
+        name = "near"
+        target = ["near-1", "near-2"]
+        """
+    )
+    targets = ("far-1", "far-2", "near-1", "near-2", "somebody-elses")
+    with stage.program(config=config, **dict.fromkeys(stage.options())) as service:
+        # when each monitor registers a file, and so does another archiver's,
+        files = [stage.file(f"{target}.npy") for target in targets]
+        ids = [stage.register(file, instance_id=target)[0] for file, target in zip(files, targets, strict=True)]
+        # then each comes from its source, and the foreign one stays.
+        stage.wait_archived(*ids[:4])
+        assert [entry["source"] for id_ in ids[:4] for entry in stage.history(id_)] == ["far", "far", "near", "near"]
+        assert service.metric("copies_total", source="far", result="archived") == 2
+        assert service.metric("copies_total", source="near", result="archived") == 2
+        assert stage.row(ids[4]).copied == 0
+        # One being down holds up nobody else.
+        stage.ssh.stop()
+        far, near = (stage.file(f"{name}-later.npy") for name in ("far", "near"))
+        (waits,) = stage.register(far, instance_id="far-1")
+        stage.wait_archived(*stage.register(near, instance_id="near-2"))
+        eventually(lambda: service.metric("source_up", source="far") == 0, "the other source is known to be down")
+        assert service.metric("source_up", source="near") == 1
+        assert (stage.row(waits).copied, stage.row(waits).attempts) == (0, 0)
+        assert service.get("/readyz")[0] == 200
+
+
+def test_a_target_registers_by_the_spelling_that_the_database_takes_for_the_same(stage: Stage) -> None:
+    # The polling agent asked `instance_id IN (…)`, which most collations answer whatever the case.
+    with stage.service():
+        stage.wait_archived(*stage.register(stage.file("loud.npy"), instance_id=TARGET.upper()))
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096
+
+

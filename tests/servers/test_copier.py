@@ -1,0 +1,381 @@
+"""A batch through the real rsync and the real sshd: a verdict for each file, and nobody pays for another's fault."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit import eventually
+from records import record
+
+from cdc_archiver.model import Archived, Batch, Charged, Deferred, FileRecord, Lane, Outcome, Oversize, Reason, Refused
+from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
+from cdc_archiver.settings import SourceSettings, load
+from cdc_archiver.transfer.copier import Copier
+from cdc_archiver.transfer.staging import MARKER, Archive
+
+
+@dataclass
+class Stage:
+    """A source's folder, an archive, and a copier between them."""
+
+    source: Path
+    data: Path
+    flags: dict[str, Any]
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.source.mkdir()
+        self.data.mkdir()
+        self.settings = load({"target": ("m",), "data_dir": self.data, "min_free": 0, **self.flags}, environment={})
+        self.archive = Archive(self.data, self.settings.modes, 0)
+        self.archive.prepare(known=False)
+        self.copier = Copier(self.settings, self.archive, 260, self.cancel)
+        self._ids = 0
+
+    def file(self, name: str, content: bytes | None = None, **changes: Any) -> FileRecord:
+        """A file on the source and its record."""
+        content = name.encode() if content is None else content
+        path = self.source / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return self.row(name, **{"md5sum": hashlib.md5(content).digest(), **changes})
+
+    def row(self, name: str, **changes: Any) -> FileRecord:
+        """A record alone."""
+        self._ids += 1
+        return record(**{"id": self._ids, "path": str(self.source / name), **changes})
+
+    def copy(self, *records: FileRecord, lane: Lane = Lane.SMALL) -> dict[int, Outcome]:
+        (source,) = self.settings.sources
+        batch = Batch(source.name, lane, f"{lane}-0", records)
+        outcomes = list(self.copier.archive(source, batch))
+        assert sorted(outcome.record.id for outcome in outcomes) == sorted(each.id for each in records)
+        return {outcome.record.id: outcome for outcome in outcomes}
+
+    def staged(self) -> list[Path]:
+        return [path for path in self.archive.incoming.rglob("*") if path.is_file()]
+
+
+def archived(outcome: Outcome, content: bytes, *, adopted: bool = False) -> Path:
+    """The archived path, after a look at what lies there."""
+    assert isinstance(outcome, Archived), outcome
+    assert Path(outcome.path).read_bytes() == content
+    assert (outcome.size, outcome.adopted) == (len(content), adopted)
+    return Path(outcome.path)
+
+
+def reason(outcome: Outcome) -> Reason:
+    assert isinstance(outcome, Charged | Refused | Deferred), outcome
+    return outcome.reason
+
+
+@pytest.fixture(params=["ssh", "local"])
+def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[Stage]:
+    flags = ssh_flags(ssh_server) if request.param == "ssh" else {}
+    yield from staged(Stage(tmp_path / "source", tmp_path / "data", flags))
+
+
+@pytest.fixture
+def over_ssh(tmp_path: Path, ssh_server: SshServer) -> Iterator[Stage]:
+    yield from staged(Stage(tmp_path / "source", tmp_path / "data", ssh_flags(ssh_server)))
+
+
+def staged(stage: Stage) -> Iterator[Stage]:
+    yield stage
+    stage.copier.close()
+
+
+def copying(stage: Stage, source: SourceSettings, big: FileRecord) -> tuple[list[Outcome], threading.Thread]:
+    """A copy of a large file under way, some bytes of it there; what comes of it, and its thread."""
+    outcomes: list[Outcome] = []
+    batch = Batch(source.name, Lane.BULK, "bulk-0", (big,))
+    thread = threading.Thread(target=lambda: outcomes.extend(stage.copier.archive(source, batch)))
+    thread.start()
+    eventually(lambda: any(stage.archive.incoming.rglob(".big.npy.*")), "bytes arrive")
+    return outcomes, thread
+
+
+def ssh_flags(server: SshServer) -> dict[str, Any]:
+    return {
+        "host": server.host,
+        "user": server.user,
+        "ssh_port": server.port,
+        "ssh_key": server.key,
+        "known_hosts": server.known_hosts,
+    }
+
+
+NAMES = [
+    "with space.npy",
+    "new\nline.npy",
+    "quote'\".npy",
+    "pipe|.npy",
+    "#hash.npy",
+    ";semicolon.npy",
+    "-dash.npy",
+    "star*?[x].npy",
+    "back\\#012slash.npy",
+    "é.npy",
+    b"latin1-\xe9.npy".decode("utf-8", "surrogateescape"),
+    "~tilde.npy",
+    "$HOME.npy",
+    "a:b.npy",
+    "tab\t.npy",
+    "empty.npy",
+]
+
+
+def test_every_name_arrives_as_it_is(stage: Stage) -> None:
+    files = [stage.file(name, b"" if name == "empty.npy" else os.fsencode(name)) for name in NAMES]
+    outcomes = stage.copy(*files)
+    for file, name in zip(files, NAMES, strict=True):
+        path = archived(outcomes[file.id], b"" if name == "empty.npy" else os.fsencode(name))
+        assert path == stage.data / "15895/crate1slot2/1589517260_take_iv/outputs" / name
+        assert stat.S_IMODE(path.stat().st_mode) == 0o644
+        assert path.stat().st_mtime == pytest.approx(os.stat(file.path).st_mtime, abs=1)
+    assert stage.staged() == []
+
+
+def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: Stage) -> None:
+    good = [stage.file(f"d{number % 5}/{number}.npy") for number in range(60)]
+    missing = stage.row("gone.npy")
+    changed = stage.file("changed.npy", b"new content", md5sum=bytes(16))
+    (stage.source / "folder").mkdir()
+    folder = stage.row("folder")
+    (stage.source / "link").symlink_to("d0/0.npy")
+    link = stage.row("link")
+    os.mkfifo(stage.source / "fifo")
+    fifo = stage.row("fifo")
+    no_pub_id = stage.file("x.npy", pub_id=None)
+    outside = stage.file("y.npy", pub_id="../..")
+    no_md5 = stage.file("z.npy", md5sum=b"short")
+    bad = [missing, changed, folder, link, fifo, no_pub_id, outside, no_md5]
+    # When all are tried together
+    outcomes = stage.copy(*bad[:4], *good, *bad[4:])
+    # Then the good ones are archived and each bad one has its reason.
+    for file in good:
+        archived(outcomes[file.id], Path(file.path).relative_to(stage.source).as_posix().encode())
+    assert {each.id: reason(outcomes[each.id]) for each in bad} == {
+        missing.id: Reason.MISSING,
+        changed.id: Reason.CHANGED,
+        folder.id: Reason.NOT_A_FILE,
+        link.id: Reason.NOT_A_FILE,
+        fifo.id: Reason.NOT_A_FILE,
+        no_pub_id.id: Reason.NO_PUB_ID,
+        outside.id: Reason.BAD_PUB_ID,
+        no_md5.id: Reason.NO_MD5,
+    }
+    charge = outcomes[changed.id]
+    assert isinstance(charge, Charged)
+    assert charge.md5_seen == hashlib.md5(b"new content").digest()
+    assert charge.md5_seen.hex() in charge.detail
+    assert "No such file" in getattr(outcomes[missing.id], "detail")  # noqa: B009 - a union's member
+
+
+def test_a_folder_that_another_file_lies_in_is_no_file_either(stage: Stage) -> None:
+    """Its line is printed only where the folder is made for its own sake."""
+    inside = stage.file("folder/inside.npy")
+    folder = stage.row("folder")
+    outcomes = stage.copy(inside, folder)
+    archived(outcomes[inside.id], b"folder/inside.npy")
+    assert reason(outcomes[folder.id]) is Reason.NOT_A_FILE
+
+
+def test_what_is_there_already_is_adopted_without_a_transfer(stage: Stage) -> None:
+    file = stage.file("a.npy")
+    first = archived(stage.copy(file)[file.id], b"a.npy")
+    os.unlink(file.path)
+    assert archived(stage.copy(file)[file.id], b"a.npy", adopted=True) == first
+
+
+def test_different_files_of_one_name_and_two_rows_of_one_path(stage: Stage) -> None:
+    one, other = stage.file("d1/same.npy"), stage.file("d2/same.npy")
+    twin = stage.row("d1/same.npy", md5sum=one.md5sum)
+    stale = stage.row("d1/same.npy", md5sum=bytes(16))
+    outcomes = stage.copy(one, other, twin, stale)
+    paths = {archived(outcomes[one.id], b"d1/same.npy"), archived(outcomes[other.id], b"d2/same.npy")}
+    assert {path.name for path in paths} == {"same.npy", "same.npy.1"}
+    assert archived(outcomes[twin.id], b"d1/same.npy", adopted=True) in paths
+    assert reason(outcomes[stale.id]) is Reason.CHANGED
+
+
+def test_a_large_file_is_left_to_the_bulk_lane(stage: Stage) -> None:
+    limit = stage.settings.small_limit
+    big, small = stage.file("big.npy", bytes(limit + 1)), stage.file("small.npy")
+    outcomes = stage.copy(big, small)
+    assert outcomes[big.id] == Oversize(big)
+    archived(outcomes[small.id], b"small.npy")
+    archived(stage.copy(big, lane=Lane.BULK)[big.id], bytes(limit + 1))
+
+
+def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage: Stage) -> None:
+    outcomes = stage.copy(*(stage.row(f"{number}.npy") for number in range(3)))
+    assert {(type(outcome), reason(outcome)) for outcome in outcomes.values()} == {
+        (Deferred, Reason.SOURCE_NOT_MOUNTED)
+    }
+    assert {type(outcome) for outcome in stage.copy(stage.row("1.npy"), stage.row("2.npy")).values()} == {Charged}
+
+
+def test_a_source_root_that_is_not_there_is_nobodys_fault(tmp_path: Path, ssh_server: SshServer) -> None:
+    flags = {**ssh_flags(ssh_server), "source_root": str(tmp_path / "source" / "mount")}
+    for stage in staged(Stage(tmp_path / "source", tmp_path / "data", flags)):
+        assert reason(stage.copy(stage.row("mount/a.npy"))[1]) is Reason.SOURCE_NOT_MOUNTED
+
+
+def test_a_disk_that_is_not_mounted_gets_nothing(stage: Stage) -> None:
+    (stage.data / MARKER).unlink()
+    before = sorted(stage.data.rglob("*"))
+    file = stage.file("a.npy")
+    assert reason(stage.copy(file)[file.id]) is Reason.DESTINATION_MISSING
+    assert sorted(stage.data.rglob("*")) == before
+
+
+def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = stage.file("bad.npy"), stage.file("good.npy")
+    verify = stage.archive.verify
+
+    def spoil_then_verify(file: Any) -> None:
+        if file.staged.name == "bad.npy":
+            file.staged.write_bytes(b"bad.npx")
+        verify(file)
+
+    monkeypatch.setattr(stage.archive, "verify", spoil_then_verify)
+    outcomes = stage.copy(bad, good)
+    assert reason(outcomes[bad.id]) is Reason.CORRUPTED
+    archived(outcomes[good.id], b"good.npy")
+    assert [path.name for path in stage.data.glob("1*/**/*") if path.is_file()] == ["good.npy"]
+
+
+def test_outcomes_come_as_files_arrive(over_ssh: Stage) -> None:
+    """A slow file at the end holds up no outcome of those before it."""
+    small = [over_ssh.file(f"a{number}.npy") for number in range(3)]
+    slow = over_ssh.file("z.npy", os.urandom(3_000_000))
+    over_ssh.settings = over_ssh.settings.model_copy(
+        update={"sources": (over_ssh.settings.sources[0].model_copy(update={"bwlimit": "1500k"}),)}
+    )
+    (source,) = over_ssh.settings.sources
+    batch = Batch(source.name, Lane.SMALL, "small-0", (*small, slow))
+    times = {out.record.id: time.monotonic() for out in over_ssh.copier.archive(source, batch)}
+    assert max(times[file.id] for file in small) < times[slow.id] - 0.3
+
+
+def test_cancelled_it_gives_everything_back_and_leaves_no_process(over_ssh: Stage) -> None:
+    big = over_ssh.file("big.npy", os.urandom(20_000_000))
+    source = over_ssh.settings.sources[0].model_copy(update={"bwlimit": "500k"})
+    outcomes, thread = copying(over_ssh, source, big)
+    over_ssh.cancel.set()
+    thread.join(10.0)
+    assert not thread.is_alive()
+    assert [reason(outcome) for outcome in outcomes] == [Reason.STOPPING]
+    assert not any(str(over_ssh.data) in line for line in _command_lines())
+
+
+def _command_lines() -> list[str]:
+    lines = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                lines.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            except OSError:
+                continue
+    return [line for line in lines if "rsync" in line]
+
+
+def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: Stage, ssh_server: SshServer) -> None:
+    # Given a large file whose transfer is killed half-way
+    big = over_ssh.file("big.npy", os.urandom(12_000_000))
+    (source,) = over_ssh.settings.sources
+    slow = source.model_copy(update={"bwlimit": "4000k"})
+    _, thread = copying(over_ssh, slow, big)
+
+    def half_way() -> bool:
+        return any(part.stat().st_size > 5_000_000 for part in over_ssh.archive.incoming.rglob(".big.npy.*"))
+
+    eventually(half_way, "half of it is there")
+    over_ssh.cancel.set()
+    thread.join(15.0)
+    assert [part.stat().st_size > 4_000_000 for part in over_ssh.staged()] == [True], "what arrived is kept"
+    # When it is tried again, then it is archived whole.
+    over_ssh.cancel.clear()
+    archived(over_ssh.copy(big, lane=Lane.BULK)[big.id], Path(big.path).read_bytes())
+    assert over_ssh.staged() == []
+
+
+class TestTheOtherSide:
+    """Trouble that is no file's: each with the real sshd."""
+
+    @pytest.fixture
+    def server(self, tmp_path: Path, ssh_server: SshServer) -> Iterator[SshServer]:
+        server = SshServer(tmp_path / "sshd")
+        server.start()
+        yield server
+        server.stop()
+
+    @pytest.fixture
+    def stage(self, tmp_path: Path, server: SshServer) -> Iterator[Stage]:
+        yield from staged(Stage(tmp_path / "source", tmp_path / "data", ssh_flags(server)))
+
+    def test_sshd_is_down(self, stage: Stage, server: SshServer) -> None:
+        file = stage.file("a.npy")
+        server.stop()
+        assert reason(stage.copy(file)[file.id]) is Reason.HOST_UNREACHABLE
+        server.start()
+        archived(stage.copy(file)[file.id], b"a.npy")
+
+    def test_a_moment_without_sshd_is_tried_through(self, stage: Stage, server: SshServer) -> None:
+        file = stage.file("a.npy")
+        server.stop()
+        timer = threading.Timer(0.4, server.start)
+        timer.start()
+        archived(stage.copy(file)[file.id], b"a.npy")
+        timer.join()
+
+    def test_the_host_key_has_changed(self, stage: Stage, server: SshServer) -> None:
+        file = stage.file("a.npy")
+        server.change_host_key()
+        outcome = stage.copy(file)[file.id]
+        assert reason(outcome) is Reason.HOST_KEY
+        assert "ssh-keyscan" in getattr(outcome, "detail")  # noqa: B009 - a union's member
+
+    def test_the_key_is_refused(self, stage: Stage, server: SshServer) -> None:
+        file = stage.file("a.npy")
+        server.revoke()
+        assert reason(stage.copy(file)[file.id]) is Reason.LOGIN_REFUSED
+
+    def test_rsync_is_not_installed_there(self, stage: Stage, server: SshServer) -> None:
+        file = stage.file("a.npy")
+        server.authorize(path=NO_PROGRAMS)
+        assert reason(stage.copy(file)[file.id]) is Reason.RSYNC_MISSING
+
+    def test_a_restricted_key_is_enough(self, tmp_path: Path, server: SshServer) -> None:
+        root = tmp_path / "restricted"
+        flags = {**ssh_flags(server), "source_root": str(root), "restricted_key": True}
+        for stage in staged(Stage(root, tmp_path / "data2", flags)):
+            server.authorize(read_only=root)
+            file, missing, folder = stage.file("d/a.npy"), stage.row("gone.npy"), stage.row("d")
+            outcomes = stage.copy(file, missing, folder)
+            archived(outcomes[file.id], b"d/a.npy")
+            assert reason(outcomes[missing.id]) is Reason.MISSING
+            assert reason(outcomes[folder.id]) is Reason.NOT_A_FILE
+
+    def test_a_sender_that_stops_is_killed(self, tmp_path: Path, server: SshServer) -> None:
+        flags = {**ssh_flags(server), "stall_timeout": 2, "io_timeout": 600}
+        for stage in staged(Stage(tmp_path / "s2", tmp_path / "d2", flags)):
+            big = stage.file("big.npy", os.urandom(30_000_000))
+            slow = stage.settings.sources[0].model_copy(update={"bwlimit": "2000k"})
+            outcomes, thread = copying(stage, slow, big)
+            server.pause()
+            thread.join(30.0)
+            server.resume()
+            assert [reason(outcome) for outcome in outcomes] == [Reason.STALLED]

@@ -1,0 +1,220 @@
+"""Rows read and written back, on both real servers: what is pending, and compare-and-set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+from kit import PASSWORD, TABLE, World, new_world
+from rows import allow_history, database_of, files_table, register, states
+
+from cdc_archiver.database import history, schema
+from cdc_archiver.database.engine import Database
+from cdc_archiver.database.files_table import Census, Pending, Written
+from cdc_archiver.database.history import Entry, History
+from cdc_archiver.errors import Misconfigured
+from cdc_archiver.model import Archived, Charged, Reason
+from cdc_archiver.sandbox import DatabaseServer
+from cdc_archiver.settings import load
+
+
+@pytest.fixture
+def world(database_server: DatabaseServer) -> Iterator[World]:
+    with new_world(database_server) as world:
+        yield world
+
+
+def test_a_row_is_read_with_its_time_as_utc_and_its_md5_whole(world: World) -> None:
+    md5 = b"\x00\xff\x80" + bytes(13)
+    (id_,) = register(world, {"path": "/data/é\n'\".npy", "md5sum": md5, "failed_copy_attempts": None})
+    with database_of(world) as database, database.connect() as connection:
+        row = files_table().load(connection, [id_, 999])[id_]
+    assert row.record.timestamp == datetime(2020, 5, 15, 4, 34, 24, tzinfo=UTC)
+    assert (row.record.path, row.record.md5sum) == ("/data/é\n'\".npy", md5)
+    assert (row.record.failed_copy_attempts, row.record.attempts, row.copied) == (None, 0, False)
+
+
+@pytest.mark.parametrize("zone", ["", "+00:00"])
+def test_the_time_is_what_its_writer_put_there_unless_a_zone_is_set(mariadb: DatabaseServer, zone: str) -> None:
+    """The writer puts a UTC time as naive text, in the server's zone; read in the same zone it is the same again."""
+    with new_world(mariadb) as world, world.globally("time_zone", "'+05:00'"):
+        (id_,) = register(world, {})
+        flags = {"mysql_port": world.server.port, "mysql_database": world.name, "mysql_user": world.user}
+        database = Database(load({**flags, "mysql_password": PASSWORD, "db_time_zone": zone}, environment={}))
+        with database.connect() as connection:
+            time = files_table().load(connection, [id_])[id_].record.timestamp
+        database.close()
+    assert time == datetime(2020, 5, 14 if zone else 15, 23 if zone else 4, 34, 24, tzinfo=UTC)
+
+
+def test_what_is_pending(world: World) -> None:
+    ids = register(
+        world,
+        {},
+        {"copied": None},
+        {"failed_copy_attempts": None},
+        {"failed_copy_attempts": 4},
+        {"failed_copy_attempts": 5},
+        {"failed_copy_attempts": 1000},
+        {"failed_copy_attempts": 2000},
+        {"copied": 1},
+        {"instance_id": "another"},
+        {"instance_id": None},
+    )
+    with database_of(world) as database, database.connect() as connection:
+        pending = files_table().pending(connection, ["m"], 0, ids[-1], 100)
+        assert pending == [Pending(ids[0], 0), Pending(ids[1], 0), Pending(ids[2], 0), Pending(ids[3], 4)]
+        assert files_table().pending(connection, ["m"], ids[0], ids[2], 1) == [Pending(ids[1], 0)]
+        assert files_table(max_attempts=6).pending(connection, ["m"], ids[3], ids[-1], 9) == [Pending(ids[4], 5)]
+        time = datetime(2020, 5, 15, 4, 34, 24, tzinfo=UTC)
+        assert files_table().census(connection, ["m"]) == Census(4, 1, 1, 1, time)
+        assert files_table().census(connection, ["nobody"]) == Census()
+
+
+def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_moved_on(world: World) -> None:
+    # Given three rows as read, of which one was archived by an equal of ours meanwhile and one was given another path
+    ids = register(world, {"path": "/data/1"}, {"path": "/data/2"}, {"path": "/data/3"})
+    with database_of(world) as database:
+        with database.connect() as connection:
+            records = [row.record for row in files_table().load(connection, ids).values()]
+        world.sql(
+            f"UPDATE {TABLE} SET copied = 1, path = '/archive/2' WHERE id = {ids[1]}",
+            f"UPDATE {TABLE} SET path = '/data/other' WHERE id = {ids[2]}",
+        )
+        # When all are marked
+        with database.transaction() as connection:
+            places = {record: f"/archive/{number}" for number, record in enumerate(records, 1)}
+            written = files_table().mark_copied(connection, places)
+    # Then the first is, the second was already, the third stays.
+    assert written == Written(changed={ids[0]}, already={ids[1]})
+    assert states(world) == {
+        ids[0]: ("/archive/1", 1, 0),
+        ids[1]: ("/archive/2", 1, 0),
+        ids[2]: ("/data/other", 0, 0),
+    }
+
+
+def test_a_charge_whose_acknowledgement_was_lost_is_not_charged_twice(world: World) -> None:
+    ids = register(world, {"failed_copy_attempts": None}, {"failed_copy_attempts": 3}, {"copied": 1})
+    with database_of(world) as database:
+        with database.connect() as connection:
+            records = [row.record for row in files_table().load(connection, ids).values()]
+        for changed in ({ids[0], ids[1]}, set[int]()):
+            with database.transaction() as connection:
+                assert files_table().charge(connection, records) == Written(changed, set())
+        with database.connect() as connection:
+            fresh = files_table().load(connection, ids)[ids[0]].record
+        with database.transaction() as connection:
+            assert files_table().refuse(connection, [fresh]).changed == {ids[0]}
+    assert [state[2] for state in states(world).values()] == [1000, 4, 0]
+
+
+def test_more_rows_than_one_statement_takes(world: World) -> None:
+    ids = register(world, *({"path": f"/data/{number}"} for number in range(450)))
+    with database_of(world) as database:
+        with database.connect() as connection:
+            records = [row.record for row in files_table().load(connection, ids).values()]
+        with database.transaction() as connection:
+            files_table().mark_copied(connection, {record: f"/archive{record.path}" for record in records})
+    assert set(states(world).values()) == {(f"/archive/data/{number}", 1, 0) for number in range(450)}
+
+
+def test_names_beyond_ascii_in_a_table_of_another_character_set(world: World) -> None:
+    world.sql(f"ALTER TABLE {TABLE} CONVERT TO CHARACTER SET latin1")
+    ids = register(world, {"path": "/data/é.npy"})
+    with database_of(world) as database:
+        with database.connect() as connection:
+            (row,) = files_table().load(connection, ids).values()
+        with database.transaction() as connection:
+            assert files_table().mark_copied(connection, {row.record: "/archive/é.npy"}).changed == set(ids)
+    assert states(world) == {ids[0]: ("/archive/é.npy", 1, 0)}
+
+
+def test_the_sweeps_index_serves_the_sweeps_question(world: World) -> None:
+    """Its cost is that of the pending rows alone: few rows looked at, however many are archived."""
+    with world.server.connect(database=world.name) as connection, connection.cursor() as cursor:
+        cursor.execute(schema.index_statement(TABLE))
+        for _ in range(20):
+            rows = [(f"/archive/{number}", "m", 1, 0, bytes(16)) for number in range(500)]
+            cursor.executemany(
+                f"INSERT INTO {TABLE} (path, instance_id, copied, failed_copy_attempts, md5sum) VALUES (%s,%s,%s,%s,%s)",
+                rows,
+            )
+        cursor.execute(f"ANALYZE TABLE {TABLE}")
+    (pending,) = register(world, {})
+    with database_of(world) as database, database.connect() as connection:
+        assert schema.has_index(connection, world.name, TABLE)
+        before = _rows_read(connection)
+        assert files_table().pending(connection, ["m"], 0, pending, 100) == [Pending(pending, 0)]
+        assert files_table().census(connection, ["m"]).pending == 1
+        assert _rows_read(connection) - before < 100
+
+
+def _rows_read(connection: sa.Connection) -> int:
+    rows = connection.exec_driver_sql("SHOW SESSION STATUS LIKE 'Handler_read%%'")
+    return sum(int(value) for name, value in rows if name in ("Handler_read_next", "Handler_read_rnd_next"))
+
+
+def test_which_table(world: World) -> None:
+    with database_of(world) as database, database.connect() as connection:
+        assert schema.resolve_table(connection, world.name) == TABLE
+        world.sql(f"RENAME TABLE {TABLE} TO {TABLE}_v2", f"CREATE TABLE {TABLE}_v10 LIKE {TABLE}_v2")
+        world.sql(f"CREATE VIEW {TABLE} AS SELECT * FROM {TABLE}_v10")
+        assert schema.resolve_table(connection, world.name) == f"{TABLE}_v10"
+        assert schema.older_versions(connection, world.name, f"{TABLE}_v10") == [f"{TABLE}_v2"]
+        with pytest.raises(Misconfigured, match="is a view"):
+            schema.resolve_table(connection, world.name, TABLE)
+        with pytest.raises(Misconfigured, match="no table nope"):
+            schema.resolve_table(connection, world.name, "nope")
+
+
+def test_a_new_sites_table_is_the_one_that_monitors_write(world: World) -> None:
+    world.sql(f"DROP TABLE {TABLE}")
+    engine = sa.create_engine("mysql+pymysql://", creator=lambda: world.server.connect(database=world.name))
+    with engine.connect() as connection:
+        assert schema.create_files_table(connection, TABLE)
+        assert not schema.create_files_table(connection, TABLE)
+        assert schema.path_width(connection, world.name, TABLE) == 260
+        schema.require_columns(connection, world.name, TABLE)
+    engine.dispose()
+    (id_,) = register(world, {"timestamp": None})
+    assert world.sql(f"SELECT timestamp FROM {TABLE} WHERE id = {id_}") == [(None,)]
+
+
+def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: World) -> None:
+    (id_,) = register(world, {"path": "/data/1"})
+    with database_of(world) as database:
+        with database.connect() as connection:
+            assert "denied" in history.open_history(connection), "without the right there is none, and it says why"
+        allow_history(world)
+        side_table = History(TABLE, retention=3600.0)
+        with database.connect() as connection:
+            assert history.open_history(connection) == ""
+            assert history.open_history(connection) == "", "it may be there already"
+            record = files_table().load(connection, [id_])[id_].record
+            assert not side_table.knows_archived(connection, "/archive/")
+            side_table.write(
+                connection,
+                [
+                    Entry("srv", Charged(record, Reason.CHANGED, "x" * 10_000, b"\xff" * 16), 0.25),
+                    Entry("srv", Archived(record, "/archive/1", 5), 0.5),
+                ],
+            )
+            assert side_table.knows_archived(connection, "/archive/")
+            assert not side_table.knows_archived(connection, "/arch_ve/")
+            assert side_table.prune(connection) == 0
+        rows = world.sql(
+            f"SELECT result, reason, source_path, archived_path, size, md5_row, md5_seen, waited_ms, LENGTH(detail) "
+            f"FROM {history.NAME} ORDER BY id"
+        )
+        assert rows == [
+            ("charged", "changed", "/data/1", None, None, bytes(range(16)), b"\xff" * 16, 250, 4000),
+            ("archived", None, "/data/1", "/archive/1", 5, bytes(range(16)), None, 500, None),
+        ]
+        # When its time is over, an entry goes.
+        world.sql(f"UPDATE {history.NAME} SET at = at - INTERVAL 2 HOUR WHERE result = 'charged'")
+        with database.connect() as connection:
+            assert side_table.prune(connection) == 1
+            assert History(TABLE, retention=0.0).prune(connection) == 0

@@ -1,0 +1,144 @@
+"""Outcomes to the table, on both real servers: in batches, again after an outage, and never for a row that has moved on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from kit import TABLE, World, eventually, new_world
+from rows import allow_history, database_of, files_table, register, states
+
+from cdc_archiver.database import history
+from cdc_archiver.database.engine import Database
+from cdc_archiver.database.history import History
+from cdc_archiver.database.recorder import Recorder
+from cdc_archiver.model import Archived, Charged, FileRecord, Reason, Refused
+from cdc_archiver.sandbox import DatabaseServer
+
+
+@pytest.fixture
+def world(database_server: DatabaseServer) -> Iterator[World]:
+    with new_world(database_server) as world:
+        yield world
+
+
+class Heard:
+    """What a recorder tells of its writes."""
+
+    def __init__(self) -> None:
+        self.settled_ids: dict[int, bool] = {}
+        self.echoes: set[int] = set()
+        self.held_up = False
+
+    def expect_echoes(self, ids: Sequence[int]) -> None:
+        self.echoes.update(ids)
+
+    def cancel_echoes(self, ids: Sequence[int]) -> None:
+        self.echoes.difference_update(ids)
+
+    def settled(self, source: str, outcome: Archived | Charged | Refused, *, counted: bool) -> None:
+        self.settled_ids[outcome.record.id] = counted
+
+    def hold_up(self, held_up: bool) -> None:
+        self.held_up = held_up
+
+
+def records(database: Database, ids: list[int]) -> list[FileRecord]:
+    with database.connect() as connection:
+        return [row.record for row in files_table().load(connection, ids).values()]
+
+
+def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: World) -> None:
+    # Given four rows, of which one moves on while its file is copied
+    allow_history(world)
+    ids = register(world, *({"path": f"/data/{number}"} for number in range(4)))
+    heard = Heard()
+    with database_of(world) as database:
+        with database.connect() as connection:
+            assert history.open_history(connection) == ""
+        archived, charged, refused, moved = records(database, ids)
+        world.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 3 WHERE id = {moved.id}")
+        recorder = Recorder(database, files_table(), History(TABLE, 0.0), heard, patience=1.0)
+        # When their outcomes are recorded
+        recorder.start()
+        recorder.put("srv", Archived(archived, "/archive/0", 7), 0.1)
+        recorder.put("srv", Charged(charged, Reason.CHANGED, "another md5", bytes(16)), 0.1)
+        recorder.put("srv", Refused(refused, Reason.NO_PUB_ID, "no pub_id"), 0.1)
+        recorder.put("srv", Charged(moved, Reason.MISSING, "gone"), 0.1)
+        eventually(lambda: len(heard.settled_ids) == 4, "all are settled")
+        recorder.stop()
+        assert recorder.join(5.0)
+    # Then each row says so, but the one that moved on: that was nobody's attempt.
+    assert list(states(world).values()) == [
+        ("/archive/0", 1, 0),
+        ("/data/1", 0, 1),
+        ("/data/2", 0, 1000),
+        ("/data/3", 0, 3),
+    ]
+    assert heard.settled_ids == {archived.id: True, charged.id: True, refused.id: True, moved.id: False}
+    assert heard.echoes == {archived.id, charged.id, refused.id}
+    entries = world.sql(f"SELECT file_id, result, source, reason FROM {history.NAME} ORDER BY id")
+    assert entries == [
+        (archived.id, "archived", "srv", None),
+        (charged.id, "charged", "srv", "changed"),
+        (refused.id, "refused", "srv", "no_pub_id"),
+    ]
+
+
+def test_an_outage_delays_a_write_back_and_loses_none(world: World) -> None:
+    # Given a recorder whose connections were cut, and a table that is away
+    ids = register(world, {})
+    heard = Heard()
+    seen: list[bool] = []
+    with database_of(world) as database:
+        (record,) = records(database, ids)
+        recorder = Recorder(database, files_table(), None, heard, 1.0, on_database=lambda up, why: seen.append(up))
+        recorder.start()
+        for (session,) in world.sql(f"SELECT id FROM information_schema.processlist WHERE user = '{world.user}'"):
+            world.sql(f"KILL {session}")
+        world.sql(f"RENAME TABLE {TABLE} TO away")
+        # When an outcome is to be recorded
+        recorder.put("srv", Archived(record, "/archive/0", 7), 0.1)
+        eventually(lambda: False in seen, "the outage is noticed")
+        assert not heard.settled_ids
+        # Then it is written once the table is back.
+        world.sql(f"RENAME TABLE away TO {TABLE}")
+        eventually(lambda: heard.settled_ids == {record.id: True}, "the outcome is recorded")
+        recorder.stop()
+        assert recorder.join(5.0)
+    assert states(world)[record.id] == ("/archive/0", 1, 0)
+    assert seen[-1]
+
+
+def test_a_stop_writes_what_waits_and_a_discard_does_not(world: World) -> None:
+    ids = register(world, {"path": "/data/0"}, {"path": "/data/1"})
+    with database_of(world) as database:
+        first, second = records(database, ids)
+        for record, discard in ((first, False), (second, True)):
+            recorder = Recorder(database, files_table(), None, Heard(), 5.0)
+            recorder.put("srv", Archived(record, f"/archive{record.path}", 7), 0.1)
+            if discard:
+                recorder.discard()
+            else:
+                recorder.stop()
+            recorder.start()
+            assert recorder.join(10.0)
+    assert list(states(world).values()) == [("/archive/data/0", 1, 0), ("/data/1", 0, 0)]
+
+
+def test_a_history_that_cannot_be_written_holds_up_no_row(world: World) -> None:
+    allow_history(world)
+    ids = register(world, {})
+    heard = Heard()
+    with database_of(world) as database:
+        with database.connect() as connection:
+            assert history.open_history(connection) == ""
+        world.server.execute(f"DROP TABLE {world.name}.{history.NAME}")
+        (record,) = records(database, ids)
+        recorder = Recorder(database, files_table(), History(TABLE, 0.0), heard, 1.0)
+        recorder.start()
+        recorder.put("srv", Archived(record, "/archive/0", 7), 0.1)
+        eventually(lambda: heard.settled_ids == {record.id: True}, "the row is written")
+        recorder.stop()
+        assert recorder.join(5.0)
+    assert states(world)[record.id] == ("/archive/0", 1, 0)

@@ -1,0 +1,206 @@
+"""What real servers say of themselves, and what of it stands in a stream's way."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kit import PASSWORD, TABLE, World, new_world
+
+from cdc_archiver.database import server as servers
+from cdc_archiver.database.server import Obstacle, Position, ServerKind
+from cdc_archiver.errors import Misconfigured, StreamUnavailable
+from cdc_archiver.sandbox import DatabaseServer, open_database
+
+
+@pytest.fixture
+def world(database_server: DatabaseServer) -> Iterator[World]:
+    with new_world(database_server) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def account(world: World, *grants: str) -> Iterator[str]:
+    """An account with these statements' grants, in which {user} stands for it."""
+    name = f"somebody_{world.name}"
+    world.sql(f"CREATE USER '{name}'@'%' IDENTIFIED BY '{PASSWORD}'")
+    world.sql(f"GRANT SELECT ON {world.name}.* TO '{name}'@'%'")
+    for grant in grants:
+        world.sql(grant.format(user=f"'{name}'@'%'"))
+    try:
+        yield name
+    finally:
+        world.sql(f"DROP USER '{name}'@'%'")
+
+
+def obstacles(world: World, user: str = "") -> list[Obstacle]:
+    with world.connection(user) as connection:
+        return servers.stream_obstacles(connection, servers.identify(connection), world.name, TABLE)
+
+
+def test_it_is_known_for_what_it_is(world: World) -> None:
+    with world.connection() as connection:
+        server = servers.identify(connection)
+    assert server.kind == world.server.kind
+    expected = {ServerKind.MARIADB: (10, 11), ServerKind.MYSQL: (9, 0)}[server.kind]
+    assert server.version >= (*expected, 0)
+    assert str(server).startswith({"mariadb": "MariaDB 1", "mysql": "MySQL 9"}[world.server.kind])
+    assert server.account == f"'{world.user}'@'%'"
+
+
+def test_the_position_grows_with_what_is_written(world: World) -> None:
+    with world.connection() as connection:
+        server = servers.identify(connection)
+        before = servers.position(connection, server)
+        world.insert()
+        after = servers.position(connection, server)
+        world.sql("FLUSH BINARY LOGS")
+        next_file = servers.position(connection, server)
+    assert before < after < next_file
+    assert str(before) == f"{before.file}:{before.offset}"
+    assert before.file.startswith("binlog.0")
+
+
+def test_positions_are_ordered_by_number_not_by_letters() -> None:
+    assert Position("binlog.999999", 900) < Position("binlog.1000000", 4)
+    assert Position("binlog.000002", 4) > Position("binlog.000001", 5000)
+    assert Position("binlog.000001", 90) < Position("binlog.000001", 100)
+    assert Position("binlog.000001", 90) == Position("binlog.000001", 90)
+
+
+def test_nothing_stands_in_the_way_of_the_account_that_the_handbook_makes(world: World) -> None:
+    assert obstacles(world) == []
+
+
+# Grants.
+
+
+@pytest.mark.parametrize(
+    ("grants", "missing"),
+    [
+        ([], "REPLICATION SLAVE, REPLICATION CLIENT"),
+        (["GRANT REPLICATION CLIENT ON *.* TO {user}"], "REPLICATION SLAVE"),
+        (["GRANT REPLICATION SLAVE ON *.* TO {user}"], "REPLICATION CLIENT"),
+        (["GRANT REPLICATION SLAVE ON *.* TO {user}", "GRANT SUPER ON *.* TO {user}"], ""),
+        (["GRANT ALL PRIVILEGES ON *.* TO {user}"], ""),
+        (["GRANT ALL PRIVILEGES ON *.* TO {user} WITH GRANT OPTION"], ""),
+        (["GRANT ALL PRIVILEGES ON files_nobody.* TO {user}"], "REPLICATION SLAVE, REPLICATION CLIENT"),
+    ],
+)
+def test_a_missing_grant_is_named_with_the_statement_that_gives_it(
+    world: World, grants: list[str], missing: str
+) -> None:
+    with account(world, *grants) as name:
+        found = obstacles(world, name)
+        assert [obstacle.mend for obstacle in found] == ([f"GRANT {missing} ON *.* TO '{name}'@'%'"] if missing else [])
+        assert all(obstacle.fatal for obstacle in found)
+        for obstacle in found:
+            world.sql(obstacle.mend)
+        assert obstacles(world, name) == [], "the statement mends it"
+
+
+def test_an_admin_privilege_is_not_taken_for_the_right_to_read(mariadb: DatabaseServer) -> None:
+    """MariaDB has names that begin alike."""
+    with (
+        new_world(mariadb) as world,
+        account(world, "GRANT REPLICATION SLAVE ADMIN, BINLOG MONITOR ON *.* TO {user}") as name,
+    ):
+        assert [obstacle.mend for obstacle in obstacles(world, name)] == [
+            f"GRANT REPLICATION SLAVE ON *.* TO '{name}'@'%'"
+        ]
+
+
+def test_where_roles_are_in_play_no_grant_is_called_missing(world: World) -> None:
+    role = f"role_{world.name}"
+    world.sql(f"CREATE ROLE {role}")
+    try:
+        with account(world, f"GRANT {role} TO {{user}}") as name:
+            assert obstacles(world, name) == []
+    finally:
+        world.sql(f"DROP ROLE {role}")
+
+
+def test_without_the_grant_there_is_no_position(world: World) -> None:
+    with account(world) as name, world.connection(name) as connection:
+        server = servers.identify(connection)
+        with pytest.raises(StreamUnavailable) as caught:
+            servers.position(connection, server)
+    assert caught.value.hint == f"GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO '{name}'@'%'"
+
+
+# Settings and the table.
+
+
+@pytest.mark.parametrize("value", ["STATEMENT", "MIXED"])
+def test_a_log_of_statements_is_an_obstacle(world: World, value: str) -> None:
+    with world.globally("binlog_format", f"'{value}'"):
+        [obstacle] = obstacles(world)
+    assert value in obstacle.what
+    assert obstacle.mend == "SET GLOBAL binlog_format = 'ROW'"
+    assert obstacle.fatal
+
+
+def test_compression_is_an_obstacle(world: World) -> None:
+    variable = {"mysql": "binlog_transaction_compression", "mariadb": "log_bin_compress"}[world.server.kind]
+    with world.globally(variable, "ON"):
+        [obstacle] = obstacles(world)
+    assert obstacle.mend == f"SET GLOBAL {variable} = OFF"
+    assert obstacle.fatal
+
+
+def test_another_storage_engine_is_an_obstacle_until_the_table_is_changed(world: World) -> None:
+    world.sql(f"ALTER TABLE {TABLE} ENGINE = MyISAM")
+    [obstacle] = obstacles(world)
+    assert "MyISAM" in obstacle.what
+    assert obstacle.fatal
+    world.sql(obstacle.mend)
+    assert obstacles(world) == []
+
+
+def test_the_key_is_found_where_it_is(world: World) -> None:
+    with world.connection() as connection:
+        key = servers.key_column(connection, world.name, TABLE)
+        assert (key.schema, key.table, key.name, key.ordinal, key.columns) == (world.name, TABLE, "id", 0, 16)
+        world.sql(f"ALTER TABLE {TABLE} ADD COLUMN number INT FIRST, RENAME COLUMN id TO row_id")
+        key = servers.key_column(connection, world.name, TABLE)
+        assert (key.name, key.ordinal, key.columns) == ("row_id", 1, 17)
+
+
+@pytest.mark.parametrize(
+    ("definition", "complaint"),
+    [
+        ("", "not there"),
+        ("(id INT)", "primary key"),
+        ("(id VARCHAR(20) PRIMARY KEY)", "primary key"),
+        ("(id INT, site INT, PRIMARY KEY (id, site))", "primary key"),
+    ],
+)
+def test_a_table_without_one_integer_key_is_refused(world: World, definition: str, complaint: str) -> None:
+    world.sql(f"DROP TABLE {TABLE}")
+    if definition:
+        world.sql(f"CREATE TABLE {TABLE} {definition}")
+    with world.connection() as connection, pytest.raises(Misconfigured, match=complaint):
+        servers.key_column(connection, world.name, TABLE)
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "mysql"])
+def test_start_options_that_keep_our_database_out_of_the_log(kind: str, tmp_path: Path) -> None:
+    server = open_database("mysql" if kind == "mysql" else "mariadb", tmp_path / kind)
+    server.options = ("--binlog-do-db=elsewhere",)
+    try:
+        server.start()
+        with new_world(server) as world:
+            [only] = obstacles(world)
+            assert "elsewhere" in only.what
+            assert f"binlog_do_db={world.name}" in only.mend
+            assert only.fatal
+            server.stop()
+            server.options = (f"--binlog-ignore-db={world.name}",)
+            server.start()
+            [without] = obstacles(world)
+            assert f"binlog_ignore_db={world.name}" in without.mend
+            assert without.fatal
+    finally:
+        server.kill()

@@ -1,0 +1,249 @@
+"""The dispatcher: who takes what, in which order, and what trouble does to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from records import record
+
+from cdc_archiver.dispatch import dispatcher as module
+from cdc_archiver.dispatch.dispatcher import Dispatcher
+from cdc_archiver.model import (
+    Archived,
+    Batch,
+    Charged,
+    Deferred,
+    FileRecord,
+    Lane,
+    Origin,
+    Oversize,
+    Reason,
+)
+from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.settings import load
+
+
+class Clock:
+    """Time that passes when it is told to, and at each look a little, so that no wait lasts."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.0001
+        return self.now
+
+
+class Stage:
+    """A dispatcher of one source, `srv`, and what it asked for."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = Clock()
+        self.metrics = Metrics()
+        self.sweeps_wanted = 0
+        loaded = load({"target": ("pysmurf-monitor",), "host": "srv", **settings}, environment={})
+        self.dispatcher = Dispatcher(loaded, self.metrics, self._want_sweep, self.clock)
+
+    def _want_sweep(self) -> None:
+        self.sweeps_wanted += 1
+
+    def queue(self, ids: Iterable[int], *, fresh: bool = True, **changes: Any) -> None:
+        """Brings ids through the door and the router."""
+        origin = Origin.STREAM if fresh else Origin.SWEEP
+        self.dispatcher.offer(ids, origin, fresh=fresh)
+        for id_ in self.dispatcher.take_ids(10_000, 0.0):
+            self.dispatcher.enqueue("srv", record(id=id_, **changes))
+
+    def take(self, lane: Lane = Lane.SMALL) -> Batch | None:
+        return self.dispatcher.take("srv", lane, f"{lane}-0", 0.0)
+
+    def taken(self, lane: Lane = Lane.SMALL) -> list[FileRecord]:
+        batch = self.take(lane)
+        return list(batch.records) if batch else []
+
+    def ids(self, lane: Lane = Lane.SMALL) -> list[int]:
+        return [taken.id for taken in self.taken(lane)]
+
+    def count(self, name: str, **labels: str) -> float:
+        return self.metrics.total(name, **labels)
+
+
+def test_a_worker_takes_all_that_waits_fresh_files_before_the_backlog() -> None:
+    stage = Stage(batch_files=5)
+    stage.queue([1, 2, 3, 4], fresh=False)
+    stage.queue([11, 12])
+    assert stage.ids() == [11, 12, 1, 2, 3]
+    assert stage.ids() == [4]
+    assert stage.ids() == []
+
+
+def test_a_huge_file_goes_to_the_bulk_lane_and_holds_up_no_other() -> None:
+    stage = Stage()
+    stage.queue([1, 2])
+    big, _ = stage.taken()
+    stage.dispatcher.judge("srv", Oversize(big))
+    assert stage.ids() == []
+    assert stage.ids(Lane.BULK) == [1]
+
+
+def test_a_full_queue_drops_the_id_and_asks_for_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a queue for ten records
+    monkeypatch.setattr(module, "QUEUE_MOST", 10)
+    monkeypatch.setattr(module, "REFILL_BELOW", 5)
+    stage = Stage()
+    # When twelve come
+    stage.queue(range(1, 13))
+    # Then ten wait, the others are dropped and known as such, and a sweep is wanted once there is room.
+    assert stage.count("queue_depth", source="srv") == 10
+    assert stage.count("stream_events_total", outcome="dropped") == 2
+    assert stage.dispatcher.was_dropped(12)
+    assert not stage.dispatcher.was_dropped(10)
+    assert stage.sweeps_wanted == 0
+    stage.ids()
+    stage.dispatcher.finish("srv")
+    assert stage.sweeps_wanted == 1
+
+
+def test_a_flood_beyond_the_inbox_is_dropped_in_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "INBOX_MOST", 100)
+    stage = Stage()
+    assert len(stage.dispatcher.offer(range(1000), Origin.STREAM, fresh=True)) == 100
+    assert stage.count("stream_events_total", outcome="dropped") == 900
+    assert stage.sweeps_wanted == 1
+
+
+def test_a_sweep_may_not_fill_the_room_that_is_kept_for_fresh_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BACKLOG_MOST", 8)
+    stage = Stage()
+    stage.queue(range(6), fresh=False)
+    assert stage.dispatcher.room("srv") == 2
+    stage.queue(range(6, 9), fresh=False)
+    assert stage.dispatcher.room("srv") == 0
+
+
+def test_trouble_of_the_host_pauses_the_source_and_charges_nobody() -> None:
+    stage = Stage()
+    stage.queue([1, 2])
+    first, second = stage.taken()
+    for each in (first, second):
+        outcome = stage.dispatcher.judge("srv", Deferred(each, Reason.HOST_UNREACHABLE, "refused"))
+        assert isinstance(outcome, Deferred)
+    stage.dispatcher.finish("srv")
+    stage.queue([3])
+    assert stage.ids() == [], "the source is left alone"
+    assert stage.count("source_up", source="srv") == 0
+    # When the pause is over, what was deferred is read anew and goes along.
+    stage.clock.now += 2.0
+    for id_ in stage.dispatcher.take_ids(100, 0.0):
+        stage.dispatcher.enqueue("srv", record(id=id_))
+    assert sorted(stage.ids()) == [1, 2, 3]
+
+
+def test_after_a_pause_one_batch_goes_first_and_its_success_opens_the_way() -> None:
+    stage = Stage(batch_files=1)
+    stage.queue([1, 2, 3])
+    (first,) = stage.taken()
+    stage.dispatcher.judge("srv", Deferred(first, Reason.LINK_LOST, "cut"))
+    stage.dispatcher.finish("srv")
+    stage.clock.now += 2.0
+    (second,) = stage.taken()
+    assert stage.ids() == [], "one goes first"
+    stage.dispatcher.judge("srv", Archived(second, "/data/x", 1))
+    assert stage.ids() == [3]
+
+
+def test_trouble_of_the_destination_stops_all_lanes() -> None:
+    stage = Stage()
+    stage.queue([1, 2])
+    first, second = stage.taken()
+    stage.dispatcher.judge("srv", Oversize(second))
+    stage.dispatcher.judge("srv", Deferred(first, Reason.NO_SPACE, "full"))
+    stage.dispatcher.finish("srv")
+    assert stage.ids(Lane.BULK) == []
+    assert stage.dispatcher.destination[:2] == (False, "no_space")
+
+
+def test_a_charged_file_is_tried_again_in_seconds_then_minutes_then_never() -> None:
+    stage = Stage(max_attempts=3)
+    waits = []
+    stage.queue([1])
+    for attempts in range(3):
+        (taken,) = stage.taken()
+        outcome = stage.dispatcher.judge("srv", Charged(taken, Reason.CHANGED, "…"))
+        assert isinstance(outcome, Charged)
+        stage.dispatcher.settled("srv", outcome, counted=True)
+        start = stage.clock.now
+        while attempts < 2 and not (ids := stage.dispatcher.take_ids(10, 0.0)):
+            stage.clock.now += 1.0
+        if attempts < 2:
+            waits.append(stage.clock.now - start)
+            stage.dispatcher.enqueue("srv", record(id=ids[0], failed_copy_attempts=attempts + 1))
+    assert 4 <= waits[0] <= 7
+    assert 26 <= waits[1] <= 34
+    assert stage.dispatcher.idle
+    stage.clock.now += 10_000
+    assert stage.dispatcher.take_ids(10, 0.0) == []
+
+
+def test_one_missing_file_after_another_is_an_unmounted_disk() -> None:
+    """Idle, each batch has one file, so no batch alone shows it."""
+    stage = Stage()
+    outcomes = []
+    for id_ in (1, 2, 3):
+        stage.queue([id_])
+        (taken,) = stage.taken()
+        outcomes.append(stage.dispatcher.judge("srv", Charged(taken, Reason.MISSING, "No such file")))
+    assert [type(outcome) for outcome in outcomes] == [Charged, Charged, Deferred]
+    assert not stage.dispatcher.states()[0].up
+
+
+def test_a_file_that_arrives_in_between_shows_that_the_disk_is_there() -> None:
+    stage = Stage()
+    for id_ in (1, 2, 3, 4):
+        stage.queue([id_, id_ + 100])
+        taken, other = stage.taken()
+        stage.dispatcher.judge("srv", Archived(other, "/data/x", 1))
+        assert isinstance(stage.dispatcher.judge("srv", Charged(taken, Reason.MISSING, "…")), Charged)
+
+
+def test_what_came_to_nothing_twice_goes_alone() -> None:
+    stage = Stage()
+    stage.queue([1])
+    for _ in range(2):
+        (taken,) = stage.taken()
+        stage.dispatcher.judge("srv", Deferred(taken, Reason.UNDECIDED, "not a word"))
+        stage.clock.now += 100.0
+        (id_,) = stage.dispatcher.take_ids(10, 0.0)
+        stage.dispatcher.enqueue("srv", record(id=id_))
+    stage.queue([2, 3])
+    assert sorted([stage.ids(), stage.ids()]) == [[1], [2, 3]]
+
+
+def test_while_the_table_cannot_be_written_to_nothing_more_is_handed_out() -> None:
+    stage = Stage()
+    stage.queue([1])
+    stage.dispatcher.hold_up(True)
+    assert stage.ids() == []
+    stage.dispatcher.hold_up(False)
+    assert stage.ids() == [1]
+
+
+@pytest.mark.parametrize("spelling", ["pysmurf-monitor", "Pysmurf-Monitor", "pysmurf-monitor  "])
+def test_targets_are_compared_as_the_database_does(spelling: str) -> None:
+    assert Stage().dispatcher.source_of(spelling) == "srv"
+    assert Stage().dispatcher.source_of("other") is None
+
+
+def test_a_row_that_stays_invisible_is_left_to_the_sweep() -> None:
+    stage = Stage()
+    stage.dispatcher.offer([1], Origin.STREAM, fresh=True)
+    looks = []
+    for _ in range(100):
+        for id_ in stage.dispatcher.take_ids(10, 0.0):
+            looks.append(stage.clock.now)
+            stage.dispatcher.not_visible(id_)
+        stage.clock.now += 0.1
+    assert 2 < len(looks) < 10
+    assert looks[-1] - looks[0] < 2.0

@@ -1,0 +1,152 @@
+"""Settings: one last word, and every mistake is one clear line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc_archiver.errors import Misconfigured
+from cdc_archiver.settings import load
+
+TARGET = {"target": ("m",)}
+
+
+def test_the_last_word_is_the_flags_then_the_environments_then_the_files(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text('target = ["m"]\nmax_attempts = 2\nsweep_interval = "2m"\nmysql_host = "from-file"\n')
+    environment = {"CDC_ARCHIVER_MAX_ATTEMPTS": "3", "CDC_ARCHIVER_SWEEP_INTERVAL": "30", "MYSQL_HOST": "from-env"}
+    settings = load({"max_attempts": 4}, config, environment)
+    assert (settings.max_attempts, settings.sweep_interval, settings.mysql_host) == (4, 30.0, "from-env")
+    assert load({}, config, {}).mysql_host == "from-file"
+
+
+def test_the_names_that_other_entries_of_a_compose_file_use() -> None:
+    environment = {
+        "MYSQL_HOST": "db",
+        "MYSQL_DATABASE": "f",
+        "MYSQL_USER": "u",
+        "MYSQL_PASSWORD": "p",
+        "MYSQL_PORT": "",
+    }
+    settings = load(TARGET, environment=environment)
+    assert (settings.mysql_host, settings.mysql_database, settings.mysql_user) == ("db", "f", "u")
+    assert (settings.password, settings.mysql_port) == ("p", 3306)
+    assert load(TARGET, environment={}).mysql_database == "files"
+
+
+def test_the_password_may_be_in_a_file_and_is_never_shown(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("pa ss\n")
+    settings = load(TARGET, environment={"MYSQL_PASSWORD_FILE": str(secret)})
+    assert settings.password == "pa ss"
+    assert "hunter2" not in repr(load(TARGET, environment={"MYSQL_PASSWORD": "hunter2"}))
+    with pytest.raises(Misconfigured, match="cannot be read"):
+        _ = load(TARGET, environment={"MYSQL_PASSWORD_FILE": str(tmp_path / "none")}).password
+
+
+def test_flags_describe_one_source_named_by_its_host() -> None:
+    (source,) = load({"host": "data@smurf-srv", "target": ("a", "b"), "ssh_port": 2222}, environment={}).sources
+    assert (source.name, source.host_name, source.login, source.ssh_port) == ("smurf-srv", "smurf-srv", "data", 2222)
+    assert source.target == ("a", "b")
+    (local,) = load(TARGET, environment={}).sources
+    assert (local.name, local.is_local) == ("local", True)
+
+
+def test_a_variable_may_name_several_targets() -> None:
+    (source,) = load({}, environment={"CDC_ARCHIVER_TARGET": "a, b"}).sources
+    assert source.target == ("a", "b")
+
+
+def test_sources_of_a_file_take_what_they_lack_from_the_top(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text(
+        'user = "data"\nbwlimit = "20m"\n[[sources]]\nname = "one"\nhost = "h1"\ntarget = ["a"]\n'
+        '[[sources]]\nhost = "ocs@h2"\nuser = "ocs"\ntarget = ["b"]\nbwlimit = ""\n'
+    )
+    one, two = load({}, config, {}).sources
+    assert (one.name, one.login, one.bwlimit) == ("one", "data", "20m")
+    assert (two.name, two.login, two.bwlimit) == ("h2", "ocs", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90.0), ("500ms", 0.5), ("5m", 300.0), ("2h", 7200.0), ("1.5 d", 129600.0)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert load({**TARGET, "history_retention": text}, environment={}).history_retention == seconds
+
+
+@pytest.mark.parametrize(("text", "size"), [("5000", 5000), ("64M", 64 * 2**20), ("2G", 2**31), ("1 kb", 1024)])
+def test_sizes(text: str, size: int) -> None:
+    assert load({**TARGET, "min_free": text}, environment={}).min_free == size
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"host": "-oProxyCommand=x"}, "no host's name"),
+        ({"host": "a b"}, "no host's name"),
+        ({"host": "-x@h"}, "no host's name"),
+        ({"host": "srv", "user": "-l"}, "no login name"),
+        ({"host": "a@srv", "user": "b"}, "the user setting says"),
+        ({"max_attempts": 1000}, "max_attempts"),
+        ({"max_attempts": "many"}, "max_attempts"),
+        ({"sweep_interval": "soon"}, "sweep_interval"),
+        ({"sweep_interval": "-1"}, "sweep_interval"),
+        ({"history_retention": "nan"}, "history_retention"),
+        ({"min_free": "lots"}, "min_free"),
+        ({"chmod": "u+rwx"}, "D755,F644"),
+        ({"chmod": "D055,F644"}, "itself must be able"),
+        ({"bwlimit": "1; rm"}, "no rate"),
+        ({"source_root": "data"}, "no absolute path"),
+        ({"table": "a`b"}, "no plain table name"),
+        ({"db_time_zone": "'; drop"}, "no time zone"),
+        ({"log_format": "xml"}, "log_format"),
+        ({"verify": "never"}, "verify"),
+        ({"http_port": 70000}, "http_port"),
+    ],
+)
+def test_a_value_that_cannot_be_is_one_line_that_names_it(flags: dict[str, Any], words: str) -> None:
+    with pytest.raises(Misconfigured) as mistake:
+        load({**TARGET, **flags}, environment={})
+    assert words in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max_atempts = 3", "did you mean 'max_attempts'"),
+        ('[[sources]]\ntarget = ["a"]\nssh_prt = 3', "did you mean 'ssh_port'"),
+        ("= 3", "is no TOML"),
+        ('[[sources]]\nname = "a"', "no target"),
+        (
+            '[[sources]]\nname = "a"\ntarget = ["x"]\n[[sources]]\nname = "a"\ntarget = ["y"]',
+            "two sources have the name",
+        ),
+        (
+            '[[sources]]\nname = "a"\ntarget = ["x"]\n[[sources]]\nname = "b"\ntarget = ["x"]',
+            "two sources have the target",
+        ),
+        ('[[sources]]\nname = "../a"\ntarget = ["x"]', "a source's name"),
+        ("sources = 3", "[[sources]]"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path: Path, text: str, words: str) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text(text)
+    with pytest.raises(Misconfigured) as mistake:
+        load({}, config, {})
+    assert words in str(mistake.value)
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_misspelt_variable_is_not_ignored() -> None:
+    with pytest.raises(Misconfigured, match="did you mean 'CDC_ARCHIVER_MAX_ATTEMPTS'"):
+        load(TARGET, environment={"CDC_ARCHIVER_MAX_ATEMPTS": "3"})
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match=r"none\.toml"):
+        load({}, tmp_path / "none.toml", {})

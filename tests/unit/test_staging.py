@@ -1,0 +1,183 @@
+"""The archive's disk: placed whole or not at all, never overwritten, adopted when it is there already."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
+from cdc_archiver.model import Reason
+from cdc_archiver.settings import FileModes
+from cdc_archiver.transfer import staging
+from cdc_archiver.transfer.rsync import PARTIAL
+from cdc_archiver.transfer.staging import MARKER, Archive, Placed, Staged
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    archive = Archive(tmp_path, FileModes(folders=0o750, files=0o640), min_free=0)
+    archive.prepare(known=False)
+    return archive
+
+
+def stage(archive: Archive, name: str, content: bytes, final: str = "15895/crate1/1_iv/outputs/iv.npy") -> Staged:
+    folder = archive.staging_folder("srv", "small-0")
+    (folder / name).write_bytes(content)
+    return Staged(folder / name, archive.data_dir / final, hashlib.md5(content).digest())
+
+
+def placed(archive: Archive, file: Staged) -> Placed:
+    (result,) = archive.place([file])
+    assert isinstance(result, Placed)
+    return result
+
+
+def test_a_file_gets_its_place_and_leaves_nothing_in_staging(archive: Archive) -> None:
+    file = stage(archive, "a", b"data")
+    assert placed(archive, file) == Placed(file.final, 4, adopted=False)
+    assert file.final.read_bytes() == b"data"
+    assert not file.staged.exists()
+
+
+def test_folders_have_their_mode_whatever_the_umask(archive: Archive) -> None:
+    before = os.umask(0o077)
+    try:
+        place = placed(archive, stage(archive, "a", b"data")).path
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(folder.stat().st_mode) for folder in list(place.parents)[:4]}
+    assert modes == {0o750}
+    assert stat.S_IMODE(archive.incoming.stat().st_mode) == 0o700
+
+
+def test_a_different_file_of_the_same_name_gets_a_number_and_nothing_is_overwritten(archive: Archive) -> None:
+    paths = [placed(archive, stage(archive, "a", content)).path for content in (b"first", b"second", b"third")]
+    assert [path.name for path in paths] == ["iv.npy", "iv.npy.1", "iv.npy.2"]
+    assert [path.read_bytes() for path in paths] == [b"first", b"second", b"third"]
+
+
+def test_the_same_file_is_adopted_wherever_along_the_numbers_it_is(archive: Archive) -> None:
+    for content in (b"first", b"second"):
+        placed(archive, stage(archive, "a", content))
+    again = placed(archive, stage(archive, "a", b"second"))
+    assert (again.path.name, again.adopted) == ("iv.npy.1", True)
+    found = archive.find(again.path.with_name("iv.npy"), hashlib.md5(b"second").digest())
+    assert found == Placed(again.path, 6, adopted=True)
+    assert archive.find(again.path.with_name("iv.npy"), bytes(16)) is None
+
+
+def test_a_link_at_the_final_path_is_neither_followed_nor_adopted(archive: Archive, tmp_path: Path) -> None:
+    file = stage(archive, "a", b"data")
+    file.final.parent.mkdir(parents=True)
+    (tmp_path / "elsewhere").write_bytes(b"data")
+    file.final.symlink_to(tmp_path / "elsewhere")
+    assert archive.find(file.final, file.md5) is None
+    assert placed(archive, file).path.name == "iv.npy.1"
+
+
+def test_two_rows_may_share_one_staged_file(archive: Archive) -> None:
+    first = stage(archive, "a", b"data")
+    second = Staged(first.staged, archive.data_dir / "15895/crate2/1_iv/outputs/iv.npy", first.md5)
+    results = archive.place([first, second])
+    assert [isinstance(result, Placed) for result in results] == [True, True]
+    assert second.final.read_bytes() == b"data"
+
+
+def test_a_name_that_becomes_too_long_with_its_number_is_refused_and_the_others_are_placed(archive: Archive) -> None:
+    long = f"15895/crate1/1_iv/outputs/{'x' * 254}"
+    placed(archive, stage(archive, "a", b"first", long))
+    refused, other = archive.place([stage(archive, "b", b"second", long), stage(archive, "c", b"third")])
+    assert isinstance(refused, LayoutRefused)
+    assert refused.reason is Reason.BAD_NAME
+    assert isinstance(other, Placed)
+
+
+def test_a_file_that_reads_other_than_it_arrived_is_this_machines_fault(archive: Archive) -> None:
+    file = stage(archive, "a", b"data")
+    file.staged.write_bytes(b"dat\0")
+    with pytest.raises(DestinationUnavailable) as trouble:
+        archive.verify(file)
+    assert trouble.value.reason is Reason.CORRUPTED
+
+
+@pytest.mark.parametrize("files", [1, staging._SYNC_EACH, staging._SYNC_EACH + 1])
+def test_data_is_durable_before_its_name_and_the_folder_after_it(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    done: list[str] = []
+
+    def watched(what: Callable[[int], str], act: Callable[..., None]) -> Callable[..., None]:
+        def also(*arguments: Any, **options: Any) -> None:
+            done.append(what(arguments[0]))
+            act(*arguments, **options)
+
+        return also
+
+    def kind(descriptor: int) -> str:
+        return "folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "data"
+
+    monkeypatch.setattr(os, "link", watched(lambda _: "link", os.link))
+    monkeypatch.setattr(os, "fsync", watched(kind, os.fsync))
+    monkeypatch.setattr(staging, "_syncfs", watched(lambda _: "all", staging._syncfs))
+    archive.place(
+        [stage(archive, f"f{number}", b"x%d" % number, f"1/p/1_a/outputs/{number}") for number in range(files)]
+    )
+    first, last = done.index("link"), len(done) - 1 - done[::-1].index("link")
+    assert set(done[:first]) == ({"all"} if files > staging._SYNC_EACH else {"data"})
+    assert set(done[first : last + 1]) == {"link"}
+    assert set(done[last + 1 :]) <= {"folder", "all"}
+    assert len(done) > last + 1
+
+
+def test_nothing_is_written_to_a_bare_mount_point(archive: Archive) -> None:
+    (archive.data_dir / MARKER).unlink()
+    with pytest.raises(DestinationUnavailable) as trouble:
+        archive.require_ready()
+    assert trouble.value.reason is Reason.DESTINATION_MISSING
+
+
+def test_an_empty_folder_is_a_missing_disk_where_the_history_knows_files(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, FileModes(folders=0o755, files=0o644), 0)
+    with pytest.raises(DestinationUnavailable, match="not mounted"):
+        archive.prepare(known=True)
+    with pytest.raises(DestinationUnavailable, match="not mounted"):
+        archive.require_ready()
+    assert list(tmp_path.iterdir()) == []
+    # When it is mounted after all, the same archive goes on.
+    (tmp_path / MARKER).touch()
+    archive.require_ready()
+
+
+def test_a_disk_that_is_too_full_takes_nothing(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, FileModes(folders=0o755, files=0o644), min_free=2**62)
+    archive.prepare(known=False)
+    with pytest.raises(DestinationUnavailable) as trouble:
+        archive.require_ready()
+    assert trouble.value.reason is Reason.NO_SPACE
+
+
+def test_a_data_dir_that_is_a_file_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", Path("relative")):
+        with pytest.raises(Misconfigured):
+            Archive(path, FileModes(folders=0o755, files=0o644), 0).require_folder()
+
+
+def test_staging_is_cleared_but_for_young_parts_of_large_files(archive: Archive) -> None:
+    folder = archive.staging_folder("srv", "bulk-0")
+    for name, age in (("young", 0), ("old", 2 * 86400)):
+        part = folder / name / PARTIAL / "big.npy"
+        part.parent.mkdir(parents=True)
+        part.touch()
+        os.utime(part, (part.stat().st_mtime - age,) * 2)
+    (folder / "d/e").mkdir(parents=True)
+    (folder / "d/e/whole.npy").touch()
+    archive.clear_staging()
+    assert [path for path in archive.incoming.rglob("*") if path.is_file()] == [folder / "young" / PARTIAL / "big.npy"]
+    assert not (folder / "d").exists()
