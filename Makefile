@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DB ?= mariadb
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format install servers clean
+.PHONY: help demo test lint format reference install servers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reference: install ## renew the table of settings in the README
+	$(BIN)/python -m cdc_archiver.reference README.md
 
 format: install ## let ruff lay the code out
 	$(BIN)/ruff check --fix .

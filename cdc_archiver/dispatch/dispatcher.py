@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -15,6 +14,7 @@ import structlog
 
 from cdc_archiver.dispatch.health import Health
 from cdc_archiver.dispatch.ledger import Answer, Ledger, State
+from cdc_archiver.dispatch.queues import SourceQueues, SourceState
 from cdc_archiver.events.delivered import IntervalSet
 from cdc_archiver.model import (
     Archived,
@@ -46,63 +46,10 @@ _INVISIBLE_DELAYS: Final = (0.005, 0.02, 0.1, 0.5)
 _CHARGED_DELAYS: Final = (5.0, 30.0, 120.0, 600.0)
 """Seconds after a file's n-th charged attempt; the last one for all further."""
 _BLANK_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
-_UNMOUNTED_FILES: Final = 3
 _BULK_FILES: Final = 8
 """Files of a bulk batch: few, so that several bulk workers share them."""
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _Queue:
-    """What waits in one lane of a source."""
-
-    fresh: deque[FileRecord] = field(default_factory=deque)
-    backlog: deque[FileRecord] = field(default_factory=deque)
-
-    def __len__(self) -> int:
-        return len(self.fresh) + len(self.backlog)
-
-    def pop(self) -> FileRecord:
-        return (self.fresh or self.backlog).popleft()
-
-
-@dataclass(slots=True)
-class _Source:
-    """One source's queues and state."""
-
-    name: str
-    health: Health = field(default_factory=Health)
-    lanes: dict[Lane, _Queue] = field(default_factory=lambda: {lane: _Queue() for lane in Lane})
-    in_flight: int = 0
-    starved: bool = False
-    """A sweep left rows behind for want of room, or an id was dropped: it wants to be refilled."""
-    missing: set[int] = field(default_factory=set)
-    """Files found missing since the last that arrived."""
-
-    def __len__(self) -> int:
-        return sum(len(queue) for queue in self.lanes.values())
-
-    def up(self) -> float:
-        return float(self.health.up)
-
-
-@dataclass(frozen=True, slots=True)
-class SourceState:
-    """A source as an operator sees it.
-
-    Attributes:
-        reason, detail: why it is left alone; None and empty while it is up.
-        retry_in: seconds until it is tried again.
-    """
-
-    name: str
-    up: bool
-    reason: str | None
-    detail: str
-    retry_in: float
-    queued: int
-    in_flight: int
 
 
 class Dispatcher:
@@ -130,7 +77,7 @@ class Dispatcher:
         self._random = random.Random()
         self._changed = threading.Condition()
         self._ledger = Ledger()
-        self._sources = {source.name: _Source(source.name) for source in settings.sources}
+        self._sources = {source.name: SourceQueues(source.name) for source in settings.sources}
         self._source_of = {target: source.name for source in settings.sources for target in source.target}
         self._folded = {target.casefold().rstrip(): name for target, name in self._source_of.items()}
         self._destination = Health()
@@ -256,7 +203,7 @@ class Dispatcher:
                     self._metrics.stream_events.labels("dropped").inc()
             else:
                 self._ledger.queued(record.id)
-                (queue.fresh if entry.fresh else queue.backlog).append(record)
+                queue.push(record, fresh=entry.fresh)
                 self._changed.notify_all()
             wanted = self._wants_refill(state)
         if wanted:
@@ -318,7 +265,7 @@ class Dispatcher:
         """
         with self._changed:
             state = self._sources[source]
-            outcome = self._in_the_light_of_neighbours(state, outcome)
+            outcome = state.in_the_light_of_neighbours(outcome)
             self._note_health(state, outcome)
             match outcome:
                 case Deferred(record=record, reason=reason):
@@ -331,7 +278,7 @@ class Dispatcher:
                     state.in_flight -= 1
                     self._ledger.requeued(record.id)
                     queue = state.lanes[Lane.BULK]
-                    (queue.fresh if self._ledger[record.id].fresh else queue.backlog).append(record)
+                    queue.push(record, fresh=self._ledger[record.id].fresh)
                     self._changed.notify_all()
         return outcome
 
@@ -427,18 +374,7 @@ class Dispatcher:
         """The sources as they are now."""
         now = self._clock()
         with self._changed:
-            return [
-                SourceState(
-                    name=state.name,
-                    up=state.health.up,
-                    reason=state.health.reason.value if state.health.reason else None,
-                    detail=state.health.detail,
-                    retry_in=max(0.0, state.health.until - now),
-                    queued=len(state),
-                    in_flight=state.in_flight,
-                )
-                for state in self._sources.values()
-            ]
+            return [state.seen_at(now) for state in self._sources.values()]
 
     @property
     def destination(self) -> tuple[bool, str | None, str]:
@@ -449,7 +385,7 @@ class Dispatcher:
 
     # Inside: all of it with the lock held.
 
-    def _collect(self, state: _Source, lane: Lane, now: float) -> list[FileRecord]:
+    def _collect(self, state: SourceQueues, lane: Lane, now: float) -> list[FileRecord]:
         queue = state.lanes[lane]
         records: list[FileRecord] = []
         most = self._batch_files if lane is Lane.SMALL else min(self._batch_files, _BULK_FILES)
@@ -470,19 +406,7 @@ class Dispatcher:
         state.in_flight += len(records)
         return records
 
-    def _in_the_light_of_neighbours(self, state: _Source, outcome: Outcome) -> Outcome:
-        """Idle, files come one by one, and an unmounted disk looks like one missing file after the other."""
-        match outcome:
-            case Charged(record=record, reason=Reason.MISSING, detail=detail):
-                state.missing.add(record.id)
-                if len(state.missing) >= _UNMOUNTED_FILES:
-                    words = f"the last {len(state.missing)} files are all missing there: is the disk mounted?"
-                    return Deferred(record, Reason.SOURCE_NOT_MOUNTED, f"{words} {detail}")
-            case Archived(adopted=False) | Charged() | Oversize():
-                state.missing.clear()
-        return outcome
-
-    def _note_health(self, state: _Source, outcome: Outcome) -> None:
+    def _note_health(self, state: SourceQueues, outcome: Outcome) -> None:
         match outcome:
             case Archived(adopted=adopted):
                 if self._destination.succeeded():
@@ -510,7 +434,7 @@ class Dispatcher:
                 retry_seconds=round(health.until - now, 1),
             )
 
-    def _next_try(self, state: _Source, outcome: Deferred) -> float:
+    def _next_try(self, state: SourceQueues, outcome: Deferred) -> float:
         now = self._clock()
         match outcome.reason.fault:
             case Fault.DESTINATION:
@@ -535,7 +459,7 @@ class Dispatcher:
                 self._metrics.copies.labels(source, "refused").inc()
                 self._metrics.copy_failures.labels(source, reason.value).inc()
 
-    def _wants_refill(self, state: _Source) -> bool:
+    def _wants_refill(self, state: SourceQueues) -> bool:
         wants = state.starved and len(state) < REFILL_BELOW
         if wants:
             state.starved = False

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from cdc_archiver import __version__
 from cdc_archiver.database.files_table import Census
-from cdc_archiver.dispatch.dispatcher import SourceState
+from cdc_archiver.dispatch.queues import SourceState
 
 
 class ServiceState(StrEnum):

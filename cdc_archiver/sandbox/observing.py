@@ -178,16 +178,16 @@ def _file(number: int) -> Planned:
 
 def _odd(number: int, file: Planned, before: Sequence[Planned]) -> Planned:
     """Now and then a file is not like the others: what archives of years have in them."""
-    match number % 25:
+    match number % 20:
         case 3:  # the time is in the name only
             return replace(file, action_timestamp=None)
-        case 8:  # the time is nowhere but in the row
+        case 7:  # the time is nowhere but in the row
             return replace(file, action_timestamp=None, name=f"summary_{number}.{file.format}")
-        case 13:
+        case 11:
             return replace(file, name=f"{file.timestamp} bias group 3, 'cold' (50 µA).{file.format}")
-        case 18:  # taken again: the same name, hence the same place in the archive
+        case 15:  # taken again: the same name, hence the same place in the archive
             return replace(before[-1], folder=before[-1].folder / "again", size=file.size)
-        case 22:
+        case 18:
             return replace(file, action=None)
     return file
 

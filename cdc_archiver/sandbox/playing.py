@@ -6,12 +6,15 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
+import pymysql
 import sqlalchemy as sa
 from rich.filesize import decimal
 
 from cdc_archiver.database import history, schema
+from cdc_archiver.errors import ArchiverError
 from cdc_archiver.operations.init_db import init_db
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.harness import Sandbox
@@ -61,7 +64,6 @@ class Play:
         self._patience = _PATIENCE + session.largest.size / _SLOWEST
         self._registered: dict[Planned, Registered] = {}
         self._settings = load(environment={})
-        self._environment: dict[str, str] = {}
 
     def run(self) -> Iterator[Check]:
         """Plays it.
@@ -73,15 +75,26 @@ class Play:
             SandboxError: it could not be played to its end; the message ends with the service's last words.
         """
         server, ssh = self._sandbox.database, self._sandbox.ssh
-        version = server.execute("SELECT VERSION()")[0][0]
-        self._teller.say(f"{server.kind} {version} listens on 127.0.0.1:{server.port}, sshd on 127.0.0.1:{ssh.port}")
-        self._furnish()
-        written = self._write()
-        engine = sa.create_engine(
-            "mysql+pymysql://", creator=lambda: server.connect("monitor", self._password, "files", autocommit=False)
-        )
-        flags = ("--data-dir", str(self._archive), "--host", ssh.host, "--target", TARGET)
-        service = Service(flags, self._environment, self._sandbox.folder)
+        service: Service | None = None
+        try:
+            version = server.execute("SELECT VERSION()")[0][0]
+            self._teller.say(f"{server.kind} {version} on 127.0.0.1:{server.port}, sshd on 127.0.0.1:{ssh.port}")
+            environment = self._furnish()
+            written = self._write()
+            flags = ("--data-dir", str(self._archive), "--host", ssh.host, "--target", TARGET)
+            service = Service(flags, environment, self._sandbox.folder)
+            yield from self._observe_and_prove(service, written)
+        except (SandboxError, ArchiverError, sa.exc.SQLAlchemyError, pymysql.err.MySQLError, OSError) as error:
+            what = str(getattr(error, "orig", error))  # SQLAlchemy's own words around it are for programmers
+            words = f"{what}\nthe service's last words:\n{service.last_words()}" if service else what
+            raise SandboxError(words) from error
+        finally:
+            if service is not None:
+                service.kill()
+
+    def _observe_and_prove(self, service: Service, written: dict[Planned, Written]) -> Iterator[Check]:
+        connect = partial(self._sandbox.database.connect, "monitor", self._password, "files", autocommit=False)
+        engine = sa.create_engine("mysql+pymysql://", creator=connect)
         monitor = Monitor(engine, _TABLE)
         try:
             with Watcher(engine, _TABLE) as watcher:
@@ -89,19 +102,20 @@ class Play:
                 reading = self._settled(service)
                 checks = self._prove_files(monitor)
                 self._report(watcher, reading)
-            self._teller.head("proof")
-            yield from checks
-            yield _prove_metrics(reading, self._files)
-            yield _prove_stop(service)
-            yield _prove_reconciliation(service)
-        except SandboxError as error:
-            raise SandboxError(f"{error}\nthe service's last words:\n{service.last_words()}".strip()) from error
         finally:
-            service.kill()
             engine.dispose()
+        self._teller.head("proof")
+        yield from checks
+        yield _prove_metrics(reading, self._files)
+        yield _prove_stop(service)
+        yield _prove_reconciliation(service)
 
-    def _furnish(self) -> None:
-        """Database, accounts, table and folders, as a site's administrator makes them, and the settings that follow."""
+    def _furnish(self) -> dict[str, str]:
+        """Makes database, accounts, table and folders, as a site's administrator does.
+
+        Returns:
+            The service's environment, with its settings.
+        """
         server, ssh, folder = self._sandbox.database, self._sandbox.ssh, self._sandbox.folder
         where = {"mysql_host": "127.0.0.1", "mysql_port": server.port}
         server.execute("CREATE DATABASE files")
@@ -116,7 +130,7 @@ class Play:
         secret.write_text(self._password)
         for made in (self._readout, self._archive, folder / "run"):
             made.mkdir(mode=0o700)
-        self._environment = {
+        environment = {
             **clean(self._sandbox.environment()),
             "XDG_RUNTIME_DIR": str(folder / "run"),  # its sockets: here they are cleared away even if it is killed
             **site_environment(
@@ -136,7 +150,8 @@ class Play:
                 log_format="json",
             ),
         }
-        self._settings = load(environment=self._environment)
+        self._settings = load(environment=environment)
+        return environment
 
     def _write(self) -> dict[Planned, Written]:
         written: dict[Planned, Written] = {}
@@ -234,7 +249,8 @@ class Play:
             "latency, all", _percentiles([watcher.latency(rows[file]) for file in session.files[len(session.early) :]])
         )
         figure("", f"COMMIT to copied = 1, as seen by one who looks every {LOOK_EVERY * 1000:.0f} ms")
-        figure("the largest", f"took {ended - began:.1f} s; {beside:,} smaller ones were archived meanwhile")
+        if session.largest.size > self._settings.small_limit:
+            figure("the largest", f"took {ended - began:.1f} s; {beside:,} smaller ones were archived meanwhile")
         figure(
             "sweeps",
             f"{reading.total('sweep_duration_seconds_count'):.0f}; they found {_list(reading, 'why', 'sweep_found_total')}",

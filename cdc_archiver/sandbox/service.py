@@ -153,9 +153,11 @@ class Service:
             process.kill()
         return process.returncode if ended else None, process.log_tail(1)
 
-    def last_words(self, lines: int = 12) -> str:
-        """The end of its log."""
-        return self._process.log_tail(lines)
+    def last_words(self) -> str:
+        """What its log says last that is more than information; where there is no such word, its end."""
+        lines = self._process.log_tail(500).splitlines()
+        serious = [line for line in lines if '"level": "info"' not in line]
+        return "\n".join(serious[-10:] or lines[-3:])
 
     def _state(self) -> str:
         try:

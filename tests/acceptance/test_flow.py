@@ -45,7 +45,7 @@ def test_a_huge_file_is_archived_too(stage: Stage) -> None:
 
 def test_outcomes_are_recorded_as_files_arrive_and_not_when_the_batch_ends(stage: Stage) -> None:
     # Given a backlog that one rsync takes as a whole, on a link that needs a minute for it,
-    ids = stage.register(*stage.files(40, size=200_000))
+    ids = stage.register(*stage.files(40, size=60_000))
     with stage.service(workers=1, bwlimit="128", drain_timeout=0) as service:
         # when the first of it have arrived,
         done = eventually(lambda: stage.count("copied = 1"), "the first are recorded")

@@ -1,0 +1,105 @@
+"""One source's queues and what is known of it. Plain state, behind the dispatcher's lock."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from cdc_archiver.dispatch.health import Health
+from cdc_archiver.model import Archived, Charged, Deferred, FileRecord, Lane, Outcome, Oversize, Reason
+
+_UNMOUNTED_FILES: Final = 3
+
+
+@dataclass(slots=True)
+class Queue:
+    """What waits in one lane of a source."""
+
+    fresh: deque[FileRecord] = field(default_factory=deque)
+    backlog: deque[FileRecord] = field(default_factory=deque)
+
+    def __len__(self) -> int:
+        return len(self.fresh) + len(self.backlog)
+
+    def push(self, record: FileRecord, *, fresh: bool) -> None:
+        """Adds a record at the end of its part."""
+        (self.fresh if fresh else self.backlog).append(record)
+
+    def pop(self) -> FileRecord:
+        """The next one: fresh ones first."""
+        return (self.fresh or self.backlog).popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceState:
+    """A source as an operator sees it.
+
+    Attributes:
+        reason, detail: why it is left alone; None and empty while it is up.
+        retry_in: seconds until it is tried again.
+    """
+
+    name: str
+    up: bool
+    reason: str | None
+    detail: str
+    retry_in: float
+    queued: int
+    in_flight: int
+
+
+@dataclass(slots=True)
+class SourceQueues:
+    """One source's queues and state.
+
+    Attributes:
+        starved: a sweep left rows behind for want of room, or an id was dropped: it wants to be refilled.
+        missing: files found missing since the last that arrived.
+    """
+
+    name: str
+    health: Health = field(default_factory=Health)
+    lanes: dict[Lane, Queue] = field(default_factory=lambda: {lane: Queue() for lane in Lane})
+    in_flight: int = 0
+    starved: bool = False
+    missing: set[int] = field(default_factory=set)
+
+    def __len__(self) -> int:
+        return sum(len(queue) for queue in self.lanes.values())
+
+    def up(self) -> float:
+        """1 or 0, for a metric."""
+        return float(self.health.up)
+
+    def in_the_light_of_neighbours(self, outcome: Outcome) -> Outcome:
+        """Idle, files come one by one, and an unmounted disk looks like one missing file after the other.
+
+        Returns:
+            The outcome, or what it is when its neighbours are looked at too.
+        """
+        match outcome:
+            case Charged(record=record, reason=Reason.MISSING, detail=detail):
+                self.missing.add(record.id)
+                if len(self.missing) >= _UNMOUNTED_FILES:
+                    words = f"the last {len(self.missing)} files are all missing there: is the disk mounted?"
+                    return Deferred(record, Reason.SOURCE_NOT_MOUNTED, f"{words} {detail}")
+            case Archived(adopted=False) | Charged() | Oversize():
+                self.missing.clear()
+        return outcome
+
+    def seen_at(self, now: float) -> SourceState:
+        """How it is, for an operator.
+
+        Args:
+            now: seconds of the clock that its health goes by.
+        """
+        return SourceState(
+            name=self.name,
+            up=self.health.up,
+            reason=self.health.reason.value if self.health.reason else None,
+            detail=self.health.detail,
+            retry_in=max(0.0, self.health.until - now),
+            queued=len(self),
+            in_flight=self.in_flight,
+        )
