@@ -24,6 +24,8 @@ from cdc_archiver.operations.status import (
     is_ready,
     overall,
 )
+from cdc_archiver.preflight import Status as Answer
+from cdc_archiver.preflight import run_checks
 from cdc_archiver.settings import Settings
 from cdc_archiver.shift import Shift
 from cdc_archiver.site import Site, explore
@@ -81,6 +83,8 @@ class Archiver:
         try:
             site = self._explore_until_answered()
             if site is not None:
+                # Beside the work, since a host that is down takes its time to be found so.
+                threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
                 self._serve(site)
         finally:
             self._stopping.set()
@@ -178,6 +182,15 @@ class Archiver:
                 self._set_database(True, "")
                 return self._site
         return None
+
+    def _preflight(self) -> None:
+        """Says at the start what `check` would find wrong."""
+        for finding in run_checks(self._settings).findings:
+            if finding.rsync is not None:
+                self.metrics.rsync_info.labels(*finding.rsync).set(1)
+            if finding.status is not Answer.OK and not self._stopping.is_set():
+                say = _log.warning if finding.status is Answer.WARNING else _log.error
+                say("preflight", subject=finding.subject, detail=finding.text, mend=finding.mend)
 
     def _serve(self, site: Site) -> None:
         targets = [target for source in self._settings.sources for target in source.target]

@@ -140,6 +140,9 @@ class Reader:
             filter_non_implemented_events=False,
             only_schemas=[key.schema],
             only_tables=[key.table],
+            # A table's description is read once for each table id, and an ALTER makes a new id; to read it again with each
+            # transaction is half of the library's work.
+            freeze_schema=True,
             # The other columns are not looked at, and an md5 is no UTF-8.
             ignore_decode_errors=True,
             # It would log the settings, password included.

@@ -33,6 +33,7 @@ class Finding:
         mend: the statement or command that mends it, where there is one, with a remark behind ``#`` or ``--``; empty only
             where nothing has to be mended.
         exit_status: what this failure makes of the whole; DONE for what is none.
+        rsync: side and version, where this is about an rsync; for the metric.
     """
 
     subject: str
@@ -40,6 +41,7 @@ class Finding:
     text: str
     mend: str = ""
     exit_status: ExitStatus = ExitStatus.DONE
+    rsync: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

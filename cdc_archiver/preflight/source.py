@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
@@ -40,7 +41,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     if version is None:
         yield failure("rsync here", "there is no rsync on this machine", "apt-get install rsync")
     else:
-        yield _rsync_version("rsync here", version, "on this machine")
+        yield replace(_rsync_version("rsync here", version, "on this machine"), rsync=("here", version))
     if any(not source.is_local for source in settings.sources):
         if shutil.which("ssh") is None:
             yield failure("ssh here", "there is no ssh on this machine", "apt-get install openssh-client")
@@ -129,7 +130,7 @@ def _second_look(subject: str, source: SourceSettings, trial: str) -> Iterator[F
         unknown = error.message
     protocol = _PROTOCOL.search(trial)
     if look.rsync:
-        yield _rsync_version(subject, look.rsync, "there")
+        yield replace(_rsync_version(subject, look.rsync, "there"), rsync=(source.name, look.rsync))
     elif protocol:
         number = int(protocol[1])
         yield _rsync_age(subject, number < _PROTOCOL_OF_3_4, f"rsync with protocol {number} there")

@@ -54,7 +54,7 @@ class Monitor:
         registered = []
         with self._engine.begin() as connection:
             for file in files:
-                values = _values(file)
+                values = row_values(file)
                 result = connection.execute(sa.insert(self._table).values(values))
                 registered.append(Registered(int(result.lastrowid), file, values))
         return registered
@@ -172,7 +172,8 @@ class Watcher:
                 self._changed.notify_all()
 
 
-def _values(file: Written) -> dict[str, Any]:
+def row_values(file: Written) -> dict[str, Any]:
+    """What the monitor writes into the row of a file, by column."""
     planned = file.planned
     return {
         "path": str(file.path),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import posixpath
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import structlog
 import tenacity
 
 from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
@@ -30,6 +30,7 @@ from cdc_archiver.model import (
 )
 from cdc_archiver.settings import Settings, SourceSettings, Verify
 from cdc_archiver.transfer import layout, report
+from cdc_archiver.transfer.probe import FileState, Probe
 from cdc_archiver.transfer.rsync import Limits, RsyncRun, rsync_command
 from cdc_archiver.transfer.ssh import ControlMaster, peer
 from cdc_archiver.transfer.staging import Archive, Placed, Staged
@@ -42,7 +43,15 @@ _LOOKS: Final = 20
 _LOOK_AGAIN: Final = 0.001
 """How often, and after how many seconds, we look whether a file has got its name."""
 
-_log = structlog.get_logger(__name__)
+_LOOKED_AT: Final = 100
+"""Files that a diagnosis looks at, at the most."""
+
+_SEEN: Final = {
+    FileState.MISSING: Reason.MISSING,
+    FileState.UNREADABLE: Reason.UNREADABLE,
+    FileState.NOT_A_FILE: Reason.NOT_A_FILE,
+    FileState.ROOT_GONE: Reason.SOURCE_NOT_MOUNTED,
+}
 
 
 class Copier:
@@ -87,6 +96,8 @@ class Copier:
                     if work.wanted and not self._cancel.is_set():
                         yield from work.run(self._control_path(source))
         except CopyTrouble as trouble:
+            if trouble.reason.fault is Fault.OPERATOR or trouble.reason is Reason.STALLED:
+                self._renew_connection(source)
             yield from work.defer(trouble.reason, str(trouble))
         except Misconfigured as error:  # ssh cannot even be asked: no account for this uid, an unusable path
             yield from work.defer(Reason.LOGIN_REFUSED, str(error))
@@ -103,6 +114,10 @@ class Copier:
 
     def _pause(self, seconds: float | None) -> None:
         self._cancel.wait(seconds)
+
+    def _renew_connection(self, source: SourceSettings) -> None:
+        if master := self._masters.get(source.name):
+            master.renew()
 
     def _control_path(self, source: SourceSettings) -> Path | None:
         master = self._masters.get(source.name)
@@ -250,22 +265,40 @@ class _Work:
             )
         known_peer = None if self._source.is_local else peer(self._source)
         ending = report.read_ending(run.status, run.stderr, self._source.source_root, self.wanted.keys(), known_peer)
-        for entry, verdict in report.hold_if_all_missing(ending.files, len(entries)).items():
-            for record in list(self.wanted.get(entry, ())):
-                words = f"{verdict.words} {verdict.hint}".strip()
-                if verdict.reason.fault is Fault.FILE:
-                    yield self._decide(Charged(record, verdict.reason, words))
-                else:
-                    yield self._decide(Deferred(record, verdict.reason, words))
         # A directory prints its line only where it was made now; made before, for another file's sake, it is silent.
         for entry in [entry for entry in self.wanted if (staging / os.fsdecode(entry)).is_dir()]:
             for record in list(self.wanted[entry]):
                 yield self._decide(_not_a_file(record))
+        verdicts = dict(report.hold_if_all_missing(ending.files, len(entries)))
+        if ending.trouble is None:
+            verdicts.update(self._diagnose(verdicts))
+        for entry, verdict in verdicts.items():
+            for record in list(self.wanted.get(entry, ())):
+                yield self._decide(_outcome(record, verdict))
         if ending.trouble is not None and self.wanted:
             trouble = ending.trouble
             here = trouble.reason.fault is Fault.DESTINATION
             kind = DestinationUnavailable if here else HostUnavailable
             raise kind(trouble.reason, f"{self._source.name}: {trouble.words}", trouble.hint)
+
+    def _diagnose(self, verdicts: Mapping[bytes, report.Verdict]) -> dict[bytes, report.Verdict]:
+        """A look at the files that rsync said nothing of, or that it found missing: is their disk there at all?"""
+        missing = {entry for entry, verdict in verdicts.items() if verdict.reason is Reason.MISSING}
+        silent = self.wanted.keys() - verdicts.keys()
+        doubtful = [*missing, *silent][:_LOOKED_AT]
+        if not doubtful:
+            return {}
+        paths = {entry: posixpath.join(self._source.source_root, os.fsdecode(entry)) for entry in doubtful}
+        states = Probe(self._source).diagnose(list(paths.values()))
+        seen: dict[bytes, report.Verdict] = {}
+        for entry, path in paths.items():
+            reason = _SEEN.get(states[path])
+            if reason is Reason.SOURCE_NOT_MOUNTED or (reason is not None and entry in silent):
+                words = f"rsync said nothing of it; a look over there says: {states[path].value.replace('_', ' ')}"
+                if reason is Reason.SOURCE_NOT_MOUNTED:
+                    words = f"the source root {self._source.source_root} is missing or empty: is the disk mounted?"
+                seen[entry] = report.Verdict(reason, words)
+        return seen
 
     def _decide(self, outcome: Outcome) -> Outcome:
         """Every decision passes here: the record is wanted no more."""
@@ -295,6 +328,17 @@ def _in_place(lines: Sequence[report.Line], staging: Path) -> tuple[list[report.
             time.sleep(_LOOK_AGAIN)
         (held if looks == 0 else ready).append(line)
     return ready, held
+
+
+def _outcome(record: FileRecord, verdict: report.Verdict) -> Charged | Refused | Deferred:
+    words = f"{verdict.words} {verdict.hint}".strip()
+    match verdict.reason.fault:
+        case Fault.FILE:
+            return Charged(record, verdict.reason, words)
+        case Fault.ROW:
+            return Refused(record, verdict.reason, words)
+        case _:
+            return Deferred(record, verdict.reason, words)
 
 
 def _changed(record: FileRecord, seen: bytes) -> Charged:

@@ -189,6 +189,15 @@ class ControlMaster:
         master = self._master
         return master.words if master else ""
 
+    def renew(self) -> None:
+        """Ends the master, sessions that go through it included; the next :meth:`ensure` logs in anew.
+
+        What counts at the login (the key's options, a group, a shell) is otherwise never seen to have been mended.
+        """
+        master = self._master
+        if master is not None:
+            master.end()
+
     def close(self) -> None:
         """Ends the master, sessions that go through it included. It is not started again."""
         with self._lock:

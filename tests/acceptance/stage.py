@@ -170,7 +170,7 @@ class Stage:
 
     def wait_attempts(self, id_: int, attempts: int, within: float = PATIENCE) -> Row:
         """Waits until a row was charged so many times, or says what it says instead."""
-        charged = lambda: self._none_failed() and (self.row(id_).attempts or 0) >= attempts  # noqa: E731
+        charged = lambda: self._none_failed() and (self.row(id_).attempts or 0) >= attempts
         eventually(charged, f"row {id_} has {attempts} attempts", within)
         return self.row(id_)
 
@@ -361,7 +361,7 @@ class Service(Served):
         self.stop()
         if kind is None and not self._looked:
             assert self.ended is ExitStatus.DONE, f"the service ended with {self.ended!r}"
-        left = lambda: [t.name for t in set(threading.enumerate()) - self._threads_before if t.name != "sandbox-spawner"]  # noqa: E731
+        left = lambda: [t.name for t in set(threading.enumerate()) - self._threads_before if t.name != "sandbox-spawner"]
         assert eventually_or_not(lambda: not left(), 10.0), f"threads are left: {left()}"
 
     def stop(self) -> None:

@@ -20,6 +20,7 @@ from cdc_archiver.model import Archived, Batch, Charged, Deferred, FileRecord, L
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
 from cdc_archiver.settings import SourceSettings, load
 from cdc_archiver.transfer.copier import Copier
+from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import MARKER, Archive
 
 
@@ -231,6 +232,26 @@ def test_a_source_root_that_is_not_there_is_nobodys_fault(tmp_path: Path, ssh_se
         assert reason(stage.copy(stage.row("mount/a.npy"))[1]) is Reason.SOURCE_NOT_MOUNTED
 
 
+def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_path: Path, ssh_server: SshServer) -> None:
+    root = tmp_path / "source" / "mount"
+    flags = {**ssh_flags(ssh_server), "source_root": str(root)}
+    for stage in staged(Stage(tmp_path / "source", tmp_path / "data", flags)):
+        root.mkdir()
+        gone = stage.row("mount/a.npy")
+        assert reason(stage.copy(gone)[gone.id]) is Reason.SOURCE_NOT_MOUNTED
+        stage.file("mount/b.npy")
+        assert reason(stage.copy(gone)[gone.id]) is Reason.MISSING
+
+
+def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brought about by an rsync that leaves files out; what the look over there finds decides."""
+    there, gone = stage.file("there.npy"), stage.row("gone.npy")
+    monkeypatch.setattr(RsyncRun, "lines", lambda self: iter(()))
+    outcomes = stage.copy(there, gone)
+    assert reason(outcomes[there.id]) is Reason.UNDECIDED
+    assert (type(outcomes[gone.id]), reason(outcomes[gone.id])) == (Charged, Reason.MISSING)
+
+
 def test_a_disk_that_is_not_mounted_gets_nothing(stage: Stage) -> None:
     (stage.data / MARKER).unlink()
     before = sorted(stage.data.rglob("*"))
@@ -357,6 +378,9 @@ class TestTheOtherSide:
         file = stage.file("a.npy")
         server.authorize(path=NO_PROGRAMS)
         assert reason(stage.copy(file)[file.id]) is Reason.RSYNC_MISSING
+        # When that is mended, which counts at the next login only, the next try sees it.
+        server.authorize()
+        archived(stage.copy(file)[file.id], b"a.npy")
 
     def test_a_restricted_key_is_enough(self, tmp_path: Path, server: SshServer) -> None:
         root = tmp_path / "restricted"

@@ -1,0 +1,179 @@
+"""The demo as a person runs it: it proves itself right, fails when something is not, and leaves nothing behind."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cdc_archiver.sandbox import SshServer
+
+FEW = ("--files", "60", "--largest", "2M")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """The demo's TMPDIR: what it leaves behind shows there, and all that it starts knows the name.
+
+    Not pytest's own folder: the archived paths have to fit into their column, and a socket's name is shorter still.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["mariadb", "mysql"])
+def database(request: pytest.FixtureRequest, ssh_server: SshServer) -> str:
+    """A database that can be had here; the test is skipped where it cannot."""
+    request.getfixturevalue(request.param)
+    name: str = request.param
+    return name
+
+
+@contextlib.contextmanager
+def demo(place: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    """The demo at work; killed if the test is over before it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "cdc_archiver", "demo", *arguments],
+        env={**os.environ, "TMPDIR": str(place), "MYSQL_HOST": "a site's own", "CDC_ARCHIVER_TABLE": "of_a_site"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: "subprocess.Popen[str]", words: str) -> str:
+    """What it prints up to a line with these words."""
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if words in line:
+            return text
+    raise AssertionError(f"it ended without {words!r}:\n{text}")
+
+
+def of_this_demo(place: Path) -> list[tuple[int, str]]:
+    """The processes that have its folder in their command line or environment, and their command lines."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and int(entry.name) != os.getpid():
+                command = (entry / "cmdline").read_bytes()
+                if os.fsencode(place) in command + (entry / "environ").read_bytes():
+                    found.append((int(entry.name), command.replace(b"\0", b" ").decode(errors="replace")))
+    return found
+
+
+def assert_nothing_is_left(place: Path) -> None:
+    # A killed process's own children may take a moment to be gone.
+    deadline = time.monotonic() + 5.0
+    while (left := of_this_demo(place)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+    assert list(place.iterdir()) == []
+
+
+def test_every_file_is_archived_and_proved(database: str, place: Path) -> None:
+    with demo(place, "--db", database, *FEW) as process:
+        out, _ = process.communicate()
+
+    assert process.returncode == 0, out
+    assert re.search(r"files +60, of 100 bytes to 2\.1 MB; [\d.]+ MB in all", out)
+    assert re.search(r"under load +\d+ files, [\d.]+ MB in [\d.]+ s: \d+ files/s, [\d.]+ [kM]B/s", out)
+    assert re.search(r"latency, alone +p50 [\d.]+ m?s, p99 [\d.]+ m?s \(6 files\)", out)
+    assert re.search(r"latency, all +p50 [\d.]+ m?s, p99 [\d.]+ m?s \(57 files\)", out)
+    assert re.search(r"sweeps +\d+; they found 3 backlog, .*\b0 stream_missed", out)
+    assert "57 offered" in out
+    for line in (
+        "60 rows say copied = 1",
+        "60 paths are what the layout makes",
+        "60 archived files, hashed again, have the md5",
+        "files have mode 640 and folders 750",
+        "the archive holds no file that no row names",
+        "60 files at the source are as they were written",
+        "0 stream_missed, 0 charged, 0 refused, 60 archived",
+        "SIGTERM ends the service in",
+        "run --reconcile finds nothing left to do",
+        "the private servers are stopped",
+    ):
+        assert re.search(rf"^  ✓ {re.escape(line)}", out, re.MULTILINE), f"no tick for {line!r} in:\n{out}"
+    assert "✗" not in out
+    assert out.splitlines()[-1].startswith("all is right, after")
+    assert_nothing_is_left(place)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_at_work_it_clears_everything_away(
+    ssh_server: SshServer, mariadb: object, place: Path, number: int
+) -> None:
+    with demo(place, "--files", "300", "--largest", "20M") as process:
+        read_until(process, "streaming")
+        assert any("cdc_archiver run" in command for _, command in of_this_demo(place))  # there is something to clear
+        process.send_signal(number)
+        time.sleep(0.1)
+        process.send_signal(number)  # an impatient second one does not cut it short
+        out, _ = process.communicate()
+
+    assert process.returncode == 1, out
+    assert "interrupted" in out
+    assert_nothing_is_left(place)
+
+
+def test_interrupted_at_its_start_it_clears_everything_away(
+    ssh_server: SshServer, mariadb: object, place: Path
+) -> None:
+    with demo(place, *FEW) as process:
+        read_until(process, "starting mariadb")
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate()
+
+    assert process.returncode == 1, out
+    assert "interrupted" in out
+    assert_nothing_is_left(place)
+
+
+def test_a_service_that_dies_is_a_failure_with_its_last_words(
+    ssh_server: SshServer, mariadb: object, place: Path
+) -> None:
+    with demo(place, "--files", "300", "--largest", "20M") as process:
+        read_until(process, "streaming")
+        (pid,) = (pid for pid, command in of_this_demo(place) if "cdc_archiver run" in command)
+        os.kill(pid, signal.SIGKILL)
+        out, _ = process.communicate()
+
+    assert process.returncode == 1, out
+    assert "the service ended with status -9" in out
+    assert "the service's last words:" in out
+    assert_nothing_is_left(place)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--db", "oracle"), "no demo on 'oracle'"),
+        (("--largest", "much"), "--largest 'much' is no size"),
+        (("--largest", "10"), "--largest '10' is no size of 100 bytes or more"),
+        (("--largest", "900T"), "the demo needs"),
+    ],
+)
+def test_what_makes_no_sense_is_said_in_one_line(arguments: tuple[str, ...], words: str, place: Path) -> None:
+    with demo(place, *arguments) as process:
+        out, _ = process.communicate()
+
+    assert process.returncode == 2
+    assert words in out
+    assert len(out.splitlines()) == 1
+    assert_nothing_is_left(place)
