@@ -90,11 +90,6 @@ class Shift:
     def _parts(self) -> list[Part]:
         return [self._recorder, *self._workers, *self._readers]
 
-    @property
-    def alive(self) -> bool:
-        """Whether all its threads run."""
-        return all(part.alive for part in self._parts)
-
     def start(self) -> None:
         """Starts the threads."""
         try:
@@ -102,9 +97,9 @@ class Shift:
             self._archive.clear_staging()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
+        self._metrics.set_mode("polling")
         for part in self._parts:
             part.start()
-        self._metrics.set_mode("polling")
 
     def stop(self, drain: float) -> None:
         """Reads nothing more, lets copies finish, kills what is left, writes back what is known.
@@ -171,6 +166,8 @@ class Shift:
             self._archive.require_ready()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
+        else:
+            self.dispatcher.destination_ready()
 
 
 def _join(parts: Sequence[Part], seconds: float) -> bool:

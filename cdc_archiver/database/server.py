@@ -17,8 +17,6 @@ NO_GRANT: Final = 1227
 """The server's error where a global privilege is missing."""
 
 _NO_BINARY_LOG: Final = 1381
-_OFFSET_LIMIT: Final = 2**32
-"""A reader asks for its offset in four bytes; a file grows beyond only within one huge transaction."""
 
 _MAY_ASK_POSITION: Final = {"REPLICATION CLIENT", "BINLOG MONITOR", "SUPER", "ALL PRIVILEGES"}
 """MariaDB 10.5 renamed REPLICATION CLIENT to BINLOG MONITOR, and still takes the old name in a GRANT."""
@@ -142,12 +140,7 @@ def position(connection: sa.Connection, server: Server) -> Position:
     if row is None:
         obstacle = _log_is_off(server)
         raise StreamUnavailable(obstacle.what, obstacle.mend)
-    place = Position(row[0], int(row[1]))
-    if place.offset >= _OFFSET_LIMIT:
-        raise StreamUnavailable(
-            f"the binary log is at {place}, and no reader can start beyond 4 GiB of a file", "FLUSH BINARY LOGS"
-        )
-    return place
+    return Position(row[0], int(row[1]))
 
 
 def stream_obstacles(connection: sa.Connection, server: Server, database: str, table: str) -> list[Obstacle]:

@@ -33,7 +33,7 @@ from cdc_archiver.model import (
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings
 
-INBOX_MOST: Final = 100_000
+INBOX_MOST: Final = 20_000
 """Ids that wait for their row to be read; further ones are dropped, and a sweep is asked for."""
 QUEUE_MOST: Final = 5_000
 """Records that wait in one source's queues."""
@@ -167,6 +167,8 @@ class Dispatcher:
                 now = self._clock()
                 for id_ in self._ledger.due(now):
                     self._inboxes[self._ledger[id_].fresh].append(id_)
+                if all(len(state) >= QUEUE_MOST for state in self._sources.values()):
+                    self._drop_inboxes()
                 if self._inboxes[True] or self._inboxes[False] or now >= deadline:
                     break
                 next_due = self._ledger.next_due()
@@ -193,17 +195,12 @@ class Dispatcher:
         wanted = False
         with self._changed:
             state = self._sources[source]
-            entry = self._ledger[record.id]
-            queue = state.lanes[Lane.SMALL]
             if len(state) >= QUEUE_MOST:
-                self._ledger.drop(record.id)
-                self._dropped.add(record.id)
+                self._drop(record.id)
                 state.starved = True
-                if entry.origin is Origin.STREAM:
-                    self._metrics.stream_events.labels("dropped").inc()
             else:
                 self._ledger.queued(record.id)
-                queue.push(record, fresh=entry.fresh)
+                state.lanes[Lane.SMALL].push(record, fresh=self._ledger[record.id].fresh)
                 self._changed.notify_all()
             wanted = self._wants_refill(state)
         if wanted:
@@ -370,6 +367,14 @@ class Dispatcher:
         with self._changed:
             self._fail(self._destination, "destination", reason, detail)
 
+    def destination_ready(self) -> None:
+        """The destination was found mounted and with room, outside a batch: trouble of that kind is over."""
+        with self._changed:
+            if self._destination.reason in (Reason.DESTINATION_MISSING, Reason.NO_SPACE):
+                self._destination.succeeded()
+                _log.info("destination_up")
+                self._changed.notify_all()
+
     def states(self) -> list[SourceState]:
         """The sources as they are now."""
         now = self._clock()
@@ -464,6 +469,21 @@ class Dispatcher:
         if wants:
             state.starved = False
         return wants
+
+    def _drop_inboxes(self) -> None:
+        """No source has room: to read the rows would be in vain."""
+        for inbox in self._inboxes.values():
+            for id_ in inbox:
+                self._drop(id_)
+            inbox.clear()
+        for state in self._sources.values():
+            state.starved = True
+
+    def _drop(self, id_: int) -> None:
+        if self._ledger[id_].origin is Origin.STREAM:
+            self._metrics.stream_events.labels("dropped").inc()
+        self._ledger.drop(id_)
+        self._dropped.add(id_)
 
     def _reoffer(self, id_: int) -> None:
         self._inboxes[True].append(id_)

@@ -11,7 +11,14 @@ from typing import Any, Final, TypeAlias
 
 import pymysql
 from pymysqlreplication import binlogstream
-from pymysqlreplication.event import HeartbeatLogEvent, NotImplementedEvent, RotateEvent, XAPrepareEvent, XidEvent
+from pymysqlreplication.event import (
+    FormatDescriptionEvent,
+    HeartbeatLogEvent,
+    NotImplementedEvent,
+    RotateEvent,
+    XAPrepareEvent,
+    XidEvent,
+)
 from pymysqlreplication.row_event import PartialUpdateRowsEvent, RowsEvent, UpdateRowsEvent, WriteRowsEvent
 
 from cdc_archiver.database.engine import error_code, in_our_words
@@ -33,6 +40,7 @@ _EVENTS: Final = (
     XidEvent,
     XAPrepareEvent,
     RotateEvent,
+    FormatDescriptionEvent,
     HeartbeatLogEvent,
     NotImplementedEvent,
 )
@@ -122,6 +130,7 @@ class Reader:
         self._unreadable = 0
         self._opened = False
         self._stream_dialled = False
+        self._checksum: int | None = None
         self._heard = time.monotonic()
         self._address = f"{settings['host']}:{settings['port']}"
         self._reader = _LIBRARY(
@@ -179,14 +188,23 @@ class Reader:
                 except Unreadable as error:
                     return Gap(str(error))
                 return Rows(ids, self._keys.doubt())
-            if not isinstance(event, NotImplementedEvent):
+            if isinstance(event, FormatDescriptionEvent):
+                self._require_format(event)
+            elif not isinstance(event, NotImplementedEvent):
                 return Mark(
                     Position(self._reader.log_file, self._reader.log_pos),
                     float(event.timestamp) if event.timestamp else None,
                     idle=isinstance(event, HeartbeatLogEvent),
                 )
-            if event.event_type not in _WITHOUT_ROWS:
+            elif event.event_type not in _WITHOUT_ROWS:
                 return Gap(f"an event of type {event.event_type} that may hold compressed rows")
+
+    def _require_format(self, event: Any) -> None:
+        """The library asks for binlog_checksum once, at its connect; with another it would cut four bytes off each event."""
+        if self._checksum is None:
+            self._checksum = event.checksum_algorithm
+        elif event.checksum_algorithm != self._checksum:
+            raise StreamLost(f"the server {self._address} changed binlog_checksum", "decode")
 
     def _fetch(self) -> Any:
         try:

@@ -111,11 +111,10 @@ def _remote(source: SourceSettings) -> Iterator[Finding]:
         return
     yield ok(subject, f"{there.login} lets us in, and rsync runs there")
     if trial.returncode != 0:
-        account = there.login.partition("@")[0]
         yield warning(
             subject,
             f"the source root {source.source_root} cannot be listed there: {rsync_report.last_words(trial.stderr)}",
-            f"setfacl -m u:{account}:rx {shlex.quote(source.source_root)}  # on {there.host}",
+            f"setfacl -m u:{there.user or 'USER'}:rx {shlex.quote(source.source_root)}  # on {there.host}",
         )
     yield from _second_look(subject, source, trial.stdout)
 

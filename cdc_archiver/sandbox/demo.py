@@ -19,7 +19,7 @@ from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.sandbox.database import Kind
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.harness import Sandbox
-from cdc_archiver.sandbox.observing import SMALLEST, Session, plan
+from cdc_archiver.sandbox.observing import FEWEST, SMALLEST, Session, plan
 from cdc_archiver.sandbox.packages import cache_folder
 from cdc_archiver.sandbox.playing import Play
 from cdc_archiver.sandbox.proof import Check
@@ -28,7 +28,7 @@ from cdc_archiver.settings import Bytes
 
 _KINDS: Final[dict[str, Kind]] = {"mariadb": "mariadb", "mysql": "mysql"}
 _SERVERS_BYTES: Final = 400 * 10**6
-"""What the database's own files take (MySQL's: 250 MB), and room to spare."""
+"""What the database's own files take (MySQL's: 200 MB), and room to spare."""
 
 
 def run_demo(database: str, files: int, largest: str) -> ExitStatus:
@@ -36,7 +36,7 @@ def run_demo(database: str, files: int, largest: str) -> ExitStatus:
 
     Args:
         database: ``mariadb`` or ``mysql``.
-        files: how many, 20 at the least.
+        files: how many.
         largest: size of the largest, as settings take sizes: ``200M``.
 
     Returns:
@@ -46,10 +46,12 @@ def run_demo(database: str, files: int, largest: str) -> ExitStatus:
         Misconfigured: an argument makes no sense, or there is not enough room.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # where there is no tick, a question mark
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter; that is no reason to end
     if database not in _KINDS:
         raise Misconfigured(f"there is no demo on {database!r}", "--db mariadb, or --db mysql")
-    session = plan(max(20, files), _size(largest))
+    if files < FEWEST:
+        raise Misconfigured(f"there is no demo with {files} files", f"--files {FEWEST}, or more")
+    session = plan(files, _size(largest))
     _require_room(session)
     teller = Teller(Console(highlight=False))
     checks: list[Check] = []

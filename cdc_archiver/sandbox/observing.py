@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+FEWEST: Final = 20
+"""Files below which not every kind would be among them."""
 SMALLEST: Final = 100
 """Bytes of the smallest file."""
 
@@ -110,15 +112,12 @@ def plan(files: int, largest: int) -> Session:
     """A session; the same for the same arguments.
 
     Args:
-        files: how many, 20 at the least.
-        largest: bytes of the largest.
+        files: how many, :data:`FEWEST` at the least.
+        largest: bytes of the largest, :data:`SMALLEST` at the least.
     """
     big = [largest, *(min(size, largest) for size in _BIG)][: max(1, files // 10)]
     ordinary = _ordinary(files - len(big), min(_ORDINARY, largest))
-    monsters = [
-        replace(_file(files + number), name=f"{_FOLDER_CHANGES}_raw_data_{number}.npy", format="npy", size=size)
-        for number, size in enumerate(big)
-    ]
+    monsters = [_big(files + number, size, f"raw_data_{number}") for number, size in enumerate(big)]
     early = max(3, files // 100)
     alone = min(25, max(5, files // 10))
     rest = ordinary[early + alone :]
@@ -174,6 +173,12 @@ def _file(number: int) -> Planned:
         action_timestamp=began,
         pub_id=pub_id,
     )
+
+
+def _big(number: int, size: int, stem: str) -> Planned:
+    file = _file(number)
+    folder = file.folder.with_name("outputs")
+    return replace(file, folder=folder, name=f"{file.timestamp}_{stem}.npy", format="npy", size=size)
 
 
 def _odd(number: int, file: Planned, before: Sequence[Planned]) -> Planned:

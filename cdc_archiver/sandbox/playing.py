@@ -1,11 +1,11 @@
-"""One run of the demo on servers that are up: furnished, written, observed, reported, proved."""
+"""One run of the demo on servers that are up: furnished, written, observed, proved."""
 
 from __future__ import annotations
 
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
@@ -17,13 +17,14 @@ from cdc_archiver.database import history, schema
 from cdc_archiver.errors import ArchiverError
 from cdc_archiver.operations.init_db import init_db
 from cdc_archiver.sandbox.errors import SandboxError
+from cdc_archiver.sandbox.figures import tell_figures
 from cdc_archiver.sandbox.harness import Sandbox
 from cdc_archiver.sandbox.observing import Planned, Session, Written, write
 from cdc_archiver.sandbox.proof import Check, prove
-from cdc_archiver.sandbox.registry import LOOK_EVERY, TARGET, Monitor, Registered, Watcher
+from cdc_archiver.sandbox.registry import TARGET, Monitor, Registered, Watcher
 from cdc_archiver.sandbox.service import Reading, Service, clean, site_environment
 from cdc_archiver.sandbox.telling import Teller
-from cdc_archiver.settings import load
+from cdc_archiver.settings import FileModes, Settings, load
 
 _TABLE: Final = schema.DEFAULT_TABLE
 _CHMOD: Final = "D750,F640"
@@ -63,7 +64,6 @@ class Play:
         self._bytes = sum(file.size for file in session.files)
         self._patience = _PATIENCE + session.largest.size / _SLOWEST
         self._registered: dict[Planned, Registered] = {}
-        self._settings = load(environment={})
 
     def run(self) -> Iterator[Check]:
         """Plays it.
@@ -83,16 +83,18 @@ class Play:
             written = self._write()
             flags = ("--data-dir", str(self._archive), "--host", ssh.host, "--target", TARGET)
             service = Service(flags, environment, self._sandbox.folder)
-            yield from self._observe_and_prove(service, written)
+            yield from self._observe_and_prove(service, written, load(environment=environment))
         except (SandboxError, ArchiverError, sa.exc.SQLAlchemyError, pymysql.err.MySQLError, OSError) as error:
             what = str(getattr(error, "orig", error))  # SQLAlchemy's own words around it are for programmers
-            words = f"{what}\nthe service's last words:\n{service.last_words()}" if service else what
-            raise SandboxError(words) from error
+            words = service.last_words() if service else ""
+            raise SandboxError(f"{what}\nthe service's last words:\n{words}" if words else what) from error
         finally:
             if service is not None:
                 service.kill()
 
-    def _observe_and_prove(self, service: Service, written: dict[Planned, Written]) -> Iterator[Check]:
+    def _observe_and_prove(
+        self, service: Service, written: dict[Planned, Written], settings: Settings
+    ) -> Iterator[Check]:
         connect = partial(self._sandbox.database.connect, "monitor", self._password, "files", autocommit=False)
         engine = sa.create_engine("mysql+pymysql://", creator=connect)
         monitor = Monitor(engine, _TABLE)
@@ -100,8 +102,8 @@ class Play:
             with Watcher(engine, _TABLE) as watcher:
                 self._observe(monitor, watcher, service, written)
                 reading = self._settled(service)
-                checks = self._prove_files(monitor)
-                self._report(watcher, reading)
+                checks = self._prove_files(monitor, settings.modes)
+                tell_figures(self._teller, self._session, self._registered, watcher, reading, settings)
         finally:
             engine.dispose()
         self._teller.head("proof")
@@ -130,7 +132,7 @@ class Play:
         secret.write_text(self._password)
         for made in (self._readout, self._archive, folder / "run"):
             made.mkdir(mode=0o700)
-        environment = {
+        return {
             **clean(self._sandbox.environment()),
             "XDG_RUNTIME_DIR": str(folder / "run"),  # its sockets: here they are cleared away even if it is killed
             **site_environment(
@@ -150,8 +152,6 @@ class Play:
                 log_format="json",
             ),
         }
-        self._settings = load(environment=environment)
-        return environment
 
     def _write(self) -> dict[Planned, Written]:
         written: dict[Planned, Written] = {}
@@ -228,36 +228,7 @@ class Play:
                 return reading
             time.sleep(0.1)
 
-    def _report(self, watcher: Watcher, reading: Reading) -> None:
-        session, rows, figure = self._session, self._registered, self._teller.figure
-        largest = rows[session.largest]
-        began, ended = watcher.committed(largest), watcher.seen(largest)
-        loaded = [largest, *(rows[file] for burst in session.bursts for file in burst)]
-        seconds = max(watcher.seen(row) for row in loaded) - began
-        size = sum(row.file.planned.size for row in loaded)
-        beside = sum(watcher.seen(row) < ended for row in loaded)
-        sizes = sorted(file.size for file in session.files)
-        self._teller.head("report")
-        figure("files", f"{self._files:,}, of {sizes[0]} bytes to {decimal(sizes[-1])}; {decimal(self._bytes)} in all")
-        figure(
-            "under load",
-            f"{len(loaded):,} files, {decimal(size)} in {seconds:.1f} s: "
-            f"{len(loaded) / seconds:.0f} files/s, {decimal(round(size / seconds))}/s",
-        )
-        figure("latency, alone", _percentiles([watcher.latency(rows[file]) for file in session.alone]))
-        figure(
-            "latency, all", _percentiles([watcher.latency(rows[file]) for file in session.files[len(session.early) :]])
-        )
-        figure("", f"COMMIT to copied = 1, as seen by one who looks every {LOOK_EVERY * 1000:.0f} ms")
-        if session.largest.size > self._settings.small_limit:
-            figure("the largest", f"took {ended - began:.1f} s; {beside:,} smaller ones were archived meanwhile")
-        figure(
-            "sweeps",
-            f"{reading.total('sweep_duration_seconds_count'):.0f}; they found {_list(reading, 'why', 'sweep_found_total')}",
-        )
-        figure("stream", f"rows told of: {_list(reading, 'outcome', 'stream_events_total')}")
-
-    def _prove_files(self, monitor: Monitor) -> list[Check]:
+    def _prove_files(self, monitor: Monitor, modes: FileModes) -> list[Check]:
         rows = list(self._registered.values())
         count = size = 0
         with self._teller.progress("hashed", 2 * self._files, 2 * self._bytes) as show:
@@ -267,7 +238,7 @@ class Play:
                 count, size = count + 1, size + length
                 show(count, size)
 
-            return prove(rows, monitor.rows(), self._archive, self._settings.modes, self._readout, hashed)
+            return prove(rows, monitor.rows(), self._archive, modes, self._readout, hashed)
 
 
 def _archived(reading: Reading) -> int:
@@ -303,17 +274,3 @@ def _prove_reconciliation(service: Service) -> Check:
         "run --reconcile finds nothing left to do, and ends with status 0",
         () if right else (f"its status was {status}, its last words: {words}",),
     )
-
-
-def _percentiles(latencies: Sequence[float]) -> str:
-    ordered = sorted(latencies)
-    middle, late = (ordered[-(-len(ordered) * part // 100) - 1] for part in (50, 99))
-    return f"p50 {_duration(middle)}, p99 {_duration(late)} ({len(ordered):,} files)"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def _list(reading: Reading, label: str, name: str) -> str:
-    return ", ".join(f"{count:,} {value}" for value, count in reading.by(label, name).items())

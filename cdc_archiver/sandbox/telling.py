@@ -29,6 +29,7 @@ class Teller:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._began = time.monotonic()
+        self._marks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("ok", "NOT RIGHT:")
 
     @property
     def seconds(self) -> float:
@@ -49,8 +50,9 @@ class Teller:
 
     def check(self, check: Check) -> None:
         """One line of the proof, and where it does not hold, its faults."""
-        mark, style = ("✓", "green") if check.right else ("✗", "bold red")
-        self._print(Text(f"  {mark} ", style).append(check.text, "default"))
+        right, wrong = self._marks
+        mark = Text(f"  {right} ", "green") if check.right else Text(f"  {wrong} ", "bold red")
+        self._print(mark.append(check.text, "default"))
         for fault in check.faults[:_FAULTS_SHOWN]:
             self.fault(fault)
         if len(check.faults) > _FAULTS_SHOWN:

@@ -32,6 +32,8 @@ _VANISHED: Final = re.compile(r'(?:file has vanished|rsync: \[sender\] file has 
 _SENDER_ROOT: Final = re.compile(r'rsync: (?:\[sender\] )?change_dir(?:#\d)? "(.+)" failed: (.+) \(\d+\)')
 _HERE: Final = re.compile(r"rsync: \[(?:generator|receiver|Receiver)\] (.+): (.+) \((\d+)\)")
 _SPACE: Final = {errno.ENOSPC, errno.EDQUOT}
+_LINK: Final = {errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EBADF}
+"""What the ends of a broken pipe to ssh say; the receiver's own files never do."""
 _GONE_MOUNT: Final = {errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.ENXIO}
 
 
@@ -128,7 +130,7 @@ def read_ending(status: int, stderr: str, root: str, entries: Collection[bytes],
                 files[entry] = Verdict(Reason.MISSING if missing else Reason.UNREADABLE, line)
             elif _plain(match["name"]).rstrip("/") == root.rstrip("/"):
                 trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
-        elif match := _HERE.search(line):
+        elif (match := _HERE.search(line)) and int(match[3]) not in _LINK:
             full = int(match[3]) in _SPACE
             trouble = trouble or Verdict(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, line)
         elif _SENDER_ROOT.search(line):
@@ -166,10 +168,11 @@ def _trouble_of_status(status: int, stderr: str, peer: Peer | None) -> Verdict |
         return None
     if "rrsync" in stderr and "error" in stderr.lower():
         return Verdict(Reason.RSYNC_REFUSED, words, 'check the key\'s command="rrsync -ro …" on the source')
-    if status == 127 or (status == 12 and re.search(r"(rsync|command).*(not found|No such file)", stderr)):
-        return Verdict(Reason.RSYNC_MISSING, words, "install rsync on the source: apt-get install rsync")
+    # When ssh fails, rsync ends with 255 or with 12: it is a race inside rsync. So ssh's words come before its status.
     if peer is not None and (failure := classify_ssh_failure(stderr, peer)):
         return Verdict(failure.reason, failure.words, failure.hint)
+    if status == 127 or (status == 12 and re.search(r"(rsync|command).*(not found|No such file)", stderr)):
+        return Verdict(Reason.RSYNC_MISSING, words, "install rsync on the source: apt-get install rsync")
     if status in (1, 2, 4, 6):
         return Verdict(Reason.RSYNC_REFUSED, words)
     if status in (3, 11):

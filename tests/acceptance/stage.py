@@ -12,7 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
-import sysconfig
+import sys
 import tempfile
 import threading
 import time
@@ -36,6 +36,8 @@ PASSWORD = "tr0ub4dor-and-3"
 TARGET = "pysmurf-monitor"
 PATIENCE = 30.0
 """Seconds: a bound for a busy machine; no test waits that long where all is well."""
+
+COMMAND = (sys.executable, "-m", "cdc_archiver")
 
 _T = TypeVar("_T")
 _numbers = itertools.count(1)
@@ -163,7 +165,9 @@ class Stage:
 
     def wait_archived(self, *ids: int, within: float = PATIENCE) -> list[Row]:
         """Waits until the rows say that their files are archived."""
-        if not eventually_or_not(lambda: self._none_failed() and all(row.copied == 1 for row in self.rows(ids)), within):
+        if not eventually_or_not(
+            lambda: self._none_failed() and all(row.copied == 1 for row in self.rows(ids)), within
+        ):
             late = [row for row in self.rows(ids) if row.copied != 1]
             raise AssertionError(f"{len(late)} of {len(ids)} files not archived within {within} s: {late[:5]}")
         return self.rows(ids)
@@ -196,10 +200,16 @@ class Stage:
         self._services.append(Service(self.settings(**changes), until))
         return self._services[-1]
 
-    def program(self, *arguments: str, until: str | None = "streaming", **changes: Any) -> Program:
-        """The service as a program of its own: ``cdc-archiver run``."""
+    def program(
+        self, *, until: str | None = "streaming", interpreter: Sequence[str] = COMMAND, **changes: Any
+    ) -> Program:
+        """The service as a program of its own: ``cdc-archiver run``.
+
+        Arguments:
+            interpreter: what is run in place of ``cdc-archiver``.
+        """
         log = self.folder / f"program-{next(_numbers)}.log"
-        return Program(["run", *self.flags(**changes), *arguments], self.environment(), log, until)
+        return Program([*interpreter, "run", *self.flags(**changes)], self.environment(), log, until)
 
     def command(
         self, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 60.0
@@ -270,7 +280,8 @@ class Stage:
 
 @contextlib.contextmanager
 def new_stage(server: DatabaseServer, ssh: SshServer, folder: Path, *, table: bool = True) -> Iterator[Stage]:
-    """A stage on these servers, which are as they were afterwards; fails where a process of it is left."""
+    """A stage on these servers, which are as they were afterwards; fails where a process or a thread of it is left."""
+    threads = set(threading.enumerate())
     runtime = Path(tempfile.mkdtemp(prefix="cdc-stage-", dir="/tmp"))  # short: an ssh socket goes into it
     before = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)
@@ -289,7 +300,9 @@ def new_stage(server: DatabaseServer, ssh: SshServer, folder: Path, *, table: bo
         if server.running:
             server.execute(f"DROP DATABASE {stage.database}")
             server.execute(f"DROP USER IF EXISTS '{stage.user}'@'%'")
-    eventually(lambda: not processes_of(folder), f"no process of {folder} is left", 10.0)
+    assert eventually_or_not(lambda: not processes_of(folder), 10.0), f"processes are left: {processes_of(folder)}"
+    new = lambda: [thread.name for thread in set(threading.enumerate()) - threads if thread.name != "sandbox-spawner"]  # noqa: E731
+    assert eventually_or_not(lambda: not new(), 10.0), f"threads are left: {new()}"
 
 
 class Served:
@@ -342,7 +355,6 @@ class Service(Served):
         self.ended: ExitStatus | Exception | None = None
         self._looked = False
         self._thread = threading.Thread(target=self._run, name="acceptance-service", daemon=True)
-        self._threads_before = set(threading.enumerate())
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -361,8 +373,6 @@ class Service(Served):
         self.stop()
         if kind is None and not self._looked:
             assert self.ended is ExitStatus.DONE, f"the service ended with {self.ended!r}"
-        left = lambda: [t.name for t in set(threading.enumerate()) - self._threads_before if t.name != "sandbox-spawner"]
-        assert eventually_or_not(lambda: not left(), 10.0), f"threads are left: {left()}"
 
     def stop(self) -> None:
         """As SIGTERM does it."""
@@ -384,14 +394,11 @@ class Service(Served):
             self.ended = error
 
 
-COMMAND = (str(Path(sysconfig.get_path("scripts")) / "cdc-archiver"),)
-
-
 class Program(Served):
     """``cdc-archiver`` as a process of its own. It is killed at the end of the ``with`` block."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path, until: str | None) -> None:
-        self._process = ChildProcess("cdc-archiver", [*COMMAND, *arguments], log, environment)
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, until: str | None) -> None:
+        self._process = ChildProcess("cdc-archiver", command, log, environment)
         self._until = until
 
     def __enter__(self) -> Self:

@@ -91,9 +91,7 @@ def test_insert_select(stage: Stage) -> None:
     for file in files:
         values = stage.values(file)
         names = ", ".join(f"`{name}`" for name in values)
-        stage.sql(
-            f"INSERT INTO collected ({names}) VALUES ({', '.join(['%s'] * len(values))})", list(values.values())
-        )
+        stage.sql(f"INSERT INTO collected ({names}) VALUES ({', '.join(['%s'] * len(values))})", list(values.values()))
     # when it hands all of them over at once,
     names = ", ".join(f"`{name}`" for name in stage.values(files[0]))
     top = int(stage.sql(f"SELECT COALESCE(MAX(id), 0) FROM {TABLE}")[0][0])

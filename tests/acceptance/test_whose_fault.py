@@ -360,7 +360,21 @@ def test_a_path_that_would_not_fit_the_column_is_refused_before_it_is_copied(sta
 
 
 def test_odd_names_are_archived_as_they_are(stage: Stage) -> None:
-    names = ("# hash", ";semi", "-v", "two\nlines", "Grüße", "a b'c\"d`$(e)", "\\#012", "*", "~", "con:on", "\x1b[2J", " ", "%C|%l")
+    names = (
+        "# hash",
+        ";semi",
+        "-v",
+        "two\nlines",
+        "Grüße",
+        "a b'c\"d`$(e)",
+        "\\#012",
+        "*",
+        "~",
+        "con:on",
+        "\x1b[2J",
+        " ",
+        "%C|%l",
+    )
     files = [stage.file(name) for name in names]
     with stage.service():
         rows = stage.wait_archived(*stage.register(*files))

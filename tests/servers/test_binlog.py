@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import random
 import socket
 import ssl
@@ -393,6 +394,32 @@ def test_a_new_file_and_a_purge_behind_us_go_unnoticed(world: World) -> None:
         world.sql(f"PURGE BINARY LOGS TO '{there.file}'")
         running.heard.await_ids(world.insert("/b"))
         assert running.heard.all("lost") == []
+
+
+def test_another_checksum_of_the_log_costs_one_reconnect(world: World) -> None:
+    """The library would go on with the old one: with names of files that miss their last four letters, for one."""
+    with streaming(world, CALM) as running, world.globally("binlog_checksum", "NONE"):
+        running.heard.await_anchors(2)
+        running.heard.await_ids(world.insert("/a"))
+        there = position(world)
+        eventually(lambda: running.stream.passed(there), f"{there} passed, at {running.stream.position}")
+        world.sql("SET GLOBAL binlog_checksum = CRC32")
+        running.heard.await_anchors(3)
+        running.heard.await_ids(world.insert("/b"))
+        assert running.heard.all("gap") == []
+
+
+def test_many_reconnects_leave_no_descriptor_behind(mariadb: DatabaseServer) -> None:
+    with new_world(mariadb) as world:
+        before = len(os.listdir("/proc/self/fd"))
+        with streaming(world, CALM) as running:
+            for times in range(2, 6):
+                kill_dump_thread(world)
+                running.heard.await_anchors(times)
+            assert len(os.listdir("/proc/self/fd")) <= before + 4, (
+                "a socket and its twin, for the stream and the library"
+            )
+        assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_server_that_restarts_is_streamed_from_again(doomed: World) -> None:

@@ -83,19 +83,21 @@ def test_of_two_holders_the_second_waits_and_learns_who_is_first(world: World) -
     assert first.holder() is None
 
 
-def test_all_or_none(world: World) -> None:
-    busy = TargetLocks(world.database(), TABLE, ["b"])
+@pytest.mark.parametrize("taken", ["a", "b", "c"])
+def test_all_or_none(world: World, taken: str) -> None:
+    """Whichever of them another holds: the first that is asked for, or the last."""
+    busy = TargetLocks(world.database(), TABLE, [taken])
     assert busy.acquire()
-    both = TargetLocks(world.database(), TABLE, ["a", "b", "c"])
-    assert not both.acquire()
-    for name in ("a", "c"):
+    all_three = TargetLocks(world.database(), TABLE, ["a", "b", "c"])
+    assert not all_three.acquire()
+    for name in {"a", "b", "c"} - {taken}:
         single = TargetLocks(world.database(), TABLE, [name])
         eventually(single.acquire, f"the lock of {name}, which nobody holds", 3)
         single.release()
     busy.release()
-    assert both.acquire()
-    both.check()
-    both.release()
+    assert all_three.acquire()
+    all_three.check()
+    all_three.release()
 
 
 def test_other_targets_tables_and_databases_are_other_locks(world: World) -> None:

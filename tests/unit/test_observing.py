@@ -1,10 +1,11 @@
-"""The demo's session: as many files as asked for, of all the kinds that an archive of years has in it."""
+"""The demo's session: as many files as asked for, of all the kinds that an archive of years has in it; its percentiles."""
 
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from cdc_archiver.sandbox.figures import percentiles
 from cdc_archiver.sandbox.observing import SMALLEST, Planned, plan, write
 
 MB = 1024**2
@@ -64,3 +65,16 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 
     with pytest.raises(FileExistsError):
         write(file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (1, "p50 1 ms, p99 1 ms (1 files)"),
+        (2, "p50 1 ms, p99 2 ms (2 files)"),
+        (100, "p50 50 ms, p99 99 ms (100 files)"),
+        (2000, "p50 1.00 s, p99 1.98 s (2,000 files)"),
+    ],
+)
+def test_a_percentile_is_one_that_was_measured(count: int, words: str) -> None:
+    assert percentiles([number / 1000 for number in range(count, 0, -1)]) == words
