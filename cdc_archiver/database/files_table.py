@@ -63,6 +63,9 @@ class Written:
 class FilesTable:
     """The table of files. Each method takes the connection that it works on.
 
+    Each write sets ``timestamp`` to itself: where a server made the column with explicit_defaults_for_timestamp=OFF, the
+    default of old ones, an UPDATE that does not name it sets it to now, and with it the file's place in the archive.
+
     Args:
         name: of the table.
         path_width: of the column ``path``, in characters.
@@ -165,7 +168,7 @@ class FilesTable:
                 connection.execute(
                     sa.update(table)
                     .where(table.c.id.in_(unmoved))
-                    .values(path=sa.case(unmoved, value=table.c.id), copied=1)
+                    .values(path=sa.case(unmoved, value=table.c.id), copied=1, timestamp=table.c.timestamp)
                 )
             changed.update(unmoved)
         return Written(changed, already)
@@ -194,7 +197,7 @@ class FilesTable:
                 connection.execute(
                     sa.update(table)
                     .where(table.c.id.in_(unmoved))
-                    .values(failed_copy_attempts=sa.case(unmoved, value=table.c.id))
+                    .values(failed_copy_attempts=sa.case(unmoved, value=table.c.id), timestamp=table.c.timestamp)
                 )
             changed.update(unmoved)
         return Written(changed, already=set())

@@ -301,7 +301,7 @@ def new_stage(server: DatabaseServer, ssh: SshServer, folder: Path, *, table: bo
             server.execute(f"DROP DATABASE {stage.database}")
             server.execute(f"DROP USER IF EXISTS '{stage.user}'@'%'")
     assert eventually_or_not(lambda: not processes_of(folder), 10.0), f"processes are left: {processes_of(folder)}"
-    new = lambda: [thread.name for thread in set(threading.enumerate()) - threads if thread.name != "sandbox-spawner"]  # noqa: E731
+    new = lambda: [thread.name for thread in set(threading.enumerate()) - threads if thread.name != "sandbox-spawner"]
     assert eventually_or_not(lambda: not new(), 10.0), f"threads are left: {new()}"
 
 

@@ -133,11 +133,15 @@ def test_interrupted_at_work_it_clears_everything_away(
     assert_nothing_is_left(place)
 
 
-def test_interrupted_at_its_start_it_clears_everything_away(
-    ssh_server: SshServer, mariadb: object, place: Path
+def test_interrupted_while_its_servers_start_it_clears_everything_away(
+    ssh_server: SshServer, mysql: object, place: Path
 ) -> None:
-    with demo(place, *FEW) as process:
-        read_until(process, "starting mariadb")
+    """Against a server that is up only after the clearing away, and keeps its folder."""
+    with demo(place, "--db", "mysql", *FEW) as process:
+        deadline = time.monotonic() + 30.0
+        while not any("mysqld" in command for _, command in of_this_demo(place)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate()
 
