@@ -28,6 +28,9 @@ from cdc_archiver.transfer.staging import Archive
 _KILL_SECONDS: Final = 8.0
 """After the drain: for rsyncs to be killed and what is known to be written back."""
 
+_SAY_AGAIN: Final = 60.0
+"""Seconds after which trouble that goes on is logged once more, summed up."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -56,6 +59,8 @@ class Shift:
         self._archive = archive
         self._metrics = metrics
         self._cancel = threading.Event()
+        self._gaps = 0
+        self._gaps_said_at = float("-inf")
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
         self._copier = Copier(settings, archive, site.files.path_width, self._cancel)
         self._recorder = Recorder(
@@ -139,7 +144,11 @@ class Shift:
         _log.info("streaming", position=str(self.stream.position if self.stream else ""))
 
     def on_gap(self, why: str) -> None:
-        _log.warning("stream_gap", detail=why)
+        # One for each transaction, where a client compresses its own: said now and then, swept for always.
+        self._gaps += 1
+        if time.monotonic() >= self._gaps_said_at + _SAY_AGAIN:
+            _log.warning("stream_gap", detail=why, gaps=self._gaps)
+            self._gaps, self._gaps_said_at = 0, time.monotonic()
         self.sweeper.anchored()
 
     def on_lost(self, reason: str) -> None:

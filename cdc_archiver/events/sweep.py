@@ -34,6 +34,8 @@ _SUSPECTS: Final = 10_000
 _SECOND_LOOK: Final = 1.5
 """Seconds after an anchor when it is swept once more: a row committed just before it may have been invisible."""
 _TICK: Final = 1.0
+_BREATH: Final = 0.1
+"""Seconds between two sweeps, however often they are asked for."""
 _LONGEST_PAUSE: Final = 30.0
 _CENSUS_EVERY: Final = 10.0
 """Seconds between counts while a long backlog is fetched piece by piece: counting a million rows takes most of one."""
@@ -134,7 +136,7 @@ class Sweeper(Part):
 
     def anchored(self) -> None:
         """The stream has a new anchor: whatever was committed before it is for a sweep, at once and a little later."""
-        self._second_look_at = time.monotonic() + _SECOND_LOOK
+        self._second_look_at = min(self._second_look_at, time.monotonic() + _SECOND_LOOK)
         self.request()
 
     def interrupt(self) -> None:
@@ -162,6 +164,7 @@ class Sweeper(Part):
                 pause = min(_LONGEST_PAUSE, pause * 2)
                 continue
             self._on_database(True, "")
+            self.stopping.wait(_BREATH)
             pause = 0.2
             streaming = self._stream.position is not None
             next_sweep = time.monotonic() + (

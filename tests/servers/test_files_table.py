@@ -134,7 +134,7 @@ def test_names_beyond_ascii_in_a_table_of_another_character_set(world: World) ->
 
 def test_the_sweeps_index_serves_the_sweeps_question(world: World) -> None:
     """Its cost is that of the pending rows alone: few rows looked at, however many are archived."""
-    with world.server.connect(database=world.name) as connection, connection.cursor() as cursor:
+    with world.server.connect(database=world.name) as root, root.cursor() as cursor:
         cursor.execute(schema.index_statement(TABLE))
         for _ in range(20):
             rows = [(f"/archive/{number}", "m", 1, 0, bytes(16)) for number in range(500)]

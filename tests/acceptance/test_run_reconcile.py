@@ -1,0 +1,147 @@
+"""`run --reconcile` as a script runs it: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stage import TABLE, Stage, eventually, new_stage
+
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(database_server, ssh_server, tmp_path) as made:
+        yield made
+
+
+def test_it_copies_what_was_missed_and_exits_with_0(either_stage: Stage) -> None:
+    stage = either_stage
+    # Given files that were registered while nobody was at work, a large one among them,
+    files = [*stage.files(20), stage.file("large.npy", size=3_000_000)]
+    ids = stage.register(*files)
+    given_up = stage.register(stage.file("ignored.npy"), failed_copy_attempts=2000)
+    # when it is run,
+    done = stage.command("run", "--reconcile", "--small-limit", "1M", *stage.flags())
+    # then all are archived, an operator's decision is respected, and a script hears of it.
+    assert done.stdout == "archived 21; left: 0 pending, 0 quarantined, 0 refused, 1 ignored\n"
+    assert done.returncode == 0, done.stderr
+    assert {row.copied for row in stage.rows(ids)} == {1}
+    assert all(stage.place(file).read_bytes() == file.content for file in files)
+    assert stage.row(given_up[0]).copied == 0
+    # Run again, it finds nothing to do.
+    done = stage.command("run", "--reconcile", *stage.flags())
+    assert (done.returncode, done.stdout) == (0, "archived 0; left: 0 pending, 0 quarantined, 0 refused, 1 ignored\n")
+
+
+def test_it_exits_with_3_where_files_are_still_not_right(stage: Stage) -> None:
+    # Given one file of each fate: sound, missing, given up long ago, impossible.
+    missing = stage.file("missing.npy")
+    missing.path.unlink()
+    sound, lost, given_up, impossible = (
+        *stage.register(stage.file("sound.npy")),
+        *stage.register(missing),
+        *stage.register(stage.file("given-up.npy"), failed_copy_attempts=5),
+        *stage.register(stage.file("impossible.npy"), pub_id=None),
+    )
+    done = stage.command("run", "--reconcile", *stage.flags())
+    assert done.stdout == "archived 1; left: 1 pending, 1 quarantined, 1 refused, 0 ignored\n"
+    assert done.returncode == 3, done.stderr
+    assert [row.attempts for row in stage.rows([sound, lost, given_up, impossible])] == [0, 1, 5, 1000]
+    assert "Traceback" not in done.stderr
+
+
+def test_it_exits_with_4_where_a_source_cannot_be_reached(stage: Stage) -> None:
+    (id_,) = stage.register(stage.file("file.npy"))
+    stage.ssh.stop()
+    done = stage.command("run", "--reconcile", *stage.flags())
+    assert done.returncode == 4, done.stderr
+    assert done.stdout == "archived 0; left: 1 pending, 0 quarantined, 0 refused, 0 ignored\n"
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"cdc-archiver: {stage.ssh.host}: host_unreachable: ")
+    assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
+
+
+def test_an_unreachable_source_with_nothing_to_give_is_no_matter(stage: Stage) -> None:
+    stage.ssh.stop()
+    done = stage.command("run", "--reconcile", *stage.flags())
+    assert (done.returncode, done.stdout) == (0, "archived 0; left: 0 pending, 0 quarantined, 0 refused, 0 ignored\n")
+
+
+def test_it_exits_with_4_where_the_database_cannot_be_reached(stage: Stage) -> None:
+    done = stage.command("run", "--reconcile", *stage.flags(), environment={"MYSQL_PORT": "1"})
+    assert done.returncode == 4
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("cdc-archiver: the database 127.0.0.1:1 ")
+
+
+def test_with_a_full_archive_it_says_so_and_charges_nobody(stage: Stage) -> None:
+    (id_,) = stage.register(stage.file("file.npy"))
+    done = stage.command("run", "--reconcile", *stage.flags(min_free="1000T"))
+    assert done.returncode == 3
+    assert "no_space" in done.stderr.splitlines()[-1]
+    assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
+
+
+def test_beside_a_service_it_watches_and_copies_nothing(stage: Stage) -> None:
+    # Given a running service whose source is down, and files that wait for it,
+    with stage.service() as service:
+        stage.ssh.stop()
+        ids = stage.register(*stage.files(3))
+        service.wait_state("no source")
+        # when it is run for a second, then it says that they still wait,
+        done = stage.command("run", "--reconcile", "--wait", "1", *stage.flags())
+        assert done.stdout == "the running service archived 0; left: 3 pending, 0 quarantined, 0 refused, 0 ignored\n"
+        assert done.returncode == 3, done.stderr
+        # and when it may take longer and the source comes back, that the service has them.
+        back = threading.Timer(1.5, stage.ssh.start)
+        back.start()
+        done = stage.command("run", "--reconcile", "--wait", "60", *stage.flags())
+        back.join()
+        assert done.stdout == "the running service archived 3; left: 0 pending, 0 quarantined, 0 refused, 0 ignored\n"
+        assert done.returncode == 0, done.stderr
+        # It was the service indeed.
+        assert service.metric("copies_total", result="archived") == 3
+        assert {row.copied for row in stage.rows(ids)} == {1}
+        assert service.state() == "streaming"
+
+
+def test_a_service_that_comes_meanwhile_stands_by_and_takes_over(stage: Stage) -> None:
+    # Given a reconciliation that takes a while,
+    ids = stage.register(*stage.files(30, size=40_000))
+    said = []
+    run = threading.Thread(
+        target=lambda: said.append(stage.command("run", "--reconcile", *stage.flags(bwlimit="400")).stdout)
+    )
+    run.start()
+    eventually(lambda: stage.count("copied = 1"), "it is at work")
+    # when the service is started beside it,
+    with stage.service(until=None) as service:
+        # then it waits for its end, and streams.
+        service.wait_state("streaming")
+        run.join()
+        assert stage.count("copied = 1") == len(ids)
+        assert said == ["archived 30; left: 0 pending, 0 quarantined, 0 refused, 0 ignored\n"]
+
+
+def test_more_than_fits_into_the_queues_is_archived_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cdc_archiver.dispatch import dispatcher
+    from cdc_archiver.reconciliation import Reconciliation
+
+    for name, value in {"INBOX_MOST": 20, "QUEUE_MOST": 10, "BACKLOG_MOST": 8, "REFILL_BELOW": 4}.items():
+        monkeypatch.setattr(dispatcher, name, value)
+    stage.register(*stage.files(120))
+    result = Reconciliation(stage.settings()).run()
+    assert (result.archived, result.left.pending, int(result.status)) == (120, 0, 0)
+    assert stage.count(f"copied = 1 AND path LIKE '{stage.data_dir}/%'") == 120
+    assert TABLE in stage.sql("SHOW TABLES")[-1]
