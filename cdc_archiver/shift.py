@@ -120,10 +120,10 @@ class Shift:
         if not _join(self._workers, drain):
             _log.warning("killing_copies", after_seconds=drain)
         self._cancel.set()
+        self._copier.close()  # a worker may wait for a connection to come about
         _join(self._workers, _KILL_SECONDS)
         self._recorder.stop()
         self._recorder.join(_KILL_SECONDS)
-        self._copier.close()
         _join(self._readers, 1.0)
 
     def cancel(self) -> None:

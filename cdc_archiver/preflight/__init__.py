@@ -5,7 +5,10 @@ Each question stands alone: one that breaks is a finding, and the others are ask
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
+from threading import Thread
 
 from cdc_archiver.database.engine import Database
 from cdc_archiver.preflight.database import database_findings, knows_archived
@@ -30,12 +33,28 @@ __all__ = [
 def run_checks(settings: Settings) -> Report:
     """Asks everything, the sources side by side. Never raises."""
     database = Database(settings)
-    with ThreadPoolExecutor(max_workers=len(settings.sources) + 1) as pool:
-        sources = [pool.submit(source_findings, source) for source in settings.sources]
-        about_database = pool.submit(database_findings, database, settings)
-        findings = [*machine_findings(settings), *about_database.result()]
-        for source in sources:
-            findings += source.result()
-        findings += destination_findings(settings, known=knows_archived(database, settings))
+    about_database, *about_sources = _side_by_side(
+        lambda: database_findings(database, settings),
+        *(partial(source_findings, source) for source in settings.sources),
+    )
+    about_disk = destination_findings(settings, known=knows_archived(database, settings))
     database.close()
-    return Report(tuple(findings))
+    return Report((*machine_findings(settings), *about_database, *chain(*about_sources), *about_disk))
+
+
+def _side_by_side(*questions: Callable[[], list[Finding]]) -> list[list[Finding]]:
+    """Asks all at the same time.
+
+    Not with a pool: the end of the process would wait for its threads, and a host that is down answers late.
+    """
+    answers: list[list[Finding]] = [[] for _ in questions]
+
+    def ask(number: int, question: Callable[[], list[Finding]]) -> None:
+        answers[number] = question()
+
+    threads = [Thread(target=ask, args=each, name="preflight", daemon=True) for each in enumerate(questions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return answers

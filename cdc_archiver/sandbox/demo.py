@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Final, Self
 
@@ -20,13 +21,14 @@ from cdc_archiver.sandbox.database import Kind
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.harness import Sandbox
 from cdc_archiver.sandbox.observing import FEWEST, SMALLEST, Session, plan
-from cdc_archiver.sandbox.packages import cache_folder
+from cdc_archiver.sandbox.packages import BUNDLES, cache_folder, find, find_library
 from cdc_archiver.sandbox.playing import Play
 from cdc_archiver.sandbox.proof import Check
 from cdc_archiver.sandbox.telling import Teller
 from cdc_archiver.settings import Bytes
 
 _KINDS: Final[dict[str, Kind]] = {"mariadb": "mariadb", "mysql": "mysql"}
+_SERVER_OF: Final[dict[Kind, str]] = {"mariadb": "mariadbd", "mysql": "mysqld"}
 _SERVERS_BYTES: Final = 400 * 10**6
 """What the database's own files take (MySQL's: 200 MB), and room to spare."""
 
@@ -60,8 +62,10 @@ def run_demo(database: str, files: int, largest: str) -> ExitStatus:
     try:
         with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
             teller.say(f"starting {database} and sshd (fetched into {cache_folder()} where they are not installed)")
-            sandbox = stack.enter_context(Sandbox(_KINDS[database]))
-            stack.callback(interrupts.ignore)  # called first: nothing cuts the clearing away short
+            _fetch(_KINDS[database])
+            with interrupts.deferred():  # a server that is about to start cannot be stopped yet
+                sandbox = stack.enter_context(Sandbox(_KINDS[database]))
+                stack.callback(interrupts.ignore)  # called first: nothing cuts the clearing away short
             for check in Play(sandbox, session, teller).run():
                 teller.check(check)
                 checks.append(check)
@@ -73,6 +77,12 @@ def run_demo(database: str, files: int, largest: str) -> ExitStatus:
         checks.append(_prove_cleared(sandbox))
         teller.check(checks[-1])
     return _conclude(teller, checks, trouble)
+
+
+def _fetch(kind: Kind) -> None:
+    for program in (_SERVER_OF[kind], *BUNDLES["ssh"].programs):
+        find(program)
+    find_library("libnss_wrapper.so")
 
 
 def _conclude(teller: Teller, checks: list[Check], trouble: str) -> ExitStatus:
@@ -121,6 +131,8 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self._ignored = False
+        self._deferred = False
+        self._pending = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -133,11 +145,27 @@ class _Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What comes meanwhile is heard at the end."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self._pending:
+            self._raise()
+
     def ignore(self) -> None:
         """From now on they do nothing."""
         self._ignored = True
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._ignored:
-            self._ignored = True
-            raise KeyboardInterrupt
+        if self._deferred:
+            self._pending = True
+        elif not self._ignored:
+            self._raise()
+
+    def _raise(self) -> None:
+        self._ignored = True
+        raise KeyboardInterrupt

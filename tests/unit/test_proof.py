@@ -291,6 +291,7 @@ def test_the_demo_fails_when_a_check_does(
         def run(self) -> list[Check]:
             return [check]
 
+    monkeypatch.setattr(demo, "_fetch", lambda kind: None)
     monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
     monkeypatch.setattr(demo, "Play", FakePlay)
 
@@ -319,6 +320,7 @@ def test_what_runs_or_lies_about_afterwards_is_wrong(
         def run(self) -> list[Check]:
             return []
 
+    monkeypatch.setattr(demo, "_fetch", lambda kind: None)
     monkeypatch.setattr(demo, "Sandbox", Untidy)
     monkeypatch.setattr(demo, "Play", Nothing)
 
