@@ -64,6 +64,8 @@ class Archiver:
         self._no_database = ""
         self._holder = ""
         self.http: HttpServer | None = None
+        self.metrics.destination_up.set_function(self._destination_up)
+        self.metrics.destination_free.set_function(lambda: float(self._free_bytes() or 0))
 
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler."""
@@ -124,7 +126,7 @@ class Archiver:
                     connected=position is not None,
                     why=shift.why_no_stream,
                     position=str(position) if position else None,
-                    lag=self.metrics.total("stream_lag_seconds"),
+                    lag=self.metrics.total("stream_lag_seconds") if position else None,
                 )
         return Status(
             state=state,
@@ -162,6 +164,10 @@ class Archiver:
         if self._holder:
             return ServiceState.STANDBY, f"another archiver has these targets: {self._holder}"
         return ServiceState.STARTING, ""
+
+    def _destination_up(self) -> float:
+        shift = self._shift
+        return float(self._data_dir.is_dir() if shift is None else shift.dispatcher.destination[0])
 
     def _free_bytes(self) -> int | None:
         try:
@@ -219,6 +225,7 @@ class Archiver:
                     shift, self._shift = self._shift, None
                     self.metrics.set_mode("")
                     shift.stop(drain=0.0)
+                    self.metrics.forget_sources()
                 case "ended" if event.part is not None and not event.part.stopping.is_set():
                     failure = event.part.failure
                     self._failed = f"{event.part.name} died: {failure!r}"

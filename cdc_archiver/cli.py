@@ -21,7 +21,7 @@ from cdc_archiver.operations import init_db as init_db_operation
 from cdc_archiver.preflight import print_report, run_checks
 from cdc_archiver.reconciliation import Progress as Reconciled
 from cdc_archiver.reconciliation import Reconciliation, Result
-from cdc_archiver.settings import Settings
+from cdc_archiver.settings import Settings, duration
 
 _RUN_EXAMPLES: Final = """
 Archive files as they are registered, until SIGTERM.
@@ -52,17 +52,13 @@ def run(
     settings: Settings,
     reconcile: Annotated[bool, typer.Option("--reconcile", help="Sweep once, copy what was missed, exit.")] = False,
     wait: Annotated[
-        Optional[float],  # noqa: UP045 - typer reads it at run time
-        typer.Option(
-            "--wait",
-            metavar="SECONDS",
-            help="With --reconcile: seconds to watch a service that is at work. Default: no limit.",
-        ),
+        Optional[str],  # noqa: UP045 - typer reads it at run time
+        typer.Option("--wait", metavar="TIME", help="With --reconcile: how long to watch a service that is at work."),
     ] = None,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, settings.log_level)
     if reconcile:
-        return _reconcile(settings, wait)
+        return _reconcile(settings, None if wait is None else duration(wait))
     archiver = Archiver(settings)
     _on_signals(archiver.stop)
     return archiver.run()
@@ -95,8 +91,8 @@ def init_db(
 ) -> ExitStatus:
     """Create the table of files where there is none, the index that keeps sweeps cheap, and the history.
 
-    Run it once, as a database user that may CREATE and INDEX. Creating the index on a large table takes a while and does
-    not stop its writers.
+    Run it once, as a database user that may CREATE and INDEX. The index of a large table takes a while; its writers go on
+    meanwhile. Where a long transaction keeps the table in use, it gives up after ten seconds.
     """
     set_up_logs(settings.log_format, settings.log_level)
     for line in init_db_operation.init_db(settings, dry_run=dry_run):
@@ -115,7 +111,7 @@ def demo(
     Touches nothing of this machine: MariaDB or MySQL, sshd and rsync are fetched into a cache folder where they are not
     installed. Exit status 0 when every file is archived and proved.
     """
-    from cdc_archiver.sandbox.demo import run_demo  # private servers are no part of a service
+    from cdc_archiver.demo.command import run_demo  # private servers are no part of a service
 
     raise typer.Exit(run_demo(database, files, largest))
 

@@ -42,6 +42,10 @@ class Misconfigured(ArchiverError):
     exit_status = ExitStatus.USAGE
 
 
+class NoSuchTable(Misconfigured):
+    """There is no table of files, or none that we may see."""
+
+
 class DatabaseUnavailable(ArchiverError):
     """The database does not answer, or not us. Wait and try again."""
 

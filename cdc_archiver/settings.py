@@ -22,6 +22,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -40,7 +41,7 @@ from cdc_archiver.errors import Misconfigured
 PREFIX: Final = "CDC_ARCHIVER_"
 
 # Variables with our prefix that are no settings.
-_OTHER_VARIABLES: Final = {"CDC_ARCHIVER_CACHE", "CDC_ARCHIVER_CONFIG", "CDC_ARCHIVER_SOURCES"}
+_OTHER_VARIABLES: Final = {"CDC_ARCHIVER_CACHE", "CDC_ARCHIVER_CONFIG"}
 
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
@@ -257,6 +258,16 @@ class Settings(SourceOptions, BaseSettings):
 
     sources: tuple[SourceSettings, ...] = Field((), description="Several readout servers: [[sources]] in the file.")
 
+    @field_validator("mysql_host")
+    @classmethod
+    def _host_of_database(cls, value: str) -> str:
+        if (
+            not re.fullmatch(r"[A-Za-z0-9_:]([A-Za-z0-9_:%-]|\.(?!\.)){0,253}", value)
+            or max(map(len, value.split("."))) > 63
+        ):
+            raise ValueError(f"{value!r} is no host's name or address")
+        return value
+
     @field_validator("table")
     @classmethod
     def _plain_table(cls, value: str) -> str:
@@ -295,12 +306,12 @@ class Settings(SourceOptions, BaseSettings):
                 else entry
                 for entry in listed
             ]
-            for entry in values["sources"]:
-                if isinstance(entry, dict) and "name" not in entry:
-                    entry["name"] = str(entry.get("host", "")).rpartition("@")[2] or "local"
         elif common.get("target"):
-            name = str(common.get("host", "")).rpartition("@")[2] or "local"
-            values["sources"] = [{**common, "name": re.sub(r"[^A-Za-z0-9_.-]", "-", name)[:64]}]
+            values["sources"] = [dict(common)]
+        for entry in values.get("sources") or ():
+            if isinstance(entry, dict) and "name" not in entry:
+                host = str(entry.get("host", "")).rpartition("@")[2]
+                entry["name"] = re.sub(r"[^A-Za-z0-9_.-]", "-", host).lstrip(".-")[:64] or "local"
         return values
 
     @model_validator(mode="after")
@@ -358,6 +369,11 @@ def load(
         config = Path(named)
     _reject_unknown_variables(environment)
     file_values = _read_toml(config) if config else {}
+    given = {name for name, value in (flags or {}).items() if value is not None}
+    given |= {name for name in Settings.model_fields if f"{PREFIX}{name}".lower() in variables}
+    _let_sources_hear(file_values, given, flags or {}, variables)
+    if "mysql_password" in variables:  # the environment's word comes after the file's
+        file_values.pop("mysql_password_file", None)
 
     class Loaded(Settings):
         @classmethod
@@ -379,6 +395,36 @@ def load(
         raise Misconfigured(_first_error(error)) from None
 
 
+def _let_sources_hear(
+    file_values: dict[str, Any], given: set[str], flags: Mapping[str, Any], variables: Mapping[str, str]
+) -> None:
+    """What a flag or a variable says of all sources is the last word over what the file says of each."""
+    listed = file_values.get("sources")
+    if not isinstance(listed, list):
+        return
+    if alone := sorted(given & {"host", "target"}):
+        raise Misconfigured(
+            f"--{alone[0]} is given beside the [[sources]] of the configuration file",
+            "each source has its own: say it in the file, or leave the [[sources]] out",
+        )
+    for entry in listed:
+        for name in given & SourceOptions.model_fields.keys() if isinstance(entry, dict) else ():
+            flag = flags.get(name)
+            entry[name] = variables[f"{PREFIX}{name}".lower()] if flag is None else flag
+
+
+def duration(text: str) -> float:
+    """Seconds of a duration as settings take it: ``90``, ``500ms``, ``5m``.
+
+    Raises:
+        Misconfigured: it is none.
+    """
+    try:
+        return TypeAdapter[float](Seconds).validate_python(text)
+    except ValidationError:
+        raise Misconfigured(f"{text!r} is no duration, such as 90, 500ms, 5m, 2h or 30d") from None
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -397,7 +443,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _reject_unknown_variables(environment: Mapping[str, str]) -> None:
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | _OTHER_VARIABLES
+    known = {PREFIX + name.upper() for name in Settings.model_fields if name != "sources"} | _OTHER_VARIABLES
     for name in environment:
         if name.startswith(PREFIX):
             _require_known(name, known, "environment variable")

@@ -171,7 +171,6 @@ class Shift:
         if self._site.history is not None:
             self._site.history.prune(connection)
         try:
-            self._metrics.destination_free.set(self._archive.free_bytes())
             self._archive.require_ready()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))

@@ -27,8 +27,8 @@ _ASK_A_PERSON: Final = {
     1045: "check MYSQL_USER and MYSQL_PASSWORD (or MYSQL_PASSWORD_FILE)",
     1049: "check MYSQL_DATABASE",
     1054: "the table is not what a pysmurf monitor makes: see `cdc-archiver check`",
-    1142: "grant the user SELECT and UPDATE on the table: see `cdc-archiver check`",
-    1143: "grant the user SELECT and UPDATE on the table: see `cdc-archiver check`",
+    1142: "`cdc-archiver check` names the GRANT that `run` needs; `init-db` needs CREATE and INDEX",
+    1143: "`cdc-archiver check` names the GRANT that `run` needs; `init-db` needs CREATE and INDEX",
     1146: "the table is gone: see `cdc-archiver check`, or `cdc-archiver init-db` to create it",
     1227: "grant the user what `cdc-archiver check` names",
     1298: "check --db-time-zone; a zone's name needs the server's time zone tables, +00:00 does not",
@@ -42,10 +42,12 @@ class Database:
 
     Args:
         settings: where it is and who we are.
+        answer_timeout: seconds that one statement may stay without an answer; None for as long as it takes.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, answer_timeout: float | None = ANSWER_TIMEOUT) -> None:
         self._settings = settings
+        self._answer_timeout = answer_timeout
         self.name = settings.mysql_database
         self.address = f"{settings.mysql_host}:{settings.mysql_port}"
         self._reading = self._engine(autocommit=True)
@@ -68,12 +70,13 @@ class Database:
             "host": settings.mysql_host,
             "port": settings.mysql_port,
             "user": settings.mysql_user,
-            "password": settings.password,
+            # As bytes: PyMySQL would take a text for Latin-1.
+            "password": settings.password.encode(),
             "database": settings.mysql_database,
             "charset": "utf8mb4",
             "connect_timeout": CONNECT_TIMEOUT,
-            "read_timeout": ANSWER_TIMEOUT,
-            "write_timeout": ANSWER_TIMEOUT,
+            "read_timeout": self._answer_timeout,
+            "write_timeout": self._answer_timeout,
             "autocommit": True,
         }
         if settings.mysql_ssl_ca or settings.mysql_ssl_cert:
@@ -143,7 +146,7 @@ class Database:
             yield
         except sa.exc.TimeoutError as error:
             raise DatabaseUnavailable(f"the database {self.address} keeps all our connections busy") from error
-        except (sa.exc.DBAPIError, pymysql.MySQLError, OSError) as error:
+        except (sa.exc.DBAPIError, pymysql.MySQLError, OSError, UnicodeError) as error:
             raise in_our_words(error, self.address) from error
 
 

@@ -7,13 +7,18 @@ from typing import Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
+from sqlalchemy.schema import CreateTable
 
-from cdc_archiver.errors import Misconfigured
+from cdc_archiver.errors import Misconfigured, NoSuchTable
 
 DEFAULT_TABLE: Final = "pysmurf_files"
 INDEX: Final = "cdc_archiver_pending"
 """The index that makes a sweep's cost depend on the pending rows alone."""
 
+_NO_TABLE_HINT: Final = (
+    "check MYSQL_DATABASE and --table; a table without a GRANT SELECT, UPDATE for this user is not seen either; a new site "
+    "makes it with `cdc-archiver init-db`"
+)
 _INDEX_COLUMNS: Final = ("copied", "instance_id", "id", "failed_copy_attempts")
 _VERSIONED: Final = re.compile(rf"{DEFAULT_TABLE}_v(\d+)")
 
@@ -72,14 +77,13 @@ def resolve_table(connection: sa.Connection, database: str, wanted: str = "") ->
             ``pysmurf_files_v<N>``.
 
     Raises:
-        Misconfigured: there is none, or it is a view.
+        NoSuchTable: there is none, or none that we may see.
+        Misconfigured: it is a view.
     """
     kinds = _tables(connection, database)
     if wanted:
         if wanted not in kinds:
-            raise Misconfigured(
-                f"there is no table {wanted} in the database {database}", "check --table, or `cdc-archiver init-db`"
-            )
+            raise NoSuchTable(f"there is no table {wanted} in the database {database}", _NO_TABLE_HINT)
         if kinds[wanted] != "BASE TABLE":
             raise Misconfigured(f"{wanted} is a view; its base table is what the binary log names", "check --table")
         return wanted
@@ -87,9 +91,8 @@ def resolve_table(connection: sa.Connection, database: str, wanted: str = "") ->
         return DEFAULT_TABLE
     versions = {int(match[1]): name for name, kind in kinds.items() if (match := _versioned(name, kind))}
     if not versions:
-        raise Misconfigured(
-            f"there is no table {DEFAULT_TABLE} (nor {DEFAULT_TABLE}_v<N>) in the database {database}",
-            "check MYSQL_DATABASE and --table, or make it: `cdc-archiver init-db`",
+        raise NoSuchTable(
+            f"there is no table {DEFAULT_TABLE} (nor {DEFAULT_TABLE}_v<N>) in the database {database}", _NO_TABLE_HINT
         )
     return versions[max(versions)]
 
@@ -125,18 +128,6 @@ def older_versions(connection: sa.Connection, database: str, current: str) -> li
     )
 
 
-def create_files_table(connection: sa.Connection, name: str) -> bool:
-    """Creates the table of files where it is not there.
-
-    Returns:
-        Whether it was created now.
-    """
-    if sa.inspect(connection).has_table(name):
-        return False
-    files_table(name).create(connection)
-    return True
-
-
 def has_index(connection: sa.Connection, database: str, table: str) -> bool:
     """Whether an index begins as a sweep needs it, under whatever name."""
     rows = connection.execute(
@@ -150,6 +141,11 @@ def has_index(connection: sa.Connection, database: str, table: str) -> bool:
     for name, column in rows:
         indexes.setdefault(name, []).append(column.lower())
     return any(tuple(columns[:3]) == _INDEX_COLUMNS[:3] for columns in indexes.values())
+
+
+def table_statement(table: sa.Table) -> str:
+    """The statement that creates a table, for a person or for us."""
+    return str(CreateTable(table).compile(dialect=mysql.dialect())).strip()
 
 
 def index_statement(table: str) -> str:

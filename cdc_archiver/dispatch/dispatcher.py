@@ -90,7 +90,6 @@ class Dispatcher:
             metrics.queue_depth.labels(name).set_function(source.__len__)
             metrics.in_flight.labels(name).set_function(partial(getattr, source, "in_flight"))
             metrics.source_up.labels(name).set_function(source.up)
-        metrics.destination_up.set_function(lambda: float(self._destination.up))
 
     # The door: ids come in.
 

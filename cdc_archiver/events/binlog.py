@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -198,6 +199,7 @@ class BinlogStream(Part):
             self._anchored = False
             self._progress.end()
             self._metrics.stream_connected.set(0)
+            self._metrics.stream_lag.set(math.nan)
             self._line.hang_up()
         return 0.0
 
@@ -249,6 +251,7 @@ class BinlogStream(Part):
         self._told = ""
         self._progress.begin(start)
         self._metrics.stream_connected.set(1)
+        self._metrics.stream_lag.set(0)
         self._listener.on_anchor()
         self._follow(reader, server, key)
 

@@ -34,10 +34,15 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
     ]
     renderer: Any
     if log_format is LogFormat.JSON:
-        shared.append(structlog.processors.dict_tracebacks)
+        # Without the locals that structlog shows by default: a password may be among them.
+        shared.append(
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+        )
         renderer = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=24)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     number = logging.getLevelNamesMapping()[level.value.upper()]
     structlog.configure(
         processors=[*shared, renderer],

@@ -25,7 +25,8 @@ class Metrics:
         self.stream_connected = self._gauge("stream_connected", "Whether the binlog stream is open (1) or not (0).")
         self.stream_lag = self._gauge(
             "stream_lag_seconds",
-            "Age of the newest event when it was read, from its header (whole seconds); 0 while the server is idle.",
+            "Age of the newest event when it was read, from its header (whole seconds); 0 while the server is idle, NaN "
+            "without a stream.",
         )
         self.stream_events = self._counter(
             "stream_events_total",
@@ -86,6 +87,17 @@ class Metrics:
         self.rsync_info = self._gauge("rsync_info", "1, with the version of rsync on each side.", "side", "version")
         Info("cdc_archiver_build", "The running version.", registry=self.registry).info({"version": __version__})
 
+        self._of_sources = (
+            self.queue_depth,
+            self.in_flight,
+            self.source_up,
+            self.pending,
+            self.quarantined,
+            self.refused,
+            self.ignored,
+            self.oldest_pending,
+        )
+
         # A series that appears only with its first increment is invisible to rate() and to an alert.
         for why in ("backlog", "retry", "requeued", "stream_missed", "overflow"):
             self.sweep_found.labels(why)
@@ -96,14 +108,17 @@ class Metrics:
 
     def add_source(self, source: str) -> None:
         """Makes a source's series exist, at zero."""
-        for gauge in (self.queue_depth, self.in_flight, self.source_up, self.pending, self.quarantined, self.refused):
-            gauge.labels(source).set(0)
-        for gauge in (self.ignored, self.oldest_pending):
+        for gauge in self._of_sources:
             gauge.labels(source).set(0)
         for result in ("archived", "adopted", "charged", "refused", "deferred"):
             self.copies.labels(source, result)
         self.copied_bytes.labels(source)
         self.event_to_archived.labels(source)
+
+    def forget_sources(self) -> None:
+        """Nothing is known of the sources any more: another archiver has them."""
+        for gauge in self._of_sources:
+            gauge.clear()
 
     def set_mode(self, mode: str) -> None:
         """Says what the service does: ``stream``, ``polling``, ``standby``, or nothing of these while it starts."""

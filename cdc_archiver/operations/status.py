@@ -35,13 +35,13 @@ class StreamStatus:
     Attributes:
         why: why there is none; empty while there is.
         position: how far it was read, file and offset.
-        lag: seconds.
+        lag: seconds; None without a stream.
     """
 
     connected: bool
     why: str
     position: str | None
-    lag: float
+    lag: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Self
 
@@ -39,15 +39,17 @@ class Sandbox:
         self.folder = Path(tempfile.mkdtemp(prefix="cdc-sandbox-")) if given is None else given.absolute()
         self.database = open_database(self.kind, self.folder / "database", options=self._options)
         self.ssh = SshServer(self.folder / "ssh")
+        starts: list[Future[None]] = []
         try:
             # Downloads happen here and not in the pool: Ctrl-C reaches this thread.
             self.database.prepare()
             self.ssh.prepare()
             with ThreadPoolExecutor(max_workers=2) as pool:
-                starts = [pool.submit(self.database.start), pool.submit(self.ssh.start)]
+                starts += [pool.submit(self.database.start), pool.submit(self.ssh.start)]
             for start in starts:
                 start.result()
         except BaseException:
+            wait(starts)  # an interrupt may have come before they were up, and what comes up later has to go as well
             self.close()
             raise
         return self

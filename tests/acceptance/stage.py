@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import io
 import itertools
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,22 +18,33 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from unittest import mock
 
-import sqlalchemy as sa
+import pytest
+import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
+from cdc_archiver import cli
 from cdc_archiver.archiver import Archiver
-from cdc_archiver.database import schema
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.sandbox import ChildProcess, DatabaseServer, SshServer
 from cdc_archiver.settings import Settings, load
 
 TABLE = "pysmurf_files"
 HISTORY = "cdc_archiver_history"
+CREATE_TABLE = f"""
+CREATE TABLE {TABLE} (
+    id INT AUTO_INCREMENT PRIMARY KEY, path VARCHAR(260) NOT NULL, action VARCHAR(32), timestamp TIMESTAMP NULL,
+    action_timestamp INT, format VARCHAR(32), plot TINYINT(1), site VARCHAR(32), pub_id VARCHAR(32), script_id VARCHAR(32),
+    instance_id VARCHAR(32), copied TINYINT(1), failed_copy_attempts INT, md5sum BINARY(16) NOT NULL,
+    pysmurf_version VARCHAR(64), socs_version VARCHAR(64)
+)
+"""
+"""As the monitors of the Simons Observatory make it, and not as we would."""
 PASSWORD = "tr0ub4dor-and-3"
 TARGET = "pysmurf-monitor"
 PATIENCE = 30.0
@@ -64,6 +77,15 @@ class Row:
     attempts: int | None
 
 
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 class Stage:
     """One site: a database with the table of files, an archiver's account, a folder of files, an archive."""
 
@@ -77,7 +99,7 @@ class Stage:
         self.user = f"archiver_{number}"
         self.sources = folder / "readout"
         self.data_dir = folder / "archive"
-        self._services: list[Service] = []
+        self.services: list[Service] = []
 
     def build(self, *, table: bool = True) -> None:
         """Makes it."""
@@ -86,10 +108,7 @@ class Stage:
         self.server.execute(f"CREATE DATABASE {self.database}")
         self.server.create_archiver_user(self.user, PASSWORD, self.database, history=HISTORY)
         if table:
-            engine = sa.create_engine("mysql+pymysql://", creator=lambda: self.server.connect(database=self.database))
-            with engine.connect() as connection:
-                schema.create_files_table(connection, TABLE)
-            engine.dispose()
+            self.sql(CREATE_TABLE)
 
     # The instrument's side.
 
@@ -197,8 +216,8 @@ class Stage:
         Arguments:
             until: the state that it is waited for; None for none.
         """
-        self._services.append(Service(self.settings(**changes), until))
-        return self._services[-1]
+        self.services.append(Service(self.settings(**changes), until))
+        return self.services[-1]
 
     def program(
         self, *, until: str | None = "streaming", interpreter: Sequence[str] = COMMAND, **changes: Any
@@ -211,19 +230,22 @@ class Stage:
         log = self.folder / f"program-{next(_numbers)}.log"
         return Program([*interpreter, "run", *self.flags(**changes)], self.environment(), log, until)
 
-    def command(
-        self, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 60.0
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs ``cdc-archiver`` with these arguments to its end."""
-        return subprocess.run(
+    def command(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Done:
+        """Runs ``cdc-archiver`` with these arguments to its end, in this process: only the start of Python is saved."""
+        return run_here(arguments, self.environment() | dict(environment or {}))
+
+    def process(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Done:
+        """Runs ``cdc-archiver`` with these arguments to its end, as a shell does it."""
+        done = subprocess.run(
             [*COMMAND, *arguments],
             check=False,
             env=self.environment() | dict(environment or {}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=60,
         )
+        return Done(done.returncode, done.stdout, done.stderr)
 
     def flags(self, **changes: Any) -> list[str]:
         """The settings as flags; None leaves one out."""
@@ -242,7 +264,7 @@ class Stage:
 
     def _none_failed(self) -> bool:
         """Nobody waits for the work of a service that has died."""
-        for service in self._services:
+        for service in self.services:
             if isinstance(service.ended, Exception):
                 raise service.ended
         return True
@@ -301,8 +323,7 @@ def new_stage(server: DatabaseServer, ssh: SshServer, folder: Path, *, table: bo
             server.execute(f"DROP DATABASE {stage.database}")
             server.execute(f"DROP USER IF EXISTS '{stage.user}'@'%'")
     assert eventually_or_not(lambda: not processes_of(folder), 10.0), f"processes are left: {processes_of(folder)}"
-    new = lambda: [thread.name for thread in set(threading.enumerate()) - threads if thread.name != "sandbox-spawner"]
-    assert eventually_or_not(lambda: not new(), 10.0), f"threads are left: {new()}"
+    assert eventually_or_not(lambda: not threads_since(threads), 10.0), f"threads are left: {threads_since(threads)}"
 
 
 class Served:
@@ -353,7 +374,7 @@ class Service(Served):
         self.archiver = Archiver(settings)
         self._until = until
         self.ended: ExitStatus | Exception | None = None
-        self._looked = False
+        self.looked = False
         self._thread = threading.Thread(target=self._run, name="acceptance-service", daemon=True)
 
     def __enter__(self) -> Self:
@@ -371,7 +392,7 @@ class Service(Served):
 
     def __exit__(self, kind: object, *_: object) -> None:
         self.stop()
-        if kind is None and not self._looked:
+        if kind is None and not self.looked:
             assert self.ended is ExitStatus.DONE, f"the service ended with {self.ended!r}"
 
     def stop(self) -> None:
@@ -383,7 +404,7 @@ class Service(Served):
     def failure(self) -> Exception:
         """What it died of by itself."""
         self._thread.join(PATIENCE)
-        self._looked = True
+        self.looked = True
         assert isinstance(self.ended, Exception), f"the service did not fail: {self.ended!r}"
         return self.ended
 
@@ -445,6 +466,30 @@ class Program(Served):
         return match[1] if match else ""
 
 
+def run_here(arguments: Sequence[str], environment: Mapping[str, str]) -> Done:
+    """What ``cdc-archiver`` does when it is typed; afterwards this process is as it was."""
+    stdout, stderr = io.StringIO(), io.StringIO()
+    logs, root = structlog.get_config(), logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with (
+            mock.patch.dict(os.environ, environment, clear=True),
+            mock.patch.object(sys, "argv", ["cdc-archiver", *arguments]),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+            pytest.raises(SystemExit) as ended,
+        ):
+            cli.main()
+    finally:
+        structlog.configure(**logs)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+    return Done(int(ended.value.code or 0), stdout.getvalue(), stderr.getvalue())
+
+
 def insert(cursor: Any, rows: Sequence[Mapping[str, Any]], verb: str = "INSERT", end: str = "") -> int:
     """One INSERT (or REPLACE) of several rows that have the same columns; the first id.
 
@@ -478,6 +523,12 @@ def eventually(question: Callable[[], _T | None], what: str, within: float = PAT
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
         time.sleep(0.01)
     return answer
+
+
+def threads_since(before: Collection[threading.Thread]) -> list[str]:
+    """Threads that were not there before; the sandbox keeps one for all its children."""
+    new = [thread for thread in threading.enumerate() if thread not in before]
+    return [thread.name for thread in new if thread.name != "sandbox-spawner"]
 
 
 def processes_of(folder: Path) -> list[str]:

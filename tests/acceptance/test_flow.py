@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage import TABLE, TARGET, Stage, eventually, new_stage
@@ -155,7 +156,8 @@ def test_several_sources_with_several_targets_from_a_file(stage: Stage) -> None:
         """
     )
     targets = ("far-1", "far-2", "near-1", "near-2", "somebody-elses")
-    with stage.program(config=config, **dict.fromkeys(stage.options())) as service:
+    nothing_else: dict[str, Any] = dict.fromkeys(stage.options())
+    with stage.program(**nothing_else | {"config": config}) as service:
         # when each monitor registers a file, and so does another archiver's,
         files = [stage.file(f"{target}.npy") for target in targets]
         ids = [stage.register(file, instance_id=target)[0] for file, target in zip(files, targets, strict=True)]

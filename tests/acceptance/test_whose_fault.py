@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage import TABLE, Stage, eventually, new_stage
@@ -271,7 +272,7 @@ def door(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-IMPOSSIBLE = {
+IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
     "no pub_id": ({"pub_id": None}, "no_pub_id"),
     "a pub_id that leads out": ({"pub_id": "../.."}, "bad_pub_id"),
     "a pub_id with a folder in it": ({"pub_id": "a/b"}, "bad_pub_id"),

@@ -172,13 +172,10 @@ def test_which_table(world: World) -> None:
 
 def test_a_new_sites_table_is_the_one_that_monitors_write(world: World) -> None:
     world.sql(f"DROP TABLE {TABLE}")
-    engine = sa.create_engine("mysql+pymysql://", creator=lambda: world.server.connect(database=world.name))
-    with engine.connect() as connection:
-        assert schema.create_files_table(connection, TABLE)
-        assert not schema.create_files_table(connection, TABLE)
+    world.sql(schema.table_statement(schema.files_table(TABLE)))
+    with database_of(world) as database, database.connect() as connection:
         assert schema.path_width(connection, world.name, TABLE) == 260
         schema.require_columns(connection, world.name, TABLE)
-    engine.dispose()
     (id_,) = register(world, {"timestamp": None})
     assert world.sql(f"SELECT timestamp FROM {TABLE} WHERE id = {id_}") == [(None,)]
 

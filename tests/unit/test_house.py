@@ -28,7 +28,9 @@ FLOORS = [
     {"database", "events", "transfer"},
     {"dispatch", "preflight", "operations"},
     {"observe.http", "site", "shift", "archiver", "reconciliation"},
-    {"flags", "cli", "__main__", "sandbox"},
+    {"sandbox", "flags"},
+    {"demo"},
+    {"cli", "__main__"},
 ]
 
 

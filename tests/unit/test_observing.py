@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cdc_archiver.sandbox.figures import percentiles
-from cdc_archiver.sandbox.observing import SMALLEST, Planned, plan, write
+from cdc_archiver.demo.figures import percentiles
+from cdc_archiver.demo.observing import SMALLEST, Planned, plan, write
 
 MB = 1024**2
 

@@ -9,11 +9,11 @@ from typing import Any, Self
 
 import pytest
 
+from cdc_archiver.demo import command as demo
+from cdc_archiver.demo.observing import plan, write
+from cdc_archiver.demo.proof import Check, prove
+from cdc_archiver.demo.registry import Registered, row_values
 from cdc_archiver.errors import ExitStatus
-from cdc_archiver.sandbox import demo
-from cdc_archiver.sandbox.observing import plan, write
-from cdc_archiver.sandbox.proof import Check, prove
-from cdc_archiver.sandbox.registry import Registered, row_values
 from cdc_archiver.settings import FileModes
 
 MODES = FileModes(folders=0o750, files=0o640)

@@ -70,6 +70,26 @@ def test_sources_of_a_file_take_what_they_lack_from_the_top(tmp_path: Path) -> N
     assert (two.name, two.login, two.bwlimit) == ("h2", "ocs", "")
 
 
+def test_a_flag_or_a_variable_is_the_last_word_for_sources_of_a_file_too(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text('[[sources]]\nhost = "h1"\ntarget = ["a"]\nbwlimit = "1m"\nworkers = 3\n')
+    (source,) = load({"bwlimit": "5m"}, config, {"CDC_ARCHIVER_WORKERS": "4"}).sources
+    assert (source.bwlimit, source.workers) == ("5m", 4)
+    with pytest.raises(Misconfigured, match="beside the"):
+        load({"target": ("b",)}, config, {})
+
+
+def test_a_password_of_the_environment_is_the_last_word_over_the_files(tmp_path: Path) -> None:
+    config = tmp_path / "a.toml"
+    config.write_text('target = ["m"]\nmysql_password_file = "/nowhere"\n')
+    assert load({}, config, {"MYSQL_PASSWORD": "from-env"}).password == "from-env"
+
+
+def test_a_host_may_be_an_ipv6_address() -> None:
+    (source,) = load({**TARGET, "host": "::1"}, environment={}).sources
+    assert (source.name, source.host_name) == ("1", "::1")
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90.0), ("500ms", 0.5), ("5m", 300.0), ("2h", 7200.0), ("1.5 d", 129600.0)]
 )
@@ -105,6 +125,9 @@ def test_sizes(text: str, size: int) -> None:
         ({"log_format": "xml"}, "log_format"),
         ({"verify": "never"}, "verify"),
         ({"http_port": 70000}, "http_port"),
+        ({"mysql_host": ".db"}, "no host's name"),
+        ({"mysql_host": "d" * 64}, "no host's name"),
+        ({"mysql_host": "a..b"}, "no host's name"),
     ],
 )
 def test_a_value_that_cannot_be_is_one_line_that_names_it(flags: dict[str, Any], words: str) -> None:
@@ -145,6 +168,11 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(tmp_path: Path, text: s
 def test_a_misspelt_variable_is_not_ignored() -> None:
     with pytest.raises(Misconfigured, match="did you mean 'CDC_ARCHIVER_MAX_ATTEMPTS'"):
         load(TARGET, environment={"CDC_ARCHIVER_MAX_ATEMPTS": "3"})
+
+
+def test_several_sources_are_no_variable() -> None:
+    with pytest.raises(Misconfigured, match="is no setting"):
+        load(TARGET, environment={"CDC_ARCHIVER_SOURCES": "foo"})
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

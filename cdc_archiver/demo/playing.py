@@ -14,16 +14,16 @@ import sqlalchemy as sa
 from rich.filesize import decimal
 
 from cdc_archiver.database import history, schema
+from cdc_archiver.demo.figures import tell_figures
+from cdc_archiver.demo.observing import Planned, Session, Written, write
+from cdc_archiver.demo.proof import Check, prove
+from cdc_archiver.demo.registry import TARGET, Monitor, Registered, Watcher
+from cdc_archiver.demo.service import Reading, Service, clean, site_environment
+from cdc_archiver.demo.telling import Teller
 from cdc_archiver.errors import ArchiverError
 from cdc_archiver.operations.init_db import init_db
 from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.figures import tell_figures
 from cdc_archiver.sandbox.harness import Sandbox
-from cdc_archiver.sandbox.observing import Planned, Session, Written, write
-from cdc_archiver.sandbox.proof import Check, prove
-from cdc_archiver.sandbox.registry import TARGET, Monitor, Registered, Watcher
-from cdc_archiver.sandbox.service import Reading, Service, clean, site_environment
-from cdc_archiver.sandbox.telling import Teller
 from cdc_archiver.settings import FileModes, Settings, load
 
 _TABLE: Final = schema.DEFAULT_TABLE
@@ -40,6 +40,7 @@ _PATIENCE: Final = 60.0
 """Seconds without any file archived after which the demo has failed, beside what the largest may take."""
 _SLOWEST: Final = 5e6
 """Bytes per second that the slowest disk takes."""
+_COUNT_EVERY: Final = 0.2
 _COUNTED_WITHIN: Final = 5.0
 """Seconds after a write-back until the metrics count it, at the most."""
 
@@ -220,13 +221,15 @@ class Play:
         return f"{len(rows)} are left:\n{some}"
 
     def _settled(self, service: Service) -> Reading:
-        """The metrics, when they have counted all that the rows say."""
+        """The metrics, when they have counted all that the rows say, and nothing more comes from the stream."""
         deadline = time.monotonic() + _COUNTED_WITHIN
+        told = -1.0
         while True:
             reading = service.metrics()
-            if _archived(reading) >= self._files or time.monotonic() > deadline:
+            before, told = told, reading.total("stream_events_total")
+            if (_archived(reading) >= self._files and told == before) or time.monotonic() > deadline:
                 return reading
-            time.sleep(0.1)
+            time.sleep(_COUNT_EVERY)
 
     def _prove_files(self, monitor: Monitor, modes: FileModes) -> list[Check]:
         rows = list(self._registered.values())

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 
 from cdc_archiver.database import schema
-from cdc_archiver.sandbox.observing import Written
+from cdc_archiver.demo.observing import Written
 
 TARGET: Final = "pysmurf-monitor"
 """instance_id of the monitor."""

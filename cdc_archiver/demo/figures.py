@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from rich.filesize import decimal
 
-from cdc_archiver.sandbox.observing import Planned, Session
-from cdc_archiver.sandbox.registry import LOOK_EVERY, Registered, Watcher
-from cdc_archiver.sandbox.service import Reading
-from cdc_archiver.sandbox.telling import Teller
+from cdc_archiver.demo.observing import Planned, Session
+from cdc_archiver.demo.registry import LOOK_EVERY, Registered, Watcher
+from cdc_archiver.demo.service import Reading
+from cdc_archiver.demo.telling import Teller
 from cdc_archiver.settings import Settings
 
 

@@ -16,15 +16,15 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.filesize import decimal
 
+from cdc_archiver.demo.observing import FEWEST, SMALLEST, Session, plan
+from cdc_archiver.demo.playing import Play
+from cdc_archiver.demo.proof import Check
+from cdc_archiver.demo.telling import Teller
 from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.sandbox.database import Kind
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.harness import Sandbox
-from cdc_archiver.sandbox.observing import FEWEST, SMALLEST, Session, plan
 from cdc_archiver.sandbox.packages import BUNDLES, cache_folder, find, find_library
-from cdc_archiver.sandbox.playing import Play
-from cdc_archiver.sandbox.proof import Check
-from cdc_archiver.sandbox.telling import Teller
 from cdc_archiver.settings import Bytes
 
 _KINDS: Final[dict[str, Kind]] = {"mariadb": "mariadb", "mysql": "mysql"}

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.text import Text
 
-from cdc_archiver.sandbox.proof import Check
+from cdc_archiver.demo.proof import Check
 
 _LINE_EVERY: Final = 2.0
 """Seconds between two lines of progress in a pipe."""

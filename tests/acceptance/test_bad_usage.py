@@ -1,0 +1,223 @@
+"""What an operator may get wrong: one clear line, the right exit status, and nothing is touched."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from stage import PASSWORD, TABLE, Stage, eventually, new_stage
+
+from cdc_archiver.sandbox import MariaDb, SshServer
+
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(\w+) *\] .*")
+
+
+@dataclass
+class Mistake:
+    """What somebody types, and what he is told.
+
+    Attributes:
+        says: words of the one line.
+        arguments: what is typed behind `run`.
+        prepare: what is wrong with the site.
+    """
+
+    says: list[str]
+    arguments: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    prepare: Callable[[Stage], list[str]] = lambda stage: []
+    status: int = 2
+
+
+def without_columns(stage: Stage) -> list[str]:
+    stage.sql(f"ALTER TABLE {TABLE} DROP COLUMN md5sum, DROP COLUMN pub_id")
+    return []
+
+
+def table_of_something_else(stage: Stage) -> list[str]:
+    stage.sql("CREATE TABLE thermometers (id INT PRIMARY KEY, kelvin DOUBLE)")
+    return ["--table", "thermometers"]
+
+
+def view(stage: Stage) -> list[str]:
+    stage.sql(f"CREATE VIEW todays_files AS SELECT * FROM {TABLE}")
+    return ["--table", "todays_files"]
+
+
+def no_table(stage: Stage) -> list[str]:
+    stage.sql(f"DROP TABLE {TABLE}")
+    return []
+
+
+def no_select(stage: Stage) -> list[str]:
+    stage.server.execute(f"REVOKE SELECT, UPDATE ON {stage.database}.* FROM '{stage.user}'@'%'")
+    return []
+
+
+def data_dir_is_a_file(stage: Stage) -> list[str]:
+    file = stage.folder / "file"
+    file.write_text("precious")
+    return ["--data-dir", str(file)]
+
+
+def misspelt_key(stage: Stage) -> list[str]:
+    config = stage.folder / "site.toml"
+    config.write_text("swep_interval = 30\n")
+    return ["--config", str(config)]
+
+
+def misspelt_key_of_a_source(stage: Stage) -> list[str]:
+    config = stage.folder / "site.toml"
+    config.write_text('[[sources]]\nname = "a"\ntargets = ["m"]\n')
+    return ["--config", str(config)]
+
+
+def no_toml(stage: Stage) -> list[str]:
+    config = stage.folder / "site.toml"
+    config.write_text("data_dir: /data\n")
+    return ["--config", str(config)]
+
+
+MISTAKES = {
+    "a table without the columns": Mistake(["no column", "md5sum", "pub_id"], prepare=without_columns),
+    "a table of something else": Mistake(["thermometers", "no column"], prepare=table_of_something_else),
+    "a view": Mistake(["todays_files", "view"], prepare=view),
+    "no table": Mistake([TABLE, "init-db"], prepare=no_table),
+    "no right to read": Mistake(["grant"], prepare=no_select),
+    "a wrong password": Mistake(["denied", "MYSQL_PASSWORD"], environment={"MYSQL_PASSWORD": "wrong-one"}),
+    "a password file that is not there": Mistake(
+        ["/nowhere/secret", "MYSQL_PASSWORD_FILE"], environment={"MYSQL_PASSWORD_FILE": "/nowhere/secret"}
+    ),
+    "no such database": Mistake(["no_such_db"], environment={"MYSQL_DATABASE": "no_such_db"}),
+    "a data_dir that is a file": Mistake(["is not a folder"], prepare=data_dir_is_a_file),
+    "a relative data_dir": Mistake(["archive", "absolute"], ["--data-dir", "archive"]),
+    "an unknown flag": Mistake(["--data-dri"], ["--data-dri", "/data"]),
+    "a flag without its value": Mistake(["--table"], ["--table"]),
+    "a value that cannot be": Mistake(["sweep_interval"], ["--sweep-interval", "often"]),
+    "a misspelt key": Mistake(["'swep_interval'", "did you mean 'sweep_interval'?"], prepare=misspelt_key),
+    "a misspelt key of a source": Mistake(["'targets'", "'target'"], prepare=misspelt_key_of_a_source),
+    "a misspelt variable": Mistake(
+        ["CDC_ARCHIVER_DATADIR", "CDC_ARCHIVER_DATA_DIR"], environment={"CDC_ARCHIVER_DATADIR": "/data"}
+    ),
+    "no TOML": Mistake(["site.toml", "no TOML"], prepare=no_toml),
+    "a config that is not there": Mistake(["/nowhere.toml"], ["--config", "/nowhere.toml"]),
+    "a host that is an option": Mistake(
+        ["-oProxyCommand=touch /tmp/owned", "host"], ["--host", "-oProxyCommand=touch /tmp/owned"]
+    ),
+    "a host that hides an option": Mistake(["host"], ["--host", "smurf@-oProxyCommand=x"]),
+    "a user that is an option": Mistake(["user"], ["--user", "-oProxyCommand=x"]),
+}
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+def everything(stage: Stage) -> tuple[object, ...]:
+    """What must not be touched."""
+    tables = sorted(name for (name,) in stage.sql("SHOW TABLES"))
+    rows = [stage.sql(f"SELECT * FROM {name}") for name in tables]
+    files = sorted((str(path), path.read_bytes() if path.is_file() else b"") for path in stage.folder.rglob("*"))
+    return tables, rows, files
+
+
+def the_one_line(stderr: str) -> str:
+    """The last line; before it, log lines and nothing else."""
+    *before, last = stderr.splitlines()
+    assert [line for line in before if not LOG_LINE.fullmatch(line)] == [], stderr
+    assert last.startswith("cdc-archiver: "), stderr
+    assert PASSWORD not in stderr
+    return last
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_clear_line_and_touches_nothing(stage: Stage, name: str) -> None:
+    # Given a file that waits, and somebody's mistake,
+    mistake = MISTAKES[name]
+    stage.register(stage.file("file.npy"))
+    more = mistake.prepare(stage)
+    before = everything(stage)
+    # when the service is started,
+    done = stage.command("run", *stage.flags(), *more, *mistake.arguments, environment=mistake.environment)
+    # then he is told what is wrong, in one line, and nothing is done.
+    line = the_one_line(done.stderr)
+    assert done.returncode == mistake.status, done.stderr
+    assert done.stdout == ""
+    for words in mistake.says:
+        assert words.lower() in line.lower()
+    assert everything(stage) == before
+
+
+@pytest.mark.parametrize(
+    ("left_out", "says"), [("target", ["target"]), ("data_dir", ["data_dir", "--data-dir"])], ids=["target", "data_dir"]
+)
+def test_what_is_left_out_is_asked_for(stage: Stage, left_out: str, says: list[str]) -> None:
+    before = everything(stage)
+    done = stage.command("run", *stage.flags(**{left_out: None}))
+    line = the_one_line(done.stderr)
+    assert done.returncode == 2
+    assert all(words in line for words in says)
+    assert everything(stage) == before
+
+
+def test_a_port_that_is_in_use(stage: Stage) -> None:
+    stage.register(stage.file("file.npy"))
+    before = everything(stage)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = stage.command("run", *stage.flags(http_port=port))
+    line = the_one_line(done.stderr)
+    assert done.returncode == 2
+    assert f"127.0.0.1:{port}" in line
+    assert "--http-port" in line
+    assert everything(stage) == before
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("run", "--reconcile")], ids=["check", "reconcile"])
+def test_a_database_that_cannot_be_reached_is_status_4(stage: Stage, arguments: tuple[str, ...]) -> None:
+    before = everything(stage)
+    done = stage.command(*arguments, *stage.flags(), environment={"MYSQL_PORT": "1"})
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "127.0.0.1:1" in done.stdout + done.stderr
+    assert everything(stage) == before
+
+
+def test_a_server_id_that_another_replica_has_ends_one_of_the_two_and_says_so(stage: Stage) -> None:
+    # Given a service whose server_id an operator has set,
+    other = stage.folder / "other"
+    other.mkdir()
+    with (
+        stage.service(server_id=4711) as first,
+        # when one for another target gets the same,
+        stage.service(server_id=4711, target=("other",), data_dir=other, until=None) as second,
+    ):
+        eventually(lambda: first.ended or second.ended, "one of them ends")
+        # then that one is told what to do.
+        said = (first if first.ended else second).failure()
+    assert "4711" in str(said)
+    assert "--server-id" in str(said)
+
+
+def test_check_of_a_good_site_is_status_0_and_touches_nothing(stage: Stage) -> None:
+    stage.register(stage.file("file.npy"))
+    before = everything(stage)
+    done = stage.command("check", *stage.flags(source_root=str(stage.sources)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "FAIL" not in done.stdout
+    assert everything(stage) == before
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("run", "--help"), ("version",)])
+def test_help_is_no_error(stage: Stage, arguments: tuple[str, ...]) -> None:
+    done = stage.command(*arguments)
+    assert done.stderr == ""
+    assert done.stdout != ""
+    assert done.returncode == (0 if arguments else 2)

@@ -1,0 +1,114 @@
+"""`init-db` on an empty database: what it makes is what the service needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stage import HISTORY, TABLE, Stage, new_stage
+
+from cdc_archiver.sandbox import DatabaseServer, SshServer
+
+INDEX = "cdc_archiver_pending"
+
+
+@pytest.fixture
+def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    """An empty database, and an account that may make tables."""
+    with new_stage(database_server, ssh_server, tmp_path, table=False) as made:
+        made.server.execute(f"GRANT CREATE, INDEX, INSERT, DELETE ON {made.database}.* TO '{made.user}'@'%'")
+        yield made
+
+
+def tables(stage: Stage) -> list[str]:
+    return sorted(name for (name,) in stage.sql("SHOW TABLES"))
+
+
+def indexed(stage: Stage) -> list[str]:
+    """The columns of the index for sweeps."""
+    rows = stage.sql(f"SHOW INDEX FROM {TABLE}")
+    return [row[4] for row in rows if row[2] == INDEX]
+
+
+def test_it_makes_table_index_and_history_and_the_service_works_with_them(stage: Stage) -> None:
+    # Given an empty database,
+    assert tables(stage) == []
+    # when init-db is run,
+    done = stage.command("init-db")
+    # then it says what it has made,
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"-- table {TABLE}: created",
+        f"-- index {INDEX}: created",
+        f"-- history {HISTORY}: ready",
+    ]
+    assert tables(stage) == [HISTORY, TABLE]
+    assert indexed(stage) == ["copied", "instance_id", "id", "failed_copy_attempts"]
+    # and the service archives with no more than its own rights, and has nothing to complain of.
+    stage.server.execute(f"REVOKE CREATE, INDEX, INSERT, DELETE ON {stage.database}.* FROM '{stage.user}'@'%'")
+    with stage.program() as service:
+        (id_,) = stage.register(stage.file("file.npy"))
+        stage.wait_archived(id_)
+        assert service.status()["history"] == "kept"
+        assert "warning" not in service.said
+    assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
+
+
+def test_it_may_be_run_again_and_leaves_what_is_there(stage: Stage) -> None:
+    # Given a table in use,
+    stage.command("init-db")
+    file = stage.file("file.npy")
+    stage.register(file)
+    before = stage.sql(f"SELECT * FROM {TABLE}"), stage.sql(f"SHOW CREATE TABLE {TABLE}")
+    # when init-db is run again,
+    done = stage.command("init-db")
+    # then nothing changes.
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"-- table {TABLE}: there",
+        "-- index for sweeps: there",
+        f"-- history {HISTORY}: ready",
+    ]
+    assert (stage.sql(f"SELECT * FROM {TABLE}"), stage.sql(f"SHOW CREATE TABLE {TABLE}")) == before
+
+
+def test_the_statements_of_a_dry_run_work(stage: Stage) -> None:
+    # Given what a dry run prints, for an administrator who does not let programs make tables,
+    done = stage.command("init-db", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert tables(stage) == []
+    # when he runs it himself,
+    statements = [statement.strip() for statement in done.stdout.split(";") if statement.strip()]
+    assert len(statements) == 3
+    for statement in statements:
+        stage.sql(statement)
+    # then there is nothing left to do,
+    assert tables(stage) == [HISTORY, TABLE]
+    done = stage.command("init-db")
+    assert "created" not in done.stdout
+    # and the tables are those that init-db makes.
+    by_hand = {name: stage.sql(f"SHOW CREATE TABLE {name}")[0][1] for name in tables(stage)}
+    for name in tables(stage):
+        stage.sql(f"DROP TABLE {name}")
+    assert stage.command("init-db").returncode == 0
+    assert {name: stage.sql(f"SHOW CREATE TABLE {name}")[0][1] for name in tables(stage)} == by_hand
+
+
+def test_a_dry_run_on_a_table_in_use_prints_only_what_is_missing(stage: Stage) -> None:
+    stage.command("init-db")
+    stage.sql(f"DROP INDEX {INDEX} ON {TABLE}")
+    done = stage.command("init-db", "--dry-run")
+    statements = [line for line in done.stdout.splitlines() if line.startswith("CREATE")]
+    assert len(statements) == 1
+    assert statements[0].startswith(f"CREATE INDEX `{INDEX}`")
+
+
+def test_without_the_right_it_says_so_in_one_line(stage: Stage) -> None:
+    stage.server.execute(f"REVOKE CREATE ON {stage.database}.* FROM '{stage.user}'@'%'")
+    done = stage.command("init-db")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("cdc-archiver: ")
+    assert "denied" in line
+    assert tables(stage) == []
