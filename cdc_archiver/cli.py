@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Final, Optional
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -46,19 +47,25 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
 @app.command(help=_RUN_EXAMPLES)
 @with_settings
 def run(
     settings: Settings,
     reconcile: Annotated[bool, typer.Option("--reconcile", help="Sweep once, copy what was missed, exit.")] = False,
     wait: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads it at run time
+        str,
         typer.Option("--wait", metavar="TIME", help="With --reconcile: how long to watch a service that is at work."),
-    ] = None,
+    ] = "10m",
 ) -> ExitStatus:
     set_up_logs(settings.log_format, settings.log_level)
     if reconcile:
-        return _reconcile(settings, None if wait is None else duration(wait))
+        return _reconcile(settings, duration(wait))
     archiver = Archiver(settings)
     _on_signals(archiver.stop)
     return archiver.run()
@@ -116,14 +123,21 @@ def demo(
     raise typer.Exit(run_demo(database, files, largest))
 
 
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(__version__)
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Archives the files that an instrument registers in a database table, as it registers them."""
 
 
 def main() -> None:
     """The entry point: an error is one line on standard error and its exit status."""
+    if sys.getfilesystemencoding() != "utf-8":  # names of files are UTF-8 here, whatever the locale
+        os.execve(
+            sys.executable, [sys.executable, "-m", "cdc_archiver", *sys.argv[1:]], {**os.environ, "PYTHONUTF8": "1"}
+        )
     try:
         status = app(standalone_mode=False)
     except ArchiverError as error:
@@ -144,7 +158,7 @@ def main() -> None:
     sys.exit(int(status or 0))
 
 
-def _reconcile(settings: Settings, wait: float | None) -> ExitStatus:
+def _reconcile(settings: Settings, wait: float) -> ExitStatus:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:

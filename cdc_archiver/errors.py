@@ -52,6 +52,14 @@ class DatabaseUnavailable(ArchiverError):
     exit_status = ExitStatus.UNREACHABLE
 
 
+class RowLocked(DatabaseUnavailable):
+    """Somebody else's open transaction holds a row that we would write. The others can be written."""
+
+
+class StatementRefused(ArchiverError):
+    """The database answers, and does not take a value: a column too small, a constraint, a trigger. It never will."""
+
+
 class StreamLost(ArchiverError):
     """The binlog connection ended, or its position is gone. Anchor again, sweep.
 
@@ -99,7 +107,7 @@ class DestinationUnavailable(CopyTrouble):
 
 
 class LayoutRefused(ArchiverError):
-    """A row whose values lead nowhere inside data_dir."""
+    """A row whose values lead nowhere: its reason says whether that is the row's fault or a setting's."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)

@@ -12,7 +12,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from cdc_archiver.errors import ExitStatus
-from cdc_archiver.settings import PREFIX, Bytes, Seconds, Settings, load
+from cdc_archiver.kinds import Bytes, Seconds, is_kind
+from cdc_archiver.reference import default_text
+from cdc_archiver.settings import PREFIX, Settings, load
 
 
 def with_settings(command: Callable[..., ExitStatus]) -> Callable[..., None]:
@@ -45,9 +47,9 @@ def _setting_parameters() -> list[inspect.Parameter]:
         variable = name.upper() if name.startswith("mysql_") else PREFIX + name.upper()
         kind: Any = bool if field.annotation is bool else list[str] if name == "target" else str
         help_text = field.description or ""
-        default = field.default
-        if default not in (None, "", (), False) and "Default" not in help_text:
-            help_text += f" Default: {default.value if isinstance(default, StrEnum) else default}."
+        default = default_text(field).strip("`")
+        if default not in ("", "no") and "Default" not in help_text:
+            help_text += f" Default: {default}."
         parameters.append(_parameter(name, kind, help_text, variable, _metavar(name, field)))
     return parameters
 
@@ -56,9 +58,9 @@ def _metavar(name: str, field: FieldInfo) -> str:
     """What stands for the value in a help text. Values are read, and complained of, by the settings themselves."""
     if isinstance(field.annotation, type) and issubclass(field.annotation, StrEnum):
         return "|".join(field.annotation)
-    if any(meta in field.metadata for meta in get_args(Seconds)):
+    if is_kind(field, Seconds):
         return "TIME"
-    if any(meta in field.metadata for meta in get_args(Bytes)):
+    if is_kind(field, Bytes):
         return "SIZE"
     if Path in (field.annotation, *get_args(field.annotation)):
         return "PATH"

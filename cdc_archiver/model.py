@@ -78,6 +78,8 @@ class Reason(StrEnum):
     DESTINATION_MISSING = "destination_missing"
     CORRUPTED = "corrupted"
 
+    OUTSIDE_ROOT = "outside_root"
+    PLACE_UNUSABLE = "place_unusable"
     UNDECIDED = "undecided"
     STOPPING = "stopping"
 
@@ -113,6 +115,8 @@ _FAULTS = MappingProxyType(
         Reason.DESTINATION_UNWRITABLE: Fault.DESTINATION,
         Reason.DESTINATION_MISSING: Fault.DESTINATION,
         Reason.CORRUPTED: Fault.DESTINATION,
+        Reason.OUTSIDE_ROOT: Fault.NOBODY,
+        Reason.PLACE_UNUSABLE: Fault.NOBODY,
         Reason.UNDECIDED: Fault.NOBODY,
         Reason.STOPPING: Fault.NOBODY,
     }
@@ -149,8 +153,8 @@ class FileRecord:
 
     @property
     def attempts(self) -> int:
-        """Attempts charged so far; NULL counts as none."""
-        return self.failed_copy_attempts or 0
+        """Attempts charged so far; NULL counts as none, and so does the credit of a number below zero."""
+        return max(0, self.failed_copy_attempts or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +205,14 @@ class Charged:
     Attributes:
         detail: one sentence for a person; rsync's own words where there are any.
         md5_seen: what arrived instead, where that is known.
+        disk_seen: the folder that a missing file should lie in was seen, with files in it: its disk is mounted.
     """
 
     record: FileRecord
     reason: Reason
     detail: str
     md5_seen: bytes | None = None
+    disk_seen: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+import pymysql
 import structlog
 
 from cdc_archiver.database.files_table import Census
 from cdc_archiver.database.lock import TargetLocks
-from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
+from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings
 from cdc_archiver.shift import Shift
-from cdc_archiver.site import Site, explore
+from cdc_archiver.site import Exploration, Site, archive_of
 from cdc_archiver.threads import Part
-from cdc_archiver.transfer.staging import Archive
 
 _TICK: Final = 0.1
 _WATCH_EVERY: Final = 1.0
+_PATIENCE: Final = 30.0
+"""Seconds that nothing may move, for trouble of a host or the disk, before it is given up."""
 
 _log = structlog.get_logger(__name__)
 
@@ -72,33 +74,28 @@ class Reconciliation:
 
     Args:
         settings: with a data_dir and at least one source.
-        wait: seconds to watch a service that holds the targets; None for as long as it takes.
+        wait: seconds to watch a service that holds the targets.
         on_progress: called a few times a second.
     """
 
     def __init__(
         self,
         settings: Settings,
-        wait: float | None = None,
+        wait: float = 600.0,
         on_progress: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        if settings.data_dir is None:
-            raise Misconfigured("there is no data_dir", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
-        if not settings.sources:
-            raise Misconfigured("there is no target", "--target, or [[sources]] in the file of --config")
+        self._archive = archive_of(settings)
         self._settings = settings
         self._wait = wait
         self._on_progress = on_progress
-        self._archive = Archive(settings.data_dir, settings.modes, settings.min_free)
-        self._archive.require_folder()
         self._metrics = Metrics()
-        self._targets = [target for source in settings.sources for target in source.target]
-        self._stopping = threading.Event()
+        self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stopped = False
         self._dead: list[Part] = []
 
     def stop(self) -> None:
-        """Asks it to end early; may be called from a signal handler."""
-        self._stopping.set()
+        """Asks it to end early; may be called from a signal handler, and so takes no lock."""
+        self._stops.put(None)
 
     def run(self) -> Result:
         """Does it.
@@ -108,30 +105,56 @@ class Reconciliation:
             Misconfigured: a person must mend something first.
             LockLost: another archiver took over.
         """
-        site = explore(self._settings)
-        locks = TargetLocks(site.database, site.files.name, self._targets)
+        exploration = Exploration(self._settings)
+        while not exploration.ready:
+            if self._stops_within(_TICK):
+                raise DatabaseUnavailable("stopped while the database was waited for")
+        site = exploration.result()
+        locks = TargetLocks(site.database, site.files.name, self._settings.targets)
+        watched = 0
         if not locks.acquire():
             _log.info("watching", holder=locks.holder())
-            return self._watch(site)
+            left, watched = self._watch(site, locks)
+            if not locks.held:
+                return Result(archived=watched, left=left, trouble=(), unreachable=False, watched=True)
         try:
-            return self._reconcile(site, locks)
+            result = self._reconcile(site, locks)
         finally:
             locks.release()
+        return replace(result, archived=result.archived + watched)
+
+    def _stops_within(self, seconds: float) -> bool:
+        try:
+            self._stops.get(timeout=seconds)
+        except queue.Empty:
+            return self._stopped
+        self._stopped = True
+        return True
 
     def _reconcile(self, site: Site, locks: TargetLocks) -> Result:
         pending = self._census(site).pending
-        shift = Shift(
-            self._settings, site, self._archive, self._metrics, self._dead.append, lambda up, why: None, stream=False
-        )
+        shift = Shift(self._settings, site, self._archive, self._metrics, on_end=self._dead.append, stream=False)
         shift.start()
         try:
-            checked = time.monotonic()
-            while not self._stopping.is_set() and not self._is_done(shift):
+            checked = moved = time.monotonic()
+            done = 0
+            while not self._stops_within(_TICK):
+                now = time.monotonic()
                 self._say(max(pending, self._done()))
-                if time.monotonic() - checked > locks.timing.check_interval:
-                    checked = time.monotonic()
+                if self._is_done(shift):
+                    break
+                if self._done() != done or _is_well(shift):
+                    done, moved = self._done(), now
+                elif now - moved > _PATIENCE:
+                    break
+                if now - checked > locks.timing.check_interval:
+                    checked = now
                     locks.check()
-                self._stopping.wait(_TICK)
+        except LockLost as lost:
+            shift.cancel()
+            if isinstance(lost.__cause__, pymysql.MySQLError | OSError):
+                raise DatabaseUnavailable(str(lost)) from lost
+            raise
         except ArchiverError:
             shift.cancel()
             raise
@@ -144,7 +167,7 @@ class Reconciliation:
         return Result(
             archived=self._archived(),
             left=left,
-            trouble=(*down, *(() if up else (f"{reason}: {detail}",))),
+            trouble=(*down, *(() if up else (f"{reason}: {detail}",))) if left.pending else (),
             unreachable=bool(down) and left.pending > 0,
             watched=False,
         )
@@ -153,23 +176,28 @@ class Reconciliation:
         for part in self._dead:
             if part.failure is not None and not part.stopping.is_set():
                 raise ArchiverError(f"the thread {part.name} died of {part.failure!r}", "this is a bug: report it")
-        dispatcher = shift.dispatcher
-        return (shift.sweeper.exhausted.is_set() and dispatcher.idle) or (dispatcher.stuck and not dispatcher.idle)
+        if not shift.sweeper.exhausted.is_set() or not shift.dispatcher.idle:
+            return False
+        # What waits for a host that is down, or for a disk, is given some patience; a file's own next try is not.
+        return _is_well(shift)
 
-    def _watch(self, site: Site) -> Result:
+    def _watch(self, site: Site, locks: TargetLocks) -> tuple[Census, int]:
+        """Looks on while another archives; returns what is left, and how many it archived. Takes over when it is gone."""
         began = time.monotonic()
         first = left = self._census(site)
-        while left.pending and not self._stopping.wait(_WATCH_EVERY):
-            if self._wait is not None and time.monotonic() - began > self._wait:
+        while left.pending and not self._stops_within(_WATCH_EVERY):
+            if time.monotonic() - began > self._wait:
+                break
+            if locks.acquire():
+                _log.info("taking_over")
                 break
             left = self._census(site)
             self._on_progress(Progress(first.pending, max(0, first.pending - left.pending), 0))
-        archived = max(0, first.pending - left.pending)
-        return Result(archived=archived, left=left, trouble=(), unreachable=False, watched=True)
+        return left, max(0, first.pending - left.pending)
 
     def _census(self, site: Site) -> Census:
         with site.database.connect() as connection:
-            return site.files.census(connection, self._targets)
+            return site.files.census(connection, self._settings.targets)
 
     def _say(self, total: int) -> None:
         self._on_progress(Progress(total, self._done(), round(self._metrics.total("copied_bytes_total"))))
@@ -182,3 +210,7 @@ class Reconciliation:
 
     def _count(self, result: str) -> int:
         return round(self._metrics.total("copies_total", result=result))
+
+
+def _is_well(shift: Shift) -> bool:
+    return shift.dispatcher.destination[0] and all(state.up for state in shift.dispatcher.states())

@@ -11,6 +11,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from cdc_archiver.kinds import Bytes, Seconds, duration_text, is_kind, size_text
 from cdc_archiver.settings import PREFIX, Settings
 
 _BETWEEN_MARKERS: Final = re.compile(r"(<!-- settings -->\n).*?(<!-- end of settings -->)", re.DOTALL)
@@ -18,13 +22,14 @@ _BETWEEN_MARKERS: Final = re.compile(r"(<!-- settings -->\n).*?(<!-- end of sett
 
 def settings_table() -> str:
     """A row for each setting."""
-    rows = ["| flag, or key in TOML | variable | default | |", "|---|---|---|---|"]
+    rows = ["| flag | variable | default | |", "|---|---|---|---|"]
+    rows.append(f"| `--config` | `{PREFIX}CONFIG` |  | TOML file with settings. |")
     for name, field in Settings.model_fields.items():
         if name == "sources":
             continue
         flag = "(no flag)" if name == "mysql_password" else f"`--{name.replace('_', '-')}`"
         variable = name.upper() if name.startswith("mysql_") else PREFIX + name.upper()
-        rows.append(f"| {flag} | `{variable}` | {_default(field.default)} | {field.description} |")
+        rows.append(f"| {flag} | `{variable}` | {default_text(field)} | {field.description} |")
     return "\n".join(rows) + "\n"
 
 
@@ -33,12 +38,18 @@ def with_settings_table(text: str) -> str:
     return _BETWEEN_MARKERS.sub(lambda match: match[1] + settings_table() + match[2], text)
 
 
-def _default(value: object) -> str:
-    if value is None or value == "" or value == () or repr(value) == "SecretStr('')":
+def default_text(field: FieldInfo) -> str:
+    """A setting's default as a person would write it; empty where there is none."""
+    value = field.default
+    if value is None or value == "" or value == () or isinstance(value, SecretStr):
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"`{value.value if isinstance(value, StrEnum) else value}`"
+    if isinstance(value, StrEnum):
+        return f"`{value.value}`"
+    if is_kind(field, Seconds):
+        return f"`{duration_text(value)}`"
+    return f"`{size_text(value) if is_kind(field, Bytes) else value}`"
 
 
 if __name__ == "__main__":

@@ -7,18 +7,17 @@ variable ``CDC_ARCHIVER_SOME_NAME`` (those of the database: ``MYSQL_…``) and t
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import re
 import tomllib
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Any, Final, Self
 
 from pydantic import (
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
@@ -31,88 +30,28 @@ from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     InitSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
 from cdc_archiver.errors import Misconfigured
+from cdc_archiver.kinds import Bytes, FileModes, LogFormat, LogLevel, Names, Seconds, Verify, parse_modes
 
 PREFIX: Final = "CDC_ARCHIVER_"
 
 # Variables with our prefix that are no settings.
 _OTHER_VARIABLES: Final = {"CDC_ARCHIVER_CACHE", "CDC_ARCHIVER_CONFIG"}
 
-_DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
-
-
-class Verify(StrEnum):
-    """How the md5 is proved."""
-
-    STAGED = "staged"
-    """In transfer, and once more from the file as it lies on the storage node."""
-    TRANSFER = "transfer"
-    """In transfer only."""
-
-
-class LogFormat(StrEnum):
-    CONSOLE = "console"
-    JSON = "json"
-
-
-class LogLevel(StrEnum):
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-def _duration(value: object) -> object:
-    if isinstance(value, str) and (match := re.fullmatch(r"([0-9.]+)\s*(ms|s|m|h|d)", value.strip())):
-        return float(match[1]) * _DURATION_UNITS[match[2]]
-    return value
-
-
-def _size(value: object) -> object:
-    if isinstance(value, str) and (
-        match := re.fullmatch(r"([0-9]+)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
-    ):
-        return int(match[1]) * _SIZE_UNITS[match[2].upper()]
-    return value
-
-
-def _comma_separated(value: object) -> object:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
-Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False)]
-"""A duration: a number of seconds, or a number with its unit: ``90``, ``500ms``, ``5m``, ``2h``, ``30d``."""
-
-Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
-"""A size: a number of bytes, or a number with its unit, powers of 1024: ``64M``, ``2G``."""
-
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
-"""Several names: a repeated flag, a comma-separated variable, a list in the file."""
-
-
-class FileModes(BaseModel):
-    """Modes of what is archived.
-
-    Attributes:
-        folders: of new folders.
-        files: of files.
-    """
-
-    model_config = ConfigDict(frozen=True)
-    folders: int
-    files: int
-
 
 class SourceOptions(BaseModel):
     """What each source has of its own; at the top level, the defaults of all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("ssh_key", "known_hosts", "ssh_config", mode="before")
+    @classmethod
+    def _no_empty_path(cls, value: object) -> object:
+        return None if value == "" else value
 
     host: str = Field("", description="Readout server, [user@]host. Empty: the files are on this machine.")
     user: str = Field("", description="Login name there; default: OpenSSH's.")
@@ -186,10 +125,24 @@ class SourceSettings(SourceOptions):
         return value
 
     @model_validator(mode="after")
+    def _root_of_restricted_key(self) -> Self:
+        if self.restricted_key and self.source_root == "/":
+            raise ValueError(
+                f"source {self.name}: restricted_key needs source_root, the folder that the key's rrsync is restricted to"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _some_target(self) -> Self:
-        if not self.target:
+        if not self.target or "" in self.target:
             raise ValueError(f"source {self.name} has no target: say which instance_id's files are archived")
         return self
+
+    @property
+    def staging_name(self) -> str:
+        """What its folder in staging is called: with its targets, which no two archivers hold, and so its own."""
+        digest = hashlib.sha256("\0".join(sorted(self.target)).encode()).hexdigest()
+        return f"{self.name}-{digest[:8]}"
 
     @property
     def is_local(self) -> bool:
@@ -285,7 +238,7 @@ class Settings(SourceOptions, BaseSettings):
     @field_validator("chmod")
     @classmethod
     def _known_modes(cls, value: str) -> str:
-        _parse_modes(value)
+        parse_modes(value)
         return value
 
     @model_validator(mode="before")
@@ -314,6 +267,19 @@ class Settings(SourceOptions, BaseSettings):
                 entry["name"] = re.sub(r"[^A-Za-z0-9_.-]", "-", host).lstrip(".-")[:64] or "local"
         return values
 
+    @field_validator(
+        "mysql_password_file", "mysql_ssl_ca", "mysql_ssl_cert", "mysql_ssl_key", "data_dir", mode="before"
+    )
+    @classmethod
+    def _no_empty_file(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _whole_tls(self) -> Self:
+        if self.mysql_ssl_key and not self.mysql_ssl_cert:
+            raise ValueError("mysql_ssl_key is given without mysql_ssl_cert")
+        return self
+
     @model_validator(mode="after")
     def _distinct_sources(self) -> Self:
         names = [source.name for source in self.sources]
@@ -325,9 +291,14 @@ class Settings(SourceOptions, BaseSettings):
         return self
 
     @property
+    def targets(self) -> list[str]:
+        """Of all sources."""
+        return [target for source in self.sources for target in source.target]
+
+    @property
     def modes(self) -> FileModes:
         """What ``chmod`` says, as numbers."""
-        return _parse_modes(self.chmod)
+        return parse_modes(self.chmod)
 
     @property
     def password(self) -> str:
@@ -372,6 +343,8 @@ def load(
     given = {name for name, value in (flags or {}).items() if value is not None}
     given |= {name for name in Settings.model_fields if f"{PREFIX}{name}".lower() in variables}
     _let_sources_hear(file_values, given, flags or {}, variables)
+    if "mysql_password" in variables and "mysql_password_file" in variables:
+        raise Misconfigured("MYSQL_PASSWORD and MYSQL_PASSWORD_FILE are both set", "leave one of them out")
     if "mysql_password" in variables:  # the environment's word comes after the file's
         file_values.pop("mysql_password_file", None)
 
@@ -404,7 +377,7 @@ def _let_sources_hear(
         return
     if alone := sorted(given & {"host", "target"}):
         raise Misconfigured(
-            f"--{alone[0]} is given beside the [[sources]] of the configuration file",
+            f"{alone[0]} is given, by a flag or by {PREFIX}{alone[0].upper()}, beside the [[sources]] of the configuration file",
             "each source has its own: say it in the file, or leave the [[sources]] out",
         )
     for entry in listed:
@@ -462,13 +435,3 @@ def _first_error(error: ValidationError) -> str:
     messages = list(dict.fromkeys(each["msg"].removeprefix("Value error, ") for each in found))
     more = f" (and {len(messages) - 1} more)" if len(messages) > 1 else ""
     return f"setting {where}: {messages[0]}{more}" if where else f"settings: {messages[0]}{more}"
-
-
-def _parse_modes(text: str) -> FileModes:
-    match = re.fullmatch(r"D([0-7]{3,4}),F([0-7]{3,4})", text.replace(" ", ""))
-    if not match:
-        raise ValueError(f"{text!r} is not of the form D755,F644")
-    folders, files = int(match[1], 8), int(match[2], 8)
-    if folders & 0o700 != 0o700 or files & 0o400 != 0o400:
-        raise ValueError(f"{text!r}: the archiver itself must be able to read files and write folders (D7..,F4..)")
-    return FileModes(folders=folders, files=files)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import sqlalchemy as sa
 import structlog
 
+from cdc_archiver.database import schema
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router
+from cdc_archiver.dispatch.targets import Targets
 from cdc_archiver.dispatch.worker import Worker
-from cdc_archiver.errors import DestinationUnavailable
+from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.events.binlog import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import Lane, Origin
@@ -28,6 +32,8 @@ from cdc_archiver.transfer.staging import Archive
 _KILL_SECONDS: Final = 8.0
 """After the drain: for rsyncs to be killed and what is known to be written back."""
 
+_BREATH: Final = 0.3
+"""Seconds that workers with nothing in hand are given to notice a stop."""
 _SAY_AGAIN: Final = 60.0
 """Seconds after which trouble that goes on is logged once more, summed up."""
 
@@ -40,7 +46,8 @@ class Shift:
     Args:
         stream: whether to follow the binary log; a reconciliation does not.
         on_end: called by a part's thread when it ends.
-        on_database: told whether the database answers.
+        on_database: told by whom it was asked, whether the database answers, and why not.
+        on_other_table: called when a newer table of files has appeared.
     """
 
     def __init__(
@@ -49,22 +56,29 @@ class Shift:
         site: Site,
         archive: Archive,
         metrics: Metrics,
-        on_end: Callable[[Part], None],
-        on_database: Callable[[bool, str], None],
         *,
+        on_end: Callable[[Part], None],
+        on_database: Callable[[str, bool, str], None] = lambda who, up, why: None,
+        on_other_table: Callable[[], None] = lambda: None,
         stream: bool,
     ) -> None:
         self._settings = settings
         self._site = site
         self._archive = archive
         self._metrics = metrics
+        self._on_other_table = on_other_table
         self._cancel = threading.Event()
         self._gaps = 0
         self._gaps_said_at = float("-inf")
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
         self._copier = Copier(settings, archive, site.files.path_width, self._cancel)
         self._recorder = Recorder(
-            site.database, site.files, site.history, self.dispatcher, _KILL_SECONDS / 2, on_database
+            site.database,
+            site.files,
+            site.history,
+            self.dispatcher,
+            _KILL_SECONDS / 2,
+            partial(on_database, "recorder"),
         )
         self.stream: BinlogStream | None = None
         self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
@@ -78,9 +92,11 @@ class Shift:
             self.stream or NoStream(),
             metrics,
             self._housekeeping,
-            on_database,
+            partial(on_database, "sweeper"),
         )
-        self._router = Router(site.database, site.files, self.dispatcher, on_database)
+        self._router = Router(
+            site.database, site.files, Targets(settings.sources), self.dispatcher, partial(on_database, "router")
+        )
         self._workers = [
             Worker(source, lane, number, self.dispatcher, self._copier, self._recorder, metrics)
             for source in settings.sources
@@ -99,7 +115,9 @@ class Shift:
         """Starts the threads."""
         try:
             self._archive.prepare(known=self._site.known)
-            self._archive.clear_staging()
+            for source in self._settings.sources:
+                self._archive.clear_staging(source.staging_name)
+            self._archive.clear_abandoned()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         self._metrics.set_mode("polling")
@@ -117,7 +135,7 @@ class Shift:
         self.dispatcher.close()
         for worker in self._workers:
             worker.stop()
-        if not _join(self._workers, drain):
+        if not _join(self._workers, max(drain, _BREATH)):
             _log.warning("killing_copies", after_seconds=drain)
         self._cancel.set()
         self._copier.close()  # a worker may wait for a connection to come about
@@ -168,8 +186,21 @@ class Shift:
         self.sweeper.request()
 
     def _housekeeping(self, connection: sa.Connection) -> None:
+        """Beside a sweep: convenience, and nothing of it fails the sweep."""
         if self._site.history is not None:
             self._site.history.prune(connection)
+        with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements say so
+            if (
+                schema.resolve_table(connection, self._site.database.name, self._settings.table)
+                != self._site.files.name
+            ):
+                self._on_other_table()
+        pending = {name: census.pending for name, census in self.sweeper.census.items()}
+        for source, files in pending.items():
+            if not files:
+                self.dispatcher.nothing_pending(source)
+        if not any(pending.values()):
+            self.dispatcher.nothing_pending(None)
         try:
             self._archive.require_ready()
         except DestinationUnavailable as trouble:

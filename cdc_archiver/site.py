@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import structlog
@@ -10,7 +12,9 @@ from cdc_archiver.database import history, schema
 from cdc_archiver.database.engine import Database
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import History
+from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import Settings
+from cdc_archiver.transfer.staging import Archive
 
 _log = structlog.get_logger(__name__)
 
@@ -46,8 +50,7 @@ def explore(settings: Settings) -> Site:
         files.pending(connection, settings.sources[0].target, 0, 0, 1)  # may we read it?
         for older in schema.older_versions(connection, database.name, name):
             waiting = FilesTable(older, 0, settings.max_attempts)
-            targets = [target for source in settings.sources for target in source.target]
-            if count := waiting.census(connection, targets).pending:
+            if count := waiting.census(connection, settings.targets).pending:
                 _log.warning("older_table_has_pending_files", table=older, files=count, archiving_from=name)
         no_history = history.open_history(connection)
         known = False
@@ -58,3 +61,49 @@ def explore(settings: Settings) -> Site:
             side_table = History(name, settings.history_retention)
             known = side_table.knows_archived(connection, f"{settings.data_dir}/")
     return Site(database, files, side_table, no_history, known)
+
+
+class Exploration:
+    """:func:`explore` in a thread of its own, so that nobody waits for a database that says nothing.
+
+    The thread is left behind where nobody wants its answer any more.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._answer: Future[Site] = Future()
+        threading.Thread(target=self._explore, args=(settings,), name="exploration", daemon=True).start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an answer."""
+        return self._answer.done()
+
+    def result(self) -> Site:
+        """The answer; waits for it.
+
+        Raises:
+            DatabaseUnavailable: it does not answer.
+            Misconfigured: a person must mend something.
+        """
+        return self._answer.result()
+
+    def _explore(self, settings: Settings) -> None:
+        try:
+            self._answer.set_result(explore(settings))
+        except BaseException as error:
+            self._answer.set_exception(error)
+
+
+def archive_of(settings: Settings) -> Archive:
+    """The archive that the settings describe.
+
+    Raises:
+        Misconfigured: they name no folder, or nobody whose files would go there.
+    """
+    if settings.data_dir is None:
+        raise Misconfigured("there is no data_dir", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
+    if not settings.sources:
+        raise Misconfigured("there is no target", "--target, or [[sources]] in the file of --config")
+    archive = Archive(settings.data_dir, settings.modes, settings.min_free)
+    archive.require_folder()
+    return archive

@@ -13,7 +13,7 @@ from pymysql.connections import Connection as RawConnection
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
-from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
+from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
 from cdc_archiver.settings import Settings
 
 CONNECT_TIMEOUT: Final = 10
@@ -35,6 +35,12 @@ _ASK_A_PERSON: Final = {
     1698: "check MYSQL_USER and MYSQL_PASSWORD (or MYSQL_PASSWORD_FILE)",
     3118: "the account is locked: unlock it",
 }
+
+
+_LOCKED: Final = {1205, 1213}
+_REFUSED: Final = {1048, 1062, 1264, 1265, 1292, 1364, 1366, 1406, 1442, 1644, 3819, 4025}
+_LOCK_WAIT: Final = 5
+"""Seconds that a write waits for a row that somebody else's transaction holds."""
 
 
 class Database:
@@ -71,7 +77,7 @@ class Database:
             "port": settings.mysql_port,
             "user": settings.mysql_user,
             # As bytes: PyMySQL would take a text for Latin-1.
-            "password": settings.password.encode(),
+            "password": settings.password.encode("utf-8", "surrogateescape"),
             "database": settings.mysql_database,
             "charset": "utf8mb4",
             "connect_timeout": CONNECT_TIMEOUT,
@@ -83,7 +89,8 @@ class Database:
             try:
                 context = ssl.create_default_context(cafile=settings.mysql_ssl_ca)
                 if settings.mysql_ssl_cert:
-                    context.load_cert_chain(settings.mysql_ssl_cert, settings.mysql_ssl_key)
+                    # An encrypted key would make OpenSSL ask at a terminal.
+                    context.load_cert_chain(settings.mysql_ssl_cert, settings.mysql_ssl_key, password=lambda: b"")
             except (OSError, ssl.SSLError) as error:
                 raise Misconfigured(
                     f"the TLS files of the database connection cannot be used: {error}",
@@ -131,12 +138,13 @@ class Database:
             pool_pre_ping=True,
             pool_recycle=600,
         )
-        if zone := self._settings.db_time_zone:
 
-            @event.listens_for(engine, "connect")
-            def _set_zone(connection: Any, _record: Any) -> None:
-                with connection.cursor() as cursor:
-                    cursor.execute("SET SESSION time_zone = %s", (zone,))
+        @event.listens_for(engine, "connect")
+        def _set_session(connection: Any, _record: Any) -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", (_LOCK_WAIT,))
+                if self._settings.db_time_zone:
+                    cursor.execute("SET SESSION time_zone = %s", (self._settings.db_time_zone,))
 
         return engine
 
@@ -157,7 +165,7 @@ def error_code(error: BaseException) -> int:
     return code if isinstance(code, int) else 0
 
 
-def in_our_words(error: BaseException, address: str) -> DatabaseUnavailable | Misconfigured:
+def in_our_words(error: BaseException, address: str) -> DatabaseUnavailable | Misconfigured | StatementRefused:
     """A driver's error as ours.
 
     Args:
@@ -169,8 +177,10 @@ def in_our_words(error: BaseException, address: str) -> DatabaseUnavailable | Mi
     words = original.args[1] if code and len(original.args) > 1 else original
     if code in _ASK_A_PERSON:
         return Misconfigured(f"the database {address} says: {words}", _ASK_A_PERSON[code])
-    if isinstance(original, RuntimeError) and "cryptography" in str(original):
-        return Misconfigured(f"the database {address}: {original}", "pip install 'PyMySQL[rsa]'")
+    if code in _LOCKED:
+        return RowLocked(f"the database {address}: {words}", "which transaction is open there?")
+    if code in _REFUSED or isinstance(original, pymysql.DataError | pymysql.IntegrityError):
+        return StatementRefused(f"the database {address} does not take it: {words}", "compare the column with `check`")
     return DatabaseUnavailable(
         f"the database {address} cannot be used: {words}",
         "is it running, and are MYSQL_HOST and MYSQL_PORT right?" if code in (2002, 2003, 0) else "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -140,6 +140,29 @@ class FilesTable:
         pending, quarantined, refused, ignored = totals
         return Census(pending, quarantined, refused, ignored, _utc(oldest))
 
+    def pending_of_others(self, connection: sa.Connection, targets: Sequence[str]) -> dict[str, int]:
+        """How many rows wait that are of none of these targets, by instance_id."""
+        table = self._table
+        waiting = sa.select(table.c.instance_id, sa.func.count()).where(
+            sa.func.coalesce(table.c.copied, 0) == 0,
+            self._attempts() < self.max_attempts,
+            table.c.instance_id.not_in(targets),
+        )
+        return {_text(name) or "": count for name, count in connection.execute(waiting.group_by(table.c.instance_id))}
+
+    def pending_outside(self, connection: sa.Connection, targets: Sequence[str], root: str) -> int:
+        """How many rows of these targets wait whose path is absolute and not below a folder."""
+        table = self._table
+        prefix = root.rstrip("/") + "/"
+        waiting = sa.select(sa.func.count()).where(
+            sa.func.coalesce(table.c.copied, 0) == 0,
+            self._attempts() < self.max_attempts,
+            table.c.instance_id.in_(targets),
+            table.c.path.startswith("/"),
+            table.c.path.not_like(_escaped(prefix) + "%", escape="!"),
+        )
+        return int(connection.execute(waiting).scalar_one())
+
     def max_id(self, connection: sa.Connection) -> int:
         """The highest id that is visible; 0 in an empty table."""
         return int(connection.execute(sa.select(sa.func.max(self._table.c.id))).scalar() or 0)
@@ -160,9 +183,11 @@ class FilesTable:
                 row = rows.get(record.id)
                 if row is None:
                     continue
-                if not row.copied and row.path == record.path:
+                # Somebody may have charged it meanwhile; that makes it no other file.
+                as_read = replace(row.record, failed_copy_attempts=record.failed_copy_attempts)
+                if not row.copied and as_read == record:
                     unmoved[record.id] = places[record]
-                elif row.copied and row.path == places[record]:
+                elif row.copied and replace(as_read, path=record.path) == record and row.record.path == places[record]:
                     already.add(record.id)
             if unmoved:
                 connection.execute(
@@ -189,9 +214,7 @@ class FilesTable:
             unmoved = {
                 record.id: attempts[record]
                 for record in chunk
-                if (row := rows.get(record.id)) is not None
-                and not row.copied
-                and (row.path, row.failed_copy_attempts) == (record.path, record.failed_copy_attempts)
+                if (row := rows.get(record.id)) is not None and row == Row(record, copied=False)
             }
             if unmoved:
                 connection.execute(
@@ -202,17 +225,16 @@ class FilesTable:
             changed.update(unmoved)
         return Written(changed, already=set())
 
-    def _lock(self, connection: sa.Connection, records: Sequence[FileRecord]) -> dict[int, Any]:
-        """Locks the records' rows and reads what a compare-and-set compares.
+    def _lock(self, connection: sa.Connection, records: Sequence[FileRecord]) -> dict[int, Row]:
+        """Locks the records' rows and reads them: what a compare-and-set compares.
 
-        The comparison is made here and not in the UPDATE: exact, whatever the column's character set and collation, and
-        it says which rows it was.
+        All of a row counts, the md5 and what decides the place among it: a file that was registered anew while its old version
+        was copied is another file. The comparison is made here and not in the UPDATE: exact, whatever a column's character set
+        and collation, and it says which rows it was.
         """
-        table = self._table
-        query = sa.select(table.c.id, table.c.path, table.c.copied, table.c.failed_copy_attempts).where(
-            table.c.id.in_([record.id for record in records])
-        )
-        return {row.id: row for row in connection.execute(query.with_for_update())}
+        ids = [record.id for record in records]
+        rows = connection.execute(sa.select(*self._columns).where(self._table.c.id.in_(ids)).with_for_update())
+        return {row.id: _row(row) for row in rows}
 
     def _attempts(self) -> sa.ColumnElement[int]:
         return sa.func.coalesce(self._table.c.failed_copy_attempts, 0)
@@ -224,21 +246,36 @@ def _chunks(records: Mapping[FileRecord, Any]) -> list[list[FileRecord]]:
 
 
 def _row(row: Any) -> Row:
+    """A row of the driver as ours, whatever the columns' types and NULLs: what cannot be is refused later, with its reason."""
     return Row(
         record=FileRecord(
             id=row.id,
-            path=row.path if isinstance(row.path, str) else row.path.decode("utf-8", "surrogateescape"),
+            path=_text(row.path) or "",
             md5sum=row.md5sum if isinstance(row.md5sum, bytes) else b"",
             timestamp=_utc(row.timestamp),
-            action=row.action,
-            action_timestamp=row.action_timestamp,
-            plot=bool(row.plot),
-            pub_id=row.pub_id,
-            instance_id=row.instance_id or "",
+            action=_text(row.action),
+            action_timestamp=None if row.action_timestamp is None else int(row.action_timestamp),
+            plot=_truth(row.plot),
+            pub_id=_text(row.pub_id),
+            instance_id=_text(row.instance_id) or "",
             failed_copy_attempts=row.failed_copy_attempts,
         ),
-        copied=bool(row.copied),
+        copied=_truth(row.copied),
     )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+
+
+def _text(value: object) -> str | None:
+    if isinstance(value, bytes):  # VARBINARY
+        return value.decode("utf-8", "surrogateescape")
+    return None if value is None else str(value)
+
+
+def _truth(value: object) -> bool:
+    return any(value) if isinstance(value, bytes) else bool(value)  # BIT(1) comes as a byte
 
 
 def _utc(value: object) -> datetime | None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy.dialects import mysql
 
+from cdc_archiver.database.engine import error_code
 from cdc_archiver.model import Archived, Charged, Refused
 
 NAME: Final = "cdc_archiver_history"
 _DETAIL_CHARACTERS: Final = 4000
 _PRUNE_ROWS: Final = 5000
+_PRUNE_AGAIN: Final = 3600.0
+
+HISTORY_ERRORS: Final = frozenset({1054, 1114, 1142, 1143, 1146, 1364, 1366, 1406})
+"""What a statement on the side table may say without more being lost than a convenience: no right, no table, no such column,
+full, a value that it does not take."""
+
+_log = structlog.get_logger(__name__)
 
 _text = sa.Text().with_variant(mysql.TEXT(charset="utf8mb4"), "mysql", "mariadb")
 
@@ -73,6 +83,7 @@ class History:
     def __init__(self, file_table: str, retention: float) -> None:
         self._file_table = file_table
         self._retention = retention
+        self._prune_from = 0.0
 
     def write(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:
         """Appends entries, as part of the caller's transaction."""
@@ -86,11 +97,20 @@ class History:
         Returns:
             How many.
         """
-        if not self._retention:
+        if not self._retention or time.monotonic() < self._prune_from:
             return 0
         before = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=self._retention)
         old = sa.delete(TABLE).where(TABLE.c.at < before)
-        return connection.execute(old.with_dialect_options(mysql_limit=_PRUNE_ROWS, mariadb_limit=_PRUNE_ROWS)).rowcount
+        try:
+            return connection.execute(
+                old.with_dialect_options(mysql_limit=_PRUNE_ROWS, mariadb_limit=_PRUNE_ROWS)
+            ).rowcount
+        except sa.exc.DBAPIError as error:
+            if error_code(error) not in HISTORY_ERRORS:
+                raise
+            self._prune_from = time.monotonic() + _PRUNE_AGAIN
+            _log.warning("history_not_pruned", detail=str(error.orig), again_seconds=_PRUNE_AGAIN)
+            return 0
 
     def knows_archived(self, connection: sa.Connection, below: str) -> bool:
         """Whether any file was ever archived below this folder (a prefix of the path, ending in a slash)."""
@@ -109,7 +129,7 @@ class History:
             "file_id": record.id,
             "instance_id": record.instance_id,
             "source": entry.source,
-            "source_path": record.path,
+            "source_path": _storable(record.path),
             "md5_row": record.md5sum,
             "waited_ms": round(entry.waited * 1000),
             **dict.fromkeys(("reason", "detail", "archived_path", "size", "md5_seen")),
@@ -119,7 +139,7 @@ class History:
             case Archived(path=path, size=size, adopted=adopted, steps=steps):
                 values.update(
                     result="adopted" if adopted else "archived",
-                    archived_path=path,
+                    archived_path=_storable(path),
                     size=size,
                     transferred_ms=round(steps.transferred * 1000),
                     verified_ms=round(steps.verified * 1000),
@@ -127,11 +147,19 @@ class History:
                 )
             case Charged(reason=reason, detail=detail, md5_seen=md5_seen):
                 values.update(
-                    result="charged", reason=reason.value, detail=detail[:_DETAIL_CHARACTERS], md5_seen=md5_seen
+                    result="charged",
+                    reason=reason.value,
+                    detail=_storable(detail[:_DETAIL_CHARACTERS]),
+                    md5_seen=md5_seen,
                 )
             case Refused(reason=reason, detail=detail):
-                values.update(result="refused", reason=reason.value, detail=detail[:_DETAIL_CHARACTERS])
+                values.update(result="refused", reason=reason.value, detail=_storable(detail[:_DETAIL_CHARACTERS]))
         return values
+
+
+def _storable(text: str) -> str:
+    """Bytes of a name that are no UTF-8 are written as escapes: the column takes text."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def open_history(connection: sa.Connection) -> str:

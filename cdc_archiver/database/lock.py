@@ -193,6 +193,11 @@ class LockKeeper(Part):
         self._on_unreachable = on_unreachable
         self._told = ""
 
+    @property
+    def held(self) -> bool:
+        """Whether we hold them, as far as is known."""
+        return self._locks.held
+
     def work(self) -> None:
         """Tries, keeps, tries again; lets go at the stop. A stop takes no longer than an unanswered question."""
         try:

@@ -13,8 +13,8 @@ import structlog
 
 from cdc_archiver.database.engine import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
-from cdc_archiver.database.history import Entry, History
-from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
+from cdc_archiver.database.history import HISTORY_ERRORS, Entry, History
+from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
 from cdc_archiver.model import Archived, Charged, Refused
 from cdc_archiver.threads import Part
 
@@ -24,9 +24,6 @@ _HOLD_UP_AT: Final = 5_000
 """Outcomes that wait while the table cannot be written to; then nothing more is copied."""
 _LONGEST_PAUSE: Final = 5.0
 _HISTORY_AGAIN: Final = 60.0
-
-# What a statement on the side table may say without the transaction being lost: no right, no table, no such column, full.
-_HISTORY_ERRORS: Final = {1054, 1114, 1142, 1143, 1146, 1364, 1366, 1406}
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +67,7 @@ class Recorder(Part):
         self._on_database = on_database
         self._waiting: deque[Entry] = deque()
         self._discarding = False
+        self._held_up = False
         self._changed = threading.Condition()
 
     def put(self, source: str, outcome: Archived | Charged | Refused, waited: float) -> None:
@@ -82,10 +80,8 @@ class Recorder(Part):
             if self._discarding:
                 return
             self._waiting.append(Entry(source, outcome, waited))
-            full = len(self._waiting) == _HOLD_UP_AT
             self._changed.notify()
-        if full:
-            self._settles.hold_up(True)
+        self._hold_up_if_full()
 
     def discard(self) -> None:
         """Writes nothing more, not even what waits."""
@@ -100,7 +96,7 @@ class Recorder(Part):
 
     def work(self) -> None:
         while entries := self._take():
-            if not self._write_until_done(entries):
+            if not self._record(entries):
                 return
 
     def _take(self) -> list[Entry]:
@@ -109,12 +105,19 @@ class Recorder(Part):
                 self._changed.wait()
             return [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
 
-    def _write_until_done(self, entries: Sequence[Entry]) -> bool:
+    def _record(self, entries: Sequence[Entry]) -> bool:
+        """Writes outcomes until they are written; returns whether to go on."""
         pause = 0.1
         give_up_at = float("inf")
         while True:
             try:
                 counted = self._write(entries)
+            except (RowLocked, StatementRefused) as error:
+                if len(entries) > 1:  # one of them; the others must not wait for it
+                    written = [self._record([entry]) for entry in entries]
+                    return all(written)
+                _log.error("not_recorded", id=entries[0].outcome.record.id, detail=str(error))
+                counted = set()
             except (DatabaseUnavailable, Misconfigured) as error:
                 self._on_database(False, str(error))
                 if self._discarding:
@@ -131,13 +134,17 @@ class Recorder(Part):
                 continue
             self._on_database(True, "")
             for entry in entries:
-                _log_entry(entry, counted)
+                _log_entry(entry, counted, self._files.max_attempts)
                 self._settles.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
-            with self._changed:
-                relieved = len(self._waiting) < _HOLD_UP_AT
-            if relieved:
-                self._settles.hold_up(False)
+            self._hold_up_if_full()
             return True
+
+    def _hold_up_if_full(self) -> None:
+        with self._changed:
+            full = len(self._waiting) >= _HOLD_UP_AT
+            if full != self._held_up:
+                self._held_up = full
+                self._settles.hold_up(full)
 
     def _write(self, entries: Sequence[Entry]) -> set[int]:
         """Writes outcomes in one transaction.
@@ -172,13 +179,13 @@ class Recorder(Part):
         try:
             self._history.write(connection, entries)
         except sa.exc.DBAPIError as error:
-            if error_code(error) not in _HISTORY_ERRORS:
+            if error_code(error) not in HISTORY_ERRORS:
                 raise
             self._history_from = time.monotonic() + _HISTORY_AGAIN
             _log.warning("history_not_written", detail=str(error.orig), again_seconds=_HISTORY_AGAIN)
 
 
-def _log_entry(entry: Entry, counted: set[int]) -> None:
+def _log_entry(entry: Entry, counted: set[int], max_attempts: int) -> None:
     outcome = entry.outcome
     record = outcome.record
     log = _log.bind(id=record.id, source=entry.source)
@@ -189,6 +196,13 @@ def _log_entry(entry: Entry, counted: set[int]) -> None:
         case Archived(path=path, size=size, adopted=adopted):
             log.info("adopted" if adopted else "archived", path=path, bytes=size)
         case Charged(reason=reason, detail=detail):
-            log.warning("charged", reason=reason.value, path=record.path, attempts=record.attempts + 1, detail=detail)
+            last = record.attempts + 1 >= max_attempts
+            log.warning(
+                "quarantined" if last else "charged",
+                reason=reason.value,
+                path=record.path,
+                attempts=record.attempts + 1,
+                detail=detail,
+            )
         case Refused(reason=reason, detail=detail):
             log.warning("refused", reason=reason.value, path=record.path, detail=detail)

@@ -21,11 +21,11 @@ from cdc_archiver.demo.playing import Play
 from cdc_archiver.demo.proof import Check
 from cdc_archiver.demo.telling import Teller
 from cdc_archiver.errors import ExitStatus, Misconfigured
+from cdc_archiver.kinds import Bytes
 from cdc_archiver.sandbox.database import Kind
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.harness import Sandbox
 from cdc_archiver.sandbox.packages import BUNDLES, cache_folder, find, find_library
-from cdc_archiver.settings import Bytes
 
 _KINDS: Final[dict[str, Kind]] = {"mariadb": "mariadb", "mysql": "mysql"}
 _SERVER_OF: Final[dict[Kind, str]] = {"mariadb": "mariadbd", "mysql": "mysqld"}

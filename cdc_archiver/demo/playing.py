@@ -21,10 +21,11 @@ from cdc_archiver.demo.registry import TARGET, Monitor, Registered, Watcher
 from cdc_archiver.demo.service import Reading, Service, clean, site_environment
 from cdc_archiver.demo.telling import Teller
 from cdc_archiver.errors import ArchiverError
+from cdc_archiver.kinds import FileModes
 from cdc_archiver.operations.init_db import init_db
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.harness import Sandbox
-from cdc_archiver.settings import FileModes, Settings, load
+from cdc_archiver.settings import Settings, load
 
 _TABLE: Final = schema.DEFAULT_TABLE
 _CHMOD: Final = "D750,F640"

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cdc_archiver.demo.registry import Registered
+from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import FileRecord
-from cdc_archiver.settings import FileModes
 from cdc_archiver.transfer import layout
 from cdc_archiver.transfer.staging import INCOMING, MARKER
 

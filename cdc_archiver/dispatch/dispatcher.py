@@ -36,7 +36,7 @@ from cdc_archiver.settings import Settings
 INBOX_MOST: Final = 20_000
 """Ids that wait for their row to be read; further ones are dropped, and a sweep is asked for."""
 QUEUE_MOST: Final = 5_000
-"""Records that wait in one source's queues."""
+"""Records that wait in one lane of a source."""
 BACKLOG_MOST: Final = 4_000
 """Of these, the ones that a sweep may put there: the rest is kept free for what comes fresh."""
 REFILL_BELOW: Final = 2_000
@@ -45,6 +45,7 @@ _INVISIBLE_DELAYS: Final = (0.005, 0.02, 0.1, 0.5)
 """Seconds after which a row that is not visible yet is looked for again; then it is the sweep's."""
 _CHARGED_DELAYS: Final = (5.0, 30.0, 120.0, 600.0)
 """Seconds after a file's n-th charged attempt; the last one for all further."""
+_NOT_COUNTED_DELAY: Final = 5.0
 _BLANK_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
 _BULK_FILES: Final = 8
 """Files of a bulk batch: few, so that several bulk workers share them."""
@@ -78,8 +79,6 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._ledger = Ledger()
         self._sources = {source.name: SourceQueues(source.name) for source in settings.sources}
-        self._source_of = {target: source.name for source in settings.sources for target in source.target}
-        self._folded = {target.casefold().rstrip(): name for target, name in self._source_of.items()}
         self._destination = Health()
         self._inboxes = {True: deque[int](), False: deque[int]()}
         self._dropped = IntervalSet()
@@ -130,7 +129,8 @@ class Dispatcher:
         """How many records a sweep may still bring for a source; a sweep that would bring more is asked for later."""
         with self._changed:
             state = self._sources[source]
-            return max(0, BACKLOG_MOST - len(state) - len(self._inboxes[False]) - len(self._inboxes[True]))
+            waiting = len(state.lanes[Lane.SMALL]) + len(self._inboxes[False]) + len(self._inboxes[True])
+            return max(0, BACKLOG_MOST - waiting)
 
     def starve(self, source: str) -> None:
         """A sweep left rows of this source behind for want of room."""
@@ -166,7 +166,7 @@ class Dispatcher:
                 now = self._clock()
                 for id_ in self._ledger.due(now):
                     self._inboxes[self._ledger[id_].fresh].append(id_)
-                if all(len(state) >= QUEUE_MOST for state in self._sources.values()):
+                if all(len(state.lanes[Lane.SMALL]) >= QUEUE_MOST for state in self._sources.values()):
                     self._drop_inboxes()
                 if self._inboxes[True] or self._inboxes[False] or now >= deadline:
                     break
@@ -176,6 +176,7 @@ class Dispatcher:
             for inbox in (self._inboxes[True], self._inboxes[False]):
                 while inbox and len(ids) < limit:
                     ids.append(inbox.popleft())
+                    self._ledger.reading(ids[-1])
             return ids
 
     def put_back(self, ids: Sequence[int]) -> None:
@@ -184,17 +185,11 @@ class Dispatcher:
             for id_ in reversed(ids):
                 self._inboxes[self._ledger[id_].fresh].appendleft(id_)
 
-    def source_of(self, instance_id: str) -> str | None:
-        """The source whose target this is; None for another archiver's. As the database compares: case and trailing
-        spaces aside."""
-        return self._source_of.get(instance_id) or self._folded.get(instance_id.casefold().rstrip())
-
     def enqueue(self, source: str, record: FileRecord) -> None:
         """A record waits for a worker of its source."""
-        wanted = False
         with self._changed:
             state = self._sources[source]
-            if len(state) >= QUEUE_MOST:
+            if len(state.lanes[Lane.SMALL]) >= QUEUE_MOST:
                 self._drop(record.id)
                 state.starved = True
             else:
@@ -240,11 +235,12 @@ class Dispatcher:
                 if state.lanes[lane] and not self._held_up:
                     if state.health.may_try(now) and self._destination.may_try(now):
                         if records := self._collect(state, lane, now):
-                            state.health.begin()
-                            self._destination.begin()
+                            state.health.begin(now)
+                            self._destination.begin(now)
+                            state.heard.discard(worker)
                             return Batch(source, lane, worker, tuple(records))
                         continue
-                    until = max(state.health.until, self._destination.until, now + 0.1)
+                    until = max(now + 0.1, *(each.until for each in (state.health, self._destination)))
                 else:
                     until = deadline
                 if now >= deadline:
@@ -252,29 +248,32 @@ class Dispatcher:
                 self._changed.wait(min(deadline, until) - now)
         return None
 
-    def judge(self, source: str, outcome: Outcome) -> Outcome:
-        """Takes note of an outcome, as soon as a worker has it.
+    def judge(self, batch: Batch, outcome: Outcome) -> Outcome:
+        """Takes note of an outcome of a batch, as soon as its worker has it.
 
         Returns:
             The outcome, or what it really is in the light of its neighbours. An ``Archived``, ``Charged`` or ``Refused`` goes
             to the table next, and comes back by :meth:`settled`; the others are dealt with here.
         """
+        source = batch.source
         with self._changed:
             state = self._sources[source]
-            outcome = state.in_the_light_of_neighbours(outcome)
+            outcome = state.in_the_light_of_neighbours(batch.worker, outcome)
             self._note_health(state, outcome)
             match outcome:
-                case Deferred(record=record, reason=reason):
-                    self._metrics.copies.labels(source, "deferred").inc()
-                    self._metrics.copy_failures.labels(source, reason.value).inc()
+                case Deferred(record=record):
+                    self._metrics.count(source, outcome)
                     state.in_flight -= 1
                     self._ledger.retry(record.id, self._next_try(state, outcome))
                     self._changed.notify_all()
                 case Oversize(record=record):
                     state.in_flight -= 1
-                    self._ledger.requeued(record.id)
-                    queue = state.lanes[Lane.BULK]
-                    queue.push(record, fresh=self._ledger[record.id].fresh)
+                    if len(state.lanes[Lane.BULK]) >= QUEUE_MOST:
+                        self._drop(record.id)
+                        state.starved = True
+                    else:
+                        self._ledger.requeued(record.id)
+                        state.lanes[Lane.BULK].push(record, fresh=self._ledger[record.id].fresh)
                     self._changed.notify_all()
         return outcome
 
@@ -286,7 +285,6 @@ class Dispatcher:
 
     def finish(self, source: str) -> None:
         """A worker has brought its batch to its end."""
-        wanted = False
         with self._changed:
             state = self._sources[source]
             state.health.end()
@@ -321,11 +319,14 @@ class Dispatcher:
             record = outcome.record
             entry = self._ledger[record.id]
             if counted:
-                self._count(source, outcome)
+                self._metrics.count(source, outcome)
                 if isinstance(outcome, Archived) and entry.origin is Origin.STREAM:
                     self._metrics.event_to_archived.labels(source).observe(now - entry.woken_at)
             entry.blank_tries = 0
-            if isinstance(outcome, Charged) and counted and record.attempts + 1 < self._max_attempts:
+            if not counted:
+                # The row has moved on, or cannot be written: what it says now decides, after a moment.
+                self._ledger.retry(record.id, now + _NOT_COUNTED_DELAY)
+            elif isinstance(outcome, Charged) and record.attempts + 1 < self._max_attempts:
                 delay = _CHARGED_DELAYS[min(record.attempts, len(_CHARGED_DELAYS) - 1)]
                 self._ledger.retry(record.id, now + delay * self._random.uniform(0.9, 1.1))
             elif self._ledger.finished(record.id):
@@ -353,14 +354,6 @@ class Dispatcher:
             busy = (State.OFFERED, State.QUEUED, State.IN_FLIGHT)
             return not any(self._ledger.count(state) for state in busy)
 
-    @property
-    def stuck(self) -> bool:
-        """Whether nothing moves: what is queued belongs to sources, or a destination, that are left alone."""
-        with self._changed:
-            if self._ledger.count(State.OFFERED) or self._ledger.count(State.IN_FLIGHT):
-                return False
-            return all(not len(s) or not (s.health.up and self._destination.up) for s in self._sources.values())
-
     def destination_failed(self, reason: Reason, detail: str) -> None:
         """The destination was found in trouble outside a batch."""
         with self._changed:
@@ -370,9 +363,18 @@ class Dispatcher:
         """The destination was found mounted and with room, outside a batch: trouble of that kind is over."""
         with self._changed:
             if self._destination.reason in (Reason.DESTINATION_MISSING, Reason.NO_SPACE):
-                self._destination.succeeded()
-                _log.info("destination_up")
-                self._changed.notify_all()
+                self._succeed(self._destination, "destination")
+
+    def nothing_pending(self, source: str | None) -> None:
+        """There is nothing left to try it with: trouble whose pause is over is not known to last.
+
+        Args:
+            source: None for the destination: no source has anything pending.
+        """
+        with self._changed:
+            health = self._destination if source is None else self._sources[source].health
+            if self._clock() >= health.until:
+                self._succeed(health, source or "destination")
 
     def states(self) -> list[SourceState]:
         """The sources as they are now."""
@@ -413,19 +415,40 @@ class Dispatcher:
     def _note_health(self, state: SourceQueues, outcome: Outcome) -> None:
         match outcome:
             case Archived(adopted=adopted):
-                if self._destination.succeeded():
-                    _log.info("destination_up")
-                if not adopted and state.health.succeeded():
-                    _log.info("source_up", source=state.name)
-                self._changed.notify_all()
-            case Charged(reason=reason) if reason is not Reason.MISSING:
-                if state.health.succeeded():
-                    _log.info("source_up", source=state.name)
+                self._succeed(self._destination, "destination")
+                if not adopted:
+                    self._succeed(state.health, state.name)
+            # Whatever rsync says of a file, its host said it.
+            case Charged() | Oversize() | Refused(reason=Reason.NOT_A_FILE):
+                self._succeed(state.health, state.name)
             case Deferred(reason=reason, detail=detail):
                 if reason.fault is Fault.DESTINATION:
                     self._fail(self._destination, "destination", reason, detail)
                 elif reason.fault is not Fault.NOBODY:
                     self._fail(state.health, state.name, reason, detail)
+                elif reason is not Reason.STOPPING:
+                    self._say_deferred(state.name, outcome)
+
+    def _say_deferred(self, source: str, outcome: Deferred) -> None:
+        """At the first, second, fourth, eighth … time in a row."""
+        tries = self._ledger[outcome.record.id].blank_tries + 1
+        if tries & (tries - 1) == 0:
+            _log.warning(
+                "deferred",
+                id=outcome.record.id,
+                source=source,
+                reason=outcome.reason.value,
+                tries=tries,
+                detail=outcome.detail,
+            )
+
+    def _succeed(self, health: Health, name: str) -> None:
+        if health.succeeded(self._clock()):
+            if health is self._destination:
+                _log.info("destination_up")
+            else:
+                _log.info("source_up", source=name)
+            self._changed.notify_all()
 
     def _fail(self, health: Health, name: str, reason: Reason, detail: str) -> None:
         now = self._clock()
@@ -449,19 +472,6 @@ class Dispatcher:
                 return now + _BLANK_DELAYS[min(entry.blank_tries, len(_BLANK_DELAYS)) - 1]
             case _:
                 return max(now, state.health.until)
-
-    def _count(self, source: str, outcome: Archived | Charged | Refused) -> None:
-        match outcome:
-            case Archived(adopted=adopted, size=size, steps=steps):
-                self._metrics.copies.labels(source, "adopted" if adopted else "archived").inc()
-                self._metrics.copied_bytes.labels(source).inc(size)
-                self._metrics.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
-            case Charged(reason=reason):
-                self._metrics.copies.labels(source, "charged").inc()
-                self._metrics.copy_failures.labels(source, reason.value).inc()
-            case Refused(reason=reason):
-                self._metrics.copies.labels(source, "refused").inc()
-                self._metrics.copy_failures.labels(source, reason.value).inc()
 
     def _wants_refill(self, state: SourceQueues) -> bool:
         wants = state.starved and len(state) < REFILL_BELOW

@@ -14,6 +14,10 @@ _PAUSES: Final = {
     Fault.DESTINATION: (2.0, 30.0),
 }
 _CORRUPTED_PAUSE: Final = 300.0
+_NOT_MOUNTED_LONGEST: Final = 15.0
+"""Short, since what looks like an unmounted disk may be a handful of files that are gone, and fresh ones wait behind it."""
+_PROBE_SECONDS: Final = 15.0
+"""After that the others need not wait for the first batch any longer: it may be one huge file."""
 
 
 @dataclass(slots=True)
@@ -28,7 +32,7 @@ class Health:
     detail: str = ""
     until: float = 0.0
     failures: int = 0
-    probing: bool = False
+    probing_until: float = 0.0
 
     @property
     def up(self) -> bool:
@@ -37,25 +41,27 @@ class Health:
 
     def may_try(self, now: float) -> bool:
         """Whether a batch may start."""
-        return self.up or (now >= self.until and not self.probing)
+        return self.up or now >= max(self.until, self.probing_until)
 
-    def begin(self) -> None:
+    def begin(self, now: float) -> None:
         """A batch starts."""
-        self.probing = not self.up
+        if not self.up:
+            self.probing_until = now + _PROBE_SECONDS
 
     def end(self) -> None:
         """A batch has ended, whatever came of it."""
-        self.probing = False
+        self.probing_until = 0.0
 
-    def succeeded(self) -> bool:
-        """It gave, or took, a file.
+    def succeeded(self, now: float) -> bool:
+        """It gave, or took, a file; or nothing is left that it could be tried with.
 
         Returns:
             Whether that is news.
         """
-        news = not self.up
-        self.reason, self.detail, self.until, self.failures, self.probing = None, "", 0.0, 0, False
-        return news
+        if self.up or (self.reason is Reason.CORRUPTED and now < self.until):
+            return False  # where memory or disk lie, the next file's success proves nothing
+        self.reason, self.detail, self.until, self.failures, self.probing_until = None, "", 0.0, 0, 0.0
+        return True
 
     def failed(self, reason: Reason, detail: str, now: float, jitter: float) -> bool:
         """A batch met trouble.
@@ -67,14 +73,18 @@ class Health:
             Whether that is news: the first time, or another reason.
         """
         news = reason is not self.reason
-        self.probing = False
-        if not self.up and now < self.until and not news:
+        neighbours = not self.up and now < self.until
+        self.probing_until = 0.0
+        if neighbours and not news:
             return False  # a neighbour's batch met the same; it is one failure
-        self.failures += 1
+        if not neighbours:
+            self.failures += 1
         first, longest = _PAUSES.get(reason.fault, (1.0, 60.0))
+        if reason is Reason.SOURCE_NOT_MOUNTED:
+            longest = _NOT_MOUNTED_LONGEST
         pause = min(longest, first * 2 ** min(self.failures - 1, 10))
         if reason is Reason.CORRUPTED:
             pause = _CORRUPTED_PAUSE
         self.reason, self.detail = reason, detail
-        self.until = now + pause * (0.75 + 0.5 * jitter)
+        self.until = max(self.until, now + pause * (0.75 + 0.5 * jitter))
         return news

@@ -98,9 +98,12 @@ class Ledger:
             entry.again = True
         return Answer.KNOWN
 
+    def reading(self, id_: int) -> None:
+        """Its row is about to be read: a touch from now on may be newer than what is read."""
+        self._entries[id_].again = False
+
     def queued(self, id_: int) -> None:
         """Its row was read and waits for a worker."""
-        self._entries[id_].again = False
         self._move(id_, State.QUEUED)
 
     def taken(self, id_: int, now: float) -> bool:

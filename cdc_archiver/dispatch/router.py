@@ -10,6 +10,7 @@ import structlog
 from cdc_archiver.database.engine import Database
 from cdc_archiver.database.files_table import FilesTable, Row
 from cdc_archiver.dispatch.dispatcher import Dispatcher
+from cdc_archiver.dispatch.targets import Targets
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
 from cdc_archiver.threads import Part
 
@@ -31,12 +32,14 @@ class Router(Part):
         self,
         database: Database,
         files: FilesTable,
+        targets: Targets,
         dispatcher: Dispatcher,
         on_database: Callable[[bool, str], None] = lambda up, why: None,
     ) -> None:
         super().__init__("router")
         self._database = database
         self._files = files
+        self._targets = targets
         self._dispatcher = dispatcher
         self._on_database = on_database
 
@@ -64,7 +67,7 @@ class Router(Part):
         if row is None:
             self._dispatcher.not_visible(id_)
             return
-        source = self._dispatcher.source_of(row.record.instance_id)
+        source = self._targets.source_of(row.record.instance_id)
         if source is None or row.copied or row.record.attempts >= self._files.max_attempts:
             self._dispatcher.dismiss(id_)
         else:

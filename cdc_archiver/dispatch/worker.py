@@ -49,7 +49,7 @@ class Worker(Part):
             self._metrics.batch_files.observe(len(batch.records))
             try:
                 for outcome in self._copier.archive(self._source, batch):
-                    outcome = self._dispatcher.judge(self._source.name, outcome)
+                    outcome = self._dispatcher.judge(batch, outcome)
                     if isinstance(outcome, Archived | Charged | Refused):
                         waited = self._dispatcher.waited(outcome.record.id)
                         self._recorder.put(self._source.name, outcome, waited)

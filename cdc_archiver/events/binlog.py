@@ -309,6 +309,9 @@ class BinlogStream(Part):
                         settled = True
                     self._require_way(connection, server)
                     self._require_position(connection, server)
+                    servers.key_column(
+                        connection, self._database.name, self._table
+                    )  # or it says that the table is gone
             except DatabaseUnavailable as error:
                 # The stream knows best whether the server is gone.
                 _log.debug("stream_look_failed", detail=str(error))

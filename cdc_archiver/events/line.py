@@ -83,7 +83,11 @@ class Line:
     def _reach(self, host: str, port: int, timeout: float | None) -> tuple[socket.socket, socket.socket]:
         trouble: OSError = OSError(f"{host} has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            sock = socket.socket(family, kind, protocol)
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:  # a kernel without IPv6: the next address may be another kind
+                trouble = error
+                continue
             try:
                 twin = self._pair(sock)
             except BaseException:

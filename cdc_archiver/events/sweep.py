@@ -120,6 +120,7 @@ class Sweeper(Part):
         self._on_database = on_database
         self._wanted = threading.Event()
         self._second_look_at = float("inf")
+        self._looking = threading.Lock()
         self._fresh_above: int | None = None
         self._cursors = dict.fromkeys((source.name for source in settings.sources), 0)
         self._suspects: list[_Suspects] = []
@@ -136,7 +137,8 @@ class Sweeper(Part):
 
     def anchored(self) -> None:
         """The stream has a new anchor: whatever was committed before it is for a sweep, at once and a little later."""
-        self._second_look_at = min(self._second_look_at, time.monotonic() + _SECOND_LOOK)
+        with self._looking:
+            self._second_look_at = min(self._second_look_at, time.monotonic() + _SECOND_LOOK)
         self.request()
 
     def interrupt(self) -> None:
@@ -154,8 +156,9 @@ class Sweeper(Part):
             self._wanted.clear()
             if self.stopping.is_set():
                 return
-            if time.monotonic() >= self._second_look_at:
-                self._second_look_at = float("inf")
+            with self._looking:
+                if time.monotonic() >= self._second_look_at:
+                    self._second_look_at = float("inf")
             try:
                 self.sweep()
             except (DatabaseUnavailable, Misconfigured) as error:
@@ -194,14 +197,13 @@ class Sweeper(Part):
                 start = self._cursors[source.name]
                 stopped_at = self._offer(connection, source, start, fresh_above, found, suspects, fresh=False)
                 self._cursors[source.name] = stopped_at or 0
-                complete &= newest is None and stopped_at is None
+                # A round that began in the middle has not seen what became pending below its start meanwhile.
+                complete &= newest is None and stopped_at is None and start == 0
+                if stopped_at is None and start > 0:
+                    self._wanted.set()
             self._fresh_above = top
             if suspects:
                 self._suspect(connection, suspects)
-            if complete or began - self._census_at > _CENSUS_EVERY:
-                self._take_census(connection)
-                self._census_at = began
-                self._housekeeping(connection)
         for why, count in found.items():
             self._metrics.sweep_found.labels(why).inc(count)
         if found:
@@ -213,6 +215,15 @@ class Sweeper(Part):
             self._door.forget_dropped()
             self.exhausted.set()
         self._judge_suspects()
+        if complete or began - self._census_at > _CENSUS_EVERY:
+            self._census_at = began
+            self._look_around()
+
+    def _look_around(self) -> None:
+        """Counts and tidies up: what comes of it is told, and undoes no sweep."""
+        with self._database.connect() as connection:
+            self._take_census(connection)
+            self._housekeeping(connection)
 
     def _offer(
         self,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from cdc_archiver.settings import LogFormat, LogLevel
+from cdc_archiver.kinds import LogFormat, LogLevel
 
 _CONTROL: Final = {number: f"\\x{number:02x}" for number in [*range(0x20), *range(0x7F, 0xA0)]} | {
     0x2028: "\\u2028",
@@ -17,7 +17,7 @@ _CONTROL: Final = {number: f"\\x{number:02x}" for number in [*range(0x20), *rang
 }
 
 # Libraries whose own lines repeat, at length and with tracebacks, what we say ourselves.
-_QUIET: Final = ("paramiko", "pymysqlreplication", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio")
+_QUIET: Final = ("paramiko", "pymysqlreplication", "uvicorn.access", "asyncio")
 
 
 def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:

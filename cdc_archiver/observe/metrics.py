@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from cdc_archiver import __version__
+from cdc_archiver.model import Archived, Charged, Deferred, Reason, Refused
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 _FILES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10000)
@@ -31,7 +34,7 @@ class Metrics:
         self.stream_events = self._counter(
             "stream_events_total",
             "Rows seen in the stream, by what became of them: offered, echo of our own write, known already, dropped "
-            "because the queue was full, not readable.",
+            "because a queue was full (they may have been offered before); and gaps: what could not be read.",
             "outcome",
         )
         self.stream_reconnects = self._counter("stream_reconnects_total", "Streams that ended, by reason.", "reason")
@@ -44,7 +47,7 @@ class Metrics:
             "source",
             "result",
         )
-        self.copied_bytes = self._counter("copied_bytes_total", "Bytes archived.", "source")
+        self.copied_bytes = self._counter("copied_bytes_total", "Bytes copied.", "source")
         self.copy_failures = self._counter(
             "copy_failures_total", "Files that were not archived at a try, by reason.", "source", "reason"
         )
@@ -75,7 +78,9 @@ class Metrics:
         self.sweep_duration = Histogram(
             "cdc_archiver_sweep_duration_seconds", "One sweep.", registry=self.registry, buckets=_SECONDS
         )
-        self.last_sweep = self._gauge("last_sweep_timestamp_seconds", "When the last sweep was completed.")
+        self.last_sweep = self._gauge(
+            "last_sweep_timestamp_seconds", "When the last sweep was completed; NaN before the first."
+        )
         self.pending = self._gauge("pending_files", "Rows that are not archived and not given up.", "source")
         self.quarantined = self._gauge("quarantined_files", "Rows with no tries left.", "source")
         self.refused = self._gauge("refused_files", "Rows that no try can archive.", "source")
@@ -83,10 +88,12 @@ class Metrics:
         self.oldest_pending = self._gauge(
             "oldest_pending_age_seconds", "Age of the oldest pending row by its column timestamp; 0 for none.", "source"
         )
-        self.verified_files = self._counter("verified_files_total", "Archived files hashed by `verify`.", "result")
+        self.verified_files = self._counter("verified_files_total", "Archived files hashed again, by result.", "result")
         self.rsync_info = self._gauge("rsync_info", "1, with the version of rsync on each side.", "side", "version")
         Info("cdc_archiver_build", "The running version.", registry=self.registry).info({"version": __version__})
 
+        self.last_sweep.set(math.nan)
+        self.stream_lag.set(math.nan)
         self._of_sources = (
             self.queue_depth,
             self.in_flight,
@@ -112,6 +119,8 @@ class Metrics:
             gauge.labels(source).set(0)
         for result in ("archived", "adopted", "charged", "refused", "deferred"):
             self.copies.labels(source, result)
+        for reason in Reason:
+            self.copy_failures.labels(source, reason.value)
         self.copied_bytes.labels(source)
         self.event_to_archived.labels(source)
 
@@ -119,11 +128,28 @@ class Metrics:
         """Nothing is known of the sources any more: another archiver has them."""
         for gauge in self._of_sources:
             gauge.clear()
+        self.last_sweep.set(math.nan)
 
     def set_mode(self, mode: str) -> None:
         """Says what the service does: ``stream``, ``polling``, ``standby``, or nothing of these while it starts."""
         for name in ("stream", "polling", "standby"):
             self.mode.labels(name).set(name == mode)
+
+    def count(self, source: str, outcome: Archived | Charged | Refused | Deferred) -> None:
+        """Counts what became of a file."""
+        match outcome:
+            case Archived(adopted=adopted, size=size, steps=steps):
+                self.copies.labels(source, "adopted" if adopted else "archived").inc()
+                self.copied_bytes.labels(source).inc(0 if adopted else size)
+                self.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
+                return
+            case Charged():
+                self.copies.labels(source, "charged").inc()
+            case Refused():
+                self.copies.labels(source, "refused").inc()
+            case Deferred():
+                self.copies.labels(source, "deferred").inc()
+        self.copy_failures.labels(source, outcome.reason.value).inc()
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of a metric's series that have these labels; without the prefix.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -14,7 +15,7 @@ from cdc_archiver.database import history, schema
 from cdc_archiver.database.engine import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.server import Server, ServerKind, identify, position, stream_obstacles
-from cdc_archiver.errors import ArchiverError
+from cdc_archiver.errors import ArchiverError, Misconfigured
 from cdc_archiver.preflight.findings import Finding, failure, from_error, guarded, ok, warning
 from cdc_archiver.settings import Settings
 
@@ -49,6 +50,7 @@ def _database(database: Database, settings: Settings) -> Iterator[Finding]:
     yield from guarded("stream", lambda: table.stream(settings))
     yield from guarded("history", table.side_table)
     yield from guarded("table", lambda: table.older_versions(settings))
+    yield from guarded("targets", lambda: table.targets(settings))
 
 
 _NO_RIGHT: Final = {1142, 1143}
@@ -196,11 +198,31 @@ class _Table:
         else:
             yield ok("history", f"what is tried is kept in {history.NAME}")
 
+    def targets(self, settings: Settings) -> Iterator[Finding]:
+        files = FilesTable(self._name, 0, settings.max_attempts)
+        others: dict[str, int] = {}
+        # Where the table cannot be read, the findings above have said so.
+        with contextlib.suppress(Misconfigured), self._database.connect() as connection:
+            for source in settings.sources:
+                if outside := files.pending_outside(connection, source.target, source.source_root):
+                    yield warning(
+                        "targets",
+                        f"{outside} files of the source {source.name} wait that are not below its source root "
+                        f"{source.source_root}",
+                        "--source-root FOLDER  # that they all lie below; / for anywhere",
+                    )
+            others = files.pending_of_others(connection, settings.targets)
+        for name, count in sorted(others.items()):
+            yield warning(
+                "targets",
+                f"{count} files of the instance_id {name!r} wait, and this archiver is not asked to archive them",
+                f"--target {shlex.quote(name)}  # unless another archiver has them",
+            )
+
     def older_versions(self, settings: Settings) -> Iterator[Finding]:
-        targets = [target for source in settings.sources for target in source.target]
         with self._database.connect() as connection:
             for name in schema.older_versions(connection, self._database.name, self._name):
-                if FilesTable(name, 0, settings.max_attempts).census(connection, targets).pending:
+                if FilesTable(name, 0, settings.max_attempts).census(connection, settings.targets).pending:
                     yield warning(
                         "table",
                         f"files of these targets wait in the table {name}, which nobody works on",
@@ -245,7 +267,7 @@ def _no_table(database: Database, settings: Settings, server: Server, error: Arc
             return failure(
                 "grants",
                 f"{error.message}, or {server.account} has no right on it",
-                _table_grant(settings, server.account),
+                f"{_table_grant(settings, server.account)}  -- on a new site first: cdc-archiver init-db",
             )
     return from_error("table", error)
 

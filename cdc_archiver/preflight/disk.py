@@ -52,6 +52,9 @@ def _destination(settings: Settings, known: bool) -> Iterator[Finding]:
         yield failure("data_dir", f"data_dir {folder} is a file", "--data-dir FOLDER")
         return
     archive = Archive(folder, settings.modes, settings.min_free)
+    if known and not os.path.exists(folder / MARKER):
+        yield _marker(folder, known)  # nothing is written to what may be a bare mount point, not even to try it
+        return
     trouble = _try_to_archive(folder, settings)
     if trouble is not None:
         yield failure("data_dir", f"{folder} takes no files: {trouble.message}", _write_mend(folder, trouble))
@@ -80,8 +83,11 @@ def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable 
             files = [Staged(trial / f"staged-{n}", trial / "placed" / str(n), b"") for n in range(18)]
             for file in files:
                 file.staged.write_bytes(b"")
-            for part in (files[:1], files[1:]):
-                Archive(trial, settings.modes, 0).place(part)
+            archive = Archive(trial, settings.modes, 0)
+            archive.prepare(known=False)
+            for result in (*archive.place(files[:1]), *archive.place(files[1:])):
+                if isinstance(result, DestinationUnavailable):
+                    return result
     except DestinationUnavailable as error:
         return error
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import Final
 import tenacity
 
 from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
+from cdc_archiver.kinds import Verify
 from cdc_archiver.model import (
     Archived,
     Batch,
@@ -28,7 +29,7 @@ from cdc_archiver.model import (
     Refused,
     Steps,
 )
-from cdc_archiver.settings import Settings, SourceSettings, Verify
+from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.transfer import layout, report
 from cdc_archiver.transfer.probe import FileState, Probe
 from cdc_archiver.transfer.rsync import Limits, RsyncRun, rsync_command
@@ -43,6 +44,7 @@ _LOOKS: Final = 20
 _LOOK_AGAIN: Final = 0.001
 """How often, and after how many seconds, we look whether a file has got its name."""
 
+_FOLDERS_LOOKED_AT: Final = 5
 _LOOKED_AT: Final = 100
 """Files that a diagnosis looks at, at the most."""
 
@@ -101,10 +103,12 @@ class Copier:
             yield from work.defer(trouble.reason, str(trouble))
         except Misconfigured as error:  # ssh cannot even be asked: no account for this uid, an unusable path
             yield from work.defer(Reason.LOGIN_REFUSED, str(error))
+        except OSError as error:  # no process, no descriptor, no memory to be had
+            yield from work.defer(Reason.DESTINATION_UNWRITABLE, f"this machine: {error}")
         if self._cancel.is_set():
             yield from work.defer(Reason.STOPPING, "the service stops")
         yield from work.defer(Reason.UNDECIDED, "rsync gave neither the file nor a reason")
-        with contextlib.suppress(DestinationUnavailable):  # said with the next batch
+        with contextlib.suppress(DestinationUnavailable, OSError):  # said with the next batch
             work.clear()
 
     def close(self) -> None:
@@ -144,6 +148,7 @@ class _Work:
         self._bulk = batch.lane is Lane.BULK
         self._worker = batch.worker
         self._undecided = {record.id: record for record in batch.records}
+        self._entries_at_first = 0
         self._finals: dict[int, Path] = {}
         self._entries: dict[int, bytes] = {}
         self._started = time.monotonic()
@@ -160,13 +165,14 @@ class _Work:
             try:
                 self._plan(record)
             except LayoutRefused as refusal:
-                yield self._decide(Refused(record, refusal.reason, refusal.message))
+                yield self._decide(_outcome(record, report.Verdict(refusal.reason, refusal.message)))
                 continue
             placed = self._archive.find(self._finals[record.id], record.md5sum)
             if placed is not None:
                 yield self._decide(Archived(record, str(placed.path), placed.size, adopted=True))
             else:
                 self.wanted.setdefault(self._entries[record.id], []).append(record)
+        self._entries_at_first = len(self.wanted)
 
     def run(self, control_path: Path | None) -> Iterator[Outcome]:
         """Brings what is wanted with one rsync.
@@ -177,7 +183,7 @@ class _Work:
         limits = Limits(
             None if self._bulk else self._settings.small_limit, self._settings.io_timeout, self._settings.stall_timeout
         )
-        staging = self._archive.staging_folder(self._source.name, self._worker)
+        staging = self._archive.staging_folder(self._source.staging_name, self._worker)
         # What an earlier try left there would look like what this one brings.
         self.clear()
         command = rsync_command(self._source, staging, self._settings.modes, limits, control_path)
@@ -186,16 +192,16 @@ class _Work:
         changed: dict[bytes, bytes] = {}
         held: list[report.Line] = []
         for lines in run.lines():
-            ready, held = _in_place([*held, *lines], staging)
+            ready, held = _in_place([*held, *self._about_wanted(lines)], staging)
             yield from self._take(ready, staging, changed)
         if run.cancelled:
             return
         yield from self._take(_in_place(held, staging)[0], staging, changed)
-        # A file may print twice, and the last line wins: only the end of the run makes a wrong sum final.
-        for entry, seen in changed.items():
-            for record in list(self.wanted.get(entry, ())):
-                yield self._decide(_changed(record, seen))
-        yield from self._end(run, entries, staging)
+        yield from self._end(run, staging, changed)
+
+    def _about_wanted(self, lines: Sequence[report.Line]) -> list[report.Line]:
+        """The lines about files that were asked for: the other side may print what it likes."""
+        return [line for line in lines if line.entry in self.wanted]
 
     def defer(self, reason: Reason, detail: str) -> Iterator[Outcome]:
         """Gives back everything that is undecided."""
@@ -204,7 +210,7 @@ class _Work:
 
     def clear(self) -> None:
         """Leaves staging empty, but for parts of large files."""
-        self._archive.clear_staging(self._source.name, self._worker)
+        self._archive.clear_staging(self._source.staging_name, self._worker)
 
     def _plan(self, record: FileRecord) -> None:
         if len(record.md5sum) != 16:
@@ -230,7 +236,7 @@ class _Work:
                 case report.NotAFile():
                     for record in list(records):
                         yield self._decide(_not_a_file(record))
-                case report.TooLarge():
+                case report.TooLarge() if not self._bulk:
                     for record in list(records):
                         yield self._decide(Oversize(record))
         if arrived:
@@ -256,8 +262,10 @@ class _Work:
                     yield self._decide(Archived(record, str(path), size, adopted, steps))
                 case LayoutRefused(reason=reason, message=message):
                     yield self._decide(Refused(record, reason, message))
+                case DestinationUnavailable(reason=reason):
+                    yield self._decide(Deferred(record, reason, str(result)))
 
-    def _end(self, run: RsyncRun, entries: Sequence[bytes], staging: Path) -> Iterator[Outcome]:
+    def _end(self, run: RsyncRun, staging: Path, changed: Mapping[bytes, bytes]) -> Iterator[Outcome]:
         if run.stalled:
             raise HostUnavailable(
                 Reason.STALLED,
@@ -266,20 +274,40 @@ class _Work:
         known_peer = None if self._source.is_local else peer(self._source)
         ending = report.read_ending(run.status, run.stderr, self._source.source_root, self.wanted.keys(), known_peer)
         # A directory prints its line only where it was made now; made before, for another file's sake, it is silent.
-        for entry in [entry for entry in self.wanted if (staging / os.fsdecode(entry)).is_dir()]:
+        for entry in [entry for entry in self.wanted if os.path.isdir(staging / os.fsdecode(entry))]:
             for record in list(self.wanted[entry]):
                 yield self._decide(_not_a_file(record))
-        verdicts = dict(report.hold_if_all_missing(ending.files, len(entries)))
+        disk_seen = self._sees_disk_of(ending.files)
+        verdicts = dict(ending.files)
+        if not disk_seen:
+            verdicts.update(report.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged()))
         if ending.trouble is None:
+            # A file may print twice, and the last line wins: only a run that came to its end makes a wrong sum final.
+            for entry, seen in changed.items():
+                for record in list(self.wanted.get(entry, ())):
+                    yield self._decide(_changed(record, seen))
             verdicts.update(self._diagnose(verdicts))
         for entry, verdict in verdicts.items():
             for record in list(self.wanted.get(entry, ())):
-                yield self._decide(_outcome(record, verdict))
+                yield self._decide(_outcome(record, verdict, disk_seen=disk_seen))
         if ending.trouble is not None and self.wanted:
             trouble = ending.trouble
             here = trouble.reason.fault is Fault.DESTINATION
             kind = DestinationUnavailable if here else HostUnavailable
             raise kind(trouble.reason, f"{self._source.name}: {trouble.words}", trouble.hint)
+
+    def _never_charged(self) -> list[bytes]:
+        return [entry for entry, records in self.wanted.items() if any(record.attempts == 0 for record in records)]
+
+    def _sees_disk_of(self, verdicts: Mapping[bytes, report.Verdict]) -> bool:
+        """Whether a missing file's folder is there and has files in it; asked only where every file of the batch is missing."""
+        missing = [entry for entry, verdict in verdicts.items() if verdict.reason is Reason.MISSING]
+        if len(missing) < self._entries_at_first or not self._never_charged():
+            return False
+        return Probe(self._source).sees_folder_of([self._path(entry) for entry in missing[:_FOLDERS_LOOKED_AT]])
+
+    def _path(self, entry: bytes) -> str:
+        return posixpath.join(self._source.source_root, os.fsdecode(entry))
 
     def _diagnose(self, verdicts: Mapping[bytes, report.Verdict]) -> dict[bytes, report.Verdict]:
         """A look at the files that rsync said nothing of, or that it found missing: is their disk there at all?"""
@@ -288,7 +316,7 @@ class _Work:
         doubtful = [*missing, *silent][:_LOOKED_AT]
         if not doubtful:
             return {}
-        paths = {entry: posixpath.join(self._source.source_root, os.fsdecode(entry)) for entry in doubtful}
+        paths = {entry: self._path(entry) for entry in doubtful}
         states = Probe(self._source).diagnose(list(paths.values()))
         seen: dict[bytes, report.Verdict] = {}
         for entry, path in paths.items():
@@ -324,17 +352,17 @@ def _in_place(lines: Sequence[report.Line], staging: Path) -> tuple[list[report.
     for line in lines:
         staged = staging / os.fsdecode(line.entry)
         looks = _LOOKS if line is lines[-1] else 1
-        while isinstance(line, report.Arrived) and not staged.exists() and (looks := looks - 1) > 0:
+        while isinstance(line, report.Arrived) and not os.path.lexists(staged) and (looks := looks - 1) > 0:
             time.sleep(_LOOK_AGAIN)
         (held if looks == 0 else ready).append(line)
     return ready, held
 
 
-def _outcome(record: FileRecord, verdict: report.Verdict) -> Charged | Refused | Deferred:
+def _outcome(record: FileRecord, verdict: report.Verdict, *, disk_seen: bool = False) -> Charged | Refused | Deferred:
     words = f"{verdict.words} {verdict.hint}".strip()
     match verdict.reason.fault:
         case Fault.FILE:
-            return Charged(record, verdict.reason, words)
+            return Charged(record, verdict.reason, words, disk_seen=disk_seen)
         case Fault.ROW:
             return Refused(record, verdict.reason, words)
         case _:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import posixpath
 import re
 import stat
 import subprocess
@@ -124,11 +125,28 @@ class Probe:
         if source.is_local:
             states.update(_diagnosis(_LocalFiles(), source.source_root, paths))
         elif not source.restricted_key:
-            with contextlib.suppress(ArchiverError, *_BROKEN), self._login() as transport, _sftp(transport) as files:
+            # Whatever a server answers: a diagnosis that fails says nothing, and harms nobody.
+            with contextlib.suppress(Exception), self._login() as transport, _sftp(transport) as files:
                 # One by one: what was seen before a link breaks stays seen.
                 for path, state in _diagnosis(files, source.source_root, paths):
                     states[path] = state
         return states
+
+    def sees_folder_of(self, paths: Sequence[str]) -> bool:
+        """Whether the folder of one of these files is there, with something in it: then its disk is mounted.
+
+        Never raises; what it cannot see it does not claim.
+
+        Args:
+            paths: absolute, as rows have them; a few.
+        """
+        folders = sorted({posixpath.dirname(path) for path in paths if "\0" not in path})
+        if self._source.is_local:
+            return any(_root_state(_LocalFiles(), folder) is FileState.OK for folder in folders)
+        if not self._source.restricted_key:
+            with contextlib.suppress(Exception), self._login() as transport, _sftp(transport) as files:
+                return any(_root_state(files, folder) is FileState.OK for folder in folders)
+        return False
 
     @contextmanager
     def _login(self) -> Iterator[paramiko.Transport]:
@@ -243,7 +261,7 @@ class _Reject(paramiko.RejectPolicy):
         raise _UnknownHostKey(f"no host key is known for {hostname}")
 
 
-_BROKEN: Final = (paramiko.SSHException, OSError, EOFError)
+_BROKEN: Final = (paramiko.SSHException, paramiko.SFTPError, OSError, EOFError)
 """What paramiko raises when the other side, or the watchdog, ends a conversation."""
 
 

@@ -34,7 +34,10 @@ _HERE: Final = re.compile(r"rsync: \[(?:generator|receiver|Receiver)\] (.+): (.+
 _SPACE: Final = {errno.ENOSPC, errno.EDQUOT}
 _LINK: Final = {errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EBADF}
 """What the ends of a broken pipe to ssh say; the receiver's own files never do."""
-_GONE_MOUNT: Final = {errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.EHOSTDOWN, errno.ENXIO}
+_MISSING: Final = {errno.ENOENT, errno.ENOTDIR}
+_FORBIDDEN: Final = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO}
+"""With :data:`_MISSING` the errors of a sender that are a file's own (EIO: a bad sector); all others are its host's: a disk that
+is not mounted, no memory, no descriptors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +126,10 @@ def read_ending(status: int, stderr: str, root: str, entries: Collection[bytes],
         if match := (_SENDER_FILE.search(line) or _VANISHED.search(line)):
             entry = _entry(match["name"], root, entries)
             number = int(match.groupdict().get("errno") or errno.ENOENT)
-            if number in _GONE_MOUNT:
+            if number not in _MISSING | _FORBIDDEN:
                 trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
             elif entry is not None:
-                missing = number in (errno.ENOENT, errno.ENOTDIR)
-                files[entry] = Verdict(Reason.MISSING if missing else Reason.UNREADABLE, line)
+                files[entry] = Verdict(Reason.MISSING if number in _MISSING else Reason.UNREADABLE, line)
             elif _plain(match["name"]).rstrip("/") == root.rstrip("/"):
                 trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
         elif (match := _HERE.search(line)) and int(match[3]) not in _LINK:
@@ -138,18 +140,24 @@ def read_ending(status: int, stderr: str, root: str, entries: Collection[bytes],
     return Ending(files, trouble or _trouble_of_status(status, stderr, peer))
 
 
-def hold_if_all_missing(verdicts: Mapping[bytes, Verdict], entries: int) -> Mapping[bytes, Verdict]:
-    """Three or more files, and every one missing: the disk is not mounted there, and no file is to blame.
+def hold_if_all_alike(
+    verdicts: Mapping[bytes, Verdict], entries: int, fresh: Collection[bytes]
+) -> Mapping[bytes, Verdict]:
+    """Three or more files, and every one missing, or every one unreadable: it is their disk, and no file is to blame.
 
-    An unmounted mount point is an empty folder, so nothing else would show it.
+    An unmounted mount point is an empty folder, so nothing else would show it; an expired ticket or a changed mode of a
+    folder above forbids all of them.
 
     Args:
         verdicts: on the entries of a batch.
         entries: how many the batch had.
+        fresh: those that were never charged. That a file is missing which was missing before says nothing of the disk.
     """
-    if entries < 3 or len(verdicts) < entries or any(v.reason is not Reason.MISSING for v in verdicts.values()):
+    reasons = {verdict.reason for verdict in verdicts.values()}
+    alike = reasons in ({Reason.MISSING}, {Reason.UNREADABLE})
+    if not alike or len(verdicts) < entries or len(verdicts.keys() & set(fresh)) < 3:
         return verdicts
-    words = f"all {entries} files of a batch are missing there: is the disk mounted?"
+    words = f"all {entries} files of a batch are {min(reasons)} there: is the disk mounted, are we allowed to read it, or are they really gone?"
     return {
         entry: Verdict(Reason.SOURCE_NOT_MOUNTED, f"{words} {verdict.words}") for entry, verdict in verdicts.items()
     }

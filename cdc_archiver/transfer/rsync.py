@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
+import selectors
 import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import IO, Final
 
 from cdc_archiver.errors import HostUnavailable
+from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import Reason
-from cdc_archiver.settings import FileModes, SourceSettings
+from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import report
 from cdc_archiver.transfer.ssh import clean_environment, dies_with_parent, remote_shell, rsync_host
 
@@ -30,6 +30,8 @@ _TICK: Final = 0.25
 _PIPE_BYTES: Final = 1 << 20
 _LOOK_EVERY: Final = 2.0
 _GRACE: Final = 3.0
+_WORDS_MOST: Final = 1 << 20
+"""Bytes that rsync and the other side may say beside the files' lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ def rsync_command(
         "--no-implied-dirs",
         "--times",
         "--perms",
-        f"--chmod=F{modes.files:o}",
+        # Folders of staging are ours whatever their mode at the source: one without rights could never be cleared.
+        f"--chmod=D0700,F{modes.files:o}",
         # Without this a leftover that is complete prints nothing and exits 0, for ever.
         "--ignore-times",
         "--checksum-choice=md5",
@@ -119,13 +122,14 @@ class RsyncRun:
         Raises:
             HostUnavailable: there is no rsync on this machine.
         """
-        with tempfile.TemporaryFile() as wanted, tempfile.TemporaryFile() as errors:
+        # In memory: a full /tmp is no reason to copy nothing.
+        with _memory_file("wanted") as wanted, _memory_file("errors") as errors:
             # An entry that begins with '#' or ';' would be dropped without a word.
             wanted.write(b"".join(b"./" + entry + b"\0" for entry in self._entries))
             wanted.seek(0)
             process = self._start(wanted, errors)
             try:
-                yield from self._watch(process)
+                yield from self._watch(process, errors)
             except BaseException:  # whoever reads the lines gave up on the run
                 self.cancelled = True
                 raise
@@ -133,7 +137,8 @@ class RsyncRun:
                 self._end(process)
                 self.status = process.returncode
                 errors.seek(0)
-                self.stderr = errors.read().decode("utf-8", "surrogateescape")
+                # For people: what is no UTF-8 must not break a log, a page or the history.
+                self.stderr = errors.read(_WORDS_MOST).decode("utf-8", "backslashreplace")
 
     def _start(self, wanted: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
         environment = clean_environment()
@@ -152,30 +157,34 @@ class RsyncRun:
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return process
 
-    def _watch(self, process: subprocess.Popen[bytes]) -> Iterator[list[report.Line]]:
+    def _watch(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Iterator[list[report.Line]]:
         assert process.stdout is not None
         output = process.stdout.fileno()
         rest = b""
         progress = _Progress(self._staging)
-        while True:
-            ready, _, _ = select.select([output], [], [], _TICK)
-            if self._cancel.is_set():
-                self.cancelled = True
-                return
-            if not ready:
+        with selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            while True:
+                ready = selector.select(_TICK)
+                if self._cancel.is_set():
+                    self.cancelled = True
+                    return
                 if progress.silent_for() > self._limits.stall_timeout:
                     self.stalled = True
                     return
-                continue
-            chunk = os.read(output, _PIPE_BYTES)
-            if not chunk:
-                return
-            progress.heard()
-            *complete, rest = (rest + chunk).split(b"\n")
-            lines = [line for text in complete if (line := report.read_line(text)) is not None]
-            if lines:
-                yield lines
-                progress.heard()
+                if os.fstat(errors.fileno()).st_size > _WORDS_MOST or len(rest) > _WORDS_MOST:
+                    self.stalled = True  # chatter without end is no progress
+                    return
+                if not ready:
+                    continue
+                chunk = os.read(output, _PIPE_BYTES)
+                if not chunk:
+                    return
+                *complete, rest = (rest + chunk).split(b"\n")
+                lines = [line for text in complete if (line := report.read_line(text)) is not None]
+                if lines:
+                    yield lines
+                    progress.heard()
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Waits for a process that has closed its output; kills one that is not wanted any more, with its children."""
@@ -193,6 +202,10 @@ class RsyncRun:
                 process.wait(_GRACE)
                 return
         process.wait()
+
+
+def _memory_file(name: str) -> IO[bytes]:
+    return os.fdopen(os.memfd_create(name), "w+b")
 
 
 class _Progress:

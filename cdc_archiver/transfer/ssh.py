@@ -53,6 +53,9 @@ _OPTIONS: Final = {
 }
 
 
+_NOT_FOR_CHILDREN: Final = ("RSYNC_", "SSH_", "MYSQL_", "CDC_ARCHIVER_")
+
+
 def ssh_command(source: SourceSettings, control_path: Path | None = None) -> list[str]:
     """The ssh command line for a source, up to where the host comes.
 
@@ -107,13 +110,13 @@ def peer(source: SourceSettings) -> Peer:
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for ssh and rsync: no word of ours or an operator's shell changes what they do.
+    """The environment for ssh and rsync: no word of an operator's shell changes what they do, and no secret of ours goes along.
 
     Args:
         environment: default: the process's.
     """
     environment = os.environ if environment is None else environment
-    kept = {name: value for name, value in environment.items() if not name.startswith(("RSYNC_", "SSH_"))}
+    kept = {name: value for name, value in environment.items() if not name.startswith(_NOT_FOR_CHILDREN)}
     return {**kept, "LC_ALL": "C"}
 
 

@@ -7,12 +7,10 @@ path ever holds part of a file.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import hashlib
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
+from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import Reason
-from cdc_archiver.settings import FileModes
 from cdc_archiver.transfer.rsync import PARTIAL
 
 INCOMING: Final = ".incoming"
@@ -38,7 +36,7 @@ _SYNC_EACH: Final = 16
 fsync took 0.6."""
 
 _SUFFIXES: Final = 9999
-_PARTIAL_KEPT: Final = 86400.0
+_KEPT: Final = 86400.0
 _READ: Final = 1 << 20
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -88,6 +86,8 @@ class Archive:
         self._min_free = min_free
         self._prepared = False
         self._known = False
+        self.last_free_bytes: int | None = None
+        """As it was last asked: a look that never waits for a disk that hangs."""
 
     def require_folder(self) -> None:
         """Asks whether data_dir can be an archive's folder at all.
@@ -97,7 +97,7 @@ class Archive:
         """
         if not self.data_dir.is_absolute():
             raise Misconfigured(f"data_dir {self.data_dir} is no absolute path", "--data-dir /data/…")
-        if self.data_dir.exists() and not self.data_dir.is_dir():
+        if os.path.exists(self.data_dir) and not os.path.isdir(self.data_dir):
             raise Misconfigured(f"data_dir {self.data_dir} is not a folder", "--data-dir names the archive's folder")
 
     def prepare(self, *, known: bool) -> None:
@@ -110,16 +110,17 @@ class Archive:
             DestinationUnavailable: it cannot be written to, or its disk is not mounted.
         """
         self._known = known
-        if not self.data_dir.exists():
+        if not os.path.isdir(self.data_dir):
             raise DestinationUnavailable(
                 Reason.DESTINATION_MISSING,
-                f"data_dir {self.data_dir} does not exist",
+                f"data_dir {self.data_dir} is not there, or cannot be entered",
                 f"mount it, or make it: mkdir -p {self.data_dir}",
             )
-        if known and not self._marker.exists():
+        marked = os.path.exists(self._marker)
+        if known and not marked:
             raise self._not_mounted("the history knows archived files there")
         with _as_destination_trouble():
-            if not self._marker.exists():
+            if not marked:
                 self._marker.write_text(_MARKER_TEXT)
             self.incoming.mkdir(mode=0o700, exist_ok=True)
             os.chmod(self.incoming, 0o700)
@@ -138,7 +139,8 @@ class Archive:
         """
         with _as_destination_trouble():
             found = os.statvfs(self.data_dir)
-        return found.f_bavail * found.f_frsize
+        self.last_free_bytes = found.f_bavail * found.f_frsize
+        return self.last_free_bytes
 
     def require_ready(self) -> None:
         """Asks, before anything is written, whether the disk is there and has room.
@@ -148,8 +150,7 @@ class Archive:
         """
         if not self._prepared:
             self.prepare(known=self._known)
-        if not self._marker.exists():
-            raise self._not_mounted("its marker is gone")
+        self._require_mounted()
         free = self.free_bytes()
         if free < self._min_free:
             raise DestinationUnavailable(
@@ -158,44 +159,63 @@ class Archive:
                 "make room, or lower --min-free",
             )
 
+    def _require_mounted(self) -> None:
+        if not os.path.exists(self._marker):
+            raise self._not_mounted("it was there before")
+
     def staging_folder(self, source: str, worker: str) -> Path:
         """The folder of one worker, made if need be.
+
+        Args:
+            source: the name of the source's folder in staging.
 
         Raises:
             DestinationUnavailable: it cannot be made.
         """
+        self._require_mounted()
         folder = self.incoming / source / worker
         with _as_destination_trouble():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
-    def clear_staging(self, *worker: str) -> None:
+    def clear_staging(self, source: str, *worker: str) -> None:
         """Removes what a batch, or a service that died, left in staging; parts of files are kept for a day.
 
         Args:
-            worker: the source's and the worker's name; none for all.
+            source: the name of the source's folder in staging.
+            worker: of one worker alone.
 
         Raises:
             DestinationUnavailable: it cannot be removed.
         """
-        _prune(self.incoming.joinpath(*worker), time.time() - _PARTIAL_KEPT)
+        with _as_destination_trouble():
+            _prune(self.incoming.joinpath(source, *worker), time.time() - _KEPT)
+
+    def clear_abandoned(self) -> None:
+        """Removes what nobody has touched in staging for a day: of sources that are configured no more.
+
+        Raises:
+            DestinationUnavailable: it cannot be removed.
+        """
+        with _as_destination_trouble():
+            _prune(self.incoming, time.time() - _KEPT, whole=True)
 
     def find(self, final: Path, md5: bytes) -> Placed | None:
         """The first file along ``name``, ``name.1``, ``name.2`` … that has this md5, made durable; None if none has.
 
         Raises:
-            DestinationUnavailable: the disk cannot be read or synced.
+            DestinationUnavailable: the disk cannot be synced.
         """
-        with _as_destination_trouble():
-            for candidate in _names(final):
-                try:
-                    found = os.lstat(candidate)
-                except FileNotFoundError:
-                    return None
-                if stat.S_ISREG(found.st_mode) and _md5_of(candidate) == md5:
+        for candidate in _names(final):
+            try:
+                found = os.lstat(candidate)
+            except OSError:  # not there; or a name, or a folder, that placement will say more of
+                return None
+            if stat.S_ISREG(found.st_mode) and _has_md5(candidate, md5):
+                with _as_destination_trouble():
                     _sync_file(candidate)
                     _sync_folders({candidate.parent})
-                    return Placed(candidate, found.st_size, adopted=True)
+                return Placed(candidate, found.st_size, adopted=True)
         return None
 
     def verify(self, file: Staged) -> None:
@@ -213,16 +233,17 @@ class Archive:
                 "check the storage node's memory and disks",
             )
 
-    def place(self, files: Sequence[Staged]) -> list[Placed | LayoutRefused]:
+    def place(self, files: Sequence[Staged]) -> list[Placed | LayoutRefused | DestinationUnavailable]:
         """Makes staged files durable at their final paths.
 
         Returns:
-            For each file in turn its place, or why its path cannot be.
+            For each file in turn its place; or why its path cannot be; or what is wrong with that place alone.
 
         Raises:
             DestinationUnavailable: the disk cannot take them; what was linked before is adopted the next time.
         """
-        results: list[Placed | LayoutRefused] = []
+        self._require_mounted()
+        results: list[Placed | LayoutRefused | DestinationUnavailable] = []
         touched: set[Path] = set()
         with _as_destination_trouble():
             _sync_files([file.staged for file in files])
@@ -231,9 +252,7 @@ class Archive:
                     self._make_folder(file.final.parent, touched)
                     placed = self._link(file)
                 except OSError as error:
-                    if error.errno not in (errno.ENAMETOOLONG, errno.ENOTDIR):
-                        raise
-                    results.append(LayoutRefused(Reason.BAD_NAME, f"{file.final}: {error.strerror}"))
+                    results.append(_refusal(file.final, error))
                 else:
                     touched.add(placed.path.parent)
                     results.append(placed)
@@ -248,7 +267,7 @@ class Archive:
             try:
                 os.link(file.staged, candidate, follow_symlinks=False)
             except FileExistsError:
-                if candidate.is_file() and not candidate.is_symlink() and _md5_of(candidate) == file.md5:
+                if not os.path.islink(candidate) and os.path.isfile(candidate) and _has_md5(candidate, file.md5):
                     _sync_file(candidate)
                     return Placed(candidate, size, adopted=True)
             else:
@@ -256,15 +275,18 @@ class Archive:
         raise OSError(errno.ENAMETOOLONG, f"there are {_SUFFIXES} files of that name")
 
     def _make_folder(self, folder: Path, touched: set[Path]) -> None:
-        if folder in touched or folder.is_dir():
+        if folder in touched or os.path.isdir(folder):
             return
         missing = [folder]
-        while not (above := missing[-1].parent).is_dir():
+        while not os.path.isdir(above := missing[-1].parent):
             missing.append(above)
         for new in reversed(missing):
-            with contextlib.suppress(FileExistsError):  # another worker made it just now
+            try:
                 new.mkdir()
                 new.chmod(self._modes.folders)  # whatever the umask
+            except FileExistsError:  # another worker made it just now
+                if not os.path.isdir(new):
+                    raise
             touched.update((new, new.parent))
 
     @property
@@ -275,7 +297,7 @@ class Archive:
         return DestinationUnavailable(
             Reason.DESTINATION_MISSING,
             f"{self._marker} is not there, and {why}: the archive's disk is not mounted",
-            f"mount it; if this really is a new, empty archive: touch {self._marker}",
+            f"mount it; if it is mounted, and only this file is gone: touch {self._marker}",
         )
 
 
@@ -294,6 +316,35 @@ def _md5_of(path: Path) -> bytes:
     finally:
         os.close(descriptor)
     return md5.digest()
+
+
+def _has_md5(path: Path, md5: bytes) -> bool:
+    """Whether a file of the archive has this md5; one that cannot be read has not."""
+    try:
+        return _md5_of(path) == md5
+    except OSError:
+        return False
+
+
+def _refusal(final: Path, error: OSError) -> LayoutRefused | DestinationUnavailable:
+    """What an error at one final path means.
+
+    Raises:
+        OSError: it means the whole disk.
+    """
+    match error.errno:
+        case errno.ENAMETOOLONG:
+            return LayoutRefused(Reason.BAD_NAME, f"{final}: {error.strerror}")
+        case errno.ENOSPC | errno.EDQUOT | errno.EROFS:
+            raise error
+        case _:
+            trouble = DestinationUnavailable(
+                Reason.PLACE_UNUSABLE,
+                f"the file cannot be placed: {error}",
+                "who owns that folder, and what is in its way?",
+            )
+            trouble.__cause__ = error
+            return trouble
 
 
 def _sync_files(paths: Sequence[Path]) -> None:
@@ -335,21 +386,23 @@ def _with_descriptor(path: Path, flags: int, act: Callable[[int], None]) -> None
         os.close(descriptor)
 
 
-def _prune(folder: os.PathLike[str], before: float) -> bool:
-    """Removes everything below but young parts of files; returns whether the folder is empty now."""
+def _prune(folder: os.PathLike[str], before: float, *, whole: bool = False) -> bool:
+    """Removes what lies below, but for parts of files that are younger; returns whether the folder is empty now.
+
+    Args:
+        whole: keeps young whole files as well.
+    """
     empty = True
-    with _as_destination_trouble():
-        for entry in _entries(folder):
-            if not entry.is_dir(follow_symlinks=False):
-                os.unlink(entry.path)
-            elif entry.name == PARTIAL and any(part.stat().st_mtime >= before for part in _entries(entry)):
-                empty = False
-            elif entry.name == PARTIAL:
-                shutil.rmtree(entry.path)
-            elif _prune(entry, before):
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False):
+            if _prune(entry, before, whole=whole or entry.name == PARTIAL):
                 os.rmdir(entry.path)
             else:
                 empty = False
+        elif whole and entry.stat(follow_symlinks=False).st_mtime >= before:
+            empty = False
+        else:
+            os.unlink(entry.path)
     return empty
 
 
@@ -359,6 +412,10 @@ def _entries(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
             return list(entries)
     except FileNotFoundError:
         return []
+    except PermissionError:  # a folder that came with its source's mode
+        os.chmod(folder, 0o700)
+        with os.scandir(folder) as entries:
+            return list(entries)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 from unittest import mock
 
+import pymysql
 import pytest
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
@@ -100,6 +101,7 @@ class Stage:
         self.sources = folder / "readout"
         self.data_dir = folder / "archive"
         self.services: list[Service] = []
+        self._administrator: Any = None
 
     def build(self, *, table: bool = True) -> None:
         """Makes it."""
@@ -109,6 +111,12 @@ class Stage:
         self.server.create_archiver_user(self.user, PASSWORD, self.database, history=HISTORY)
         if table:
             self.sql(CREATE_TABLE)
+
+    def close(self) -> None:
+        """Hangs up."""
+        connection, self._administrator = self._administrator, None
+        if connection is not None and connection.open:
+            connection.close()
 
     # The instrument's side.
 
@@ -160,7 +168,15 @@ class Stage:
 
     def sql(self, statement: str, arguments: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
         """Runs one statement as an administrator."""
-        return self.server.execute(statement, arguments, self.database)
+        if self._administrator is None:
+            self._administrator = self.connect()
+        try:
+            with self._administrator.cursor() as cursor:
+                cursor.execute(statement, arguments)
+                return list(cursor.fetchall())
+        except (pymysql.OperationalError, pymysql.InterfaceError):
+            self.close()  # the server may be started anew before the next question
+            raise
 
     def row(self, id_: int) -> Row:
         return self.rows([id_])[0]
@@ -208,7 +224,7 @@ class Stage:
 
     def settings(self, **changes: Any) -> Settings:
         """As an operator sets it up; ``host=""`` for a local copy."""
-        return load(self.options(changes) | self._database_options(), environment={})
+        return load(self._database_options() | self.options(changes), environment={})
 
     def service(self, *, until: str | None = "streaming", **changes: Any) -> Service:
         """The service in a thread of this process.
@@ -258,7 +274,9 @@ class Stage:
 
     def environment(self) -> dict[str, str]:
         """Where the database is, and nothing that a developer's shell has set."""
-        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR") if name in os.environ
+        }
         variables = {name.upper(): str(value) for name, value in self._database_options().items()}
         return kept | variables | {"XDG_RUNTIME_DIR": str(self.runtime)}
 
@@ -319,6 +337,7 @@ def new_stage(server: DatabaseServer, ssh: SshServer, folder: Path, *, table: bo
         else:
             os.environ["XDG_RUNTIME_DIR"] = before
         shutil.rmtree(runtime, ignore_errors=True)
+        stage.close()
         if server.running:
             server.execute(f"DROP DATABASE {stage.database}")
             server.execute(f"DROP USER IF EXISTS '{stage.user}'@'%'")
@@ -462,7 +481,7 @@ class Program(Served):
 
     def _listens_at(self) -> str:
         assert self._process.running, f"it ended with status {self._process.returncode}; it said:\n{self.said}"
-        match = re.search(r"address=http://[^:]+:(\d+)", self.said)
+        match = re.search(r"address\W+http://[^:]+:(\d+)", self.said)
         return match[1] if match else ""
 
 
@@ -512,7 +531,7 @@ def eventually_or_not(question: Callable[[], object], within: float) -> bool:
     while not question():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.01)
+        time.sleep(0.02)
     return True
 
 
@@ -521,7 +540,7 @@ def eventually(question: Callable[[], _T | None], what: str, within: float = PAT
     deadline = time.monotonic() + within
     while not (answer := question()):
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.01)
+        time.sleep(0.02)
     return answer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,43 +82,46 @@ def test_a_full_queue_drops_ids_and_the_sweep_brings_them_back(stage: Stage, mon
     with stage.service() as service:
         service.wait_settled()
         # when far more is registered at once,
-        ids = stage.register(*stage.files(300))
-        # then no file is lost,
-        waiting = 0.0
-        while stage.count("copied = 1") < len(ids):
-            assert service.archiver.status().state == "streaming"
-            waiting = max(waiting, service.archiver.metrics.total("queue_depth"))
-            time.sleep(0.01)
+        ids = stage.register(*stage.files(120))
+        # then no file is lost, nor left to the sweep that comes every minute,
+        waiting: list[float] = []
+
+        def all_are_archived() -> bool:
+            waiting.append(service.archiver.metrics.total("queue_depth"))
+            return stage.count("copied = 1") == len(ids)
+
+        eventually(all_are_archived, "all are archived", 20.0)
         # although most of the ids were,
-        assert service.metric("stream_events_total", outcome="dropped") > 100
-        assert service.metric("sweep_found_total", why="overflow") > 100
-        assert 0 < waiting <= 10
+        assert service.metric("stream_events_total", outcome="dropped") > 20
+        assert service.metric("sweep_found_total", why="overflow") > 20
+        assert 0 < max(waiting) <= 10
         # and nobody says that the stream had missed them.
         assert service.metric("sweep_found_total", why="stream_missed") == 0
-        assert len(stage.archived_files()) == 300
+        assert len(stage.archived_files()) == 120
 
 
 def test_memory_stays_flat_with_many_pending_rows(stage: Stage) -> None:
     # Given a source that is down, and more rows than the queues hold,
     file = stage.file("same.npy")
     names = ", ".join(f"`{name}`" for name in stage.values(file))
-    stage.register(*[file] * 625)
+    doubled = f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM {TABLE}"
+    stage.register(*[file] * 500)
     for _ in range(4):
-        stage.sql(f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM {TABLE}")
+        stage.sql(doubled)
     stage.ssh.stop()
     with stage.program(until="no source") as service:
-        eventually(lambda: service.metric("pending_files") == 10_000, "10,000 rows are known to wait")
+        eventually(lambda: service.metric("pending_files") == 8_000, "8,000 rows are known to wait")
         eventually(lambda: service.metric("queue_depth") >= 4_000, "the queue is filled")
         before = _resident(service.pid)
-        # when eight times as many come,
-        for _ in range(3):
-            stage.sql(f"INSERT INTO {TABLE} ({names}) SELECT {names} FROM {TABLE}")
-        eventually(lambda: service.metric("stream_events_total") >= 70_000, "the stream has told of them")
-        eventually(lambda: service.metric("pending_files") == 80_000, "80,000 rows are known to wait")
+        # when three times as many come,
+        for _ in range(2):
+            stage.sql(doubled)
+        eventually(lambda: service.metric("stream_events_total") >= 24_000, "the stream has told of them")
         # then they wait in the table, and not in memory.
         assert service.metric("queue_depth") <= 5_000
-        assert _resident(service.pid) - before < 40_000_000
-        assert stage.count("failed_copy_attempts > 0") == 0
+        assert service.metric("stream_events_total", outcome="dropped") > 0
+        assert _resident(service.pid) - before < 20_000_000
+        assert stage.count("copied = 0 AND failed_copy_attempts = 0") == 32_000
 
 
 def test_without_a_host_files_are_copied_locally(stage: Stage) -> None:
@@ -130,6 +132,24 @@ def test_without_a_host_files_are_copied_locally(stage: Stage) -> None:
         assert stage.place(file).read_bytes() == file.content
         assert file.path.exists()
         assert service.metric("copies_total", source="local", result="archived") == 1
+
+
+def test_a_key_that_may_read_one_folder_and_nothing_else_is_enough(stage: Stage) -> None:
+    # Given a key that is restricted with rrsync, and can open no shell and no SFTP,
+    stage.ssh.authorize(read_only=stage.sources)
+    sound, missing = stage.file("sound.npy"), stage.file("missing.npy")
+    missing.path.unlink()
+    try:
+        with stage.service(source_root=str(stage.sources), restricted_key=True) as service:
+            # when files are registered, then the sound one is archived, and the missing one known for what it is.
+            (lost,) = stage.register(missing)
+            stage.wait_archived(*stage.register(sound))
+            stage.wait_attempts(lost, 1)
+            assert service.state() == "streaming"
+    finally:
+        stage.ssh.authorize()
+    assert stage.place(sound).read_bytes() == sound.content
+    assert stage.history(lost)[0]["reason"] == "missing"
 
 
 def test_several_sources_with_several_targets_from_a_file(stage: Stage) -> None:

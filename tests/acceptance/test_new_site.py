@@ -35,13 +35,13 @@ def test_it_makes_table_index_and_history_and_the_service_works_with_them(stage:
     # Given an empty database,
     assert tables(stage) == []
     # when init-db is run,
-    done = stage.command("init-db")
+    done = stage.process("init-db")
     # then it says what it has made,
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"-- table {TABLE}: created",
         f"-- index {INDEX}: created",
-        f"-- history {HISTORY}: ready",
+        f"-- history {HISTORY}: created",
     ]
     assert tables(stage) == [HISTORY, TABLE]
     assert indexed(stage) == ["copied", "instance_id", "id", "failed_copy_attempts"]
@@ -67,8 +67,8 @@ def test_it_may_be_run_again_and_leaves_what_is_there(stage: Stage) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"-- table {TABLE}: there",
-        "-- index for sweeps: there",
-        f"-- history {HISTORY}: ready",
+        f"-- index {INDEX}: there",
+        f"-- history {HISTORY}: there",
     ]
     assert (stage.sql(f"SELECT * FROM {TABLE}"), stage.sql(f"SHOW CREATE TABLE {TABLE}")) == before
 

@@ -57,14 +57,14 @@ def test_the_second_stands_by_and_takes_over_when_the_first_dies(stage: Stage) -
 
 def test_a_new_version_is_started_before_the_old_one_is_stopped(mariadb_stage: Stage) -> None:
     stage = mariadb_stage
-    with stage.service() as new_one_later, stage.program(until="standby") as new:
+    with stage.service() as old, stage.program(until="standby") as new:
         # When the old one is stopped in good order, in the midst of its work,
-        ids = stage.register(*stage.files(200))
-        new_one_later.stop()
+        ids = stage.register(*stage.files(60))
+        old.stop()
         # then the new one has the rest, and nothing is archived twice or charged.
         stage.wait_archived(*ids)
         new.wait_state("streaming")
-    assert len(stage.archived_files()) == 200
+    assert len(stage.archived_files()) == 60
     assert stage.count("failed_copy_attempts <> 0") == 0
 
 

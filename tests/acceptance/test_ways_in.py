@@ -11,8 +11,8 @@ from stage import TABLE, Service, Stage, insert, new_stage
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 
-AT_ONCE = 4.0
-"""Seconds: less than the 5 s of a poll, let alone the 60 s of a sweep."""
+AT_ONCE = 20.0
+"""Seconds, for a busy machine: it is a third of the time between sweeps, and each test asks whether one was needed."""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_one_file_comes_in_well_under_a_poll(idle: tuple[Stage, Service], stage:
     (row,) = stage.wait_archived(id_)
     took = time.monotonic() - began
     # then it is archived at once, and the stream has told of it.
-    assert took < AT_ONCE
+    assert took < 5.0
     assert row.path == str(stage.place(file))
     assert stage.place(file).read_bytes() == file.content
     assert service.metric("stream_events_total", outcome="offered") == offered + 1

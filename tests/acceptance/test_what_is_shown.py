@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from stage import PASSWORD, TABLE, TARGET, Served, Stage, eventually, new_stage
 
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer, open_database
+from cdc_archiver.sandbox import DatabaseServer, Kind, MariaDb, SshServer, open_database
 from cdc_archiver.transfer.staging import MARKER
 
 CONTRACT = {
@@ -50,22 +52,41 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[S
         yield made
 
 
-@pytest.fixture(scope="module", params=["mariadb", "mysql"])
-def server_of_its_own(
-    request: pytest.FixtureRequest, ssh_server: SshServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[DatabaseServer]:
-    """A server without a binary log, which tests may stop."""
+@pytest.fixture(params=["mariadb", "mysql"])
+def stage_without_log(
+    request: pytest.FixtureRequest, ssh_server: SshServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    """On a server that has no binary log."""
     request.getfixturevalue(request.param)  # skips where it is not to be had
-    folder = tmp_path_factory.mktemp(f"no-log-{request.param}")
-    with open_database(request.param, folder, options=["--skip-log-bin"]) as server:
+    with (
+        own_server(request.param, tmp_path_factory.mktemp("no-log"), "--skip-log-bin") as server,
+        new_stage(server, ssh_server, tmp_path) as made,
+    ):
+        yield made
+
+
+@pytest.fixture(scope="module")
+def doomed(mariadb: MariaDb, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+    """A server that tests may stop."""
+    with own_server("mariadb", tmp_path_factory.mktemp("doomed")) as server:
         yield server
 
 
 @pytest.fixture
-def pollers_stage(server_of_its_own: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(server_of_its_own, ssh_server, tmp_path) as made:
+def doomed_stage(doomed: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(doomed, ssh_server, tmp_path) as made:
         yield made
-        server_of_its_own.start()
+        doomed.start()
+
+
+@contextmanager
+def own_server(kind: Kind, folder: Path, *options: str) -> Iterator[DatabaseServer]:
+    server = open_database(kind, folder, options=options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 def samples(service: Served) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -84,11 +105,11 @@ def test_metrics_are_those_of_the_contract(stage: Stage) -> None:
     stage.register(missing, failed_copy_attempts=1000)
     stage.register(missing, failed_copy_attempts=2000)
     with stage.service() as service:
+        service.wait_settled()
         file = stage.file("file.npy", size=4321)
         stage.wait_archived(*stage.register(file))
         stage.wait_attempts(stage.register(missing)[0], 1)
         eventually(lambda: service.metric("rsync_info") >= 2, "the versions of rsync are known")
-        eventually(lambda: service.metric("sweep_duration_seconds_count") >= 2, "the rows are counted")
         eventually(lambda: service.metric("copies_total", result="charged") == 1, "the charge is counted")
         # when Prometheus asks,
         found = samples(service)
@@ -160,6 +181,23 @@ def test_the_status_says_how_things_are_and_never_the_password(stage: Stage) -> 
         assert PASSWORD not in command
 
 
+def test_a_log_for_machines_has_one_object_a_line_whatever_a_file_is_called(stage: Stage) -> None:
+    file, missing = stage.file("two\nlines \x1b[2J.npy"), stage.file("three\n\nlines.npy")
+    missing.path.unlink()
+    with stage.program(log_format="json") as service:
+        stage.wait_attempts(stage.register(missing)[0], 1)
+        stage.wait_archived(*stage.register(file))
+        eventually(lambda: '"archived"' in service.said, "the last line is written")
+        service.signal(signal.SIGTERM)
+        assert service.wait() == 0
+        lines = [json.loads(line) for line in service.said.splitlines()]
+    events = [line["event"] for line in lines]
+    assert events[0] == "listening"
+    assert events[-1] == "stopped"
+    assert {"streaming", "charged", "archived"} <= set(events)
+    assert all({"event", "level", "timestamp"} <= set(line) for line in lines)
+
+
 # What /healthz, /readyz and the mode say, state by state.
 
 
@@ -205,8 +243,8 @@ def test_no_destination(stage: Stage) -> None:
         assert service.metric("destination_up") == 0
 
 
-def test_polling_where_there_is_no_binary_log(pollers_stage: Stage) -> None:
-    stage = pollers_stage
+def test_polling_where_there_is_no_binary_log(stage_without_log: Stage) -> None:
+    stage = stage_without_log
     # Given a server without a binary log,
     with stage.service(until="polling", poll_interval=0.3) as service:
         eventually(lambda: "log" in service.get("/readyz")[1], "it says why")
@@ -220,14 +258,14 @@ def test_polling_where_there_is_no_binary_log(pollers_stage: Stage) -> None:
         assert service.status()["stream"]["why"] != ""
 
 
-@pytest.mark.parametrize("server_of_its_own", ["mariadb"], indirect=True)
-def test_no_database_while_it_runs(pollers_stage: Stage) -> None:
-    stage = pollers_stage
+def test_no_database_while_it_runs(doomed_stage: Stage) -> None:
+    stage = doomed_stage
     # Given a service with a file on its way,
-    with stage.service(until="polling", poll_interval=0.3, bwlimit="200") as service:
+    with stage.service(bwlimit="200") as service:
         (id_,) = stage.register(stage.file("slow.npy", size=300_000))
         eventually(lambda: service.metric("in_flight") == 1, "it is on its way")
         # when the database is stopped,
+        stage.close()
         stage.server.stop()
         service.wait_state("no database")
         assert service.get("/readyz")[0] == 503
@@ -236,49 +274,31 @@ def test_no_database_while_it_runs(pollers_stage: Stage) -> None:
         eventually(stage.archived_files, "the file is placed")
         stage.server.start()
         stage.wait_archived(id_)
-        service.wait_state("polling")
+        # What follows comes by a stream again.
+        service.wait_state("streaming")
+        assert service.metric("stream_reconnects_total") >= 1
+        offered = service.metric("stream_events_total", outcome="offered")
         (later,) = stage.register(stage.file("later.npy"))
         stage.wait_archived(later)
+        assert service.metric("stream_events_total", outcome="offered") > offered
+        assert service.metric("sweep_found_total", why="stream_missed") == 0
     assert [row.attempts for row in stage.rows([id_, later])] == [0, 0]
     assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
 
 
-@pytest.mark.parametrize("server_of_its_own", ["mariadb"], indirect=True)
-def test_no_database_at_the_start(pollers_stage: Stage) -> None:
-    stage = pollers_stage
-    (id_,) = stage.register(stage.file("file.npy"))
-    stage.server.stop()
+def test_no_database_at_the_start(doomed_stage: Stage) -> None:
+    stage = doomed_stage
     # Given a database that comes later than the service, as after a power cut,
-    with stage.service(until="no database", poll_interval=0.3) as service:
+    (id_,) = stage.register(stage.file("file.npy"))
+    stage.close()
+    stage.server.stop()
+    with stage.service(until="no database") as service:
         status, body = service.get("/readyz")
         assert status == 503
         assert f"127.0.0.1:{stage.server.port}" in body
         assert service.get("/healthz")[0] == 200
-        assert json.loads(service.get("/api/status")[1])["table"] is None
+        assert service.status()["table"] is None
         # when it is there, then the service goes on by itself.
         stage.server.start()
         stage.wait_archived(id_)
-        service.wait_state("polling")
-
-
-def test_the_stream_comes_back_after_the_server_was_restarted(
-    mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    with (
-        MariaDb(tmp_path_factory.mktemp("restarted")) as server,
-        new_stage(server, ssh_server, tmp_path) as stage,
-        stage.service() as service,
-    ):
-        service.wait_settled()
-        server.restart()
-        # Given a file that was registered while the stream was away,
-        (id_,) = stage.register(stage.file("meanwhile.npy"))
-        stage.wait_archived(id_)
-        # when the service streams again, then what follows comes by the stream.
         service.wait_state("streaming")
-        eventually(lambda: service.metric("stream_reconnects_total") >= 1, "the end of the first stream is counted")
-        offered = service.metric("stream_events_total", outcome="offered")
-        (next_one,) = stage.register(stage.file("next.npy"))
-        stage.wait_archived(next_one)
-        assert service.metric("stream_events_total", outcome="offered") > offered
-        assert service.metric("sweep_found_total", why="stream_missed") == 0

@@ -96,6 +96,54 @@ def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_mo
     }
 
 
+@pytest.mark.parametrize(
+    "change", ["md5sum = UNHEX(REPEAT('ab', 16))", "pub_id = 'crate9slot9'", "timestamp = '2021-01-01'", "plot = 1"]
+)
+def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_another_file(
+    world: World, change: str
+) -> None:
+    ids = register(world, {"path": "/data/1"})
+    with database_of(world) as database:
+        with database.connect() as connection:
+            (row,) = files_table().load(connection, ids).values()
+        world.sql(f"UPDATE {TABLE} SET {change} WHERE id = {ids[0]}")
+        with database.transaction() as connection:
+            assert files_table().mark_copied(connection, {row.record: "/archive/1"}) == Written(set(), set())
+            assert files_table().charge(connection, [row.record]) == Written(set(), set())
+    assert states(world) == {ids[0]: ("/data/1", 0, 0)}
+
+
+def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(world: World) -> None:
+    ids = register(world, {"path": "/data/1"})
+    with database_of(world) as database:
+        with database.connect() as connection:
+            (row,) = files_table().load(connection, ids).values()
+        world.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 3 WHERE id = {ids[0]}")
+        with database.transaction() as connection:
+            assert files_table().mark_copied(connection, {row.record: "/archive/1"}).changed == set(ids)
+
+
+def test_a_table_of_bytes_and_of_nothing_is_read_and_written_like_any_other(world: World) -> None:
+    """Columns as somebody's migration left them; what cannot be archived is refused later, and stops nothing."""
+    world.sql(
+        f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NULL, MODIFY action VARBINARY(32), MODIFY pub_id VARBINARY(32), "
+        "MODIFY instance_id VARBINARY(32), MODIFY plot BIT(1), MODIFY md5sum BINARY(16) NULL, MODIFY timestamp DATETIME NULL"
+    )
+    (whole,) = register(world, {"path": "/data/1", "plot": 1})
+    (empty,) = register(world, dict.fromkeys(("path", "action", "pub_id", "md5sum", "timestamp", "plot"), None))
+    with database_of(world) as database:
+        with database.connect() as connection:
+            assert [each.id for each in files_table().pending(connection, ["m"], 0, empty, 9)] == [whole, empty]
+            rows = files_table().load(connection, [whole, empty])
+        record, nothing = rows[whole].record, rows[empty].record
+        assert (record.path, record.action, record.pub_id, record.plot) == ("/data/1", "take_iv", "crate1slot2", True)
+        assert (nothing.path, nothing.md5sum, nothing.pub_id, nothing.timestamp) == ("", b"", None, None)
+        with database.transaction() as connection:
+            assert files_table().mark_copied(connection, {record: "/archive/1"}).changed == {whole}
+            assert files_table().refuse(connection, [nothing]).changed == {empty}
+    assert states(world)[whole][:2] == (b"/archive/1", 1)
+
+
 def test_a_charge_whose_acknowledgement_was_lost_is_not_charged_twice(world: World) -> None:
     ids = register(world, {"failed_copy_attempts": None}, {"failed_copy_attempts": 3}, {"copied": 1})
     with database_of(world) as database:
@@ -215,3 +263,8 @@ def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: Worl
         with database.connect() as connection:
             assert side_table.prune(connection) == 1
             assert History(TABLE, retention=0.0).prune(connection) == 0
+        # Without the right to delete it grows, and fails nothing.
+        world.server.execute(f"REVOKE DELETE ON {world.name}.{history.NAME} FROM '{world.user}'@'%'")
+        world.sql(f"UPDATE {history.NAME} SET at = at - INTERVAL 2 HOUR")
+        with database.connect() as connection:
+            assert side_table.prune(connection) == 0

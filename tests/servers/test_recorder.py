@@ -142,3 +142,42 @@ def test_a_history_that_cannot_be_written_holds_up_no_row(world: World) -> None:
         recorder.stop()
         assert recorder.join(5.0)
     assert states(world)[record.id] == ("/archive/0", 1, 0)
+
+
+def test_one_row_that_the_server_does_not_take_holds_up_no_other(world: World) -> None:
+    # Given a counter too small for what a refused row would be given
+    world.sql(f"ALTER TABLE {TABLE} MODIFY failed_copy_attempts TINYINT")
+    ids = register(world, {"path": "/data/0"}, {"path": "/data/1"}, {"path": "/data/2"})
+    heard = Heard()
+    with database_of(world) as database:
+        first, bad, last = records(database, ids)
+        recorder = Recorder(database, files_table(), None, heard, 1.0)
+        # When it is recorded together with others
+        recorder.put("srv", Archived(first, "/archive/0", 7), 0.1)
+        recorder.put("srv", Refused(bad, Reason.NO_PUB_ID, "no pub_id"), 0.1)
+        recorder.put("srv", Archived(last, "/archive/2", 7), 0.1)
+        recorder.start()
+        eventually(lambda: len(heard.settled_ids) == 3, "all are settled")
+        recorder.stop()
+        assert recorder.join(5.0)
+    # Then they are written, and it is given back.
+    assert heard.settled_ids == {first.id: True, bad.id: False, last.id: True}
+    assert [state[1] for state in states(world).values()] == [1, 0, 1]
+
+
+def test_one_row_that_somebody_elses_transaction_holds_delays_the_others_by_seconds_only(world: World) -> None:
+    ids = register(world, {"path": "/data/0"}, {"path": "/data/1"})
+    heard = Heard()
+    with database_of(world) as database, world.server.connect(database=world.name, autocommit=False) as stranger:
+        free, held = records(database, ids)
+        with stranger.cursor() as cursor:
+            cursor.execute(f"SELECT * FROM {TABLE} WHERE id = {held.id} FOR UPDATE")
+        recorder = Recorder(database, files_table(), None, heard, 1.0)
+        recorder.put("srv", Archived(held, "/archive/1", 7), 0.1)
+        recorder.put("srv", Archived(free, "/archive/0", 7), 0.1)
+        recorder.start()
+        eventually(lambda: len(heard.settled_ids) == 2, "both are settled", within=40.0)
+        recorder.stop()
+        assert recorder.join(10.0)
+    assert heard.settled_ids == {free.id: True, held.id: False}
+    assert states(world)[free.id] == ("/archive/0", 1, 0)

@@ -10,6 +10,7 @@ from records import record
 
 from cdc_archiver.dispatch import dispatcher as module
 from cdc_archiver.dispatch.dispatcher import Dispatcher
+from cdc_archiver.dispatch.targets import Targets
 from cdc_archiver.model import (
     Archived,
     Batch,
@@ -18,8 +19,10 @@ from cdc_archiver.model import (
     FileRecord,
     Lane,
     Origin,
+    Outcome,
     Oversize,
     Reason,
+    Refused,
 )
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import load
@@ -59,6 +62,9 @@ class Stage:
     def take(self, lane: Lane = Lane.SMALL) -> Batch | None:
         return self.dispatcher.take("srv", lane, f"{lane}-0", 0.0)
 
+    def judge(self, outcome: Outcome, worker: str = "small-0") -> Outcome:
+        return self.dispatcher.judge(Batch("srv", Lane.SMALL, worker, (outcome.record,)), outcome)
+
     def taken(self, lane: Lane = Lane.SMALL) -> list[FileRecord]:
         batch = self.take(lane)
         return list(batch.records) if batch else []
@@ -83,7 +89,7 @@ def test_a_huge_file_goes_to_the_bulk_lane_and_holds_up_no_other() -> None:
     stage = Stage()
     stage.queue([1, 2])
     big, _ = stage.taken()
-    stage.dispatcher.judge("srv", Oversize(big))
+    stage.judge(Oversize(big))
     assert stage.ids() == []
     assert stage.ids(Lane.BULK) == [1]
 
@@ -128,7 +134,7 @@ def test_trouble_of_the_host_pauses_the_source_and_charges_nobody() -> None:
     stage.queue([1, 2])
     first, second = stage.taken()
     for each in (first, second):
-        outcome = stage.dispatcher.judge("srv", Deferred(each, Reason.HOST_UNREACHABLE, "refused"))
+        outcome = stage.judge(Deferred(each, Reason.HOST_UNREACHABLE, "refused"))
         assert isinstance(outcome, Deferred)
     stage.dispatcher.finish("srv")
     stage.queue([3])
@@ -145,12 +151,12 @@ def test_after_a_pause_one_batch_goes_first_and_its_success_opens_the_way() -> N
     stage = Stage(batch_files=1)
     stage.queue([1, 2, 3])
     (first,) = stage.taken()
-    stage.dispatcher.judge("srv", Deferred(first, Reason.LINK_LOST, "cut"))
+    stage.judge(Deferred(first, Reason.LINK_LOST, "cut"))
     stage.dispatcher.finish("srv")
     stage.clock.now += 2.0
     (second,) = stage.taken()
     assert stage.ids() == [], "one goes first"
-    stage.dispatcher.judge("srv", Archived(second, "/data/x", 1))
+    stage.judge(Archived(second, "/data/x", 1))
     assert stage.ids() == [3]
 
 
@@ -158,8 +164,8 @@ def test_trouble_of_the_destination_stops_all_lanes() -> None:
     stage = Stage()
     stage.queue([1, 2])
     first, second = stage.taken()
-    stage.dispatcher.judge("srv", Oversize(second))
-    stage.dispatcher.judge("srv", Deferred(first, Reason.NO_SPACE, "full"))
+    stage.judge(Oversize(second))
+    stage.judge(Deferred(first, Reason.NO_SPACE, "full"))
     stage.dispatcher.finish("srv")
     assert stage.ids(Lane.BULK) == []
     assert stage.dispatcher.destination[:2] == (False, "no_space")
@@ -171,7 +177,7 @@ def test_a_charged_file_is_tried_again_in_seconds_then_minutes_then_never() -> N
     stage.queue([1])
     for attempts in range(3):
         (taken,) = stage.taken()
-        outcome = stage.dispatcher.judge("srv", Charged(taken, Reason.CHANGED, "…"))
+        outcome = stage.judge(Charged(taken, Reason.CHANGED, "…"))
         assert isinstance(outcome, Charged)
         stage.dispatcher.settled("srv", outcome, counted=True)
         start = stage.clock.now
@@ -194,18 +200,96 @@ def test_one_missing_file_after_another_is_an_unmounted_disk() -> None:
     for id_ in (1, 2, 3):
         stage.queue([id_])
         (taken,) = stage.taken()
-        outcomes.append(stage.dispatcher.judge("srv", Charged(taken, Reason.MISSING, "No such file")))
+        outcomes.append(stage.judge(Charged(taken, Reason.MISSING, "No such file")))
     assert [type(outcome) for outcome in outcomes] == [Charged, Charged, Deferred]
     assert not stage.dispatcher.states()[0].up
 
 
-def test_a_file_that_arrives_in_between_shows_that_the_disk_is_there() -> None:
+def test_a_file_of_the_same_batch_that_arrives_shows_that_the_disk_is_there() -> None:
+    stage = Stage()
+    stage.queue(range(10))
+    *arrived, first, second, third = stage.taken()
+    for each in arrived:
+        stage.judge(Archived(each, "/data/x", 1))
+    for each in (first, second, third):
+        assert isinstance(stage.judge(Charged(each, Reason.MISSING, "…")), Charged)
+    assert stage.dispatcher.states()[0].up
+
+
+def test_files_that_were_missing_before_say_nothing_of_the_disk() -> None:
     stage = Stage()
     for id_ in (1, 2, 3, 4):
-        stage.queue([id_, id_ + 100])
-        taken, other = stage.taken()
-        stage.dispatcher.judge("srv", Archived(other, "/data/x", 1))
-        assert isinstance(stage.dispatcher.judge("srv", Charged(taken, Reason.MISSING, "…")), Charged)
+        stage.queue([id_], failed_copy_attempts=1)
+        (taken,) = stage.taken()
+        assert isinstance(stage.judge(Charged(taken, Reason.MISSING, "…")), Charged)
+
+
+def test_a_source_is_no_longer_down_when_nothing_is_left_to_try_it_with() -> None:
+    stage = Stage()
+    stage.queue([1])
+    (taken,) = stage.taken()
+    stage.judge(Deferred(taken, Reason.HOST_UNREACHABLE, "refused"))
+    stage.dispatcher.nothing_pending("srv")
+    assert not stage.dispatcher.states()[0].up, "its pause is not over"
+    stage.clock.now += 10.0
+    stage.dispatcher.nothing_pending("srv")
+    assert stage.dispatcher.states()[0].up
+
+
+def test_what_rsync_says_of_a_file_its_host_says() -> None:
+    stage = Stage()
+    stage.queue([1, 2])
+    first, second = stage.taken()
+    stage.judge(Deferred(first, Reason.HOST_UNREACHABLE, "refused"))
+    stage.judge(Refused(second, Reason.NOT_A_FILE, "a folder"))
+    assert stage.dispatcher.states()[0].up
+
+
+def test_a_touch_while_the_row_is_read_is_not_forgotten() -> None:
+    """Else a record from before the touch is copied, and what the row says now is not."""
+    stage = Stage()
+    stage.dispatcher.offer([1], Origin.STREAM, fresh=True)
+    assert stage.dispatcher.take_ids(10, 0.0) == [1]
+    stage.dispatcher.offer([1], Origin.STREAM, fresh=True)
+    stage.dispatcher.enqueue("srv", record(id=1))
+    assert stage.ids() == [], "it is read again first"
+    assert stage.dispatcher.take_ids(10, 0.0) == [1]
+
+
+def test_an_outcome_that_the_row_does_not_say_is_looked_at_again() -> None:
+    stage = Stage()
+    stage.queue([1])
+    (taken,) = stage.taken()
+    outcome = Archived(taken, "/data/x", 1)
+    stage.judge(outcome)
+    stage.dispatcher.settled("srv", outcome, counted=False)
+    stage.clock.now += 10.0
+    assert stage.dispatcher.take_ids(10, 0.0) == [1]
+    assert stage.count("copies_total", result="archived") == 0
+
+
+def test_credit_below_zero_is_given_and_breaks_nothing() -> None:
+    stage = Stage()
+    stage.queue([1], failed_copy_attempts=-7)
+    (taken,) = stage.taken()
+    outcome = Charged(taken, Reason.CHANGED, "…")
+    stage.judge(outcome)
+    stage.dispatcher.settled("srv", outcome, counted=True)
+
+
+def test_waiting_huge_files_take_no_room_from_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "QUEUE_MOST", 5)
+    stage = Stage()
+    stage.queue(range(5))
+    for each in stage.taken():
+        stage.judge(Oversize(each))
+    assert stage.dispatcher.room("srv") == module.BACKLOG_MOST
+    stage.queue([10])
+    assert stage.ids() == [10]
+    stage.queue([11])
+    (one_too_many,) = stage.taken()
+    stage.judge(Oversize(one_too_many))
+    assert stage.dispatcher.was_dropped(11)
 
 
 def test_what_came_to_nothing_twice_goes_alone() -> None:
@@ -213,7 +297,7 @@ def test_what_came_to_nothing_twice_goes_alone() -> None:
     stage.queue([1])
     for _ in range(2):
         (taken,) = stage.taken()
-        stage.dispatcher.judge("srv", Deferred(taken, Reason.UNDECIDED, "not a word"))
+        stage.judge(Deferred(taken, Reason.UNDECIDED, "not a word"))
         stage.clock.now += 100.0
         (id_,) = stage.dispatcher.take_ids(10, 0.0)
         stage.dispatcher.enqueue("srv", record(id=id_))
@@ -232,8 +316,9 @@ def test_while_the_table_cannot_be_written_to_nothing_more_is_handed_out() -> No
 
 @pytest.mark.parametrize("spelling", ["pysmurf-monitor", "Pysmurf-Monitor", "pysmurf-monitor  "])
 def test_targets_are_compared_as_the_database_does(spelling: str) -> None:
-    assert Stage().dispatcher.source_of(spelling) == "srv"
-    assert Stage().dispatcher.source_of("other") is None
+    targets = Targets(load({"target": ("pysmurf-monitor",), "host": "srv"}, environment={}).sources)
+    assert targets.source_of(spelling) == "srv"
+    assert targets.source_of("other") is None
 
 
 def test_a_row_that_stays_invisible_is_left_to_the_sweep() -> None:

@@ -14,9 +14,9 @@ def test_trouble_pauses_and_one_batch_goes_first_when_the_pause_is_over() -> Non
     assert health.failed(Reason.HOST_UNREACHABLE, "refused", now=0.0, jitter=0.5)
     assert not health.may_try(0.5)
     assert health.may_try(health.until)
-    health.begin()
+    health.begin(health.until)
     assert not health.may_try(health.until), "one goes first"
-    assert health.succeeded()
+    assert health.succeeded(health.until)
     assert health.up
     assert health.may_try(0.0)
 
@@ -24,7 +24,7 @@ def test_trouble_pauses_and_one_batch_goes_first_when_the_pause_is_over() -> Non
 def test_a_batch_that_proved_nothing_lets_the_next_one_try() -> None:
     health = Health()
     health.failed(Reason.HOST_UNREACHABLE, "", 0.0, 0.5)
-    health.begin()
+    health.begin(health.until)
     health.end()
     assert health.may_try(health.until)
     assert not health.up
@@ -64,7 +64,26 @@ def test_repeated_trouble_is_no_news_and_other_trouble_is(first: Reason, then: R
     assert health.failed(then, "", 100.0, 0.5) is news
 
 
-def test_corruption_is_left_alone_for_long() -> None:
+def test_corruption_is_left_alone_for_long_and_no_success_ends_it() -> None:
     health = Health()
     health.failed(Reason.CORRUPTED, "", 0.0, 0.5)
     assert health.until == 300.0
+    assert not health.succeeded(10.0)
+    assert not health.may_try(10.0)
+    assert health.succeeded(300.0)
+
+
+def test_two_that_see_one_outage_differently_are_one_failure() -> None:
+    health = Health()
+    for number in range(12):
+        health.failed((Reason.LINK_LOST, Reason.HOST_UNREACHABLE)[number % 2], "", number / 1000, 0.5)
+    assert health.failures == 1
+    assert health.until < 1.1
+
+
+def test_a_first_batch_that_takes_long_holds_the_others_up_for_a_moment_only() -> None:
+    health = Health()
+    health.failed(Reason.NO_SPACE, "", 0.0, 0.5)
+    health.begin(10.0)
+    assert not health.may_try(20.0)
+    assert health.may_try(26.0)

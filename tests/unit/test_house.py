@@ -24,7 +24,7 @@ FLOORS = [
         "dispatch.health",
         "dispatch.queues",
     },
-    {"events.delivered", "settings", "observe.metrics", "observe.logs", "reference"},
+    {"events.delivered", "kinds", "settings", "observe.metrics", "observe.logs", "reference"},
     {"database", "events", "transfer"},
     {"dispatch", "preflight", "operations"},
     {"observe.http", "site", "shift", "archiver", "reconciliation"},

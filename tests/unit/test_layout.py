@@ -44,7 +44,7 @@ def unless_refused(make: Callable[[], Path_]) -> Path_ | None:
         return make()
     except LayoutRefused as error:
         refusal = error
-    assert refusal.reason.fault is Fault.ROW
+    assert refusal.reason.fault is Fault.ROW or refusal.reason is Reason.OUTSIDE_ROOT
     return None
 
 

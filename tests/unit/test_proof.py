@@ -14,7 +14,7 @@ from cdc_archiver.demo.observing import plan, write
 from cdc_archiver.demo.proof import Check, prove
 from cdc_archiver.demo.registry import Registered, row_values
 from cdc_archiver.errors import ExitStatus
-from cdc_archiver.settings import FileModes
+from cdc_archiver.kinds import FileModes
 
 MODES = FileModes(folders=0o750, files=0o640)
 ROWS, PATHS, CONTENTS, MODES_SET, NO_STRAYS, SOURCE = range(6)

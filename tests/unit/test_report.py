@@ -13,7 +13,7 @@ from cdc_archiver.transfer.report import (
     NotAFile,
     TooLarge,
     Verdict,
-    hold_if_all_missing,
+    hold_if_all_alike,
     read_ending,
     read_line,
 )
@@ -57,6 +57,7 @@ def test_a_line_of_standard_output(line: bytes, expected: Line | None) -> None:
         ('rsync: [sender] send_files failed to open "/data/a": Permission denied (13)', Reason.UNREADABLE),
         ('rsync: [sender] link_stat "/data/a" failed: Permission denied (13)', Reason.UNREADABLE),
         ('rsync: [sender] read errors mapping "/data/a": Input/output error (5)', Reason.UNREADABLE),
+        ('rsync: [sender] link_stat "/data/a" failed: Too many levels of symbolic links (40)', Reason.UNREADABLE),
         ('rsync: [sender] link_stat "/mnt/elsewhere/data/a" failed: No such file or directory (2)', Reason.MISSING),
     ],
 )
@@ -100,6 +101,11 @@ def test_an_error_that_names_a_file_is_that_files_own(stderr: str, reason: Reaso
         (23, 'rsync: [receiver] mkstemp "/a/.x.Uv3" failed: Read-only file system (30)', Reason.DESTINATION_UNWRITABLE),
         (23, 'rsync: [sender] change_dir "/data" failed: No such file or directory (2)', Reason.SOURCE_NOT_MOUNTED),
         (23, 'rsync: [sender] link_stat "/data/a" failed: Stale file handle (116)', Reason.SOURCE_NOT_MOUNTED),
+        (
+            23,
+            'rsync: [sender] send_files failed to open "/data/a": Too many open files (24)',
+            Reason.SOURCE_NOT_MOUNTED,
+        ),
     ],
 )
 def test_trouble_of_host_link_operator_or_destination_is_nobodys_fault(
@@ -118,16 +124,28 @@ def test_a_file_without_a_word_is_decided_by_nobody(status: int) -> None:
     assert (ending.files, ending.trouble) == ({}, None)
 
 
+def missing(*entries: bytes) -> dict[bytes, Verdict]:
+    return {entry: Verdict(Reason.MISSING, "…") for entry in entries}
+
+
 def test_a_whole_batch_missing_is_an_unmounted_disk() -> None:
-    missing = Verdict(Reason.MISSING, "…")
-    held = hold_if_all_missing({b"a": missing, b"b": missing, b"c": missing}, 3)
+    held = hold_if_all_alike(missing(b"a", b"b", b"c", b"d"), 4, fresh={b"a", b"b", b"c"})
     assert {verdict.reason for verdict in held.values()} == {Reason.SOURCE_NOT_MOUNTED}
 
 
-@pytest.mark.parametrize(("missing", "entries"), [(2, 2), (3, 4), (0, 3)])
-def test_fewer_than_three_or_not_all_are_the_files_own_fault(missing: int, entries: int) -> None:
-    verdicts = {bytes([65 + number]): Verdict(Reason.MISSING, "…") for number in range(missing)}
-    assert hold_if_all_missing(verdicts, entries) == verdicts
+@pytest.mark.parametrize(
+    ("verdicts", "entries", "fresh"),
+    [
+        (missing(b"a", b"b"), 2, {b"a", b"b"}),
+        (missing(b"a", b"b", b"c"), 4, {b"a", b"b", b"c"}),
+        (missing(b"a", b"b", b"c"), 3, {b"a", b"b"}),
+        ({**missing(b"a", b"b"), b"c": Verdict(Reason.UNREADABLE, "…")}, 3, {b"a", b"b", b"c"}),
+        ({}, 3, {b"a"}),
+    ],
+    ids=["two", "others arrived", "known to be missing", "one is there", "none"],
+)
+def test_otherwise_it_is_the_files_own_fault(verdicts: dict[bytes, Verdict], entries: int, fresh: set[bytes]) -> None:
+    assert hold_if_all_alike(verdicts, entries, fresh) == verdicts
 
 
 @given(st.binary(max_size=300))

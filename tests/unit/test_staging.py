@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
+from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import Reason
-from cdc_archiver.settings import FileModes
 from cdc_archiver.transfer import staging
 from cdc_archiver.transfer.rsync import PARTIAL
 from cdc_archiver.transfer.staging import MARKER, Archive, Placed, Staged
@@ -98,6 +98,44 @@ def test_a_name_that_becomes_too_long_with_its_number_is_refused_and_the_others_
     assert isinstance(other, Placed)
 
 
+def test_what_lies_in_the_way_of_one_file_is_that_files_trouble_alone(archive: Archive) -> None:
+    in_the_way = archive.data_dir / "15895/crate1/1_iv"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_bytes(b"a file where a folder belongs")
+    blocked, free = stage(archive, "a", b"first"), stage(archive, "b", b"second", "15895/crate2/1_iv/outputs/iv.npy")
+    assert archive.find(blocked.final, blocked.md5) is None
+    trouble, other = archive.place([blocked, free])
+    assert isinstance(trouble, DestinationUnavailable)
+    assert trouble.reason is Reason.PLACE_UNUSABLE
+    assert trouble.reason.fault == "nobody"
+    assert isinstance(other, Placed)
+
+
+def test_a_name_too_long_for_a_number_does_not_stop_the_search_for_others(archive: Archive) -> None:
+    long = f"15895/crate1/1_iv/outputs/{'x' * 254}"
+    place = placed(archive, stage(archive, "a", b"first", long)).path
+    assert archive.find(place, bytes(16)) is None
+
+
+def test_nothing_is_placed_once_the_disk_is_gone(archive: Archive) -> None:
+    file = stage(archive, "a", b"data")
+    (archive.data_dir / MARKER).unlink()
+    with pytest.raises(DestinationUnavailable, match="not mounted"):
+        archive.place([file])
+    assert not file.final.exists()
+
+
+def test_what_a_source_that_is_configured_no_more_has_left_goes_after_a_day(archive: Archive) -> None:
+    young, old = (archive.incoming / name / "small-0" / "a.npy" for name in ("other-1", "gone-2"))
+    for path in (young, old):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    os.utime(old, (1, 1))
+    archive.clear_abandoned()
+    assert young.exists(), "another archiver on the same disk may be at work there"
+    assert not old.parent.parent.exists()
+
+
 def test_a_file_that_reads_other_than_it_arrived_is_this_machines_fault(archive: Archive) -> None:
     file = stage(archive, "a", b"data")
     file.staged.write_bytes(b"dat\0")
@@ -178,6 +216,6 @@ def test_staging_is_cleared_but_for_young_parts_of_large_files(archive: Archive)
         os.utime(part, (part.stat().st_mtime - age,) * 2)
     (folder / "d/e").mkdir(parents=True)
     (folder / "d/e/whole.npy").touch()
-    archive.clear_staging()
+    archive.clear_staging("srv")
     assert [path for path in archive.incoming.rglob("*") if path.is_file()] == [folder / "young" / PARTIAL / "big.npy"]
     assert not (folder / "d").exists()
