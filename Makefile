@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DB ?= mariadb
+# Tests wait for servers more than they compute; each process starts servers of its own.
+JOBS ?= 4
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format reference install servers clean
 
@@ -13,7 +15,7 @@ demo: install ## archive an observing session on private servers, prove it, clea
 	@$(BIN)/cdc-archiver demo --db $(DB)
 
 test: lint servers ## lint, types and all tests, on real servers
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) $(PYTEST_ARGS)
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from cdc_archiver.threads import Part
 
 _TICK: Final = 0.1
 _WATCH_EVERY: Final = 1.0
-_PATIENCE: Final = 30.0
+_PATIENCE: Final = 15.0
 """Seconds that nothing may move, for trouble of a host or the disk, before it is given up."""
 
 _log = structlog.get_logger(__name__)

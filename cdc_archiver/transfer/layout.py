@@ -53,11 +53,11 @@ def source_entry(record: FileRecord, root: str) -> str:
     absolute = posixpath.normpath("/" + posixpath.join(root, record.path).lstrip("/"))
     relative = posixpath.relpath(absolute, root)
     if relative == "." or relative.split("/", 1)[0] == "..":
+        words = f"the row's path {record.path!r} is not below the source root {root}"
+        if ".." in record.path.split("/"):
+            raise LayoutRefused(Reason.BAD_PATH, words)
         # A mistyped root would refuse everything for good: the row is left as it is.
-        raise LayoutRefused(
-            Reason.OUTSIDE_ROOT,
-            f"the row's path {record.path!r} is not below the source root {root}: is --source-root right?",
-        )
+        raise LayoutRefused(Reason.OUTSIDE_ROOT, f"{words}: is --source-root right?")
     if any(len(os.fsencode(part)) > COMPONENT_BYTES for part in relative.split("/")):
         raise LayoutRefused(Reason.BAD_PATH, f"the row's path has a part of over {COMPONENT_BYTES} bytes")
     return relative

@@ -217,8 +217,9 @@ class Stage:
 
     def archived_files(self) -> list[Path]:
         """Every file below data_dir but the archiver's own."""
-        found = [path for path in self.data_dir.rglob("*") if path.is_file()]
-        return sorted(path for path in found if not path.relative_to(self.data_dir).parts[0].startswith("."))
+        # Staging comes and goes while we look.
+        years = [folder for folder in self.data_dir.glob("*") if not folder.name.startswith(".")]
+        return sorted(path for folder in years for path in (folder, *folder.rglob("*")) if path.is_file())
 
     # The archiver.
 

@@ -90,8 +90,10 @@ MISTAKES = {
     "no right to read": Mistake(["grant"], prepare=no_select),
     "a wrong password": Mistake(["denied", "MYSQL_PASSWORD"], environment={"MYSQL_PASSWORD": "wrong-one"}),
     "a password file that is not there": Mistake(
-        ["/nowhere/secret", "MYSQL_PASSWORD_FILE"], environment={"MYSQL_PASSWORD_FILE": "/nowhere/secret"}
+        ["/nowhere/secret", "MYSQL_PASSWORD_FILE"],
+        environment={"MYSQL_PASSWORD": "", "MYSQL_PASSWORD_FILE": "/nowhere/secret"},
     ),
+    "two passwords": Mistake(["both set"], environment={"MYSQL_PASSWORD_FILE": "/nowhere/secret"}),
     "no such database": Mistake(["no_such_db"], environment={"MYSQL_DATABASE": "no_such_db"}),
     "a data_dir that is a file": Mistake(["is not a folder"], prepare=data_dir_is_a_file),
     "a relative data_dir": Mistake(["archive", "absolute"], ["--data-dir", "archive"]),
@@ -215,7 +217,7 @@ def test_check_of_a_good_site_is_status_0_and_touches_nothing(stage: Stage) -> N
     assert everything(stage) == before
 
 
-@pytest.mark.parametrize("arguments", [(), ("run", "--help"), ("version",)])
+@pytest.mark.parametrize("arguments", [(), ("run", "--help"), ("--version",)])
 def test_help_is_no_error(stage: Stage, arguments: tuple[str, ...]) -> None:
     done = stage.process(*arguments)
     assert done.stderr == ""

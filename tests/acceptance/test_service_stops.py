@@ -134,7 +134,13 @@ def _boom(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize(
     ("part", "name"),
-    [(Router, "router"), (Sweeper, "sweeper"), (Recorder, "recorder"), (Worker, "small-"), (BinlogStream, "binlog")],
+    [
+        (Router, "router"),
+        (Sweeper, "sweeper"),
+        (Recorder, "recorder"),
+        (Worker, "127.0.0.1/"),
+        (BinlogStream, "binlog"),
+    ],
 )
 def test_a_part_that_dies_ends_the_service(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, part: type[Part], name: str

@@ -283,7 +283,8 @@ def test_no_database_while_it_runs(doomed_stage: Stage) -> None:
         assert service.metric("stream_events_total", outcome="offered") > offered
         assert service.metric("sweep_found_total", why="stream_missed") == 0
     assert [row.attempts for row in stage.rows([id_, later])] == [0, 0]
-    assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
+    # Written by the recorder that waited, or adopted after the lock was lost with the database: once, either way.
+    assert [entry["result"] in ("archived", "adopted") for entry in stage.history(id_)] == [True]
 
 
 def test_no_database_at_the_start(doomed_stage: Stage) -> None:
