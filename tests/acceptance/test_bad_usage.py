@@ -93,7 +93,9 @@ MISTAKES = {
         ["/nowhere/secret", "MYSQL_PASSWORD_FILE"],
         environment={"MYSQL_PASSWORD": "", "MYSQL_PASSWORD_FILE": "/nowhere/secret"},
     ),
-    "two passwords": Mistake(["both set"], environment={"MYSQL_PASSWORD_FILE": "/nowhere/secret"}),
+    "two passwords": Mistake(
+        ["MYSQL_PASSWORD", "MYSQL_PASSWORD_FILE", "both set"], environment={"MYSQL_PASSWORD_FILE": "/nowhere/secret"}
+    ),
     "no such database": Mistake(["no_such_db"], environment={"MYSQL_DATABASE": "no_such_db"}),
     "a data_dir that is a file": Mistake(["is not a folder"], prepare=data_dir_is_a_file),
     "a relative data_dir": Mistake(["archive", "absolute"], ["--data-dir", "archive"]),

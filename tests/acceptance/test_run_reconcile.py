@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Stage, eventually, new_stage
+from stage import Done, Stage, eventually, new_stage
 
+from cdc_archiver import reconciliation
 from cdc_archiver.dispatch import dispatcher, health
 from cdc_archiver.model import Fault
 from cdc_archiver.reconciliation import Reconciliation
@@ -19,6 +21,12 @@ from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
     with new_stage(mariadb, ssh_server, tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trouble is waited for a moment, not half a minute."""
+    monkeypatch.setattr(reconciliation, "_PATIENCE", 1.0)
 
 
 @pytest.fixture
@@ -63,7 +71,7 @@ def test_it_exits_with_3_where_files_are_still_not_right(stage: Stage) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_it_exits_with_4_where_a_source_cannot_be_reached(stage: Stage) -> None:
+def test_it_exits_with_4_where_a_source_cannot_be_reached(stage: Stage, impatient: None) -> None:
     (id_,) = stage.register(stage.file("file.npy"))
     stage.ssh.stop()
     done = stage.command("run", "--reconcile", *stage.flags())
@@ -88,12 +96,42 @@ def test_it_exits_with_4_where_the_database_cannot_be_reached(stage: Stage) -> N
     assert line.startswith("cdc-archiver: the database 127.0.0.1:1 ")
 
 
-def test_with_a_full_archive_it_says_so_and_charges_nobody(stage: Stage) -> None:
+def test_with_a_full_archive_it_says_so_and_charges_nobody(stage: Stage, impatient: None) -> None:
     (id_,) = stage.register(stage.file("file.npy"))
     done = stage.command("run", "--reconcile", *stage.flags(min_free="1000T"))
     assert done.returncode == 3
     assert "no_space" in done.stderr.splitlines()[-1]
     assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
+
+
+def test_it_has_patience_with_a_host_that_comes_back(stage: Stage) -> None:
+    # Given a host that reboots,
+    (id_,) = stage.register(stage.file("file.npy"))
+    stage.ssh.stop()
+    back = threading.Timer(1.5, stage.ssh.start)
+    back.start()
+    # when it comes back soon, then its files are archived in the same run.
+    done = stage.command("run", "--reconcile", *stage.flags())
+    back.join()
+    assert (done.returncode, done.stdout) == (0, "archived 1; left: 0 pending, 0 quarantined, 0 refused, 0 ignored\n")
+    assert stage.row(id_).attempts == 0
+
+
+def test_it_takes_over_from_a_service_that_dies(stage: Stage) -> None:
+    # Given a running service that does not get on, and a reconciliation that watches it,
+    ids = stage.register(*stage.files(3, size=200_000))
+    said: list[Done] = []
+    with stage.program(bwlimit="1", until=None) as service:
+        eventually(lambda: service.metric("in_flight") > 0, "the service is at work")
+        run = threading.Thread(target=lambda: said.append(stage.process("run", "--reconcile", *stage.flags())))
+        run.start()
+        time.sleep(2)  # until it watches, of which nothing tells from outside
+        # when the service dies,
+        service.kill()
+        run.join()
+    # then the reconciliation does the work itself.
+    assert said[0].returncode == 0, said[0].stderr
+    assert {row.copied for row in stage.rows(ids)} == {1}
 
 
 def test_beside_a_service_it_watches_and_copies_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -296,9 +296,8 @@ def test_impossible_rows_are_refused_and_crash_nobody(stage: Stage, door: str) -
         return [stage.register(file, **columns)[0] for columns, _ in IMPOSSIBLE.values()]
 
     ids = register() if door == "by sweep" else []
-    root = str(stage.sources)
     # when the service meets them, at its start or as they come,
-    with stage.service(source_root=root) as service:
+    with stage.service(source_root=str(stage.sources)) as service:
         ids = ids or register()
         (good,) = stage.register(file)
         stage.wait_archived(good)
@@ -326,6 +325,18 @@ def test_a_mistyped_source_root_refuses_nothing_for_good(stage: Stage) -> None:
     # then the right one is all that it takes.
     with stage.service(source_root=str(stage.sources)):
         stage.wait_archived(id_)
+
+
+def test_a_path_elsewhere_is_never_read_and_waits_for_a_person(stage: Stage) -> None:
+    # Given a row that leads to another folder of the readout server than the one that its files lie in,
+    (astray,) = stage.register(stage.file("passwd"), path="/etc/passwd")
+    with stage.service(source_root=str(stage.sources)) as service:
+        # when others come, then they are archived, the service is as well as ever, and the row waits.
+        stage.wait_archived(*stage.register(stage.file("fine.npy")))
+        eventually(lambda: service.metric("copy_failures_total", reason="outside_root") >= 1, "it is said")
+        assert service.state() == "streaming"
+        assert (stage.row(astray).copied, stage.row(astray).attempts) == (0, 0)
+    assert [file.name for file in stage.archived_files()] == ["fine.npy"]
 
 
 def test_what_is_no_file_is_refused(stage: Stage) -> None:

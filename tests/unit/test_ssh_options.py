@@ -4,7 +4,9 @@ import os
 import pwd
 import signal
 import stat
+import tempfile
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Never
@@ -131,11 +133,12 @@ def test_a_uid_without_an_account_is_named_before_ssh_stumbles_over_it(monkeypat
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A short XDG_RUNTIME_DIR, and a PATH where a test may put its own `ssh` first."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return tmp_path
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own may be too long for a socket
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        yield Path(folder)
 
 
 def fake_ssh(folder: Path, script: str) -> None:
