@@ -257,7 +257,7 @@ class BinlogStream(Part):
 
     def _follow(self, reader: Reader, server: Server, key: KeyColumn) -> None:
         collected: list[int] = []
-        chores = self._chores(server, key)
+        chores = self._chores(server)
         chore_due = next(chores)
         while not self.stopping.is_set():
             seen = reader.next()
@@ -297,21 +297,20 @@ class BinlogStream(Part):
             # The two clocks may disagree: an event from the future is no less than fresh.
             self._metrics.stream_lag.set(max(0.0, time.time() - mark.written_at))
 
-    def _chores(self, server: Server, key: KeyColumn) -> Iterator[float]:
+    def _chores(self, server: Server) -> Iterator[float]:
         """What is to be done now and then beside the reading; yields when (monotonic seconds) the next thing is due."""
         settled = False
         yield time.monotonic() + self._pace.settle
         while True:
             try:
                 with self._questions() as connection:
+                    # Asked anew: the table may have been altered, or be gone, which it says.
+                    key = servers.key_column(connection, self._database.name, self._table)
                     if not settled:
                         self._progress.settle(_max_id(connection, key))
                         settled = True
                     self._require_way(connection, server)
                     self._require_position(connection, server)
-                    servers.key_column(
-                        connection, self._database.name, self._table
-                    )  # or it says that the table is gone
             except DatabaseUnavailable as error:
                 # The stream knows best whether the server is gone.
                 _log.debug("stream_look_failed", detail=str(error))

@@ -94,7 +94,7 @@ def test_a_full_queue_drops_ids_and_the_sweep_brings_them_back(stage: Stage, mon
         # although most of the ids were,
         assert service.metric("stream_events_total", outcome="dropped") > 20
         assert service.metric("sweep_found_total", why="overflow") > 20
-        assert 0 < max(waiting) <= 10
+        assert max(waiting) <= 10
         # and nobody says that the stream had missed them.
         assert service.metric("sweep_found_total", why="stream_missed") == 0
         assert len(stage.archived_files()) == 120
