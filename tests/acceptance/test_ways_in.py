@@ -20,7 +20,10 @@ def idle(
     database_server: DatabaseServer, ssh_server: SshServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Stage, Service]]:
     """A service that has nothing to do; one for all tests here, since each leaves it like that."""
-    with new_stage(database_server, ssh_server, tmp_path_factory.mktemp("ways")) as stage, stage.service() as service:
+    with (
+        new_stage(database_server, ssh_server, tmp_path_factory.mktemp("ways")) as stage,
+        stage.service(sweep_interval=3600) as service,
+    ):
         service.wait_settled()
         yield stage, service
 
