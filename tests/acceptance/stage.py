@@ -439,7 +439,10 @@ class Service(Served):
 
 
 class Program(Served):
-    """``cdc-archiver`` as a process of its own. It is killed at the end of the ``with`` block."""
+    """``cdc-archiver`` as a process of its own. It is killed at the end of the ``with`` block, and has written no secret there."""
+
+    may_trace = False
+    """Whether a traceback may be in its log: where a bug is part of the test."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, until: str | None) -> None:
         self._process = ChildProcess("cdc-archiver", command, log, environment)
@@ -457,8 +460,11 @@ class Program(Served):
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._process.kill()
+        if kind is None:
+            assert PASSWORD not in self.said
+            assert self.may_trace or "Traceback" not in self.said, self.said
 
     @property
     def pid(self) -> int:

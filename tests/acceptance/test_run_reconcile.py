@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Done, Stage, eventually, new_stage
+from stage import COMMAND, Done, Stage, eventually, new_stage
 
 from cdc_archiver import reconciliation
 from cdc_archiver.dispatch import dispatcher, health
@@ -115,6 +117,23 @@ def test_it_has_patience_with_a_host_that_comes_back(stage: Stage) -> None:
     back.join()
     assert (done.returncode, done.stdout) == (0, "archived 1; left: 0 pending, 0 quarantined, 0 refused, 0 ignored\n")
     assert stage.row(id_).attempts == 0
+
+
+def test_interrupted_it_says_what_is_left_and_leaves_no_process(stage: Stage) -> None:
+    # Given a reconciliation on a slow link,
+    ids = stage.register(*stage.files(30, size=50_000))
+    command = [*COMMAND, "run", "--reconcile", *stage.flags(bwlimit="100", drain_timeout="0.3")]
+    with subprocess.Popen(command, env=stage.environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        eventually(lambda: stage.count("copied = 1"), "it is at work")
+        # when an operator loses patience,
+        run.send_signal(signal.SIGINT)
+        said, _ = run.communicate(timeout=30)
+    # then it says how far it came, which the table says too.
+    done = stage.count("copied = 1")
+    assert run.returncode == 3
+    assert said.decode().startswith(f"archived {done}; left: {len(ids) - done} pending, ")
+    assert stage.count("failed_copy_attempts <> 0") == 0
+    assert len(stage.archived_files()) == done
 
 
 def test_it_takes_over_from_a_service_that_dies(stage: Stage) -> None:

@@ -198,6 +198,25 @@ def test_a_missing_file_is_charged_and_archived_when_it_appears(stage: Stage, so
     assert "No such file" in first["detail"]
 
 
+def test_several_files_that_are_gone_beside_others_are_charged_and_hold_up_nobody(stage: Stage) -> None:
+    # Given five files that somebody has deleted, in a folder where others are: its disk is mounted.
+    gone = stage.files(5, prefix="gone")
+    for file in gone:
+        file.path.unlink()
+    sound = stage.file("sound.npy")
+    with stage.service() as service:
+        # when they are registered, together or one after the other, then each is charged,
+        ids = stage.register(*gone[:3])
+        for file in gone[3:]:
+            ids += stage.register(file)
+            stage.wait_attempts(ids[-1], 1)
+        eventually(lambda: [row.attempts for row in stage.rows(ids)] == [1] * 5, "each is charged")
+        # and the source goes on.
+        stage.wait_archived(*stage.register(sound))
+        assert service.state() == "streaming"
+        assert service.metric("source_up") == 1
+
+
 def test_a_file_is_tried_until_its_attempts_are_used_up(stage: Stage, soon: None) -> None:
     file = stage.file("never.npy")
     file.path.unlink()
