@@ -127,12 +127,13 @@ def _require_room(session: Session) -> None:
 
 
 class _Interrupts:
-    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, once: the clearing away that follows is not cut short."""
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, once: what follows, to the exit status, is not cut short."""
 
     def __init__(self) -> None:
         self._ignored = False
         self._deferred = False
         self._pending = False
+        self._raised = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -143,7 +144,7 @@ class _Interrupts:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._raised else handler)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
@@ -167,5 +168,5 @@ class _Interrupts:
             self._raise()
 
     def _raise(self) -> None:
-        self._ignored = True
+        self._ignored = self._raised = True
         raise KeyboardInterrupt

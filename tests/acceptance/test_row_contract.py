@@ -186,8 +186,8 @@ def test_a_file_that_is_in_place_is_adopted(mariadb_stage: Stage) -> None:
     # when the next one starts,
     with stage.service() as service:
         (row,) = stage.wait_archived(id_)
-        assert service.metric("copies_total", result="adopted") == 1
-        assert service.metric("copies_total", result="archived") == 0
+        service.wait_metric(1, "copies_total", result="adopted")
+        service.wait_metric(0, "copies_total", result="archived")
     # then the file is taken as it is.
     assert (row.path, row.attempts) == (str(place), 0)
     assert place.stat().st_ino == inode
@@ -209,7 +209,7 @@ def test_another_file_of_the_same_name_gets_a_number(mariadb_stage: Stage) -> No
         # and the second, registered once more, is found along the numbers.
         (row,) = stage.wait_archived(*stage.register(files[1]))
         assert row.path == f"{place}.1"
-        assert service.metric("copies_total", result="adopted") == 1
+        service.wait_metric(1, "copies_total", result="adopted")
     assert len(stage.archived_files()) == 3
 
 

@@ -172,7 +172,7 @@ def test_beside_a_service_it_watches_and_copies_nothing(stage: Stage, monkeypatc
         assert done.stdout == "the running service archived 3; left: 0 pending, 0 quarantined, 0 refused, 0 ignored\n"
         assert done.returncode == 0, done.stderr
         # It was the service indeed.
-        assert service.metric("copies_total", result="archived") == 3
+        service.wait_metric(3, "copies_total", result="archived")
         assert {row.copied for row in stage.rows(ids)} == {1}
         assert service.state() == "streaming"
 

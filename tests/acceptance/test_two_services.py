@@ -40,8 +40,8 @@ def test_the_second_stands_by_and_takes_over_when_the_first_dies(stage: Stage) -
         assert second.metric("mode") == 1
         # when files come, then the first archives them, and the second leaves them alone.
         stage.wait_archived(*stage.register(*stage.files(5, prefix="first")))
-        assert first.metric("copies_total", result="archived") == 5
-        assert second.metric("copies_total") == 0
+        first.wait_metric(5, "copies_total", result="archived")
+        second.wait_metric(0, "copies_total")
         # When the first dies and files come meanwhile,
         began = time.monotonic()
         first.kill()
@@ -51,7 +51,7 @@ def test_the_second_stands_by_and_takes_over_when_the_first_dies(stage: Stage) -
         second.wait_state("streaming")
         assert time.monotonic() - began < WITHIN_SECONDS
         assert second.metric("mode", mode="stream") == 1
-        assert second.metric("copies_total", result="archived") == 5
+        second.wait_metric(5, "copies_total", result="archived")
     assert stage.sql(f"SELECT COUNT(*), SUM(copied), SUM(failed_copy_attempts) FROM {TABLE}") == [(10, 10, 0)]
 
 
@@ -100,7 +100,8 @@ def test_services_with_other_targets_work_side_by_side(mariadb_stage: Stage) -> 
         # when both get files, then each archives its own.
         mine, theirs = stage.file("mine.npy"), stage.file("theirs.npy")
         stage.wait_archived(*stage.register(mine), *stage.register(theirs, instance_id="other-monitor"))
-        assert one.metric("copies_total", result="archived") == other.metric("copies_total", result="archived") == 1
+        one.wait_metric(1, "copies_total", result="archived")
+        other.wait_metric(1, "copies_total", result="archived")
     assert stage.archived_files() == [stage.place(mine)]
     # A third that wants both gets neither: all targets of a source or none.
     with stage.service(), stage.service(target=(TARGET, "other-monitor"), until="standby"):

@@ -190,7 +190,7 @@ def test_a_row_put_back_by_hand_is_taken_up_at_once(idle: tuple[Stage, Service],
     # then it is looked for, found where it was, and nothing is there twice.
     (row,) = stage.wait_archived(id_, within=AT_ONCE)
     assert row.path == str(stage.place(file))
-    assert idle[1].metric("copies_total", result="adopted") == adopted + 1
+    idle[1].wait_metric(adopted + 1, "copies_total", result="adopted")
     assert [path.name for path in stage.place(file).parent.glob("by-hand*")] == ["by-hand.npy"]
 
 

@@ -329,7 +329,7 @@ def test_impossible_rows_are_refused_and_crash_nobody(stage: Stage, door: str) -
         assert reasons == {name: reason for name, (_, reason) in IMPOSSIBLE.items()}
         assert {entry["result"] for id_ in ids for entry in stage.history(id_)} == {"refused"}
         # and the service is as well as ever.
-        assert service.metric("copies_total", result="refused") == len(ids)
+        service.wait_metric(len(ids), "copies_total", result="refused")
         assert service.state() == "streaming"
     assert stage.archived_files() == [stage.place(file)]
     assert sorted(path.name for path in stage.folder.iterdir()) == ["archive", "readout"]
@@ -390,7 +390,7 @@ def test_a_path_that_would_not_fit_the_column_is_refused_before_it_is_copied(sta
         assert stage.wait_attempts(bad, 1).attempts == 1000
         (row,) = stage.wait_archived(good)
         assert row.path == str(stage.place(fits))
-        assert service.metric("copied_bytes_total") == len(fits.content)
+        service.wait_metric(len(fits.content), "copied_bytes_total")
     (entry,) = stage.history(bad)
     assert (entry["result"], entry["reason"]) == ("refused", "path_too_long")
     assert "260" in entry["detail"]

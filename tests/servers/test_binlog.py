@@ -17,7 +17,8 @@ from typing import Any
 
 import pymysql
 import pytest
-from kit import CREATE_TABLE, PASSWORD, TABLE, Relay, World, eventually, new_world
+from kit import CREATE_TABLE, PASSWORD, TABLE, World, eventually, new_world
+from proxy import Proxy
 
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.server import Position
@@ -473,11 +474,11 @@ def test_a_reset_of_a_log_of_several_files_is_a_lost_position(doomed: World) -> 
 
 def test_a_link_that_falls_silent_is_noticed(world: World) -> None:
     pace = replace(CALM, heartbeat=0.5)
-    with Relay(world.server.port) as relay, streaming(world, pace, database=world.database(port=relay.port)) as running:
+    with Proxy(world.server.port) as proxy, streaming(world, pace, database=world.database(port=proxy.port)) as running:
         running.heard.await_ids(world.insert("/a"))
-        relay.freeze()
+        proxy.freeze()
         running.heard.await_one("lost", "stalled")
-        relay.thaw()
+        proxy.thaw()
         running.heard.await_anchors(2)
         running.heard.await_ids(world.insert("/b"))
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from typing import Self
 
 import pytest
-from kit import PASSWORD, TABLE, Relay, World, eventually, new_world
+from kit import PASSWORD, TABLE, World, eventually, new_world
+from proxy import Proxy
 
 from cdc_archiver.database.engine import Database
 from cdc_archiver.database.lock import LockKeeper, LockTiming, TargetLocks, lock_name
@@ -147,8 +148,8 @@ def test_a_killed_process_holds_nothing(world: World) -> None:
 def test_a_severed_link_is_noticed_before_another_has_the_lock(world: World) -> None:
     """The heart of it: no moment with two holders who both believe it. And a dead host's lock dies."""
     with (
-        Relay(world.server.port) as relay,
-        Keeping(world.database(port=relay.port), "monitor") as first,
+        Proxy(world.server.port) as proxy,
+        Keeping(world.database(port=proxy.port), "monitor") as first,
     ):
         eventually(lambda: first.acquired, "the first has it")
         with Keeping(world.database(), "monitor") as second:
@@ -156,12 +157,12 @@ def test_a_severed_link_is_noticed_before_another_has_the_lock(world: World) -> 
             time.sleep(3 * QUICK.check_interval)  # long enough to see that checks keep the session alive
             assert first.lost == []
             severed = time.monotonic()
-            relay.freeze()
+            proxy.freeze()
             eventually(lambda: second.acquired, "the second has it")
             assert first.lost, "the first has not noticed"
             assert first.lost[0][0] < second.acquired[0]
             assert second.acquired[0] - severed < QUICK.session_limit + 3
-            relay.thaw()
+            proxy.thaw()
             eventually(lambda: len(first.waiting) > 0, "the first waits its turn")
         eventually(lambda: len(first.acquired) == 2, "and gets it")
 
@@ -196,14 +197,14 @@ def test_a_keeper_that_stops_leaves_the_lock_free(world: World) -> None:
 
 
 def test_a_database_that_is_away_is_said_once_and_waited_for(world: World) -> None:
-    with Relay(world.server.port) as relay:
-        relay.freeze()
-        locks = TargetLocks(world.database(port=relay.port), TABLE, ["monitor"], QUICK)
+    with Proxy(world.server.port) as proxy:
+        proxy.freeze()
+        locks = TargetLocks(world.database(port=proxy.port), TABLE, ["monitor"], QUICK)
         with pytest.raises(DatabaseUnavailable):
             locks.acquire()
-        with Keeping(world.database(port=relay.port), "monitor") as keeping:
+        with Keeping(world.database(port=proxy.port), "monitor") as keeping:
             eventually(lambda: keeping.unreachable, "the keeper says that the database is away")
-            relay.thaw()
+            proxy.thaw()
             eventually(lambda: keeping.acquired, "the lock is ours")
             assert len(keeping.unreachable) == 1
 

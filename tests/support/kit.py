@@ -1,14 +1,11 @@
-"""What the tests of stream, server facts and lock share: a database of their own, a wire that can be frozen, a patient wait."""
+"""What the tests of stream, server facts and lock share: a database of their own, a patient wait."""
 
 import contextlib
 import itertools
-import selectors
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -123,74 +120,3 @@ def eventually(question: Callable[[], _T], what: str, within: float = 15.0) -> _
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
         time.sleep(0.01)
     return answer
-
-
-class Relay:
-    """A wire to a port: it carries bytes both ways until it is frozen, and then keeps its connections open and silent.
-
-    That is what a link looks like whose other end lost its power.
-    """
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._frozen = threading.Event()
-        self._ended = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.setblocking(False)
-        self._sockets: list[socket.socket] = []
-        self._stale: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._carry, daemon=True)
-
-    @property
-    def port(self) -> int:
-        """Where to connect."""
-        return int(self._listener.getsockname()[1])
-
-    def freeze(self) -> None:
-        """From now on nothing passes; new connections are accepted and hear nothing."""
-        self._frozen.set()
-
-    def thaw(self) -> None:
-        """New connections pass again; those that were open when it froze stay silent for ever."""
-        self._stale = list(self._sockets)
-        self._frozen.clear()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        for sock in (self._listener, *self._sockets):
-            sock.close()
-
-    def _carry(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._listener, selectors.EVENT_READ)
-            while not self._ended.is_set():
-                for key, _ in selector.select(0.02):
-                    if key.fileobj is self._listener:
-                        near = self._listener.accept()[0]
-                        self._sockets.append(near)
-                        if not self._frozen.is_set():
-                            far = socket.create_connection(("127.0.0.1", self._target))
-                            self._sockets.append(far)
-                            selector.register(near, selectors.EVENT_READ, far)
-                            selector.register(far, selectors.EVENT_READ, near)
-                    elif self._frozen.is_set() or key.fileobj in self._stale:
-                        selector.unregister(key.fileobj)
-                    else:
-                        self._pass(selector, key)
-
-    def _pass(self, selector: selectors.BaseSelector, key: selectors.SelectorKey) -> None:
-        assert isinstance(key.fileobj, socket.socket)
-        try:
-            data = key.fileobj.recv(65536)
-            if data:
-                key.data.sendall(data)
-                return
-            key.data.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-        selector.unregister(key.fileobj)

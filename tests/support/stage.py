@@ -376,6 +376,11 @@ class Served:
             if sample.name == f"cdc_archiver_{name}" and labels.items() <= sample.labels.items()
         )
 
+    def wait_metric(self, value: float, name: str, **labels: str) -> None:
+        """Waits until a metric has a value: a row is seen to be archived before the metrics count it."""
+        if not eventually_or_not(lambda: self.metric(name, **labels) == value, PATIENCE):
+            raise AssertionError(f"{name} {labels} is not {value}, but {self.metric(name, **labels)}")
+
     def wait_state(self, state: str, within: float = PATIENCE) -> None:
         """Waits until /readyz says so."""
         if not eventually_or_not(lambda: self.state() == state, within):
