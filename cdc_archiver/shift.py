@@ -152,7 +152,7 @@ class Shift:
 
     # What the stream tells, in its own thread: none of it waits.
 
-    def on_ids(self, ids: Sequence[int], committed_at: float | None) -> None:
+    def on_ids(self, ids: Sequence[int]) -> None:
         self.dispatcher.offer(ids, Origin.STREAM, fresh=True)
 
     def on_anchor(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -84,6 +85,7 @@ class Dispatcher:
         self._dropped = IntervalSet()
         self._closed = False
         self._held_up = False
+        self._news: list[Callable[[], object]] = []
         for name, source in self._sources.items():
             metrics.add_source(name)
             metrics.queue_depth.labels(name).set_function(source.__len__)
@@ -237,7 +239,7 @@ class Dispatcher:
                         if records := self._collect(state, lane, now):
                             state.health.begin(now)
                             self._destination.begin(now)
-                            state.heard.discard(worker)
+                            state.absences.begin(worker)
                             return Batch(source, lane, worker, tuple(records))
                         continue
                     until = max(now + 0.1, *(each.until for each in (state.health, self._destination)))
@@ -256,9 +258,9 @@ class Dispatcher:
             to the table next, and comes back by :meth:`settled`; the others are dealt with here.
         """
         source = batch.source
-        with self._changed:
+        with self._telling():
             state = self._sources[source]
-            outcome = state.in_the_light_of_neighbours(batch.worker, outcome)
+            outcome = state.absences.judge(batch.worker, outcome)
             self._note_health(state, outcome)
             match outcome:
                 case Deferred(record=record):
@@ -356,12 +358,12 @@ class Dispatcher:
 
     def destination_failed(self, reason: Reason, detail: str) -> None:
         """The destination was found in trouble outside a batch."""
-        with self._changed:
+        with self._telling():
             self._fail(self._destination, "destination", reason, detail)
 
     def destination_ready(self) -> None:
         """The destination was found mounted and with room, outside a batch: trouble of that kind is over."""
-        with self._changed:
+        with self._telling():
             if self._destination.reason in (Reason.DESTINATION_MISSING, Reason.NO_SPACE):
                 self._succeed(self._destination, "destination")
 
@@ -371,7 +373,7 @@ class Dispatcher:
         Args:
             source: None for the destination: no source has anything pending.
         """
-        with self._changed:
+        with self._telling():
             health = self._destination if source is None else self._sources[source].health
             if self._clock() >= health.until:
                 self._succeed(health, source or "destination")
@@ -388,6 +390,15 @@ class Dispatcher:
         with self._changed:
             health = self._destination
             return health.up, health.reason.value if health.reason else None, health.detail
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """The lock, and what there is to say once it is free: a terminal that blocks must not block everybody."""
+        with self._changed:
+            yield
+            news, self._news = self._news, []
+        for say in news:
+            say()
 
     # Inside: all of it with the lock held.
 
@@ -433,33 +444,23 @@ class Dispatcher:
         """At the first, second, fourth, eighth … time in a row."""
         tries = self._ledger[outcome.record.id].blank_tries + 1
         if tries & (tries - 1) == 0:
-            _log.warning(
-                "deferred",
-                id=outcome.record.id,
-                source=source,
-                reason=outcome.reason.value,
-                tries=tries,
-                detail=outcome.detail,
-            )
+            about = {"id": outcome.record.id, "source": source, "reason": outcome.reason.value}
+            self._news.append(partial(_log.warning, "deferred", **about, tries=tries, detail=outcome.detail))
 
     def _succeed(self, health: Health, name: str) -> None:
         if health.succeeded(self._clock()):
             if health is self._destination:
-                _log.info("destination_up")
+                self._news.append(partial(_log.info, "destination_up"))
             else:
-                _log.info("source_up", source=name)
+                self._news.append(partial(_log.info, "source_up", source=name))
             self._changed.notify_all()
 
     def _fail(self, health: Health, name: str, reason: Reason, detail: str) -> None:
         now = self._clock()
         if health.failed(reason, detail, now, self._random.random()):
-            _log.error(
-                "destination_down" if health is self._destination else "source_down",
-                source=name,
-                reason=reason.value,
-                detail=detail,
-                retry_seconds=round(health.until - now, 1),
-            )
+            what = "destination_down" if health is self._destination else "source_down"
+            about = {"source": name, "reason": reason.value, "detail": detail}
+            self._news.append(partial(_log.error, what, **about, retry_seconds=round(health.until - now, 1)))
 
     def _next_try(self, state: SourceQueues, outcome: Deferred) -> float:
         now = self._clock()

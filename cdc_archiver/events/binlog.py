@@ -267,11 +267,11 @@ class BinlogStream(Part):
                     if seen.doubt:
                         self._report_gap(seen.doubt)
                     if len(collected) >= _CHUNK:
-                        self._hand_over(collected, None)
+                        self._hand_over(collected)
                         collected = []
                 case Mark():
                     if collected:
-                        self._hand_over(collected, seen.written_at)
+                        self._hand_over(collected)
                         collected = []
                     self._progress.advance(seen.position)
                     self._set_lag(seen)
@@ -282,8 +282,8 @@ class BinlogStream(Part):
             if time.monotonic() >= chore_due:
                 chore_due = next(chores)
 
-    def _hand_over(self, ids: list[int], committed_at: float | None) -> None:
-        self._listener.on_ids(ids, committed_at)
+    def _hand_over(self, ids: list[int]) -> None:
+        self._listener.on_ids(ids)
         self._progress.deliver(ids)
 
     def _report_gap(self, why: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import structlog
 import tenacity
 
 from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
@@ -30,7 +31,7 @@ from cdc_archiver.model import (
     Steps,
 )
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.transfer import layout, report
+from cdc_archiver.transfer import absence, layout, report
 from cdc_archiver.transfer.probe import FileState, Probe
 from cdc_archiver.transfer.rsync import Limits, RsyncRun, rsync_command
 from cdc_archiver.transfer.ssh import ControlMaster, peer
@@ -47,6 +48,8 @@ _LOOK_AGAIN: Final = 0.001
 _FOLDERS_LOOKED_AT: Final = 5
 _LOOKED_AT: Final = 100
 """Files that a diagnosis looks at, at the most."""
+
+_log = structlog.get_logger(__name__)
 
 _SEEN: Final = {
     FileState.MISSING: Reason.MISSING,
@@ -125,7 +128,10 @@ class Copier:
 
     def _control_path(self, source: SourceSettings) -> Path | None:
         master = self._masters.get(source.name)
-        return master.ensure() if master else None
+        path = master.ensure() if master else None
+        if master and path is None:
+            _log.debug("no_shared_connection", source=source.name, detail=master.words)
+        return path
 
 
 class _Work:
@@ -280,7 +286,7 @@ class _Work:
         disk_seen = self._sees_disk_of(ending.files)
         verdicts = dict(ending.files)
         if not disk_seen:
-            verdicts.update(report.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged()))
+            verdicts.update(absence.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged()))
         if ending.trouble is None:
             # A file may print twice, and the last line wins: only a run that came to its end makes a wrong sum final.
             for entry, seen in changed.items():
