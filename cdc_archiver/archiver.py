@@ -244,6 +244,7 @@ class Archiver:
                     shift.start()
                 case "lost" if self._shift is not None:
                     _log.error("lock_lost", detail=event.why)
+                    site.database.close()  # what ended the lock's connection may have ended the idle ones in silence
                     self._end_shift(drain=0.0)
                 case "ended" if event.part is not None and not event.part.stopping.is_set():
                     failure = event.part.failure
