@@ -192,7 +192,7 @@ def in_our_words(error: BaseException, address: str) -> DatabaseUnavailable | Mi
         return Misconfigured(f"the database {address} says: {words}", _ASK_A_PERSON[code])
     if code in _LOCKED:
         return RowLocked(f"the database {address}: {words}", "which transaction is open there?")
-    if code in _REFUSED or isinstance(original, pymysql.DataError | pymysql.IntegrityError):
+    if code in _REFUSED or isinstance(original, pymysql.DataError | pymysql.IntegrityError | UnicodeError):
         return StatementRefused(f"the database {address} does not take it: {words}", "compare the column with `check`")
     return DatabaseUnavailable(
         f"the database {address} cannot be used: {words}",
