@@ -51,7 +51,7 @@ class SourceOptions(BaseModel):
     @field_validator("ssh_key", "known_hosts", "ssh_config", mode="before")
     @classmethod
     def _no_empty_path(cls, value: object) -> object:
-        return None if value == "" else value
+        return _path(value)
 
     host: str = Field("", description="Readout server, [user@]host. Empty: the files are on this machine.")
     user: str = Field("", description="Login name there; default: OpenSSH's.")
@@ -158,6 +158,13 @@ class SourceSettings(SourceOptions):
     def login(self) -> str:
         """The login name, or nothing where OpenSSH's own choice is meant."""
         return self.user or self.host.rpartition("@")[0]
+
+
+def _path(value: object) -> object:
+    """A path as it was written; an empty one is none."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{value!r} is no path")
+    return None if value == "" else value
 
 
 def _mysql(variable: str, default: Any, description: str, **more: Any) -> Any:
@@ -272,7 +279,7 @@ class Settings(SourceOptions, BaseSettings):
     )
     @classmethod
     def _no_empty_file(cls, value: object) -> object:
-        return None if value == "" else value
+        return _path(value)
 
     @model_validator(mode="after")
     def _whole_tls(self) -> Self:
@@ -403,7 +410,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"the configuration {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOML's own, an endless number, a nesting without end
         raise Misconfigured(f"the configuration {path} is no TOML: {error}") from error
     known = {*Settings.model_fields}
     for key in values:
