@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -18,14 +19,22 @@ from cdc_archiver.settings import PREFIX, Settings, load
 
 
 def with_settings(command: Callable[..., ExitStatus]) -> Callable[..., None]:
-    """A command that takes each setting as a flag, and gets them all as its first argument, a :class:`Settings`."""
+    """A command that takes each setting as a flag, and gets them all as its first argument, a :class:`Settings`.
+
+    One with a parameter ``load_again`` gets a function there that reads them anew.
+    """
     own = [parameter for name, parameter in inspect.signature(command, eval_str=True).parameters.items()][1:]
+    reloads = any(parameter.name == "load_again" for parameter in own)
+    own = [parameter for parameter in own if parameter.name != "load_again"]
 
     def run(**arguments: Any) -> None:
         more = {parameter.name: arguments.pop(parameter.name) for parameter in own}
         config = arguments.pop("config")
         flags = {name: value or None if isinstance(value, list) else value for name, value in arguments.items()}
-        raise typer.Exit(command(load(flags, Path(config) if config else None), **more))
+        load_again = partial(load, flags, Path(config) if config else None)
+        if reloads:
+            more["load_again"] = load_again
+        raise typer.Exit(command(load_again(), **more))
 
     run.__name__ = command.__name__
     run.__doc__ = command.__doc__

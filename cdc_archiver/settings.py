@@ -35,7 +35,18 @@ from pydantic_settings import (
 )
 
 from cdc_archiver.errors import Misconfigured
-from cdc_archiver.kinds import Bytes, FileModes, LogFormat, LogLevel, Names, Seconds, Verify, parse_modes
+from cdc_archiver.kinds import (
+    Bytes,
+    FileModes,
+    LogFormat,
+    LogLevel,
+    Names,
+    Seconds,
+    Timetable,
+    Verify,
+    parse_modes,
+    parse_timetable,
+)
 
 PREFIX: Final = "CDC_ARCHIVER_"
 
@@ -64,10 +75,20 @@ class SourceOptions(BaseModel):
     restricted_key: bool = Field(
         False, description='The key is restricted there with command="rrsync -ro SOURCE_ROOT".'
     )
-    bwlimit: str = Field("", description="rsync's --bwlimit, for each rsync: KiB/s, or with a unit (20m). Empty: none.")
+    bwlimit: str = Field(
+        "",
+        description="rsync's --bwlimit, for each rsync: KiB/s, or with a unit (20m); or one for each time of the day "
+        "(08:00,20m 19:00,off). Empty: none.",
+    )
     compress: bool = Field(False, description="Compress in transfer: for links slower than about 100 MB/s.")
     workers: int = Field(2, ge=1, le=32, description="Copies at a time from one source, of files up to the limit.")
     bulk_workers: int = Field(1, ge=1, le=8, description="Copies at a time from one source, of larger files.")
+    small_limit: Bytes = Field(
+        64 * 1024**2, ge=1, description="Files above this size go through the bulk lane, so that they hold up no other."
+    )
+    batch_files: int = Field(500, ge=1, le=10_000, description="Files that one rsync takes at the most.")
+    io_timeout: Seconds = Field(60.0, ge=1, description="Silence of a link after which rsync gives up.")
+    stall_timeout: Seconds = Field(120.0, ge=1, description="No progress at all for this long: rsync is killed.")
 
     @field_validator("user")
     @classmethod
@@ -94,8 +115,7 @@ class SourceOptions(BaseModel):
     @field_validator("bwlimit")
     @classmethod
     def _rsync_rate(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[0-9]+(\.[0-9]+)?[kKmMgGtT]?", value):
-            raise ValueError(f"{value!r} is no rate; rsync takes KiB/s or a number with its unit, such as 20m")
+        parse_timetable(value)
         return value
 
     @model_validator(mode="after")
@@ -137,6 +157,11 @@ class SourceSettings(SourceOptions):
         if not self.target or "" in self.target:
             raise ValueError(f"source {self.name} has no target: say which instance_id's files are archived")
         return self
+
+    @property
+    def timetable(self) -> Timetable:
+        """What ``bwlimit`` says."""
+        return parse_timetable(self.bwlimit)
 
     @property
     def staging_name(self) -> str:
@@ -199,16 +224,16 @@ class Settings(SourceOptions, BaseSettings):
     chmod: str = Field("D755,F644", description="Modes of archived folders (D) and files (F), octal.")
     min_free: Bytes = Field(1024**3, description="Free space below which nothing is copied.")
     verify: Verify = Field(Verify.STAGED, description="Prove the md5 from the staged file too, or in transfer only.")
-    small_limit: Bytes = Field(
-        64 * 1024**2, ge=1, description="Files above this size go through the bulk lane, so that they hold up no other."
-    )
-    batch_files: int = Field(500, ge=1, le=10_000, description="Files that one rsync takes at the most.")
-    io_timeout: Seconds = Field(60.0, ge=1, description="Silence of a link after which rsync gives up.")
-    stall_timeout: Seconds = Field(120.0, ge=1, description="No progress at all for this long: rsync is killed.")
 
     sweep_interval: Seconds = Field(60.0, ge=0.2, description="Time between sweeps while the stream flows.")
     poll_interval: Seconds = Field(5.0, ge=0.1, description="Time between sweeps while there is no stream.")
     max_attempts: int = Field(5, ge=1, le=999, description="Charged attempts after which a file is quarantined.")
+    max_sources: int = Field(
+        0,
+        ge=0,
+        description="Sources that this service takes while others with the same configuration are there to share them. "
+        "0: all.",
+    )
     drain_timeout: Seconds = Field(10.0, description="How long running copies may finish at a stop.")
 
     http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz, /readyz, /api.")

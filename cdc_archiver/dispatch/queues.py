@@ -52,11 +52,15 @@ class SourceQueues:
     """One source's queues and state.
 
     Attributes:
+        batch_files: files that one rsync takes at the most.
+        retired: nothing of it is handed out any more.
         starved: a sweep left rows behind for want of room, or an id was dropped: it wants to be refilled.
         absences: its missing files of late.
     """
 
     name: str
+    batch_files: int
+    retired: bool = False
     health: Health = field(default_factory=Health)
     lanes: dict[Lane, Queue] = field(default_factory=lambda: {lane: Queue() for lane in Lane})
     in_flight: int = 0

@@ -122,7 +122,10 @@ class Sweeper(Part):
         self._second_look_at = float("inf")
         self._looking = threading.Lock()
         self._fresh_above: int | None = None
-        self._cursors = dict.fromkeys((source.name for source in settings.sources), 0)
+        self._sources = settings.sources
+        self._cursors: dict[str, int] = {}
+        # What was registered before a source became ours is backlog, whatever the stream told of it.
+        self._begins = dict.fromkeys((source.name for source in settings.sources), 0)
         self._suspects: list[_Suspects] = []
         self._delivered = IntervalSet()
         self._census_at = float("-inf")
@@ -139,6 +142,15 @@ class Sweeper(Part):
         """The stream has a new anchor: whatever was committed before it is for a sweep, at once and a little later."""
         with self._looking:
             self._second_look_at = min(self._second_look_at, time.monotonic() + _SECOND_LOOK)
+        self.request()
+
+    def set_sources(self, sources: tuple[SourceSettings, ...]) -> None:
+        """Other sources from now on: swept at once."""
+        gone = {source.name for source in self._sources} - {source.name for source in sources}
+        with self._looking:
+            self._sources = sources
+            for name in gone:
+                self._forget(name)
         self.request()
 
     def interrupt(self) -> None:
@@ -191,10 +203,11 @@ class Sweeper(Part):
         with self._database.connect() as connection:
             top = self._files.max_id(connection)
             fresh_above = top if self._fresh_above is None else self._fresh_above
-            for source in self._settings.sources:
+            for source in self._sources:
+                self._begins.setdefault(source.name, top)
                 # What came since the last sweep goes first. Then the older ones, on from where there was no more room.
                 newest = self._offer(connection, source, fresh_above, top, found, suspects, fresh=True)
-                start = self._cursors[source.name]
+                start = self._cursors.get(source.name, 0)
                 stopped_at = self._offer(connection, source, start, fresh_above, found, suspects, fresh=False)
                 self._cursors[source.name] = stopped_at or 0
                 # A round that began in the middle has not seen what became pending below its start meanwhile.
@@ -247,7 +260,7 @@ class Sweeper(Part):
                 self._door.starve(source.name)
                 return after
             page = self._files.pending(connection, source.target, after, until, min(room, _PAGE))
-            why = {pending.id: self._why(pending) for pending in page}
+            why = {pending.id: self._why(source.name, pending) for pending in page}
             for id_ in self._door.offer(why, Origin.SWEEP, fresh=fresh):
                 if why[id_] == "":
                     suspects.append(id_)
@@ -258,14 +271,14 @@ class Sweeper(Part):
             after = page[-1].id
         return after
 
-    def _why(self, pending: Pending) -> str:
+    def _why(self, source: str, pending: Pending) -> str:
         """Why a sweep finds this row; empty where only the stream's further way will tell."""
         if self._door.was_dropped(pending.id):
             return "overflow"
         if pending.attempts:
             return "retry"
         anchor = self._stream.anchor_max_id
-        if anchor is None or pending.id <= anchor:
+        if anchor is None or pending.id <= max(anchor, self._begins.get(source, 0)):
             return "backlog"
         return "requeued" if pending.id in self._delivered else ""
 
@@ -287,13 +300,21 @@ class Sweeper(Part):
 
     def _take_census(self, connection: sa.Connection) -> None:
         now = datetime.now(UTC)
-        for source in self._settings.sources:
+        for source in self._sources:
             census = self._files.census(connection, source.target)
-            self.census[source.name] = census
-            self._metrics.pending.labels(source.name).set(census.pending)
-            self._metrics.quarantined.labels(source.name).set(census.quarantined)
-            self._metrics.refused.labels(source.name).set(census.refused)
-            self._metrics.ignored.labels(source.name).set(census.ignored)
-            oldest = census.oldest_pending
-            age = max(0.0, (now - oldest).total_seconds()) if oldest else 0.0
-            self._metrics.oldest_pending.labels(source.name).set(age)
+            with self._looking:
+                if source not in self._sources:
+                    continue  # it went away while we counted
+                self.census[source.name] = census
+                self._metrics.pending.labels(source.name).set(census.pending)
+                self._metrics.quarantined.labels(source.name).set(census.quarantined)
+                self._metrics.refused.labels(source.name).set(census.refused)
+                self._metrics.ignored.labels(source.name).set(census.ignored)
+                oldest = census.oldest_pending
+                age = max(0.0, (now - oldest).total_seconds()) if oldest else 0.0
+                self._metrics.oldest_pending.labels(source.name).set(age)
+
+    def _forget(self, source: str) -> None:
+        self._cursors.pop(source, None)
+        self._begins.pop(source, None)
+        self.census.pop(source, None)

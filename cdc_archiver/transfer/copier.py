@@ -8,6 +8,7 @@ import posixpath
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -74,7 +75,8 @@ class Copier:
         self._archive = archive
         self._path_width = path_width
         self._cancel = cancel
-        self._masters = {source.name: ControlMaster(source) for source in settings.sources if not source.is_local}
+        self._masters: dict[str, ControlMaster] = {}
+        self._mastering = threading.Lock()
 
     def archive(self, source: SourceSettings, batch: Batch) -> Iterator[Outcome]:
         """Archives a batch's files.
@@ -116,18 +118,25 @@ class Copier:
 
     def close(self) -> None:
         """Ends the connections."""
-        for master in self._masters.values():
-            master.close()
+        with self._mastering:
+            for master in self._masters.values():
+                master.close()
 
     def _pause(self, seconds: float | None) -> None:
         self._cancel.wait(seconds)
 
     def _renew_connection(self, source: SourceSettings) -> None:
-        if master := self._masters.get(source.name):
+        if master := self._master_of(source):
             master.renew()
 
+    def _master_of(self, source: SourceSettings) -> ControlMaster | None:
+        if source.is_local:
+            return None
+        with self._mastering:
+            return self._masters.setdefault(source.name, ControlMaster(source))
+
     def _control_path(self, source: SourceSettings) -> Path | None:
-        master = self._masters.get(source.name)
+        master = self._master_of(source)
         path = master.ensure() if master else None
         if master and path is None:
             _log.debug("no_shared_connection", source=source.name, detail=master.words)
@@ -187,7 +196,10 @@ class _Work:
             CopyTrouble: it failed by no file's fault; what arrived before counts.
         """
         limits = Limits(
-            None if self._bulk else self._settings.small_limit, self._settings.io_timeout, self._settings.stall_timeout
+            max_size=None if self._bulk else self._source.small_limit,
+            io_timeout=self._source.io_timeout,
+            stall_timeout=self._source.stall_timeout,
+            rate=self._source.timetable.rate_at(datetime.now().time()),
         )
         staging = self._archive.staging_folder(self._source.staging_name, self._worker)
         # What an earlier try left there would look like what this one brings.
@@ -275,7 +287,7 @@ class _Work:
         if run.stalled:
             raise HostUnavailable(
                 Reason.STALLED,
-                f"nothing came from {self._source.name} for {self._settings.stall_timeout:.0f} s: rsync was killed",
+                f"nothing came from {self._source.name} for {self._source.stall_timeout:.0f} s: rsync was killed",
             )
         known_peer = None if self._source.is_local else peer(self._source)
         ending = report.read_ending(run.status, run.stderr, self._source.source_root, self.wanted.keys(), known_peer)
