@@ -89,8 +89,7 @@ class Dispatcher:
 
     def add_source(self, source: SourceSettings) -> None:
         """Its files are for us from now on. A sweep brings those that are pending."""
-        name = source.name
-        state = SourceQueues(name, source.batch_files)
+        name, state = source.name, SourceQueues(source.name, source.batch_files)
         with self._changed:
             self._sources[name] = state
         self._metrics.add_source(name)
@@ -103,9 +102,8 @@ class Dispatcher:
         with self._changed:
             state = self._sources[source]
             state.retired = True
-            for queue in state.lanes.values():
-                while queue:
-                    self._ledger.drop(queue.pop().id)
+            for record in state.clear():
+                self._ledger.drop(record.id)
             self._changed.notify_all()
 
     def forget_source(self, source: str, wait: float) -> None:
@@ -114,11 +112,9 @@ class Dispatcher:
         Args:
             wait: seconds that what is under way may take.
         """
-        deadline = self._clock() + wait
         with self._changed:
             state = self._sources[source]
-            while state.in_flight and (left := deadline - self._clock()) > 0:
-                self._changed.wait(left)
+            self._changed.wait_for(lambda: not state.in_flight, wait)
             del self._sources[source]
         self._metrics.forget_source(source)
 
@@ -163,7 +159,7 @@ class Dispatcher:
             state = self._sources.get(source)
             if state is None or state.retired:
                 return 0
-            waiting = len(state.lanes[Lane.SMALL]) + len(self._inboxes[False]) + len(self._inboxes[True])
+            waiting = len(state.lanes[Lane.SMALL]) + sum(len(inbox) for inbox in self._inboxes.values())
             return max(0, BACKLOG_MOST - waiting)
 
     def starve(self, source: str) -> None:
@@ -234,7 +230,7 @@ class Dispatcher:
                 self._ledger.queued(record.id)
                 state.lanes[Lane.SMALL].push(record, fresh=self._ledger[record.id].fresh)
                 self._changed.notify_all()
-            wanted = self._wants_refill(state)
+            wanted = state.wants_refill(REFILL_BELOW)
         if wanted:
             self._want_sweep()
 
@@ -308,9 +304,7 @@ class Dispatcher:
                     self._changed.notify_all()
                 case Oversize(record=record):
                     state.in_flight -= 1
-                    if state.retired:
-                        self._ledger.drop(record.id)
-                    elif len(state.lanes[Lane.BULK]) >= QUEUE_MOST:
+                    if state.retired or len(state.lanes[Lane.BULK]) >= QUEUE_MOST:
                         self._drop(record.id)
                         state.starved = True
                     else:
@@ -331,7 +325,7 @@ class Dispatcher:
             state = self._sources[source]
             state.health.end()
             self._destination.end()
-            wanted = self._wants_refill(state)
+            wanted = state.wants_refill(REFILL_BELOW)
             self._changed.notify_all()
         if wanted:
             self._want_sweep()
@@ -395,8 +389,7 @@ class Dispatcher:
     def idle(self) -> bool:
         """Whether nothing is in hand but what waits for a later try."""
         with self._changed:
-            busy = (State.OFFERED, State.QUEUED, State.IN_FLIGHT)
-            return not any(self._ledger.count(state) for state in busy)
+            return not any(map(self._ledger.count, (State.OFFERED, State.QUEUED, State.IN_FLIGHT)))
 
     def destination_failed(self, reason: Reason, detail: str) -> None:
         """The destination was found in trouble outside a batch."""
@@ -416,9 +409,9 @@ class Dispatcher:
             source: None for the destination: no source has anything pending.
         """
         with self._telling():
-            state = self._sources.get(source or "")
-            health = self._destination if source is None else state.health if state else None
-            if health is not None and self._clock() >= health.until:
+            state = self._sources.get(source) if source else None
+            health = state.health if state else self._destination if source is None else Health()
+            if self._clock() >= health.until:
                 self._succeeded(health, source or DESTINATION)
 
     def states(self) -> list[SourceState]:
@@ -481,12 +474,6 @@ class Dispatcher:
                 return now + _BLANK_DELAYS[min(entry.blank_tries, len(_BLANK_DELAYS)) - 1]
             case _:
                 return max(now, state.health.until)
-
-    def _wants_refill(self, state: SourceQueues) -> bool:
-        wants = state.starved and len(state) < REFILL_BELOW
-        if wants:
-            state.starved = False
-        return wants
 
     def _drop_inboxes(self) -> None:
         """No source has room: to read the rows would be in vain."""

@@ -70,6 +70,20 @@ class SourceQueues:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.lanes.values())
 
+    def __bool__(self) -> bool:
+        return True  # empty or not, it is there
+
+    def wants_refill(self, below: int) -> bool:
+        """Whether a sweep left rows behind and there is room for them now: said once."""
+        wants = self.starved and len(self) < below
+        if wants:
+            self.starved = False
+        return wants
+
+    def clear(self) -> list[FileRecord]:
+        """Takes out all that waits."""
+        return [queue.pop() for queue in self.lanes.values() for _ in range(len(queue))]
+
     def up(self) -> float:
         """1 or 0, for a metric."""
         return float(self.health.up)
