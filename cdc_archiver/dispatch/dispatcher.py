@@ -292,7 +292,8 @@ class Dispatcher:
         source = batch.source
         with self._telling():
             state = self._sources[source]
-            outcome = state.absences.judge(batch.worker, outcome)
+            held = state.health.reason is Reason.SOURCE_NOT_MOUNTED
+            outcome = state.absences.judge(batch.worker, outcome, held=held)
             tries = self._ledger[outcome.record.id].blank_tries + 1
             if self._watch.note(source, state.health, outcome, tries):
                 self._changed.notify_all()

@@ -58,14 +58,18 @@ class Absences:
         """A worker has a new batch."""
         self.heard.discard(worker)
 
-    def judge(self, worker: str, outcome: Outcome) -> Outcome:
-        """The outcome, or what it is when its neighbours are looked at too."""
+    def judge(self, worker: str, outcome: Outcome, *, held: bool = False) -> Outcome:
+        """The outcome, or what it is when its neighbours are looked at too.
+
+        Args:
+            held: the disk is taken for not mounted already: then what was missing before is missing for no news either.
+        """
         match outcome:
             case Charged(record=record, reason=Reason.MISSING, detail=detail, disk_seen=disk_seen):
-                if disk_seen or worker in self.heard or record.attempts:
+                if disk_seen or worker in self.heard or (record.attempts and not held):
                     return outcome
                 self.missing.add(record.id)
-                if len(self.missing) >= _FILES:
+                if held or len(self.missing) >= _FILES:
                     words = f"the last {len(self.missing)} files are all missing there: {_QUESTION}"
                     return Deferred(record, Reason.SOURCE_NOT_MOUNTED, f"{words} {detail}")
             case Archived(adopted=False) | Charged() | Oversize():

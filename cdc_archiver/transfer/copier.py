@@ -320,7 +320,7 @@ class _Work:
     def _sees_disk_of(self, verdicts: Mapping[bytes, report.Verdict]) -> bool:
         """Whether a missing file's folder is there and has files in it; asked only where every file of the batch is missing."""
         missing = [entry for entry, verdict in verdicts.items() if verdict.reason is Reason.MISSING]
-        if len(missing) < self._entries_at_first or not self._never_charged():
+        if not missing or len(missing) < self._entries_at_first:
             return False
         return Probe(self._source).sees_folder_of([self._path(entry) for entry in missing[:_FOLDERS_LOOKED_AT]])
 

@@ -72,6 +72,15 @@ def test_one_that_lay_in_the_archive_already_shows_nothing_of_the_sources_disk()
     assert isinstance(absences.judge("small-0", charged(3)), Deferred)
 
 
+def test_while_the_disk_is_taken_for_not_mounted_nobody_is_charged() -> None:
+    """Or else those that were charged before it was would lose all their tries on it."""
+    absences = Absences()
+    outcome = absences.judge("small-0", charged(1, attempts=1), held=True)
+    assert isinstance(outcome, Deferred)
+    assert outcome.reason is Reason.SOURCE_NOT_MOUNTED
+    assert isinstance(absences.judge("small-0", charged(1, attempts=1, disk_seen=True), held=True), Charged)
+
+
 def test_what_is_known_to_be_missing_or_was_looked_for_on_its_disk_is_charged() -> None:
     absences = Absences()
     for id_ in (1, 2, 3):
