@@ -19,6 +19,7 @@ from cdc_archiver.errors import Misconfigured
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.operations.status import Status
 from cdc_archiver.threads import Part
+from cdc_archiver.words import printable
 
 _INDEX = """cdc_archiver
 
@@ -89,7 +90,7 @@ def application(metrics: Metrics, status: Callable[[], Status]) -> Starlette:
     def readyz(_request: Request) -> Response:
         now = status()
         return PlainTextResponse(
-            f"{now.state}: {now.why}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
+            f"{now.state}: {printable(now.why)}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
         )
 
     def api_status(_request: Request) -> Response:
