@@ -80,7 +80,10 @@ def application(metrics: Metrics, status: Callable[[], Status]) -> Starlette:
         return PlainTextResponse(_INDEX)
 
     def expose(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # it takes a version for a number; any other header is read as none
+            encode, content_type = choose_encoder("")
         return Response(encode(metrics.registry), media_type=content_type)
 
     def healthz(_request: Request) -> Response:
