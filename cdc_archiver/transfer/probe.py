@@ -58,6 +58,8 @@ class FileState(StrEnum):
     ROOT_GONE = "root_gone"
     """The folder that all files lie below is missing or empty: its disk is not mounted."""
     CANNOT_TELL = "cannot_tell"
+    UNREACHABLE = "unreachable"
+    """It could not be looked at just now; another time it can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +128,15 @@ class Probe:
             states.update(_diagnosis(_LocalFiles(), source.source_root, paths))
         elif not source.restricted_key:
             # Whatever a server answers: a diagnosis that fails says nothing, and harms nobody.
-            with contextlib.suppress(Exception), self._login() as transport, _sftp(transport) as files:
-                # One by one: what was seen before a link breaks stays seen.
-                for path, state in _diagnosis(files, source.source_root, paths):
-                    states[path] = state
+            try:
+                with self._login() as transport, _sftp(transport) as files:
+                    # One by one: what was seen before a link breaks stays seen.
+                    for path, state in _diagnosis(files, source.source_root, paths):
+                        states[path] = state
+            except Exception as error:
+                if _may_pass(error):
+                    unseen = [path for path, state in states.items() if state is FileState.CANNOT_TELL]
+                    states.update(dict.fromkeys(unseen, FileState.UNREACHABLE))
         return states
 
     def sees_folder_of(self, paths: Sequence[str]) -> bool:
@@ -229,6 +236,16 @@ class Probe:
         if status == 127:
             return "", True, ""
         return "", False, f"the account runs no `rsync --version`: {output.strip()[:200] or f'status {status}'}"
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a look failed because the host or the link to it was away just then."""
+    if isinstance(error, HostUnavailable):
+        return error.reason is Reason.HOST_UNREACHABLE
+    cause = error.__cause__ if isinstance(error, CannotTell) else error
+    return isinstance(cause, _BROKEN) and not isinstance(
+        cause, paramiko.ssh_exception.IncompatiblePeer | paramiko.AuthenticationException
+    )
 
 
 def rsync_version_here() -> str | None:
