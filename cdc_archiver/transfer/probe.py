@@ -62,6 +62,10 @@ class FileState(StrEnum):
     """It could not be looked at just now; another time it can."""
 
 
+_SILENCE: Final = re.compile(r"banner|Negotiation failed|timed? ?out", re.IGNORECASE)
+"""What paramiko says where a host takes the connection and then says nothing; one that it cannot talk to says other things."""
+
+
 @dataclass(frozen=True, slots=True)
 class Look:
     """What a look at a source showed.
@@ -129,14 +133,22 @@ class Probe:
         elif not source.restricted_key:
             # Whatever a server answers: a diagnosis that fails says nothing, and harms nobody.
             try:
-                with self._login() as transport, _sftp(transport) as files:
-                    # One by one: what was seen before a link breaks stays seen.
-                    for path, state in _diagnosis(files, source.source_root, paths):
-                        states[path] = state
+                with self._login() as transport:
+                    try:
+                        with _sftp(transport) as files:
+                            # One by one: what was seen before a link breaks stays seen.
+                            for path, state in _diagnosis(files, source.source_root, paths):
+                                states[path] = state
+                    except Exception as error:
+                        # A server that does not let us look says so on a link that stays.
+                        if isinstance(error, TimeoutError) or not transport.is_active():
+                            _leave_open(states)
+            except HostUnavailable as error:
+                if error.reason is Reason.HOST_UNREACHABLE:
+                    _leave_open(states)
             except Exception as error:
-                if _may_pass(error):
-                    unseen = [path for path, state in states.items() if state is FileState.CANNOT_TELL]
-                    states.update(dict.fromkeys(unseen, FileState.UNREACHABLE))
+                if _SILENCE.search(str(error)):
+                    _leave_open(states)
         return states
 
     def sees_folder_of(self, paths: Sequence[str]) -> bool:
@@ -238,14 +250,10 @@ class Probe:
         return "", False, f"the account runs no `rsync --version`: {output.strip()[:200] or f'status {status}'}"
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether a look failed because the host or the link to it was away just then."""
-    if isinstance(error, HostUnavailable):
-        return error.reason is Reason.HOST_UNREACHABLE
-    cause = error.__cause__ if isinstance(error, CannotTell) else error
-    return isinstance(cause, _BROKEN) and not isinstance(
-        cause, paramiko.ssh_exception.IncompatiblePeer | paramiko.AuthenticationException
-    )
+def _leave_open(states: dict[str, FileState]) -> None:
+    """What was not seen can be looked at another time."""
+    unseen = [path for path, state in states.items() if state is FileState.CANNOT_TELL]
+    states.update(dict.fromkeys(unseen, FileState.UNREACHABLE))
 
 
 def rsync_version_here() -> str | None:
