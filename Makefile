@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DB ?= mariadb
+MINUTES ?= 20
+# Both servers, unless somebody has asked for one.
+SOAK_DB := $(if $(filter file,$(origin DB)),mariadb mysql,$(DB))
 # Tests wait for servers more than they compute; each process starts servers of its own.
 JOBS ?= 4
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format reference install servers clean
+.PHONY: help demo test soak lint format reference install servers clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +19,11 @@ demo: install ## archive an observing session on private servers, prove it, clea
 
 test: lint servers ## lint, types and all tests, on real servers
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(PYTEST_ARGS)
+
+soak: install servers ## every fault at once for MINUTES=20 on each server (DB=mysql: on that alone), and an audit of what came of it
+	@export PYTHONPATH=tests/support:tests/faults; \
+	[ ! -f tests/faults/fuzz.py ] || $(BIN)/python -m fuzz --inputs 1000000 || exit 1; \
+	for database in $(SOAK_DB); do $(BIN)/python -m soak --minutes $(MINUTES) --db $$database || exit 1; done
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
