@@ -18,6 +18,8 @@ from benchmarks.scale import FULL, SHORT, SMOKE
 from cdc_archiver.sandbox import Sandbox, SandboxError
 
 _SCALES = {scale.name: scale for scale in (SMOKE, SHORT, FULL)}
+_WIDTH = 150
+"""Of tables in a pipe, where there is nothing to fit into."""
 _SERVER_OPTIONS = ("--innodb-buffer-pool-size=512M",)
 """A site's server has some memory; the sandbox's own default is a test's."""
 
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; its exit status: 0 when all was measured, whatever came out; 1 when a case failed; 2 wrong usage."""
     given = _parser().parse_args(arguments)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
     results_folder: Path = given.results
     results_folder.mkdir(parents=True, exist_ok=True)
     scale = _SCALES[given.scale]

@@ -118,6 +118,7 @@ class Site:
         self._connection: Any = server.connect(database=database)
         self.sql(schema.table_statement(schema.files_table(TABLE)))
         self.sql(schema.index_statement(TABLE))
+        self.sql(schema.table_statement(history.TABLE))
         server.create_archiver_user(self.user, PASSWORD, database, history=history.NAME)
 
     @property

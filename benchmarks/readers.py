@@ -6,6 +6,7 @@ It is a program of its own so that it can be stopped (SIGSTOP) while rows are wr
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NoReturn
 
-from pymysqlreplication import BinLogStreamReader
+from pymysqlreplication import binlogstream
 from pymysqlreplication.row_event import RowsEvent
 
 from cdc_archiver.database import server as servers
@@ -24,6 +25,7 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import load
 
 HEARTBEAT: Final = 2.0
+_LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
 
 
 @dataclass
@@ -34,6 +36,10 @@ class Count:
     total: int = 0
     seen: list[tuple[float, int]] = field(default_factory=list)
     cpu_at_first: float = 0.0
+
+    def restart(self) -> None:
+        """Processor time counts from now on."""
+        self.cpu_at_first = time.process_time()
 
     def add(self, rows: int) -> None:
         """So many rows more; ends the program with the last one."""
@@ -70,7 +76,7 @@ class Counting:
 
     def on_anchor(self) -> None:
         """It reads from now on."""
-        self._count.cpu_at_first = time.process_time()
+        self._count.restart()
         say("ready")
 
     def on_gap(self, why: str) -> None:
@@ -104,7 +110,7 @@ def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
     database = Database(load(settings, environment={}))
     with database.connect() as connection:
         start = servers.position(connection, servers.identify(connection))
-    reader: Any = BinLogStreamReader(
+    reader = _LIBRARY(
         connection_settings=database.connection_settings(),
         server_id=4_000_000_001,
         is_mariadb=False,
@@ -121,7 +127,7 @@ def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
         enable_logging=False,
     )
     reader.fetchone()
-    count.cpu_at_first = time.process_time()
+    count.restart()
     say("ready")
     for event in reader:
         if isinstance(event, RowsEvent):
@@ -132,6 +138,8 @@ def main() -> None:
     """Reads its orders, then the stream."""
     orders = json.loads(sys.stdin.readline())
     count = Count(orders["rows"])
+    # Who was stopped and goes on begins to count then: what a start costs is no part of what a row costs.
+    signal.signal(signal.SIGCONT, lambda number, frame: count.restart())
     {"ours": read_ours, "bare": read_bare}[orders["way"]](orders["settings"], orders["table"], count)
 
 

@@ -30,6 +30,7 @@ class Scale:
         pending_seconds: for which its memory is watched then.
         rest_seconds: for which it does nothing.
         sources, source_files: how many sources at once; files of each.
+        small_limit: the service's: the large files have to be above it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Scale:
     rest_seconds: float
     sources: tuple[int, ...]
     source_files: int
+    small_limit: str = "64M"
 
 
 SMOKE: Final = Scale(
@@ -59,9 +61,9 @@ SMOKE: Final = Scale(
     burst_files=40,
     polled_files=2,
     dust_files=60,
-    large_bytes=70 * MB,
-    many_large=(2, 70 * MB),
-    night=(1, 70 * MB),
+    large_bytes=3 * MB,
+    many_large=(2, 3 * MB),
+    night=(1, 3 * MB),
     stream_rows=2000,
     paced_seconds=1,
     unrelated_rows=2000,
@@ -69,8 +71,9 @@ SMOKE: Final = Scale(
     pending_rows=4000,
     pending_seconds=1.0,
     rest_seconds=1.0,
-    sources=(2,),
+    sources=(1, 2),
     source_files=20,
+    small_limit="1M",
 )
 SHORT: Final = Scale(
     name="short",

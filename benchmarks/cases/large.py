@@ -29,7 +29,9 @@ class _Large(Case):
         self._site = self.ground.site()
         self.stack.callback(self._site.close)
         self._bare = Bare(self._site)
-        self._program = self.stack.enter_context(Program(self._site, **self.options))
+        self._program = self.stack.enter_context(
+            Program(self._site, small_limit=self.scale.small_limit, **self.options)
+        )
         self._site.wait_copied(self._site.register(self.ground.files("warm", 1, 1000)))
         self._site.empty()
 

@@ -36,7 +36,7 @@ class Night(Case):
         self._small = self.ground.files("night-small", _BURST * _BURSTS_MOST, 20_000)
         self._site = self.ground.site()
         self.stack.callback(self._site.close)
-        self._program = self.stack.enter_context(Program(self._site))
+        self._program = self.stack.enter_context(Program(self._site, small_limit=self.scale.small_limit))
         self._site.wait_copied(self._site.register(self._small[:1]))
         self._site.empty()
         self._bursts = 4
