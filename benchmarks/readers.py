@@ -67,7 +67,7 @@ class Counting:
         self._count = count
         self.done = threading.Event()
 
-    def on_ids(self, ids: Sequence[int], committed_at: float | None) -> None:
+    def on_ids(self, ids: Sequence[int]) -> None:
         """Rows of our table."""
         try:
             self._count.add(len(ids))
