@@ -63,15 +63,19 @@ class Idle(Case):
             time.sleep(self._pause.uniform(*_PAUSE))
         used = self._program.cpu_seconds() - used
         self._site.empty()
-        return {"latency_ms": latencies, "cpu_ms": [used * 1000 / len(ids)], **self._steps(ids)}
+        return {"latency_ms": latencies, "cpu_ms": [used * 1000 / len(ids)], **self._steps(ids, latencies)}
 
-    def _steps(self, ids: list[int]) -> Figures:
-        """Where the time went, as the service itself wrote it down, in whole milliseconds."""
+    def _steps(self, ids: list[int], latencies: list[float]) -> Figures:
+        """Where the time went, as the service itself wrote it down, in whole milliseconds; the rest is COMMIT to event, and
+        the write-back."""
         steps = ("waited_ms", "transferred_ms", "verified_ms", "placed_ms")
         rows = self._site.sql(
-            f"SELECT {', '.join(steps)} FROM {history.NAME} WHERE file_id BETWEEN %s AND %s", (ids[0], ids[-1])
+            f"SELECT {', '.join(steps)} FROM {history.NAME} WHERE file_id BETWEEN %s AND %s ORDER BY id",
+            (ids[0], ids[-1]),
         )
-        return {f"of_it_{step}": [median(float(row[number]) for row in rows)] for number, step in enumerate(steps)}
+        rest = [latency - sum(row) for latency, row in zip(latencies, rows, strict=True)]
+        told = {f"of_it_{step}": [median(float(row[number]) for row in rows)] for number, step in enumerate(steps)}
+        return {**told, "of_it_rest_ms": [median(rest)]}
 
     def _rsync(self) -> Figures:
         latencies = []

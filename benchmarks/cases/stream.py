@@ -22,7 +22,7 @@ from cdc_archiver.sandbox import SandboxError
 
 _PATIENCE = 120.0
 _SETTLED_AFTER = 2.0
-"""Seconds after which a reader has done what it does once, at its start."""
+"""Seconds after which a reader has done what it does once, at its start and with the first row of its table."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class _Stream(Case):
 
     @contextlib.contextmanager
     def _reader(self, way: str, rows: int) -> Iterator[_Reading]:
+        """A reader that ends when it has seen so many rows, and one before them."""
         options = {name: value for name, value in self._site.options().items() if name.startswith("mysql_")}
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.readers"],
@@ -92,11 +93,12 @@ class _Stream(Case):
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            orders = {"way": way, "rows": rows, "table": TABLE, "settings": options}
+            orders = {"way": way, "rows": rows + 1, "table": TABLE, "settings": options}
             process.stdin.write(json.dumps(orders) + "\n")
             process.stdin.flush()
             if json.loads(process.stdout.readline() or "null") != "ready":
                 raise SandboxError(f"the reader {way} does not follow the stream")
+            self._insert(1)
             time.sleep(_SETTLED_AFTER)
             yield _Reading(process)
         finally:
@@ -157,7 +159,7 @@ class Paced(_Stream):
         lags = []
         at, total = next(seen)
         for number, commit in enumerate(committed, 1):
-            while total < number * rows:
+            while total < number * rows + 1:
                 at, total = next(seen)
             lags.append((at - commit) * 1000)  # below zero: it was told before COMMIT returned
         return {"lag_ms": lags, "writer_rate": [wrote], "worst_lag_ms": [percentile(lags, 100)]}
