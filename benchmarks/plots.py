@@ -32,7 +32,9 @@ def draw(folder: Path, results: Sequence[Result], subtitle: str) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "cdc_archiver", "font.size": 9, "axes.spines.top": False})
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "cdc_archiver", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    )
     from matplotlib import pyplot
 
     paths = []
@@ -90,6 +92,13 @@ def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
         axes.plot([max(parts[0], 0.05)], [number], "o", color=colour)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
+    shown = [
+        tick
+        for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+        if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]
+    ]
+    axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    axes.minorticks_off()
     axes.set_yticks(range(len(bars)), [sentence for sentence, _ in bars])
     axes.invert_yaxis()
     axes.set_xlabel("how well the aim is met: 1 is its limit, more is better; the bar spans the rounds")

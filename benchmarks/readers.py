@@ -19,12 +19,14 @@ from pymysqlreplication.row_event import RowsEvent
 
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.engine import Database
-from cdc_archiver.events.binlog import BinlogStream
+from cdc_archiver.events.binlog import BinlogStream, Pace
 from cdc_archiver.events.reader import _EVENTS
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import load
 
-HEARTBEAT: Final = 2.0
+HEARTBEAT: Final = 60.0
+"""Seconds; longer than the service's: while it is stopped, a reader hears nothing, and must not take the link for dead."""
+_SILENCE: Final = 210.0
 _LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
 
 
@@ -95,7 +97,14 @@ class Counting:
 def read_ours(settings: dict[str, Any], table: str, count: Count) -> None:
     """The service's stream, up to where it hands ids over."""
     listener = Counting(count)
-    stream = BinlogStream(Database(load(settings, environment={})), table, listener, Metrics())
+    stream = BinlogStream(
+        Database(load(settings, environment={})),
+        table,
+        listener,
+        Metrics(),
+        # Looks, one in half a minute, that came due while it was stopped would all be paid for in the second that is timed.
+        pace=Pace(heartbeat=HEARTBEAT, look=3600.0),
+    )
     stream.on_end = lambda part: listener.done.set()
     stream.start()
     listener.done.wait()
@@ -111,7 +120,7 @@ def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
     with database.connect() as connection:
         start = servers.position(connection, servers.identify(connection))
     reader = _LIBRARY(
-        connection_settings=database.connection_settings(),
+        connection_settings={**database.connection_settings(), "read_timeout": _SILENCE},
         server_id=4_000_000_001,
         is_mariadb=False,
         resume_stream=True,

@@ -69,6 +69,8 @@ class _Stream(Case):
         self.stack.callback(self._site.close)
         self._other = self.ground.server.connect(database=self._site.database, autocommit=False)
         self.stack.callback(self._other.close)
+        # A reader that is stopped takes nothing from the server, which must not throw it out for that.
+        self._site.sql("SET GLOBAL net_write_timeout = 600")
         # Of another target: nobody would copy them, and the stream cannot know.
         self._row = SourceFile(self.ground.folder / "nothing.npy", 0, b"\x00" * 16)
 
@@ -98,8 +100,10 @@ class _Stream(Case):
             process.stdin.flush()
             if json.loads(process.stdout.readline() or "null") != "ready":
                 raise SandboxError(f"the reader {way} does not follow the stream")
-            self._insert(1)
+            # What ours asks once, it asks between two events: the first row gives it the occasion.
             time.sleep(_SETTLED_AFTER)
+            self._insert(1)
+            time.sleep(_SETTLED_AFTER / 2)
             yield _Reading(process)
         finally:
             process.kill()
@@ -198,11 +202,12 @@ class Unrelated(_Stream):
         statement = f"INSERT INTO feeds (at, value, name) VALUES {', '.join([one] * 10)}"
         connection: Any = self._other
         # What is measured is the reading: the writer does not wait for its disk.
-        self._site.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 0")
+        ((flush, sync),) = self._site.sql("SELECT @@GLOBAL.innodb_flush_log_at_trx_commit, @@GLOBAL.sync_binlog")
+        self._site.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 0, GLOBAL sync_binlog = 0")
         try:
             with connection.cursor() as cursor:
                 for _ in range(count // 10):
                     cursor.execute(statement)
                     connection.commit()
         finally:
-            self._site.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+            self._site.sql("SET GLOBAL innodb_flush_log_at_trx_commit = %s, GLOBAL sync_binlog = %s", (flush, sync))
