@@ -18,6 +18,7 @@ from cdc_archiver.database.lock import SourceLocks
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus
 from cdc_archiver.observe.http import HttpServer
 from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.observe.notify import Notifier
 from cdc_archiver.operations.status import (
     DestinationStatus,
     Elsewhere,
@@ -89,6 +90,10 @@ class Archiver:
         self.http.on_end = self._ended
         self.http.start()
         _log.info("listening", address=f"http://{self._settings.http_host}:{self.http.port}")
+        notifier = Notifier.from_environment(self.status)
+        if notifier is not None:
+            notifier.on_end = self._ended
+            notifier.start()
         try:
             # Beside the work, since a host that is down takes its time to be found so.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
@@ -97,9 +102,14 @@ class Archiver:
                 site.database.close()
         finally:
             self._stopping.set()
+            if notifier is not None:
+                notifier.announce_stop()
             self._end_work()
             if self._site is not None:
                 self._site.database.close()
+            if notifier is not None:
+                notifier.stop()  # last of the work: the watchdog watches the draining, too
+                notifier.join(3.0)
             self.http.stop()
             self.http.join(3.0)
             _log.info("stopped")
