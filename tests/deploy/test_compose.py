@@ -211,6 +211,14 @@ def test_the_database_is_set_up_for_an_archiver_and_a_monitor_and_they_work_toge
                 cursor.execute(forbidden)
 
 
+def test_a_databases_options_are_ones_that_it_has(database_server: DatabaseServer) -> None:
+    for option in SERVICES[database_server.kind]["command"]:
+        name, _, value = option.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        ((_, found),) = database_server.execute(f"SHOW GLOBAL VARIABLES LIKE '{name}'")
+        assert name not in ("binlog_format", "log_bin") or found in (value, "ON")
+
+
 @contextlib.contextmanager
 def _set_up(stage: Stage, secrets: Path) -> Iterator[None]:
     """Does what the database's image does with the folder at its first start."""

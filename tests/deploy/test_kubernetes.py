@@ -89,7 +89,11 @@ def test_the_pod_is_the_images_user_and_gets_time_to_drain() -> None:
     user = re.search(r"^USER (\d+):(\d+)$", dockerfile, re.MULTILINE)
     assert user
     security = POD["securityContext"]
-    assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (int(user[1]), int(user[2]), int(user[2]))
+    assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (
+        int(user[1]),
+        int(user[2]),
+        int(user[2]),
+    )
     assert POD["terminationGracePeriodSeconds"] >= SETTINGS.drain_timeout + 10
     # ssh's sockets and temporary files go there, where the root file system is read-only.
     assert CONTAINER["securityContext"]["readOnlyRootFilesystem"]

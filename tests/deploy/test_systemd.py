@@ -159,7 +159,12 @@ def test_an_installation_leaves_a_configuration_as_it_is(tmp_path: Path) -> None
 
 def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: Stage) -> None:
     with Manager(stage.folder) as manager:
-        interpreter = [*_with(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="900000"), sys.executable, "-m", "cdc_archiver"]
+        interpreter = [
+            *_with(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="900000"),
+            sys.executable,
+            "-m",
+            "cdc_archiver",
+        ]
         with stage.program(interpreter=interpreter) as program:
             manager.wait("READY=1")
             manager.wait("STATUS=streaming")

@@ -108,7 +108,12 @@ def test_a_manager_that_is_gone_or_does_not_read_ends_nothing(tmp_path: Path, ma
 
 
 def test_what_the_environment_asks_for_is_taken_out_of_it() -> None:
-    asked = {"NOTIFY_SOCKET": "/run/systemd/notify", "WATCHDOG_USEC": "6000000", "WATCHDOG_PID": str(os.getpid()), "A": "b"}
+    asked = {
+        "NOTIFY_SOCKET": "/run/systemd/notify",
+        "WATCHDOG_USEC": "6000000",
+        "WATCHDOG_PID": str(os.getpid()),
+        "A": "b",
+    }
     notifier = Notifier.from_environment(lambda: STATUS, asked)
     assert notifier is not None
     assert asked == {"A": "b"}
