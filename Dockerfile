@@ -4,12 +4,14 @@
 ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS build
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# Exactly the versions that were tested together, for what builds the wheel as well (pip calls that differently since 25.3).
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_CONSTRAINT=/build/constraints.txt PIP_BUILD_CONSTRAINT=/build/constraints.txt
 WORKDIR /build
-RUN ["python3", "-m", "venv", "/opt/cdc_archiver"]
 COPY . .
-# Exactly the versions that were tested together. Neither pip nor the sandbox of the demo has anything to do in a service.
-RUN /opt/cdc_archiver/bin/python -m pip install --quiet --constraint constraints.txt . \
+RUN ["python3", "-m", "venv", "/opt/cdc_archiver"]
+# pip has nothing to do in a service.
+RUN /opt/cdc_archiver/bin/python -m pip install --quiet . \
  && /opt/cdc_archiver/bin/python -m pip uninstall --quiet --yes pip
 
 FROM ${BASE} AS runtime

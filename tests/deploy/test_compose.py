@@ -18,7 +18,8 @@ from deployed import DEPLOY, ROOT, VERSION, interpolated, read, seconds, validat
 from stage import TABLE, Service, Stage, eventually, new_stage, run_here
 
 from cdc_archiver.database import schema
-from cdc_archiver.sandbox import DatabaseServer, SshServer, ensure_tools
+from cdc_archiver.sandbox import DatabaseServer, SandboxError, SshServer, ensure_tools
+from cdc_archiver.sandbox.packages import find
 from cdc_archiver.settings import load
 
 COMPOSE: dict[str, Any] = interpolated(read(DEPLOY / "compose.yaml"), {})
@@ -136,6 +137,24 @@ def test_grafana_and_prometheus_find_what_is_mounted_for_them() -> None:
     (rules,) = read(DEPLOY / "prometheus/prometheus.yaml")["rule_files"]
     assert mounts[str(Path(rules).parent)] == "./prometheus/rules"
     assert {path.suffix for path in (DEPLOY / "prometheus/rules").iterdir()} <= {Path(rules).suffix, ""}
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    try:
+        promtool = find("promtool")
+    except SandboxError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"promtool is not to be had: {error}")
+    # Its rules are elsewhere here; that they are found there is the test above.
+    done = subprocess.run(
+        promtool.command("check", "config", DEPLOY / "prometheus/prometheus.yaml"),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=promtool.environ(),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("service", [SERVICES["archiver"], OCS["services"]["pysmurf-archiver"]])

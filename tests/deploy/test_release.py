@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,47 +23,18 @@ _NOT_OURS = shutil.ignore_patterns(
 )
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project, with secrets in it as compose and kustomize want them."""
-    copy = tmp_path_factory.mktemp("release") / "cdc_archiver"
-    shutil.copytree(ROOT, copy, ignore=_NOT_OURS)
-    for folder in ("deploy/secrets", "deploy/kubernetes/secrets"):
-        (copy / folder).mkdir(exist_ok=True)
-        (copy / folder / "mysql_password").write_text("hunter2")
-    return copy
+def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    # One test, since its parts follow on each other and workers share nothing.
+    sdist, wheel = _built(tmp_path)
 
-
-@pytest.fixture(scope="module")
-def built(tree: Path) -> tuple[Path, Path]:
-    """The sdist, and the wheel that was built from it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation"],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=tree,
-        timeout=150,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (sdist,) = (tree / "dist").glob("*.tar.gz")
-    (wheel,) = (tree / "dist").glob("*.whl")
-    return sdist, wheel
-
-
-def test_the_wheel_has_the_program_and_nothing_else(built: tuple[Path, Path]) -> None:
-    _, wheel = built
     assert wheel.name == f"cdc_archiver-{VERSION}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     ours = {str(path.relative_to(ROOT)) for path in (ROOT / "cdc_archiver").rglob("*.py")}
     assert names == ours | {"cdc_archiver/py.typed"}
 
-
-def test_the_sdist_has_what_it_takes_to_test_and_to_deploy_and_no_secret(built: tuple[Path, Path]) -> None:
-    sdist, _ = built
-    with tarfile.open(sdist) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
+    with tarfile.open(sdist) as archive_of_source:
+        names = {name.partition("/")[2] for name in archive_of_source.getnames()}
     wanted = {
         "Dockerfile",
         "constraints.txt",
@@ -74,26 +46,44 @@ def test_the_sdist_has_what_it_takes_to_test_and_to_deploy_and_no_secret(built: 
     assert wanted <= names
     assert not [name for name in names if "secrets/" in name]
 
-
-def test_the_wheel_runs_in_an_environment_of_its_own(built: tuple[Path, Path], tmp_path: Path) -> None:
-    _, wheel = built
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "fresh"], check=True)
-    python = tmp_path / "fresh/bin/python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(pip, check=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"})
-    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-    packages = Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
-    # What it depends on is here already, at the versions that were tested; the program itself is the wheel's.
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    fresh = _installed(wheel, tmp_path / "fresh")
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
 
     def run(*words: str | Path) -> str:
         return subprocess.run(words, check=True, capture_output=True, text=True, env=clean, cwd=tmp_path).stdout
 
-    assert str(packages) in run(python, "-c", "import cdc_archiver; print(cdc_archiver.__file__)")
-    program = tmp_path / "fresh/bin/cdc-archiver"
-    assert run(program, "--version").strip() == VERSION
-    assert "--data-dir" in run(program, "run", "--help")
+    where = "import cdc_archiver; print(cdc_archiver.__file__, cdc_archiver.__version__)"
+    file, version = run(fresh / "bin/python", "-c", where).split()
+    assert Path(file).is_relative_to(fresh)
+    assert version == VERSION
+    assert "--data-dir" in run(fresh / "bin/cdc-archiver", "run", "--help")
+
+
+def _built(folder: Path) -> tuple[Path, Path]:
+    """The sdist, and the wheel that was built from it, of a tree with secrets in it as compose and kustomize want them."""
+    tree = folder / "cdc_archiver"
+    shutil.copytree(ROOT, tree, ignore=_NOT_OURS)
+    for secrets in ("deploy/secrets", "deploy/kubernetes/secrets"):
+        (tree / secrets).mkdir(exist_ok=True)
+        (tree / secrets / "mysql_password").write_text("hunter2")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation"], check=False, capture_output=True, text=True, cwd=tree
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sdist,) = (tree / "dist").glob("*.tar.gz")
+    (wheel,) = (tree / "dist").glob("*.whl")
+    return sdist, wheel
+
+
+def _installed(wheel: Path, folder: Path) -> Path:
+    """An environment with the wheel in it. What it depends on is here already, at the versions that were tested."""
+    venv.create(folder)
+    packages = folder / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin/python"), "install", "--quiet"]
+    options = ["--no-deps", "--no-index", "--no-compile", "--ignore-installed"]
+    subprocess.run([*pip, *options, str(wheel)], check=True)
+    return folder
 
 
 def test_every_library_that_the_program_needs_is_pinned() -> None:
@@ -129,7 +119,7 @@ def test_the_newest_changes_are_this_versions() -> None:
 
 
 def test_the_workflow_is_one_and_uses_what_there_is() -> None:
-    workflow: dict[str, Any] = read(WORKFLOW)
+    workflow: dict[Any, Any] = read(WORKFLOW)
     # YAML 1.1 reads the key `on` as true.
     validate({("on" if key is True else key): value for key, value in workflow.items()}, "github-workflows")
     words = WORKFLOW.read_text()
@@ -147,3 +137,17 @@ def test_the_workflow_tests_each_python_that_is_promised() -> None:
     base = re.search(r"^ARG BASE=python:([\d.]+)-slim$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert base
     assert base[1] in tested
+
+
+def test_links_and_versions_in_the_guide_are_right() -> None:
+    guide = ROOT / "docs/installation.md"
+    text = guide.read_text()
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert (guide.parent / link).exists(), link
+    assert set(re.findall(r"cdc_archiver:(\d[\w.]*)", text)) == {VERSION}
+    for place in re.findall(r"^\| `(/(?:etc|opt|var)[^`]*)` \|", text, re.MULTILINE):
+        assert place in _systemd_words(), place
+
+
+def _systemd_words() -> str:
+    return "".join(path.read_text() for path in (ROOT / "deploy/systemd").iterdir())

@@ -140,6 +140,8 @@ class Container:
         children = lambda: listed.read_text().split() if self._process.poll() is None else ["0"]
         first = int(eventually(children, "it runs")[0])
         assert first, f"it has ended: {self.said}"
+        # Until then it is still on its way in.
+        eventually(lambda: os.readlink(f"/proc/{first}/root") != "/", "it is in its own root")
         return first
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
