@@ -8,11 +8,15 @@ import socket
 from collections.abc import Callable, MutableMapping
 from typing import Final, Self
 
+import structlog
+
 from cdc_archiver.operations.status import Status
 from cdc_archiver.threads import Part
 
 _LOOK_EVERY: Final = 5.0
 """Seconds between two looks at the status; fewer where the watchdog wants to hear more often."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Notifier(Part):
@@ -67,7 +71,12 @@ class Notifier(Part):
         self._tell("STOPPING=1", "STATUS=stopping")
 
     def _look(self, said: str) -> str:
-        now = self._status()
+        try:
+            now = self._status()
+        except Exception:
+            # Whether it can say how it is, is for the watchdog to judge: it hears nothing now.
+            _log.exception("status_failed")
+            return said
         words = (f"{now.state}: {now.why}" if now.why else str(now.state)).replace("\n", " ")
         if lines := [
             *([f"STATUS={words}"] if words != said else []),

@@ -1,4 +1,4 @@
-"""The container image, built and run for real. ``make image-test`` runs this; ``make test`` does not."""
+"""The container image, built and run for real, and what else takes large tools. ``make image-test`` runs this; ``make test`` does not."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
+import yaml
 from container import Container, Image, build, missing
+from deployed import DEPLOY
 from stage import PASSWORD, TARGET, Served, Stage, eventually, new_stage
 
 from cdc_archiver.sandbox import MariaDb, SshServer, ensure_tools, free_port
+from cdc_archiver.sandbox.packages import Bundle, fetch
 from cdc_archiver.settings import Settings
 
 VERSION = version("cdc_archiver")
@@ -184,3 +188,31 @@ def test_the_demos_readout_server_has_a_configuration_that_sshd_takes(tmp_path: 
     ) as running:
         assert running.wait() == 0, running.said
         assert "--folder" in running.said
+
+
+def test_kustomize_makes_of_the_base_what_kubernetes_takes(tmp_path: Path) -> None:
+    kubectl = fetch(Bundle("kubernetes", ("kubernetes-client",), ("kubectl",))) / "usr/bin/kubectl"
+    base = tmp_path / "base"
+    shutil.copytree(DEPLOY / "kubernetes", base)
+    (base / "secrets").mkdir(exist_ok=True)
+    for name in ("mysql_password", "ssh_key", "known_hosts"):
+        (base / "secrets" / name).write_text("x")
+    made = subprocess.run([kubectl, "kustomize", base], check=True, capture_output=True, text=True).stdout
+    documents = {document["kind"]: document for document in yaml.safe_load_all(made)}
+    assert documents.keys() == {
+        "ConfigMap",
+        "Deployment",
+        "PersistentVolumeClaim",
+        "Secret",
+        "Service",
+        "ServiceMonitor",
+    }
+    for kind, document in documents.items():
+        if kind != "ServiceMonitor":
+            kubernetes_validate.validate(document, "1.31", strict=True)
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == f"cdc_archiver:{VERSION}"
+    # The names that were made are those that the pod asks for: a change of theirs starts it anew.
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["config"]["configMap"]["name"] == documents["ConfigMap"]["metadata"]["name"] != "cdc-archiver"
+    assert volumes["secrets"]["secret"]["secretName"] == documents["Secret"]["metadata"]["name"] != "cdc-archiver"

@@ -53,9 +53,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root folder with the service's files in it."""
     root = tmp_path_factory.mktemp("root")
     install(root)
-    program = root / "opt/cdc_archiver/bin/cdc-archiver"
-    program.parent.mkdir(parents=True)
-    program.touch(0o755)
+    for program in (root / "opt/cdc_archiver/bin/cdc-archiver", root / "bin/kill"):
+        program.parent.mkdir(parents=True)
+        program.touch(0o755)
     return root
 
 

@@ -27,6 +27,7 @@ STATUS = Status(
     stream=None,
     sources=(),
     destination=None,
+    elsewhere=(),
     last_sweep=None,
     archived=0,
 )
@@ -64,6 +65,27 @@ def test_a_change_is_told_once_and_a_service_that_failed_is_not_called_alive(man
     finally:
         notifier.stop()
         assert notifier.join(10)
+
+
+def test_a_status_that_cannot_be_had_feeds_no_watchdog_and_ends_nothing(manager: Manager) -> None:
+    asked = []
+
+    def failing() -> Status:
+        asked.append(1)
+        if len(asked) < 3:
+            raise RuntimeError("no status")
+        return STATUS
+
+    notifier = Notifier(str(manager.path), failing, watchdog=0.15)
+    notifier.start()
+    try:
+        manager.wait("READY=1")
+        manager.wait("WATCHDOG=1")
+        assert len(asked) >= 3
+    finally:
+        notifier.stop()
+        assert notifier.join(10)
+    assert notifier.failure is None
 
 
 def test_a_stop_is_told_at_once_and_the_watchdog_hears_of_the_draining(manager: Manager) -> None:
