@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
@@ -38,6 +39,8 @@ from cdc_archiver.threads import Part
 
 _LONGEST_PAUSE: Final = 10.0
 _TICK: Final = 0.1
+_WAKE: Final = 0.5
+"""Seconds after which a signal is heeded that interrupted no wait."""
 _PATIENCE: Final = 10.0
 """Seconds after which a database that says nothing is said to say nothing."""
 
@@ -227,6 +230,13 @@ class Archiver:
             self._reload()
         return event.what == "stop"
 
+    def _next_event(self) -> _Event:
+        # Python's signal handlers run in this thread, at its next bytecode: a signal that comes on the way into a wait, or in
+        # another thread, does not end the wait.
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._events.get(timeout=_WAKE)
+
     def _preflight(self) -> None:
         """Says at the start what `check` would find wrong."""
         for finding in run_checks(self._settings).findings:
@@ -243,7 +253,7 @@ class Archiver:
         self._keeper.on_end = self._ended
         self._keeper.start()
         while True:
-            event = self._events.get()
+            event = self._next_event()
             match event.what:
                 case "stop":
                     return False
