@@ -6,6 +6,7 @@ another image. Both are kept in the cache folder.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -31,7 +32,7 @@ _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 _LIMIT = 900.0
 """Seconds that a build may take."""
 
-_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--")
+_NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--propagation", "private", "--")
 
 # An engine's work, in a mount and a process namespace: the image read-only, what is mounted into it, then the account.
 _ENTER = """
@@ -124,9 +125,12 @@ class Container:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()  # and, by --kill-child, what is in it
-        self._process.wait(PATIENCE)
+        # The end of its process 1 ends all that is in it. (--kill-child is forgotten where the account changes.)
+        while self._process.poll() is None:
+            with contextlib.suppress(AssertionError, OSError):  # it may end meanwhile
+                os.kill(self.first, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
         _buildah("rm", self._id)
 
     @property
