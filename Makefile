@@ -13,10 +13,10 @@ CASES ?=
 FULL ?=
 RESULTS ?= bench-results
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test soak lint format reference install servers clean
+.PHONY: help demo bench test soak lint format reference install servers image image-test clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: install ## archive an observing session on private servers, prove it, clean up (DB=mysql for MySQL)
 	@$(BIN)/cdc-archiver demo --db $(DB)
@@ -46,8 +46,19 @@ format: install ## let ruff lay the code out
 
 install: $(VENV)/installed ## the project and its tools into .venv, at the tested versions
 
-servers: install ## private MariaDB, MySQL and sshd into the cache folder, where they are not installed
-	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh
+servers: install ## private MariaDB, MySQL, sshd and Prometheus into the cache folder, where they are not installed
+	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh prometheus
+
+# IMAGE_BASE=python:3.12-slim takes the base from a registry; otherwise it is made of Debian's packages. ENGINE=podman make image.
+ENGINE ?= docker
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+image: ## the container image cdc_archiver, with the engine of this machine
+	$(ENGINE) build --target runtime --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) --tag cdc_archiver:$(VERSION) .
+
+image-test: servers ## the image without an engine, as root: built, run, files archived with it
+	$(BIN)/python -m pytest --override-ini timeout=1800 -s tests/deploy/image.py
 
 clean: ## remove what the commands above made here (not the cache folder)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results
