@@ -31,6 +31,12 @@ _SENDER_FILE: Final = re.compile(
 _VANISHED: Final = re.compile(r'(?:file has vanished|rsync: \[sender\] file has vanished): "(?P<name>.+)"')
 _SENDER_ROOT: Final = re.compile(r'rsync: (?:\[sender\] )?change_dir(?:#\d)? "(.+)" failed: (.+) \(\d+\)')
 _HERE: Final = re.compile(r"rsync: \[(?:generator|receiver|Receiver)\] (.+): (.+) \((\d+)\)")
+_NO_RSYNC: Final = re.compile(
+    r"^(?!rsync: (?:\[\w+\]|link_stat|stat|open|readlink_stat|change_dir|send_files|read errors))"
+    r".*(?:rsync|command).*(?:not found|No such file)",
+    re.MULTILINE,
+)
+"""What a shell says, or ssh; what rsync itself misses is a file."""
 _SPACE: Final = {errno.ENOSPC, errno.EDQUOT}
 _LINK: Final = {errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EBADF}
 """What the ends of a broken pipe to ssh say; the receiver's own files never do."""
@@ -160,7 +166,7 @@ def _trouble_of_status(status: int, stderr: str, peer: Peer | None) -> Verdict |
     # When ssh fails, rsync ends with 255 or with 12: it is a race inside rsync. So ssh's words come before its status.
     if peer is not None and (failure := classify_ssh_failure(stderr, peer)):
         return Verdict(failure.reason, failure.words, failure.hint)
-    if status == 127 or (status == 12 and re.search(r"(rsync|command).*(not found|No such file)", stderr)):
+    if status == 127 or (status == 12 and _NO_RSYNC.search(stderr)):
         return Verdict(Reason.RSYNC_MISSING, words, "install rsync on the source: apt-get install rsync")
     if status in (1, 2, 4, 6):
         return Verdict(Reason.RSYNC_REFUSED, words)

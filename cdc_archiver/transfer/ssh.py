@@ -11,7 +11,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -20,14 +19,11 @@ from typing import IO, Final
 
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import SourceSettings
+from cdc_archiver.transfer.sockets import SocketFolder
 from cdc_archiver.transfer.ssh_words import Peer
 
 CONNECT_TIMEOUT: Final = 10
 """Seconds for a connection to come about; a copy waits for a ControlMaster no longer than this."""
-
-CONTROL_PATH_BYTES: Final = 90
-"""The longest ControlPath. ssh binds ``<path>.<16 letters>`` first, and a socket's address has 108 bytes with its final
-zero; OpenSSH 9.2 took 90 and refused 91."""
 
 _OPTIONS: Final = {
     "BatchMode": "yes",
@@ -164,7 +160,7 @@ class ControlMaster:
     def __init__(self, source: SourceSettings) -> None:
         self._source = source
         self._lock = threading.Lock()
-        self._folder: Path | None = None
+        self._folder: SocketFolder | None = None
         self._started = 0
         self._closed = False
         self._master: _Master | None = None
@@ -210,7 +206,7 @@ class ControlMaster:
             master.end()
             master.join(3.0)
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            folder.remove()
 
     def _present(self) -> _Master | None:
         with self._lock:
@@ -221,13 +217,16 @@ class ControlMaster:
             return self._master
 
     def _start(self) -> _Master | None:
-        if self._folder is None or not self._folder.is_dir():
-            self._folder = _runtime_folder()
+        if self._folder is not None and not self._folder.path.is_dir():
+            self._folder.remove()
+            self._folder = None
+        if self._folder is None:
+            self._folder = SocketFolder.make()
         if self._folder is None:
             return None
         # A new name each time: the old master may still be on its way out, and takes its socket along.
         self._started += 1
-        socket = self._folder / str(self._started)
+        socket = self._folder.path / str(self._started)
         try:
             command = ["ssh", "-N", *_options(self._source, "yes", socket), "--", self._source.host_name]
             check = [*ssh_command(self._source, socket), "-O", "check", "--", self._source.host_name]
@@ -400,18 +399,6 @@ def _quoted_for_ssh(path: Path) -> str:
 def _quoted_for_rsync(word: str) -> str:
     """A word of ``--rsh``: split at blanks, quotes group, a doubled quote is itself, a backslash is nothing special."""
     return "'" + word.replace("'", "''") + "'" if set(word) & set(" '\"") else word
-
-
-def _runtime_folder() -> Path | None:
-    """A new folder that only we may enter, with a path short enough for a socket's."""
-    for place in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.getuid()}", "/tmp"):
-        if place.startswith("/"):
-            with contextlib.suppress(OSError):
-                folder = Path(tempfile.mkdtemp(prefix="cdc-", dir=place))
-                if len(os.fsencode(folder)) <= CONTROL_PATH_BYTES - len("/99999999"):
-                    return folder
-                folder.rmdir()
-    return None
 
 
 def _is_socket(path: Path) -> bool:

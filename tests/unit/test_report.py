@@ -76,6 +76,8 @@ def test_an_error_that_names_a_file_is_that_files_own(stderr: str, reason: Reaso
         (127, "sh: 1: rsync: not found\nrsync error: remote command not found (code 127)", Reason.RSYNC_MISSING),
         (12, "sh: 1: rsync: not found\nrsync: connection unexpectedly closed", Reason.RSYNC_MISSING),
         (12, "bash: line 1: rsync: command not found", Reason.RSYNC_MISSING),
+        (12, 'rsync: [sender] link_stat "/x" failed: No such file or directory (2)', Reason.LINK_LOST),
+        (12, 'rsync: link_stat "/x" failed: No such file or directory (2)', Reason.LINK_LOST),
         (12, "/usr/bin/rrsync error: option -L is not allowed", Reason.RSYNC_REFUSED),
         (12, "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]", Reason.LINK_LOST),
         (12, "rsync: [generator] write error: Broken pipe (32)", Reason.LINK_LOST),

@@ -16,6 +16,7 @@ import pytest
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import ssh
+from cdc_archiver.transfer.sockets import CONTROL_PATH_BYTES, SocketFolder
 
 
 def source(**values: Any) -> SourceSettings:
@@ -176,10 +177,27 @@ def test_the_socket_lies_where_only_we_may_go_and_its_folder_goes_with_it(runtim
     master = ssh.ControlMaster(source())
     master.ensure()
 
-    (folder,) = runtime.glob("cdc-*")
+    (folder,) = runtime.glob("cdcssh-*")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     master.close()
     assert not folder.exists()
+
+
+def test_what_a_killed_process_left_is_cleared_away_and_what_a_living_one_has_is_not(runtime: Path) -> None:
+    abandoned = runtime / "cdcssh-abandoned"
+    abandoned.mkdir()
+    (abandoned / "1").touch()
+    somebody_elses = runtime / "cdc-other"
+    somebody_elses.mkdir()
+    first, second = SocketFolder.make(), SocketFolder.make()
+    assert first is not None
+    assert second is not None
+    assert not abandoned.exists()
+    assert first.path.is_dir()
+    assert second.path.is_dir()
+    first.remove()
+    second.remove()
+    assert list(runtime.glob("cdc*")) == [somebody_elses]
 
 
 def test_a_runtime_folder_with_a_long_path_is_passed_over(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +212,7 @@ def test_a_runtime_folder_with_a_long_path_is_passed_over(runtime: Path, monkeyp
 
     path = (runtime / "said").read_text().partition('ControlPath="')[2].partition('"')[0]
     assert path
-    assert len(path) <= ssh.CONTROL_PATH_BYTES
+    assert len(path) <= CONTROL_PATH_BYTES
     assert not list(long.iterdir())
 
 
