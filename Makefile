@@ -31,8 +31,8 @@ format: install ## let ruff lay the code out
 
 install: $(VENV)/installed ## the project and its tools into .venv, at the tested versions
 
-servers: install ## private MariaDB, MySQL and sshd into the cache folder, where they are not installed
-	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh
+servers: install ## private MariaDB, MySQL, sshd and Prometheus into the cache folder, where they are not installed
+	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh prometheus
 
 clean: ## remove what the commands above made here (not the cache folder)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools
+from cdc_archiver.sandbox.packages import Tool, find
 
 
 @contextmanager
@@ -55,3 +56,12 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
         server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Tool:
+    """Prometheus's own tool, and with it Prometheus."""
+    with needed():
+        tool = find("promtool")
+        find("prometheus")
+    return tool
