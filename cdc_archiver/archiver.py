@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
@@ -18,6 +19,7 @@ from cdc_archiver.database.lock import SourceLocks
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus
 from cdc_archiver.observe.http import HttpServer
 from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.observe.notify import Notifier
 from cdc_archiver.operations.status import (
     DestinationStatus,
     Elsewhere,
@@ -37,6 +39,8 @@ from cdc_archiver.threads import Part
 
 _LONGEST_PAUSE: Final = 10.0
 _TICK: Final = 0.1
+_WAKE: Final = 0.5
+"""Seconds after which a signal is heeded that interrupted no wait."""
 _PATIENCE: Final = 10.0
 """Seconds after which a database that says nothing is said to say nothing."""
 
@@ -89,14 +93,26 @@ class Archiver:
         self.http.on_end = self._ended
         self.http.start()
         _log.info("listening", address=f"http://{self._settings.http_host}:{self.http.port}")
+        notifier = Notifier.from_environment(self.status)
+        if notifier is not None:
+            notifier.on_end = self._ended
+            notifier.start()
         try:
             # Beside the work, since a host that is down takes its time to be found so.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
             while (site := self._explore_until_answered()) is not None and self._serve(site):
                 _log.warning("table_changed", was=site.files.name)
+                site.database.close()
         finally:
             self._stopping.set()
+            if notifier is not None:
+                notifier.announce_stop()
             self._end_work()
+            if self._site is not None:
+                self._site.database.close()
+            if notifier is not None:
+                notifier.stop()  # last of the work: the watchdog watches the draining, too
+                notifier.join(3.0)
             self.http.stop()
             self.http.join(3.0)
             _log.info("stopped")
@@ -190,6 +206,7 @@ class Archiver:
             asked = time.monotonic()
             while not answer.ready:
                 if self._is_asked_to_stop(_TICK):
+                    answer.abandon()
                     return None
                 if time.monotonic() - asked > _PATIENCE:
                     self._set_database("start", False, "it accepts connections and says nothing")
@@ -213,6 +230,13 @@ class Archiver:
             self._reload()
         return event.what == "stop"
 
+    def _next_event(self) -> _Event:
+        # Python's signal handlers run in this thread, at its next bytecode: a signal that comes on the way into a wait, or in
+        # another thread, does not end the wait.
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._events.get(timeout=_WAKE)
+
     def _preflight(self) -> None:
         """Says at the start what `check` would find wrong."""
         for finding in run_checks(self._settings).findings:
@@ -229,7 +253,7 @@ class Archiver:
         self._keeper.on_end = self._ended
         self._keeper.start()
         while True:
-            event = self._events.get()
+            event = self._next_event()
             match event.what:
                 case "stop":
                     return False

@@ -47,6 +47,15 @@ def test_each_alert_fires_for_what_it_is_for_and_for_nothing_else(promtool: Tool
     run(promtool, "test", "rules", CASES)
 
 
+def test_the_job_has_a_name_that_the_alerts_go_by() -> None:
+    (pattern,) = re.findall(r'up\{job=~"([^"]+)"\}', RULES.read_text())
+    compose = re.findall(r"job_name: (\S+)", (ROOT / "deploy/prometheus/prometheus.yaml").read_text())
+    # The operator calls a job after its service.
+    (kubernetes,) = re.findall(r"^  name: (\S+)$", (ROOT / "deploy/kubernetes/service.yaml").read_text(), re.MULTILINE)
+    assert re.fullmatch(pattern, compose[0])
+    assert re.fullmatch(pattern, kubernetes)
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_each_alert_is_shown_to_fire_and_not_to_fire(alert: str) -> None:
     cases = [case for case in CASES.read_text().split("alert_rule_test:")[1:] if f"alertname: {alert}\n" in case]
