@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 from stage import PATIENCE, Service, Stage, eventually, eventually_or_not, insert, new_stage
 from watching import ALERTS, RULES, expressions
 
-from cdc_archiver.sandbox import MariaDb, PrometheusServer, SshServer, free_port
+from cdc_archiver.sandbox import MariaDb, PrometheusServer, SshServer
 from cdc_archiver.sandbox.packages import Tool
 from cdc_archiver.sandbox.prometheus import Past
 from cdc_archiver.transfer.staging import MARKER
@@ -71,7 +72,8 @@ def node_exporter() -> Iterator[str]:
 def watched(folder: Path, service: Service, source: str, *others: str) -> Iterator[PrometheusServer]:
     """Prometheus, which scrapes the service and others, and remembers a day on which all was well and the disk was emptier."""
     here = {"job": "cdc_archiver", "instance": f"127.0.0.1:{service.port}"}
-    now, free = time.time(), service.metric("destination_free_bytes")
+    free = eventually(lambda: max(0.0, service.metric("destination_free_bytes")), "the disk was looked at")
+    now = time.time()
 
     def past(name: str, first: float, last: float, **labels: str) -> Past:
         spaced = [first + (last - first) * step / 360 for step in range(361)]
@@ -93,6 +95,14 @@ def watched(folder: Path, service: Service, source: str, *others: str) -> Iterat
             yield server
 
 
+@contextlib.contextmanager
+def nobody() -> Iterator[int]:
+    """A port that answers nothing, and is nobody else's meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 def write_unlogged(stage: Stage, id_: int) -> None:
     """A row that the binary log does not have."""
     with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
@@ -110,7 +120,6 @@ def end_stream(stage: Stage) -> None:
 
 def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, stage: Stage, tmp_path: Path) -> None:
     now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-    nowhere = f"127.0.0.1:{free_port()}"
     source = stage.ssh.host
     lost = stage.file("lost.npy")
     lost.path.unlink()
@@ -118,10 +127,12 @@ def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, sta
     stage.register(lost, failed_copy_attempts=1000)
     # Given a service that works, one that has no database, and one that does not answer,
     with (
-        stage.service(sweep_interval=1.0, http_port=0) as service,
-        stage.service(until="no database", mysql_port=free_port(), data_dir=stage.folder) as without_database,
-        watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{without_database.port}", nowhere) as prometheus,
+        nobody() as port,
+        stage.service(sweep_interval=1.0) as service,
+        stage.service(until="no database", mysql_port=port, data_dir=stage.folder) as other,
+        watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}") as prometheus,
     ):
+        seen: set[str] = set()
 
         def active() -> set[str]:
             return {alert.name for alert in prometheus.alerts()}
@@ -133,6 +144,7 @@ def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, sta
                 )
 
             assert eventually_or_not(there, PATIENCE), f"{name} does not fire; active are {prometheus.alerts()}"
+            seen.add(name)
 
         def wait_data(panels: list[tuple[str, str]]) -> None:
             def empty() -> list[tuple[str, str]]:
@@ -150,9 +162,9 @@ def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, sta
         # those alerts hold whose fault is there, and no other,
         for name in sorted(AT_REST):
             wait_alert(name)
-        assert active() == AT_REST
-        wait_alert("CdcArchiverAbsent", instance=nowhere)
-        wait_alert("CdcArchiverNotWorking", instance=f"127.0.0.1:{without_database.port}")
+        assert eventually_or_not(lambda: active() == AT_REST, PATIENCE), active() ^ AT_REST
+        wait_alert("CdcArchiverAbsent", instance=f"127.0.0.1:{port}")
+        wait_alert("CdcArchiverNotWorking", instance=f"127.0.0.1:{other.port}")
         wait_alert("CdcArchiverQuarantineGrows", source=source)
         assert prometheus.rule_errors() == {}
         # and an hour without a sweep would be noticed.
@@ -183,7 +195,9 @@ def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, sta
         (stage.data_dir / MARKER).unlink()
         stage.ssh.start()
         wait_alert("CdcArchiverDestinationDown", instance=here)
-        # then each of these is an alert, and says it in whole sentences, with the site's own link.
+        # then every alert has had its fault,
+        assert seen | {"CdcArchiverSweepOverdue"} == set(ALERTS)
+        # and each says it in whole sentences, with the site's own link.
         for alert in prometheus.alerts():
             assert alert.annotations["summary"].endswith("."), alert
             assert "<no value>" not in alert.annotations["summary"]
