@@ -12,6 +12,7 @@ from stage import Stage, new_stage
 
 from cdc_archiver.events import binlog
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools, open_database
+from cdc_archiver.sandbox.packages import Tool, find
 
 
 @contextmanager
@@ -59,6 +60,15 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
         server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Tool:
+    """Prometheus's own tool, and with it Prometheus."""
+    with needed():
+        tool = find("promtool")
+        find("prometheus")
+    return tool
 
 
 @pytest.fixture(scope="session", params=["mariadb", "mysql"])

@@ -1,0 +1,237 @@
+"""A private Prometheus on loopback: it scrapes what it is told to, evaluates rules, and can be given a past."""
+
+import http.client
+import json
+import math
+import time
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from cdc_archiver.sandbox.errors import SandboxError
+from cdc_archiver.sandbox.packages import find
+from cdc_archiver.sandbox.process import ChildProcess, free_port
+
+_START_LIMIT = 30.0
+_PORT_TRIES = 5
+_ANSWER_LIMIT = 10.0
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a query found: labels, and the value now."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True)
+class Alert:
+    """An alert whose condition holds, pending or firing."""
+
+    name: str
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule: its expression, and whether it can be evaluated (`ok`, `err`, `unknown`)."""
+
+    name: str
+    expression: str
+    health: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Past:
+    """A series as it was: values evenly spaced between two times, in seconds since the epoch."""
+
+    name: str
+    labels: Mapping[str, str]
+    since: float
+    until: float
+    values: Sequence[float]
+
+    def lines(self) -> Iterable[str]:
+        """Its samples, in OpenMetrics."""
+        labels = ",".join(f"{name}={json.dumps(value)}" for name, value in self.labels.items())
+        step = (self.until - self.since) / max(1, len(self.values) - 1)
+        for number, value in enumerate(self.values):
+            yield f"{self.name}{{{labels}}} {value} {self.since + number * step:.3f}"
+
+
+class PrometheusServer:
+    """One private Prometheus; everything that it keeps is in its folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        jobs: Mapping[str, Sequence[str]],
+        rules: Sequence[Path] = (),
+        *,
+        interval: float = 1.0,
+        external_labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Describe the server; `start` runs it.
+
+        Arguments:
+            folder: its own folder, made where it is absent.
+            jobs: what to scrape, host:port, for each job.
+            rules: files with rules.
+            interval: seconds between two scrapes, and between two evaluations of the rules.
+            external_labels: what every alert is labelled with.
+        """
+        self.folder = folder.absolute()
+        self.log = self.folder / "prometheus.log"
+        self._data = self.folder / "data"
+        self._configuration = {
+            "global": {
+                "scrape_interval": f"{round(interval * 1000)}ms",
+                "scrape_timeout": f"{round(interval * 1000)}ms",
+                "evaluation_interval": f"{round(interval * 1000)}ms",
+                "external_labels": dict(external_labels or {}),
+            },
+            "rule_files": [str(file.absolute()) for file in rules],
+            "scrape_configs": [
+                {"job_name": job, "static_configs": [{"targets": list(targets)}]} for job, targets in jobs.items()
+            ],
+        }
+        self._port: int | None = None
+        self._process: ChildProcess | None = None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it; its folder stays."""
+        self.stop()
+
+    @property
+    def port(self) -> int:
+        """Its TCP port; SandboxError before the first start."""
+        if self._port is None:
+            raise SandboxError("Prometheus was not started yet: it has no port")
+        return self._port
+
+    def remember(self, *past: Past) -> None:
+        """Give it a past, before it is started.
+
+        Raises:
+            SandboxError: promtool did not take it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = self.folder / "past.openmetrics"
+        by_name: dict[str, list[Past]] = {}
+        for series in past:
+            by_name.setdefault(series.name, []).append(series)
+        lines = []
+        for name, several in by_name.items():
+            lines += [f"# TYPE {name} gauge", *(line for series in several for line in series.lines())]
+        text.write_text("\n".join([*lines, "# EOF", ""]))
+        find("promtool").run("tsdb", "create-blocks-from", "openmetrics", text, self._data)
+
+    def start(self) -> None:
+        """Run it and wait until it is ready; SandboxError, with its last words, where it is not."""
+        program = find("prometheus")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        configuration = self.folder / "prometheus.yml"
+        configuration.write_text(json.dumps(self._configuration))  # YAML takes it
+        for attempt in range(_PORT_TRIES):
+            port = self._port if self._port is not None else free_port()
+            command = program.command(
+                f"--config.file={configuration}",
+                f"--storage.tsdb.path={self._data}",
+                "--storage.tsdb.retention.time=30d",
+                f"--web.listen-address=127.0.0.1:{port}",
+            )
+            process = ChildProcess("prometheus", command, self.log, program.environ())
+            process.start()
+            try:
+                _await_ready(process, port)
+            except SandboxError:
+                process.kill()
+                # Somebody else may take a port between the choice and the bind.
+                if "address already in use" not in process.log_tail(200) or attempt == _PORT_TRIES - 1:
+                    raise
+                continue
+            except BaseException:
+                process.kill()
+                raise
+            self._port, self._process = port, process
+            return
+
+    def stop(self) -> None:
+        """End it: nobody reads its data again, and so nothing is waited for."""
+        if self._process is not None:
+            self._process.kill()
+
+    def query(self, expression: str) -> list[Series]:
+        """What an expression is now; SandboxError, with its words, where Prometheus does not take it."""
+        answer = self._ask("/api/v1/query", query=expression)
+        if answer["resultType"] == "scalar":
+            return [Series({}, float(answer["result"][1]))]
+        return [Series(each["metric"], float(each["value"][1])) for each in answer["result"]]
+
+    def has_data(self, expression: str) -> bool:
+        """Whether an expression has a value now that is a number."""
+        return any(not math.isnan(series.value) for series in self.query(expression))
+
+    def alerts(self) -> list[Alert]:
+        """Those whose condition holds, whether or not for long enough."""
+        found = self._ask("/api/v1/alerts")["alerts"]
+        return [Alert(each["labels"]["alertname"], each["labels"], each["annotations"]) for each in found]
+
+    def rules(self) -> list[Rule]:
+        """The rules that it has read."""
+        found = [rule for group in self._ask("/api/v1/rules")["groups"] for rule in group["rules"]]
+        return [Rule(each["name"], each["query"], each["health"], each.get("lastError", "")) for each in found]
+
+    def rule_errors(self) -> dict[str, str]:
+        """Rules that were evaluated in vain, and why; SandboxError where one was not evaluated yet."""
+        if late := [rule.name for rule in self.rules() if rule.health == "unknown"]:
+            raise SandboxError(f"not evaluated yet: {', '.join(late)}")
+        return {rule.name: rule.error for rule in self.rules() if rule.health != "ok"}
+
+    def _ask(self, path: str, **parameters: str) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_ANSWER_LIMIT)
+        try:
+            connection.request("GET", f"{path}?{urllib.parse.urlencode(parameters)}")
+            answer = json.loads(connection.getresponse().read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise SandboxError(f"Prometheus does not answer {path}: {error}") from error
+        finally:
+            connection.close()
+        if answer.get("status") != "success":
+            raise SandboxError(f"Prometheus does not take {parameters or path}: {answer.get('error')}")
+        return answer["data"]
+
+
+def _await_ready(process: ChildProcess, port: int) -> None:
+    deadline = time.monotonic() + _START_LIMIT
+    while True:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
+        try:
+            connection.request("GET", "/-/ready")
+            ready = connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            ready = False
+        finally:
+            connection.close()
+        if process.wait(0.05):
+            raise SandboxError(
+                f"Prometheus ended at its start with status {process.returncode}; its log {process.log} ends with:\n"
+                f"{process.log_tail()}"
+            )
+        if ready:
+            return
+        if time.monotonic() > deadline:
+            raise SandboxError(
+                f"Prometheus was not ready within {_START_LIMIT:.0f} s; its log {process.log} ends with:\n"
+                f"{process.log_tail()}"
+            )

@@ -1,0 +1,205 @@
+"""A real Prometheus beside a real service: every expression of dashboard and alerts has data, under the fault it is for."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stage import PATIENCE, Service, Stage, eventually, eventually_or_not, insert, new_stage
+from watching import ALERTS, RULES, expressions
+
+from cdc_archiver.sandbox import MariaDb, PrometheusServer, SshServer
+from cdc_archiver.sandbox.packages import Tool
+from cdc_archiver.sandbox.prometheus import Past
+from cdc_archiver.transfer.staging import MARKER
+
+AT_REST = {
+    "CdcArchiverAbsent",
+    "CdcArchiverNotWorking",
+    "CdcArchiverQuarantineGrows",
+    "CdcArchiverRefusalsGrow",
+    "CdcArchiverDiskFilling",
+    "CdcArchiverDiskAlmostFull",
+    "CdcArchiverVerificationFailed",
+}
+"""Whose faults are there from the beginning: a service that is away, one without a database, rows, a disk, a verification."""
+
+VERIFIED = """\
+# TYPE cdc_archiver_verify_files gauge
+cdc_archiver_verify_files{result="ok"} 498
+cdc_archiver_verify_files{result="changed"} 2
+"""
+HOME = "https://git.example.org/cdc_archiver/blob/main/"
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def node_exporter() -> Iterator[str]:
+    """What node_exporter makes of the file that a run of `verify` left; where it listens."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(VERIFIED.encode())
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextlib.contextmanager
+def watched(folder: Path, service: Service, source: str, *others: str) -> Iterator[PrometheusServer]:
+    """Prometheus, which scrapes the service and others, and remembers a day on which all was well and the disk was emptier."""
+    here = {"job": "cdc_archiver", "instance": f"127.0.0.1:{service.port}"}
+    free = eventually(lambda: max(0.0, service.metric("destination_free_bytes")), "the disk was looked at")
+    now = time.time()
+
+    def past(name: str, first: float, last: float, **labels: str) -> Past:
+        spaced = [first + (last - first) * step / 360 for step in range(361)]
+        return Past(f"cdc_archiver_{name}", here | labels, now - 6 * 3600, now - 120, spaced)
+
+    with node_exporter() as node:
+        server = PrometheusServer(
+            folder,
+            {"cdc_archiver": [here["instance"], *others], "node": [node]},
+            [RULES],
+            external_labels={"cdc_archiver_url": HOME},
+        )
+        server.remember(
+            past("quarantined_files", 0, 0, source=source),
+            past("refused_files", 0, 0, source=source),
+            past("destination_free_bytes", free * 100, free),
+        )
+        with server:
+            yield server
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[int]:
+    """A port that answers nothing, and is nobody else's meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def write_unlogged(stage: Stage, id_: int) -> None:
+    """A row that the binary log does not have."""
+    with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SET SESSION sql_log_bin = 0")
+        insert(cursor, [stage.values(stage.file("unlogged.npy"), id=id_)])
+
+
+def end_stream(stage: Stage) -> None:
+    """Its grant is gone, and so is its connection."""
+    stage.server.execute(f"REVOKE REPLICATION SLAVE ON *.* FROM '{stage.user}'@'%'")
+    for id_, user, _, _, command, *_ in stage.sql("SHOW PROCESSLIST"):
+        if (user, command) == (stage.user, "Binlog Dump"):
+            stage.sql(f"KILL {id_}")
+
+
+def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, stage: Stage, tmp_path: Path) -> None:
+    now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+    source = stage.ssh.host
+    lost = stage.file("lost.npy")
+    lost.path.unlink()
+    stage.register(lost, failed_copy_attempts=5)
+    stage.register(lost, failed_copy_attempts=1000)
+    # Given a service that works, one that has no database, and one that does not answer,
+    with (
+        nobody() as port,
+        stage.service(sweep_interval=1.0) as service,
+        stage.service(until="no database", mysql_port=port, data_dir=stage.folder) as other,
+        watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}") as prometheus,
+    ):
+        seen: set[str] = set()
+
+        def active() -> set[str]:
+            return {alert.name for alert in prometheus.alerts()}
+
+        def wait_alert(name: str, **labels: str) -> None:
+            def there() -> bool:
+                return any(
+                    alert.name == name and labels.items() <= alert.labels.items() for alert in prometheus.alerts()
+                )
+
+            assert eventually_or_not(there, PATIENCE), f"{name} does not fire; active are {prometheus.alerts()}"
+            seen.add(name)
+
+        def wait_data(panels: list[tuple[str, str]]) -> None:
+            def empty() -> list[tuple[str, str]]:
+                return [each for each in panels if not prometheus.has_data(each[1])]
+
+            assert eventually_or_not(lambda: not empty(), PATIENCE), f"without data: {empty()}"
+
+        here = f"127.0.0.1:{service.port}"
+        eventually(lambda: prometheus.has_data(f'count_over_time(up{{instance="{here}"}}[1m]) >= 2'), "it is scraped")
+        # when files are archived, and one is missing for the last time,
+        stage.wait_archived(*stage.register(*stage.files(3), timestamp=now))
+        stage.wait_attempts(stage.register(lost, timestamp=now, failed_copy_attempts=4)[0], 5)
+        # then every expression of the dashboard has data, without an error,
+        wait_data(expressions())
+        # those alerts hold whose fault is there, and no other,
+        for name in sorted(AT_REST):
+            wait_alert(name)
+        assert eventually_or_not(lambda: active() == AT_REST, PATIENCE), active() ^ AT_REST
+        wait_alert("CdcArchiverAbsent", instance=f"127.0.0.1:{port}")
+        wait_alert("CdcArchiverNotWorking", instance=f"127.0.0.1:{other.port}")
+        wait_alert("CdcArchiverQuarantineGrows", source=source)
+        assert prometheus.rule_errors() == {}
+        # and an hour without a sweep would be noticed.
+        rules = {rule.name: rule.expression for rule in prometheus.rules()}
+        assert sorted(rules) == sorted(ALERTS)
+        overdue = rules["CdcArchiverSweepOverdue"]
+        assert not prometheus.has_data(overdue)
+        assert prometheus.has_data(overdue.replace("time()", "(time() + 3600)"))
+
+        # When the stream passes a row without a word,
+        (top,) = stage.register(stage.file("before.npy"))
+        stage.wait_archived(top)
+        write_unlogged(stage, top + 1)
+        stage.wait_archived(top + 1)
+        stage.wait_archived(*stage.register(stage.file("after.npy")))
+        wait_alert("CdcArchiverStreamMissed", instance=here)
+        # when the source is away,
+        stage.ssh.stop()
+        stage.register(stage.file("waits.npy"))
+        wait_alert("CdcArchiverSourceDown", source=source)
+        wait_alert("CdcArchiverPendingTooOld", source=source)
+        # when the stream is lost for good, though not the table,
+        assert "CdcArchiverStreamDown" not in active()
+        end_stream(stage)
+        wait_alert("CdcArchiverStreamDown", instance=here)
+        # when the archive's disk is away,
+        assert "CdcArchiverDestinationDown" not in active()
+        (stage.data_dir / MARKER).unlink()
+        stage.ssh.start()
+        wait_alert("CdcArchiverDestinationDown", instance=here)
+        # then every alert has had its fault,
+        assert seen | {"CdcArchiverSweepOverdue"} == set(ALERTS)
+        # and each says it in whole sentences, with the site's own link.
+        for alert in prometheus.alerts():
+            assert alert.annotations["summary"].endswith("."), alert
+            assert "<no value>" not in alert.annotations["summary"]
+            assert alert.annotations["runbook"] == f"{HOME}docs/runbook.md#{alert.name.lower()}"
+        (stage.data_dir / MARKER).touch()
