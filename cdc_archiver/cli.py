@@ -15,8 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cdc_archiver import __version__
 from cdc_archiver.archiver import Archiver
+from cdc_archiver.commands import change, listing, why
+from cdc_archiver.commands import status as status_command
 from cdc_archiver.errors import ArchiverError, ExitStatus
-from cdc_archiver.flags import with_settings
+from cdc_archiver.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.operations import init_db as init_db_operation
 from cdc_archiver.preflight import print_report, run_checks
@@ -88,6 +90,15 @@ def check(
     else:
         print_report(report, Console())
     return report.exit_status
+
+
+_ARCHIVE: Final = DATABASE | SERVICE | SOURCE | {"data_dir"}
+
+app.command(help=status_command.HELP)(with_settings_of(DATABASE | SERVICE | {"target"})(status_command.status))
+app.command(help=why.HELP)(with_settings_of(_ARCHIVE)(why.why))
+app.command(help=change.RETRY_HELP)(with_settings_of(DATABASE)(change.retry))
+app.command(help=change.IGNORE_HELP)(with_settings_of(DATABASE)(change.ignore))
+app.command("list", help=listing.HELP)(with_settings_of(DATABASE | SERVICE)(listing.list_files))
 
 
 @app.command("init-db")

@@ -77,7 +77,7 @@ class Dispatcher:
         self._clock = clock
         self._random = random.Random()
         self._changed = threading.Condition()
-        self._ledger = Ledger()
+        self._ledger = self.ledger = Ledger()
         self._sources = {source.name: SourceQueues(source.name) for source in settings.sources}
         self._destination = Health()
         self._inboxes = {True: deque[int](), False: deque[int]()}

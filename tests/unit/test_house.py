@@ -30,6 +30,7 @@ FLOORS = [
     {"observe.http", "site", "shift", "archiver", "reconciliation"},
     {"sandbox", "flags"},
     {"demo"},
+    {"commands"},
     {"cli", "__main__"},
 ]
 

@@ -1,0 +1,176 @@
+"""Which rows an operator means: by state, target, time, path; read page by page, so that a million of them cost no memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+import sqlalchemy as sa
+
+from cdc_archiver.database.engine import Database
+from cdc_archiver.database.files_table import FilesTable, Row
+from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM
+
+_PAGE: Final = 1000
+
+
+class RowState(StrEnum):
+    """What a row says of its file, in design.md's words."""
+
+    PENDING = "pending"
+    QUARANTINED = "quarantined"
+    REFUSED = "refused"
+    IGNORED = "ignored"
+    ARCHIVED = "archived"
+
+
+NOT_ARCHIVED: Final = frozenset(RowState) - {RowState.ARCHIVED}
+
+
+def state_of(row: Row, max_attempts: int) -> RowState:
+    """What a row says of its file.
+
+    Args:
+        max_attempts: charged attempts from which it is quarantined.
+    """
+    attempts = row.record.attempts
+    if row.copied:
+        return RowState.ARCHIVED
+    if attempts >= IGNORED_FROM:
+        return RowState.IGNORED
+    if attempts >= REFUSED_FROM:
+        return RowState.REFUSED
+    return RowState.QUARANTINED if attempts >= max_attempts else RowState.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """Which rows are meant; what is empty asks for nothing.
+
+    Attributes:
+        ids, paths: the row is one of these. A path may have ``*`` and ``?``, as a shell has them.
+        part: a part of the path.
+        charged: only with failed attempts.
+        since, until: of the column timestamp, aware.
+    """
+
+    ids: tuple[int, ...] = ()
+    paths: tuple[str, ...] = ()
+    part: str = ""
+    states: frozenset[RowState] = frozenset()
+    charged: bool = False
+    targets: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    pub_ids: tuple[str, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def names_files(self) -> bool:
+        """Whether single files are named, and not a kind of them."""
+        return bool(self.ids or self.paths)
+
+    def conditions(self, files: FilesTable) -> list[sa.ColumnElement[bool]]:
+        """The same for the database."""
+        found: list[sa.ColumnElement[bool]] = []
+        path, timestamp = files.column("path"), files.column("timestamp")
+        named = [path.like(_like(each), escape="!") if _is_pattern(each) else path == each for each in self.paths]
+        if self.ids:
+            named.append(files.column("id").in_(self.ids))
+        if named:
+            found.append(sa.or_(*named))
+        if self.part:
+            found.append(path.like(f"%{escaped(self.part)}%", escape="!"))
+        for column, values in (("instance_id", self.targets), ("action", self.actions), ("pub_id", self.pub_ids)):
+            if values:
+                found.append(files.column(column).in_(values))
+        if self.since is not None:
+            found.append(timestamp >= self.since.replace(tzinfo=None))
+        if self.until is not None:
+            found.append(timestamp < self.until.replace(tzinfo=None))
+        if self.states:
+            found.append(sa.or_(*(_condition(files, state) for state in sorted(self.states))))
+        if self.charged:
+            found.append(sa.func.coalesce(files.column("failed_copy_attempts"), 0) > 0)
+        return found
+
+    def means(self, row: Row) -> bool:
+        """Whether a row that the database found is really named: it compares without case, a file system does not."""
+        if not self.paths or row.record.id in self.ids:
+            return True
+        return any(_matches(row.record.path, path) for path in self.paths)
+
+
+def walk(
+    database: Database,
+    files: FilesTable,
+    criteria: Criteria,
+    *,
+    newest_first: bool = True,
+    after: int | None = None,
+    limit: int | None = None,
+) -> Iterator[Row]:
+    """The rows, page by page; no connection is kept busy while the caller works.
+
+    Args:
+        after: beyond this id, in the order asked for.
+        limit: that many at the most.
+    """
+    id_ = files.column("id")
+    conditions = criteria.conditions(files)
+    left = limit
+    while left is None or left > 0:
+        beyond = [] if after is None else [id_ < after if newest_first else id_ > after]
+        with database.connect() as connection:
+            rows = files.rows(connection, *conditions, *beyond, newest_first=newest_first, limit=_PAGE)
+        for row in rows:
+            if criteria.means(row):
+                yield row
+                if left is not None:
+                    left -= 1
+                    if left <= 0:
+                        return
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1].record.id
+
+
+def escaped(text: str) -> str:
+    """A text as a pattern of LIKE with ``!`` as its escape, that matches it alone."""
+    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+
+
+def _condition(files: FilesTable, state: RowState) -> sa.ColumnElement[bool]:
+    copied, attempts = files.column("copied"), sa.func.coalesce(files.column("failed_copy_attempts"), 0)
+    waits = sa.or_(copied == 0, copied.is_(None))
+    most = files.max_attempts
+    match state:
+        case RowState.ARCHIVED:
+            return copied != 0
+        case RowState.PENDING:
+            return sa.and_(waits, attempts < most)
+        case RowState.QUARANTINED:
+            return sa.and_(waits, attempts >= most, attempts < REFUSED_FROM)
+        case RowState.REFUSED:
+            return sa.and_(waits, attempts >= REFUSED_FROM, attempts < IGNORED_FROM)
+        case RowState.IGNORED:
+            return sa.and_(waits, attempts >= IGNORED_FROM)
+
+
+def _is_pattern(path: str) -> bool:
+    return "*" in path or "?" in path
+
+
+def _like(pattern: str) -> str:
+    return escaped(pattern).replace("*", "%").replace("?", "_")
+
+
+def _matches(path: str, wanted: str) -> bool:
+    if not _is_pattern(wanted):
+        return path == wanted
+    regular = re.escape(wanted).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.fullmatch(regular, path, re.DOTALL) is not None
