@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -77,17 +77,22 @@ class Criteria:
     def conditions(self, files: FilesTable) -> list[sa.ColumnElement[bool]]:
         """The same for the database."""
         found: list[sa.ColumnElement[bool]] = []
-        path, timestamp = files.column("path"), files.column("timestamp")
-        named = [path.like(_like(each), escape="!") if _is_pattern(each) else path == each for each in self.paths]
+        timestamp = files.column("timestamp")
+        named = [_equal("path", path) if not _is_pattern(path) else _alike("path", _like(path)) for path in self.paths]
         if self.ids:
             named.append(files.column("id").in_(self.ids))
         if named:
             found.append(sa.or_(*named))
         if self.part:
-            found.append(path.like(f"%{escaped(self.part)}%", escape="!"))
-        for column, values in (("instance_id", self.targets), ("action", self.actions), ("pub_id", self.pub_ids)):
+            found.append(_alike("path", f"%{escaped(self.part)}%"))
+        for name, values in (("instance_id", self.targets), ("action", self.actions), ("pub_id", self.pub_ids)):
             if values:
-                found.append(files.column(column).in_(values))
+                plain = [value for value in values if value.isascii()]
+                found.append(
+                    sa.or_(
+                        files.column(name).in_(plain), *(_equal(name, value) for value in values if not value.isascii())
+                    )
+                )
         if self.since is not None:
             found.append(timestamp >= self.since.replace(tzinfo=None))
         if self.until is not None:
@@ -142,6 +147,28 @@ def walk(
 def escaped(text: str) -> str:
     """A text as a pattern of LIKE with ``!`` as its escape, that matches it alone."""
     return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+
+
+def _equal(name: str, value: str) -> sa.ColumnElement[bool]:
+    column, value_there = _comparable(name, value)
+    return column == value_there
+
+
+def _alike(name: str, pattern: str) -> sa.ColumnElement[bool]:
+    column, pattern_there = _comparable(name, pattern)
+    return column.like(pattern_there, escape="!")
+
+
+def _comparable(name: str, value: str) -> tuple[sa.ColumnElement[Any], str | bytes]:
+    """A column and a value that can be compared: a table in Latin-1 takes a text that it cannot hold for an error."""
+    if value.isascii():
+        return sa.column(name, sa.String()), value
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a name that is no UTF-8, as only a binary column holds it
+        binary: sa.ColumnElement[Any] = sa.literal_column(f"CAST(`{name}` AS BINARY)", sa.String())
+        return binary, value.encode("utf-8", "surrogateescape")
+    return sa.literal_column(f"CONVERT(`{name}` USING utf8mb4)", sa.String()), value
 
 
 def _condition(files: FilesTable, state: RowState) -> sa.ColumnElement[bool]:

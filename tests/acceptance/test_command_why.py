@@ -114,9 +114,19 @@ def test_a_file_that_nobody_registered(stage: Stage) -> None:
     assert json.loads(missing.stdout)["matches"] == []
 
 
-def test_a_name_that_the_table_cannot_even_hold_is_no_error(either_stage: Stage) -> None:
-    either_stage.register(either_stage.file("file.npy"))
-    assert either_stage.command("why", "→ 4.npy").returncode == 3
+@pytest.mark.parametrize(
+    "column", ["VARCHAR(260) CHARACTER SET latin1", "VARCHAR(260) CHARACTER SET utf8mb4", "VARBINARY(260)"]
+)
+def test_names_in_any_script_whatever_the_column_holds(either_stage: Stage, column: str) -> None:
+    stage = either_stage
+    stage.sql(f"ALTER TABLE {TABLE} MODIFY path {column} NOT NULL")
+    (id_,) = stage.register(stage.file("höhe.npy"))
+    for name in ("höhe", "öhe.npy", str(stage.sources / "höhe.npy")):
+        assert as_object(stage.command("why", name, "--json"))["facts"]["record"]["id"] == id_
+    assert stage.command("list", "--path", "*/hö?e.npy").stdout.startswith(f"{id_}\t")
+    # What no row can be called is nobody, and no error.
+    for name in ("→ 4.npy", "\udcff.npy"):
+        assert stage.command("why", name).returncode == 3
 
 
 def test_the_database_settings_are_enough_and_it_says_what_it_could_not_look_at(stage: Stage) -> None:
