@@ -16,7 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cdc_archiver import __version__
 from cdc_archiver.archiver import Archiver
 from cdc_archiver.commands import change, listing, why
+from cdc_archiver.commands import register as register_command
+from cdc_archiver.commands import shadow as shadow_command
 from cdc_archiver.commands import status as status_command
+from cdc_archiver.commands import verify as verify_command
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
 from cdc_archiver.observe.logs import set_up_logs
@@ -99,6 +102,11 @@ app.command(help=why.HELP)(with_settings_of(_ARCHIVE)(why.why))
 app.command(help=change.RETRY_HELP)(with_settings_of(DATABASE)(change.retry))
 app.command(help=change.IGNORE_HELP)(with_settings_of(DATABASE)(change.ignore))
 app.command("list", help=listing.HELP)(with_settings_of(DATABASE | SERVICE)(listing.list_files))
+app.command(help=verify_command.HELP)(with_settings_of((_ARCHIVE - SERVICE) | {"data_dir"})(verify_command.verify))
+app.command("register", help=register_command.HELP)(
+    with_settings_of(DATABASE | {"source_root"})(register_command.register_files)
+)
+app.command(help=shadow_command.HELP)(with_settings_of(DATABASE | {"data_dir", "poll_interval"})(shadow_command.shadow))
 
 
 @app.command("init-db")

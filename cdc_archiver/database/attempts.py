@@ -23,6 +23,7 @@ _NOTE_CHARACTERS: Final = 2000
 IGNORED: Final = "ignored"
 RESTORED: Final = "restored"
 RETRIED: Final = "retried"
+REQUEUED: Final = "requeued"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Attempt:
 
     Attributes:
         at: aware, UTC.
-        result: archived, adopted, charged, refused; or, of an operator, retried, ignored, restored.
+        result: archived, adopted, charged, refused; or, of an operator, retried, ignored, restored, requeued.
         detail: rsync's words, or the operator's.
         md5_seen: what arrived instead of the row's.
     """
@@ -100,14 +101,18 @@ class Attempts:
         files, size = connection.execute(done).one()
         return int(files), int(size)
 
-    def source_paths(self, connection: sa.Connection, after: int, limit: int) -> list[tuple[int, str]]:
+    def source_paths(self, connection: sa.Connection, below: str, after: int, limit: int) -> list[tuple[int, str]]:
         """Where archived files came from, by the line's number in the history.
 
         Args:
+            below: a folder.
             after: lines beyond this one.
         """
         lines = sa.select(TABLE.c.id, TABLE.c.source_path).where(
-            self._ours, TABLE.c.id > after, TABLE.c.result.in_(_ARCHIVED)
+            self._ours,
+            TABLE.c.id > after,
+            TABLE.c.result.in_(_ARCHIVED),
+            TABLE.c.source_path.like(escaped(_as_kept(below.rstrip("/"))) + "/%", escape="!"),
         )
         return [(int(id_), as_path(path)) for id_, path in connection.execute(lines.order_by(TABLE.c.id).limit(limit))]
 
@@ -115,7 +120,7 @@ class Attempts:
         """Keeps what an operator did to files, as part of the caller's transaction.
 
         Args:
-            result: one of retried, ignored, restored.
+            result: one of retried, ignored, restored, requeued.
             words: who, and why.
         """
         now = datetime.now(UTC).replace(tzinfo=None)

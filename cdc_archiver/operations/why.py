@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import stat
@@ -20,6 +19,7 @@ from cdc_archiver.database.search import Criteria, RowState, state_of
 from cdc_archiver.errors import ArchiverError, LayoutRefused
 from cdc_archiver.model import FileRecord, Reason
 from cdc_archiver.operations.desk import Desk
+from cdc_archiver.operations.hashing import hash_file
 from cdc_archiver.operations.running import NoService, ask, status_of, works_on
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import layout
@@ -27,7 +27,6 @@ from cdc_archiver.transfer.probe import FileState, Probe
 
 MOST_MATCHES: Final = 20
 _PROBE_SECONDS: Final = 10.0
-_READ: Final = 1 << 20
 
 
 class PlaceState(StrEnum):
@@ -209,7 +208,7 @@ def _look_at(path: Path, md5: bytes, most: int | None, data_dir: Path | None) ->
             return Place(text, PlaceState.WRONG, "it is there, and no regular file")
         if most is not None and found.st_size > most:
             return Place(text, PlaceState.THERE, "not hashed: --hash does it", size=found.st_size)
-        seen = md5_of(path)
+        seen, _ = hash_file(path)
     except (FileNotFoundError, NotADirectoryError):
         if data_dir is not None and not os.path.isdir(data_dir):
             return Place(text, PlaceState.NOT_LOOKED, f"{data_dir} is not there: is its disk mounted on this machine?")
@@ -223,19 +222,6 @@ def _look_at(path: Path, md5: bytes, most: int | None, data_dir: Path | None) ->
     except ValueError:  # a NUL in the path
         return Place(text, PlaceState.ABSENT, "no file can have that name")
     return Place(text, PlaceState.RIGHT if seen == md5 else PlaceState.WRONG, size=found.st_size, md5=seen)
-
-
-def md5_of(path: Path | str) -> bytes:
-    """A file's md5; a link is no file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    md5 = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW)) as file:
-        while chunk := file.read(_READ):
-            md5.update(chunk)
-    return md5.digest()
 
 
 def _at_source(
@@ -258,22 +244,32 @@ def _at_source(
 
 
 def _seen(source: SourceSettings, path: str) -> AtSource:
-    record = _record_of(path)
     try:
-        path = posixpath.join("/", source.source_root, layout.source_entry(record, source.source_root))
+        path = posixpath.join("/", source.source_root, layout.source_entry(_record_of(path), source.source_root))
     except LayoutRefused as refusal:
         return AtSource(path, None, refusal.message)
+    state, words = source_files(source, [path])[path]
+    return AtSource(path, state, words)
+
+
+def source_files(source: SourceSettings, paths: Sequence[str]) -> dict[str, tuple[FileState | None, str]]:
+    """What can be seen of files on their source; None where nobody can look, and why.
+
+    Args:
+        paths: absolute.
+    """
     if source.restricted_key:
-        return AtSource(path, None, f"the key for {source.name} is restricted to rsync, so nobody can look")
+        return dict.fromkeys(paths, (None, f"the key for {source.name} is restricted to rsync, so nobody can look"))
     probe = Probe(source, limit=_PROBE_SECONDS)
-    state = probe.diagnose([path])[path]
-    if state is not FileState.CANNOT_TELL:
-        return AtSource(path, state)
-    try:
-        words = probe.look().unknown
-    except ArchiverError as error:
-        words = str(error)
-    return AtSource(path, None, words or f"{source.name} gives no answer")
+    states = probe.diagnose(paths)
+    words = ""
+    if FileState.CANNOT_TELL in states.values():
+        try:
+            words = probe.look().unknown
+        except ArchiverError as error:
+            words = str(error)
+        words = words or f"{source.name} gives no answer"
+    return {path: (None, words) if state is FileState.CANNOT_TELL else (state, "") for path, state in states.items()}
 
 
 def _record_of(path: str) -> FileRecord:
