@@ -6,20 +6,22 @@ import math
 import queue
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Final
 
 import structlog
 
-from cdc_archiver.database.lock import LockKeeper, TargetLocks
+from cdc_archiver.database.keeper import LockKeeper
+from cdc_archiver.database.lock import SourceLocks
 from cdc_archiver.dispatch.ledger import Whereabouts
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus
 from cdc_archiver.observe.http import HttpServer
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.operations.status import (
     DestinationStatus,
+    Elsewhere,
     ServiceState,
     SourceStatus,
     Status,
@@ -29,7 +31,7 @@ from cdc_archiver.operations.status import (
 )
 from cdc_archiver.preflight import Status as Answer
 from cdc_archiver.preflight import run_checks
-from cdc_archiver.settings import Settings
+from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.shift import Shift
 from cdc_archiver.site import Exploration, Site, archive_of
 from cdc_archiver.threads import Part
@@ -47,10 +49,12 @@ class Archiver:
 
     Args:
         settings: with a data_dir and at least one source.
+        load_again: reads the settings anew, for :meth:`reload`.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, load_again: Callable[[], Settings] | None = None) -> None:
         self._settings = settings
+        self._load_again = load_again or (lambda: settings)
         self._archive = archive_of(settings)
         self._data_dir = self._archive.data_dir
         self.metrics = Metrics()
@@ -63,7 +67,7 @@ class Archiver:
         self._failed = ""
         self._complaints: dict[str, str] = {}
         self._complaining = threading.Lock()
-        self._holder = ""
+        self._elsewhere: dict[str, str] = {}
         self.http: HttpServer | None = None
         self.metrics.destination_up.set_function(self._destination_up)
         self.metrics.destination_free.set_function(self._free_bytes)
@@ -71,6 +75,10 @@ class Archiver:
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler, and so takes no lock."""
         self._events.put(_Event("stop"))
+
+    def reload(self) -> None:
+        """Asks it to read its sources anew; may be called from a signal handler, and so takes no lock."""
+        self._events.put(_Event("reload"))
 
     def run(self) -> ExitStatus:
         """Serves until :meth:`stop`.
@@ -105,7 +113,7 @@ class Archiver:
         destination = None
         stream = None
         if shift is not None:
-            options = {source.name: source for source in self._settings.sources}
+            options = shift.sources
             sources = tuple(
                 SourceStatus(
                     state=source,
@@ -114,6 +122,7 @@ class Archiver:
                     files=shift.sweeper.census.get(source.name),
                 )
                 for source in shift.dispatcher.states()
+                if source.name in options
             )
             up, reason, detail = shift.dispatcher.destination
             free = self._archive.last_free_bytes
@@ -137,6 +146,7 @@ class Archiver:
             history=(site.no_history or "kept") if site else "",
             stream=stream,
             sources=sources,
+            elsewhere=tuple(Elsewhere(name, holder) for name, holder in self._elsewhere.items()),
             destination=destination,
             last_sweep=shift.sweeper.last_sweep if shift else None,
             archived=round(
@@ -164,8 +174,8 @@ class Archiver:
                 sources=tuple(shift.dispatcher.states()),
                 destination=shift.dispatcher.destination,
             )
-        if self._holder:
-            return ServiceState.STANDBY, f"another archiver has these targets: {self._holder}"
+        if holders := sorted(set(self._elsewhere.values())):
+            return ServiceState.STANDBY, f"another archiver has these targets: {'; '.join(holders)}"
         address = f"{self._settings.mysql_host}:{self._settings.mysql_port}"
         return ServiceState.STARTING, f"waiting for the database {address}" if self._site is None else ""
 
@@ -204,9 +214,12 @@ class Archiver:
 
     def _is_asked_to_stop(self, wait: float) -> bool:
         try:
-            return self._events.get(timeout=wait).what == "stop"
+            event = self._events.get(timeout=wait)
         except queue.Empty:
             return False
+        if event.what == "reload":
+            self._reload()
+        return event.what == "stop"
 
     def _preflight(self) -> None:
         """Says at the start what `check` would find wrong."""
@@ -219,14 +232,8 @@ class Archiver:
 
     def _serve(self, site: Site) -> bool:
         """Works as long as nothing changes; returns whether the table has to be looked for anew."""
-        targets = self._settings.targets
-        self._keeper = LockKeeper(
-            TargetLocks(site.database, site.files.name, targets),
-            on_acquired=self._lock_acquired,
-            on_lost=self._lock_lost,
-            on_waiting=self._standing_by,
-            on_unreachable=partial(self._set_database, "lock", False),
-        )
+        locks = SourceLocks(site.database, site.files.name, self._targets())
+        self._keeper = LockKeeper(locks, self, self._settings.max_sources)
         self._keeper.on_end = self._ended
         self._keeper.start()
         while True:
@@ -237,22 +244,19 @@ class Archiver:
                 case "table":
                     self._end_work()
                     return True
-                case "acquired" if self._shift is None and self._keeper.held:
-                    _log.info("lock_acquired", targets=targets)
-                    shift = self._shift = Shift(
-                        self._settings,
-                        site,
-                        self._archive,
-                        self.metrics,
-                        on_end=self._ended,
-                        on_database=self._set_database,
-                        on_other_table=lambda: self._events.put(_Event("table")),
-                        stream=True,
-                    )
-                    shift.start()
+                case "acquired":
+                    self._take_up(site, [source for source in event.sources if source in self._keeper.held])
                 case "lost" if self._shift is not None:
                     _log.error("lock_lost", detail=event.why)
+                    site.database.close()  # what ended the lock's connection may have ended the idle ones in silence
                     self._end_shift(drain=0.0)
+                case "wanted":
+                    _log.info("giving_back", source=event.why)
+                    self._see_off(event.why)
+                case "left" if event.shift is self._shift:
+                    self._let_go(event.why)
+                case "reload":
+                    self._reload()
                 case "ended" if event.part is not None and not event.part.stopping.is_set():
                     failure = event.part.failure
                     self._failed = f"{event.part.name} died: {failure!r}"
@@ -260,6 +264,81 @@ class Archiver:
                         raise failure
                     _log.error("part_died", part=event.part.name, exc_info=failure)
                     raise ArchiverError(f"the thread {event.part.name} died of {failure!r}", "this is a bug: report it")
+
+    # The sources: which are ours changes while we work.
+
+    def _described(self) -> dict[str, SourceSettings]:
+        return {source.name: source for source in self._settings.sources}
+
+    def _targets(self) -> dict[str, tuple[str, ...]]:
+        return {source.name: source.target for source in self._settings.sources}
+
+    def _take_up(self, site: Site, names: Sequence[str]) -> None:
+        """We hold the locks of these sources."""
+        described = self._described()
+        sources = tuple(described[name] for name in names if name in described)
+        if not sources:
+            return
+        _log.info("lock_acquired", targets=[target for source in sources for target in source.target])
+        if self._shift is not None:
+            for source in sources:
+                self._shift.add(source)
+            return
+        shift = self._shift = Shift(
+            self._settings.model_copy(update={"sources": sources}),
+            site,
+            self._archive,
+            self.metrics,
+            on_end=self._ended,
+            on_database=self._set_database,
+            on_other_table=lambda: self._events.put(_Event("table")),
+            stream=True,
+        )
+        shift.start()
+
+    def _see_off(self, name: str) -> None:
+        """A source is to be ours no longer, or no longer as it is."""
+        shift = self._shift
+        if shift is not None and name in shift.sources and name not in shift.leaving:
+            left = lambda source: self._events.put(_Event("left", source, shift=shift))
+            shift.remove(name, self._settings.drain_timeout, left)
+
+    def _let_go(self, name: str) -> None:
+        """Nothing of a source is under way any more."""
+        assert self._shift is not None
+        assert self._keeper is not None
+        _log.info("source_left", source=name)
+        held = self._keeper.held
+        self._keeper.release(name)
+        if not self._shift.sources and held == (name,):
+            self._end_shift(drain=0.0)
+
+    def _reload(self) -> None:
+        """Takes over what the configuration says of the sources now."""
+        try:
+            new = self._load_again()
+            archive_of(new)
+        except ArchiverError as error:
+            _log.error("not_reloaded", detail=str(error))
+            return
+        of_sources = {"sources", *SourceOptions.model_fields}
+        others = [name for name in type(new).model_fields if name not in of_sources]
+        if changed := [name for name in others if getattr(new, name) != getattr(self._settings, name)]:
+            _log.warning("restart_needed", settings=changed)
+        before = self._described()
+        self._settings = self._settings.model_copy(update={"sources": new.sources})
+        after = self._described()
+        _log.info(
+            "reloaded",
+            new=sorted(after.keys() - before.keys()),
+            gone=sorted(before.keys() - after.keys()),
+            changed=sorted(name for name in after.keys() & before.keys() if after[name] != before[name]),
+        )
+        if self._keeper is not None:
+            self._keeper.describe(self._targets())
+        for name, source in before.items():
+            if after.get(name) != source:
+                self._see_off(name)
 
     def _end_shift(self, drain: float) -> None:
         shift, self._shift = self._shift, None
@@ -280,23 +359,33 @@ class Archiver:
         if part.failure is not None:
             self._events.put(_Event("ended", part=part))
 
-    # What the keeper of the lock tells, in its thread.
+    # What the keeper of the locks tells, in its thread.
 
-    def _lock_acquired(self) -> None:
+    def on_acquired(self, sources: Sequence[str]) -> None:
         self._set_database("lock", True, "")
-        self._holder = ""
-        self._events.put(_Event("acquired"))
+        self._events.put(_Event("acquired", sources=tuple(sources)))
 
-    def _lock_lost(self, why: str) -> None:
+    def on_lost(self, why: str) -> None:
         if self._shift is not None:
             self._shift.cancel()
         self._events.put(_Event("lost", why))
 
-    def _standing_by(self, holder: str) -> None:
+    def on_wanted(self, source: str) -> None:
+        self._events.put(_Event("wanted", source))
+
+    def on_elsewhere(self, holders: Mapping[str, str]) -> None:
+        self._elsewhere = dict(holders)
+        if holders and self._shift is None and not (self._keeper and self._keeper.held):
+            self.metrics.set_mode("standby")
+            _log.info("standby", holder="; ".join(sorted(set(holders.values()))))
+        elif holders:
+            _log.info("elsewhere", **holders)
+
+    def on_unreachable(self, why: str) -> None:
+        self._set_database("lock", False, why)
+
+    def on_reachable(self) -> None:
         self._set_database("lock", True, "")
-        self._holder = holder
-        self.metrics.set_mode("standby")
-        _log.info("standby", holder=holder)
 
     def _set_database(self, who: str, up: bool, why: str) -> None:
         """Each part that asks the database says for itself whether it answers: one that is content excuses no other."""
@@ -318,3 +407,5 @@ class _Event:
     what: str
     why: str = ""
     part: Part | None = None
+    sources: tuple[str, ...] = ()
+    shift: Shift | None = None

@@ -62,6 +62,7 @@ def _print_version(wanted: bool) -> None:
 @with_settings
 def run(
     settings: Settings,
+    load_again: Callable[[], Settings],
     reconcile: Annotated[bool, typer.Option("--reconcile", help="Sweep once, copy what was missed, exit.")] = False,
     wait: Annotated[
         str,
@@ -71,8 +72,9 @@ def run(
     set_up_logs(settings.log_format, settings.log_level)
     if reconcile:
         return _reconcile(settings, duration(wait))
-    archiver = Archiver(settings)
+    archiver = Archiver(settings, load_again)
     _on_signals(archiver.stop)
+    signal.signal(signal.SIGHUP, lambda *_: archiver.reload())
     return archiver.run()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeAlias, get_args
 
@@ -33,7 +34,10 @@ SOURCE: Final = frozenset(
 
 
 def with_settings(command: Command) -> Callable[..., None]:
-    """A command that takes each setting as a flag, and gets them all as its first argument, a :class:`Settings`."""
+    """A command that takes each setting as a flag, and gets them all as its first argument, a :class:`Settings`.
+
+    One with a parameter ``load_again`` gets a function there that reads them anew.
+    """
     return _with_settings(command, Settings.model_fields.keys())
 
 
@@ -51,12 +55,17 @@ def with_settings_of(shown: Collection[str]) -> Callable[[Command], Callable[...
 
 def _with_settings(command: Command, shown: Collection[str]) -> Callable[..., None]:
     own = [parameter for name, parameter in inspect.signature(command, eval_str=True).parameters.items()][1:]
+    reloads = any(parameter.name == "load_again" for parameter in own)
+    own = [parameter for parameter in own if parameter.name != "load_again"]
 
     def run(**arguments: Any) -> None:
         more = {parameter.name: arguments.pop(parameter.name) for parameter in own}
         config = Path(named) if (named := arguments.pop("config")) else None
         flags = {name: value or None if isinstance(value, list) else value for name, value in arguments.items()}
-        settings = load(flags, config)
+        load_again = partial(load, flags, config)
+        settings = load_again()
+        if reloads:
+            more["load_again"] = load_again
         if not settings.sources and more.get("target"):
             settings = load({**flags, "target": more["target"]}, config)
         raise typer.Exit(command(settings, **more))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from datetime import time
 from enum import StrEnum
 from typing import Annotated, Final, get_args
 
@@ -93,6 +95,46 @@ def parse_modes(text: str) -> FileModes:
     if folders & 0o700 != 0o700 or files & 0o400 != 0o400:
         raise ValueError(f"{text!r}: the archiver itself must be able to read files and write folders (D7..,F4..)")
     return FileModes(folders=folders, files=files)
+
+
+@dataclass(frozen=True, slots=True)
+class Timetable:
+    """A limit that depends on the time of day.
+
+    Attributes:
+        entries: from when, local time, which rate holds, sorted; empty rates are no limit. The last one of a day holds until
+            the first of the next.
+    """
+
+    entries: tuple[tuple[time, str], ...] = ()
+
+    def rate_at(self, now: time) -> str:
+        """The rate at a time of day, as rsync's ``--bwlimit`` takes it; empty for no limit."""
+        if not self.entries:
+            return ""
+        return max((entry for entry in self.entries if entry[0] <= now), default=self.entries[-1])[1]
+
+
+def parse_timetable(text: str) -> Timetable:
+    """A rate as rsync takes it, ``20m``, or a day's timetable of them: ``08:00,20m 19:00,off``.
+
+    Raises:
+        ValueError: it is of neither form.
+    """
+    entries: dict[time, str] = {}
+    words = text.split()
+    for word in words:
+        clock, comma, rate = word.rpartition(",")
+        match = re.fullmatch(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", clock)
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?[kKmMgGtT]?|off", rate) or bool(comma) != bool(match):
+            raise ValueError(f"{word!r} is no rate; say KiB/s, or a number with its unit (20m), or 08:00,20m 19:00,off")
+        if not match and len(words) > 1:
+            raise ValueError(f"{text!r}: several rates need a time each, as in 08:00,20m 19:00,off")
+        begin = time(int(match[1]), int(match[2])) if match else time()
+        if begin in entries:
+            raise ValueError(f"{text!r} says two rates for {clock}")
+        entries[begin] = "" if rate == "off" else rate
+    return Timetable(tuple(sorted(entries.items())))
 
 
 def is_kind(field: FieldInfo, kind: object) -> bool:

@@ -12,7 +12,7 @@ import pymysql
 import structlog
 
 from cdc_archiver.database.files_table import Census
-from cdc_archiver.database.lock import TargetLocks
+from cdc_archiver.database.lock import SourceLocks
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings
@@ -110,17 +110,20 @@ class Reconciliation:
             if self._stops_within(_TICK):
                 raise DatabaseUnavailable("stopped while the database was waited for")
         site = exploration.result()
-        locks = TargetLocks(site.database, site.files.name, self._settings.targets)
+        targets = {source.name: source.target for source in self._settings.sources}
+        locks = SourceLocks(site.database, site.files.name, targets)
         watched = 0
-        if not locks.acquire():
-            _log.info("watching", holder=locks.holder())
+        if not locks.acquire_all():
+            holders = {locks.holder(source) for source in locks.sources} - {None}
+            locks.close()
+            _log.info("watching", holder="; ".join(map(str, sorted(map(str, holders)))))
             left, watched = self._watch(site, locks)
             if not locks.held:
                 return Result(archived=watched, left=left, trouble=(), unreachable=False, watched=True)
         try:
             result = self._reconcile(site, locks)
         finally:
-            locks.release()
+            locks.close()
         return replace(result, archived=result.archived + watched)
 
     def _stops_within(self, seconds: float) -> bool:
@@ -131,7 +134,7 @@ class Reconciliation:
         self._stopped = True
         return True
 
-    def _reconcile(self, site: Site, locks: TargetLocks) -> Result:
+    def _reconcile(self, site: Site, locks: SourceLocks) -> Result:
         pending = self._census(site).pending
         shift = Shift(self._settings, site, self._archive, self._metrics, on_end=self._dead.append, stream=False)
         shift.start()
@@ -181,14 +184,14 @@ class Reconciliation:
         # What waits for a host that is down, or for a disk, is given some patience; a file's own next try is not.
         return _is_well(shift)
 
-    def _watch(self, site: Site, locks: TargetLocks) -> tuple[Census, int]:
+    def _watch(self, site: Site, locks: SourceLocks) -> tuple[Census, int]:
         """Looks on while another archives; returns what is left, and how many it archived. Takes over when it is gone."""
         began = time.monotonic()
         first = left = self._census(site)
         while left.pending and not self._stops_within(_WATCH_EVERY):
             if time.monotonic() - began > self._wait:
                 break
-            if locks.acquire():
+            if locks.acquire_all():
                 _log.info("taking_over")
                 break
             left = self._census(site)

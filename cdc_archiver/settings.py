@@ -35,7 +35,18 @@ from pydantic_settings import (
 )
 
 from cdc_archiver.errors import Misconfigured
-from cdc_archiver.kinds import Bytes, FileModes, LogFormat, LogLevel, Names, Seconds, Verify, parse_modes
+from cdc_archiver.kinds import (
+    Bytes,
+    FileModes,
+    LogFormat,
+    LogLevel,
+    Names,
+    Seconds,
+    Timetable,
+    Verify,
+    parse_modes,
+    parse_timetable,
+)
 
 PREFIX: Final = "CDC_ARCHIVER_"
 
@@ -51,7 +62,7 @@ class SourceOptions(BaseModel):
     @field_validator("ssh_key", "known_hosts", "ssh_config", mode="before")
     @classmethod
     def _no_empty_path(cls, value: object) -> object:
-        return None if value == "" else value
+        return _path(value)
 
     host: str = Field("", description="Readout server, [user@]host. Empty: the files are on this machine.")
     user: str = Field("", description="Login name there; default: OpenSSH's.")
@@ -64,10 +75,20 @@ class SourceOptions(BaseModel):
     restricted_key: bool = Field(
         False, description='The key is restricted there with command="rrsync -ro SOURCE_ROOT".'
     )
-    bwlimit: str = Field("", description="rsync's --bwlimit, for each rsync: KiB/s, or with a unit (20m). Empty: none.")
+    bwlimit: str = Field(
+        "",
+        description="rsync's --bwlimit, for each rsync: KiB/s, or with a unit (20m); or one for each time of the day "
+        "(08:00,20m 19:00,off). Empty: none.",
+    )
     compress: bool = Field(False, description="Compress in transfer: for links slower than about 100 MB/s.")
     workers: int = Field(2, ge=1, le=32, description="Copies at a time from one source, of files up to the limit.")
     bulk_workers: int = Field(1, ge=1, le=8, description="Copies at a time from one source, of larger files.")
+    small_limit: Bytes = Field(
+        64 * 1024**2, ge=1, description="Files above this size go through the bulk lane, so that they hold up no other."
+    )
+    batch_files: int = Field(500, ge=1, le=10_000, description="Files that one rsync takes at the most.")
+    io_timeout: Seconds = Field(60.0, ge=1, description="Silence of a link after which rsync gives up.")
+    stall_timeout: Seconds = Field(120.0, ge=1, description="No progress at all for this long: rsync is killed.")
 
     @field_validator("user")
     @classmethod
@@ -94,8 +115,7 @@ class SourceOptions(BaseModel):
     @field_validator("bwlimit")
     @classmethod
     def _rsync_rate(cls, value: str) -> str:
-        if value and not re.fullmatch(r"[0-9]+(\.[0-9]+)?[kKmMgGtT]?", value):
-            raise ValueError(f"{value!r} is no rate; rsync takes KiB/s or a number with its unit, such as 20m")
+        parse_timetable(value)
         return value
 
     @model_validator(mode="after")
@@ -139,6 +159,11 @@ class SourceSettings(SourceOptions):
         return self
 
     @property
+    def timetable(self) -> Timetable:
+        """What ``bwlimit`` says."""
+        return parse_timetable(self.bwlimit)
+
+    @property
     def staging_name(self) -> str:
         """What its folder in staging is called: with its targets, which no two archivers hold, and so its own."""
         digest = hashlib.sha256("\0".join(sorted(self.target)).encode()).hexdigest()
@@ -158,6 +183,13 @@ class SourceSettings(SourceOptions):
     def login(self) -> str:
         """The login name, or nothing where OpenSSH's own choice is meant."""
         return self.user or self.host.rpartition("@")[0]
+
+
+def _path(value: object) -> object:
+    """A path as it was written; an empty one is none."""
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"{value!r} is no path")
+    return None if value == "" else value
 
 
 def _mysql(variable: str, default: Any, description: str, **more: Any) -> Any:
@@ -192,16 +224,16 @@ class Settings(SourceOptions, BaseSettings):
     chmod: str = Field("D755,F644", description="Modes of archived folders (D) and files (F), octal.")
     min_free: Bytes = Field(1024**3, description="Free space below which nothing is copied.")
     verify: Verify = Field(Verify.STAGED, description="Prove the md5 from the staged file too, or in transfer only.")
-    small_limit: Bytes = Field(
-        64 * 1024**2, ge=1, description="Files above this size go through the bulk lane, so that they hold up no other."
-    )
-    batch_files: int = Field(500, ge=1, le=10_000, description="Files that one rsync takes at the most.")
-    io_timeout: Seconds = Field(60.0, ge=1, description="Silence of a link after which rsync gives up.")
-    stall_timeout: Seconds = Field(120.0, ge=1, description="No progress at all for this long: rsync is killed.")
 
     sweep_interval: Seconds = Field(60.0, ge=0.2, description="Time between sweeps while the stream flows.")
     poll_interval: Seconds = Field(5.0, ge=0.1, description="Time between sweeps while there is no stream.")
     max_attempts: int = Field(5, ge=1, le=999, description="Charged attempts after which a file is quarantined.")
+    max_sources: int = Field(
+        0,
+        ge=0,
+        description="Sources that this service takes while others with the same configuration are there to share them. "
+        "0: all.",
+    )
     drain_timeout: Seconds = Field(10.0, description="How long running copies may finish at a stop.")
 
     http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz, /readyz, /api.")
@@ -272,7 +304,7 @@ class Settings(SourceOptions, BaseSettings):
     )
     @classmethod
     def _no_empty_file(cls, value: object) -> object:
-        return None if value == "" else value
+        return _path(value)
 
     @model_validator(mode="after")
     def _whole_tls(self) -> Self:
@@ -403,7 +435,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise Misconfigured(f"the configuration {path} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOML's own, an endless number, a nesting without end
         raise Misconfigured(f"the configuration {path} is no TOML: {error}") from error
     known = {*Settings.model_fields}
     for key in values:

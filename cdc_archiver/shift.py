@@ -1,4 +1,4 @@
-"""Everything that runs while we hold our targets' lock: built, wired, started and stopped together."""
+"""Everything that runs while we hold the lock of a source: built, wired, started and stopped together; sources come and go."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ import structlog
 
 from cdc_archiver.database import schema
 from cdc_archiver.database.recorder import Recorder
+from cdc_archiver.dispatch.crew import Crew
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router
 from cdc_archiver.dispatch.targets import Targets
-from cdc_archiver.dispatch.worker import Worker
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.events.binlog import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
-from cdc_archiver.model import Lane, Origin
+from cdc_archiver.model import Origin
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.settings import Settings
+from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.site import Site
-from cdc_archiver.threads import Part
-from cdc_archiver.transfer.copier import Copier
+from cdc_archiver.threads import Part, join_all
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -41,9 +40,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Shift:
-    """Everything that runs while we hold our targets' lock. Started once, stopped once.
+    """Everything that runs while we hold the lock of a source. Started once, stopped once.
 
     Args:
+        settings: with the sources that we hold at first; for others, :meth:`add` and :meth:`remove`.
         stream: whether to follow the binary log; a reconciliation does not.
         on_end: called by a part's thread when it ends.
         on_database: told by whom it was asked, whether the database answers, and why not.
@@ -67,11 +67,10 @@ class Shift:
         self._archive = archive
         self._metrics = metrics
         self._on_other_table = on_other_table
-        self._cancel = threading.Event()
+        self._on_end = on_end
         self._gaps = 0
         self._gaps_said_at = float("-inf")
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
-        self._copier = Copier(settings, archive, site.files.path_width, self._cancel)
         self._recorder = Recorder(
             site.database,
             site.files,
@@ -94,35 +93,103 @@ class Shift:
             self._housekeeping,
             partial(on_database, "sweeper"),
         )
-        self._router = Router(
-            site.database, site.files, Targets(settings.sources), self.dispatcher, partial(on_database, "router")
-        )
-        self._workers = [
-            Worker(source, lane, number, self.dispatcher, self._copier, self._recorder, metrics)
-            for source in settings.sources
-            for lane, count in ((Lane.SMALL, source.workers), (Lane.BULK, source.bulk_workers))
-            for number in range(count)
-        ]
+        self._targets = Targets(settings.sources)
+        self._router = Router(site.database, site.files, self._targets, self.dispatcher, partial(on_database, "router"))
+        self._crews = {source.name: self._new_crew(source) for source in settings.sources}
         self._readers: list[Part] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
-        for part in self._parts:
+        for part in (self._recorder, *self._readers):
             part.on_end = on_end
+        self._stopping = threading.Event()
+        self._changing = threading.Lock()
+        self._leaving: dict[str, threading.Thread] = {}
 
     @property
-    def _parts(self) -> list[Part]:
-        return [self._recorder, *self._workers, *self._readers]
+    def sources(self) -> dict[str, SourceSettings]:
+        """Those that are ours, by name, the ones that are on their way out among them."""
+        return {name: crew.source for name, crew in self._crews.items()}
+
+    @property
+    def leaving(self) -> frozenset[str]:
+        """Those on their way out."""
+        return frozenset(self._leaving)
+
+    def _new_crew(self, source: SourceSettings) -> Crew:
+        return Crew(
+            self._settings,
+            source,
+            self._archive,
+            self._site.files.path_width,
+            self.dispatcher,
+            self._recorder,
+            self._metrics,
+            self._on_end,
+        )
 
     def start(self) -> None:
         """Starts the threads."""
         try:
             self._archive.prepare(known=self._site.known)
-            for source in self._settings.sources:
-                self._archive.clear_staging(source.staging_name)
             self._archive.clear_abandoned()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         self._metrics.set_mode("polling")
-        for part in self._parts:
+        self._recorder.start()
+        for crew in self._crews.values():
+            self._begin(crew)
+        for part in self._readers:
             part.start()
+
+    def _begin(self, crew: Crew) -> None:
+        try:
+            self._archive.clear_staging(crew.source.staging_name)
+        except DestinationUnavailable as trouble:
+            self.dispatcher.destination_failed(trouble.reason, str(trouble))
+        crew.start()
+
+    def add(self, source: SourceSettings) -> None:
+        """One more source is ours: what is pending of it is swept up at once."""
+        self.dispatcher.add_source(source)
+        crew = self._new_crew(source)
+        self._begin(crew)
+        with self._changing:
+            self._crews = {**self._crews, source.name: crew}
+            self._tell_sources()
+
+    def remove(self, source: str, drain: float, on_left: Callable[[str], None]) -> None:
+        """A source is ours no longer: nothing new is begun, what is under way may come to its end. Returns at once.
+
+        Args:
+            drain: seconds that copies may take.
+            on_left: called, in a thread of its own, when nothing of it is under way any more and all is written back; not
+                if the shift has been stopped meanwhile.
+        """
+        crew = self._crews[source]
+        with self._changing:
+            self._leaving[source] = threading.Thread(
+                target=self._see_off, args=(crew, drain, on_left), name=f"leaving-{source}", daemon=True
+            )
+            self._tell_sources()
+        self.dispatcher.retire_source(source)
+        crew.stop()
+        self._leaving[source].start()
+
+    def _see_off(self, crew: Crew, drain: float, on_left: Callable[[str], None]) -> None:
+        name = crew.source.name
+        if not join_all(crew.workers, max(drain, _BREATH)):
+            _log.warning("killing_copies", source=name, after_seconds=drain)
+        crew.close()
+        join_all(crew.workers, _KILL_SECONDS)
+        self.dispatcher.forget_source(name, _KILL_SECONDS)
+        with self._changing:
+            self._crews = {other: kept for other, kept in self._crews.items() if other != name}
+            del self._leaving[name]
+        if not self._stopping.is_set():
+            on_left(name)
+
+    def _tell_sources(self) -> None:
+        sources = tuple(crew.source for name, crew in self._crews.items() if name not in self._leaving)
+        self._targets.set(sources)
+        self.sweeper.set_sources(sources)
 
     def stop(self, drain: float) -> None:
         """Reads nothing more, lets copies finish, kills what is left, writes back what is known.
@@ -130,29 +197,38 @@ class Shift:
         Args:
             drain: seconds that copies may take.
         """
+        self._stopping.set()
         for part in self._readers:
             part.stop()
         self.dispatcher.close()
-        for worker in self._workers:
-            worker.stop()
-        if not _join(self._workers, max(drain, _BREATH)):
+        crews = tuple(self._crews.values())
+        workers = [worker for crew in crews for worker in crew.workers]
+        for crew in crews:
+            crew.stop()
+        if not join_all(workers, max(drain, _BREATH)):
             _log.warning("killing_copies", after_seconds=drain)
-        self._cancel.set()
-        self._copier.close()  # a worker may wait for a connection to come about
-        _join(self._workers, _KILL_SECONDS)
+        for crew in crews:
+            crew.kill()
+        for crew in crews:
+            crew.close()
+        join_all(workers, _KILL_SECONDS)
+        for thread in tuple(self._leaving.values()):
+            thread.join(_KILL_SECONDS)
         self._recorder.stop()
         self._recorder.join(_KILL_SECONDS)
-        _join(self._readers, 1.0)
+        join_all(self._readers, 1.0)
 
     def cancel(self) -> None:
-        """Copies and writes nothing more: another may hold our targets by now. Returns at once; :meth:`stop` comes next."""
+        """Copies and writes nothing more: another may hold our sources by now. Returns at once; :meth:`stop` comes next."""
+        self._stopping.set()
         self._recorder.discard()
         self.dispatcher.close()
-        self._cancel.set()
+        for crew in tuple(self._crews.values()):
+            crew.kill()
 
     # What the stream tells, in its own thread: none of it waits.
 
-    def on_ids(self, ids: Sequence[int], committed_at: float | None) -> None:
+    def on_ids(self, ids: Sequence[int]) -> None:
         self.dispatcher.offer(ids, Origin.STREAM, fresh=True)
 
     def on_anchor(self) -> None:
@@ -195,7 +271,7 @@ class Shift:
                 != self._site.files.name
             ):
                 self._on_other_table()
-        pending = {name: census.pending for name, census in self.sweeper.census.items()}
+        pending = {name: census.pending for name, census in dict(self.sweeper.census).items()}
         for source, files in pending.items():
             if not files:
                 self.dispatcher.nothing_pending(source)
@@ -207,10 +283,3 @@ class Shift:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         else:
             self.dispatcher.destination_ready()
-
-
-def _join(parts: Sequence[Part], seconds: float) -> bool:
-    """Waits for all of them together; returns whether all have ended."""
-    deadline = time.monotonic() + seconds
-    ended = [part.join(max(0.0, deadline - time.monotonic())) for part in parts]  # each gets its turn
-    return all(ended)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class Part(ABC):
@@ -63,3 +64,10 @@ class Part(ABC):
             self.failure = error
         finally:
             self.on_end(self)
+
+
+def join_all(parts: Sequence[Part], seconds: float) -> bool:
+    """Waits for all of them together; returns whether all have ended."""
+    deadline = time.monotonic() + seconds
+    ended = [part.join(max(0.0, deadline - time.monotonic())) for part in parts]  # each gets its turn
+    return all(ended)

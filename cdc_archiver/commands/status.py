@@ -136,6 +136,8 @@ def _of_service(seen: Overview, service: dict[str, Any]) -> Iterator[_Line]:
             yield [("stream       ", "dim"), ("none", "yellow"), f": {stream['why']}"]
     for source in service["sources"]:
         yield from _source(source["state"]["name"], source, seen.at)
+    for other in service.get("elsewhere", ()):
+        yield [("source       ", "dim"), f"{other['name']} is another archiver's: {other['holder']}"]
     destination = service.get("destination")
     if destination is not None:
         free = destination.get("free_bytes")

@@ -20,6 +20,8 @@ CONNECT_TIMEOUT: Final = 10
 """Seconds."""
 ANSWER_TIMEOUT: Final = 60
 """Seconds that one statement may stay without an answer: a half-open connection is noticed by it."""
+PING_TIMEOUT: Final = 4
+"""Seconds after which a connection that was idle is taken for dead, and all others of its pool with it."""
 
 # The server answered, and its answer is about what we asked or who we are: waiting does not help.
 _ASK_A_PERSON: Final = {
@@ -135,7 +137,6 @@ class Database:
             pool_size=4,
             max_overflow=8,
             pool_timeout=30,
-            pool_pre_ping=True,
             pool_recycle=600,
         )
 
@@ -145,6 +146,18 @@ class Database:
                 cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", (_LOCK_WAIT,))
                 if self._settings.db_time_zone:
                     cursor.execute("SET SESSION time_zone = %s", (self._settings.db_time_zone,))
+
+        # SQLAlchemy's own `pool_pre_ping` waits for as long as a statement may take: a link that fell silent while the
+        # connection was idle would hang whoever takes it for a minute.
+        @event.listens_for(engine, "checkout")
+        def _ask_whether_it_lives(connection: Any, _record: Any, _proxy: Any) -> None:
+            limit, connection._read_timeout = connection._read_timeout, PING_TIMEOUT
+            try:
+                connection.ping(reconnect=False)
+            except (pymysql.MySQLError, OSError) as error:
+                raise sa.exc.InvalidatePoolError from error
+            finally:
+                connection._read_timeout = limit
 
         return engine
 
@@ -179,7 +192,7 @@ def in_our_words(error: BaseException, address: str) -> DatabaseUnavailable | Mi
         return Misconfigured(f"the database {address} says: {words}", _ASK_A_PERSON[code])
     if code in _LOCKED:
         return RowLocked(f"the database {address}: {words}", "which transaction is open there?")
-    if code in _REFUSED or isinstance(original, pymysql.DataError | pymysql.IntegrityError):
+    if code in _REFUSED or isinstance(original, pymysql.DataError | pymysql.IntegrityError | UnicodeError):
         return StatementRefused(f"the database {address} does not take it: {words}", "compare the column with `check`")
     return DatabaseUnavailable(
         f"the database {address} cannot be used: {words}",

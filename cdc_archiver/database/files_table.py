@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -178,7 +179,7 @@ class FilesTable:
         already: set[int] = set()
         for chunk in _chunks(places):
             rows = self._lock(connection, chunk)
-            unmoved = {}
+            unmoved: dict[int, str | bytes] = {}
             for record in chunk:
                 row = rows.get(record.id)
                 if row is None:
@@ -186,14 +187,18 @@ class FilesTable:
                 # Somebody may have charged it meanwhile; that makes it no other file.
                 as_read = replace(row.record, failed_copy_attempts=record.failed_copy_attempts)
                 if not row.copied and as_read == record:
-                    unmoved[record.id] = places[record]
+                    unmoved[record.id] = _storable(places[record])
                 elif row.copied and replace(as_read, path=record.path) == record and row.record.path == places[record]:
                     already.add(record.id)
             if unmoved:
                 connection.execute(
                     sa.update(table)
                     .where(table.c.id.in_(unmoved))
-                    .values(path=sa.case(unmoved, value=table.c.id), copied=1, timestamp=table.c.timestamp)
+                    .values(
+                        path=sa.case(*((table.c.id == id_, sa.literal(path)) for id_, path in unmoved.items())),
+                        copied=1,
+                        timestamp=table.c.timestamp,
+                    )
                 )
             changed.update(unmoved)
         return Written(changed, already)
@@ -232,7 +237,7 @@ class FilesTable:
                     sa.update(table)
                     .where(table.c.id.in_(unmoved))
                     .values(
-                        path=sa.case(unmoved, value=table.c.id),
+                        path=sa.case(*((table.c.id == id_, sa.literal(path)) for id_, path in unmoved.items())),
                         copied=0,
                         failed_copy_attempts=0,
                         timestamp=table.c.timestamp,
@@ -346,6 +351,15 @@ def _row(row: Any) -> Row:
 
 def _escaped(text: str) -> str:
     return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+
+
+def _storable(path: str) -> str | bytes:
+    """A path whose bytes are no UTF-8 can only have come from a column of bytes, and goes back as such."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
 
 
 def _text(value: object) -> str | None:

@@ -1,4 +1,4 @@
-"""One archiver for a target: the database's own lock, on a connection that dies with whoever holds it.
+"""One archiver for a target: the database's own locks, on a connection that dies with whoever holds them.
 
 A ``GET_LOCK`` is known to one server only: it does not span the nodes of a Galera cluster.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pymysql
 from pymysql.connections import Connection
 
 from cdc_archiver.database.engine import Database, in_our_words
-from cdc_archiver.errors import ArchiverError, LockLost
-from cdc_archiver.threads import Part
+from cdc_archiver.errors import LockLost
+
+_PREFIX: Final = "cdc_archiver:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,122 +35,206 @@ class LockTiming:
     Attributes:
         session_limit: whole seconds, as the server counts them.
         try_interval: between two tries for a lock that another holds.
+        spare_after: how long a source must have been nobody's before one takes it who has as many as it should: longer than
+            it takes those who have room for it.
     """
 
     session_limit: int = 15
     check_interval: float = 5.0
     answer_limit: float = 3.0
     try_interval: float = 2.0
+    spare_after: float = 20.0
 
     def __post_init__(self) -> None:
         if self.check_interval + 2 * self.answer_limit >= self.session_limit:
             raise ValueError(f"{self}: another could hold the lock before its loss is noticed")
 
 
-class TargetLocks:
-    """The locks of some targets, all or none. For one thread.
+class SourceLocks:
+    """The locks of some sources, on one session: of each source all its targets, or none. For one thread.
 
     Args:
         database: where the table is.
         table: the files table.
-        targets: whose files are archived.
+        sources: their names, and whose files are archived from each.
         timing: how long what may take.
     """
 
     def __init__(
-        self, database: Database, table: str, targets: Sequence[str], timing: LockTiming | None = None
+        self,
+        database: Database,
+        table: str,
+        sources: Mapping[str, Sequence[str]],
+        timing: LockTiming | None = None,
     ) -> None:
         self.timing = timing or LockTiming()
         self._database = database
-        # In one order for everybody: of two that want some of the same, one gets the first that both want, and goes on.
-        self._locks = sorted({lock_name(database.name, table, target): target for target in targets}.items())
+        self._table = table
         self._connection: Connection | None = None
+        # Their locks' names, each with its target. What is held is read by other threads, and so replaced as a whole.
+        self._described: dict[str, dict[str, str]] = {}
+        self._held: dict[str, dict[str, str]] = {}
+        self._wanted: set[str] = set()
+        self.describe(sources)
+
+    def describe(self, sources: Mapping[str, Sequence[str]]) -> None:
+        """Other sources from now on. One that is held is held with the targets that it was taken with until it is released."""
+        self._described = {}
+        for source, targets in sources.items():
+            names = {lock_name(self._database.name, self._table, target): target for target in targets}
+            # In one order for everybody: of two that want some of the same, one gets the first that both want, and goes on.
+            self._described[source] = dict(sorted(names.items()))
 
     @property
-    def held(self) -> bool:
-        """Whether we took them, and have not heard of a loss since."""
-        return self._connection is not None
+    def sources(self) -> tuple[str, ...]:
+        """All that are described."""
+        return tuple(self._described)
 
-    def acquire(self) -> bool:
-        """Tries to take all of them, and does not wait for any.
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The sources that we took, and have not heard of a loss of since; the newest last."""
+        return tuple(self._held)
+
+    def acquire(self, source: str) -> bool:
+        """Tries to take a source, and does not wait for it.
 
         Returns:
-            Whether we hold them now.
+            Whether we hold it now.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
             Misconfigured: it answers, and a person must mend something.
         """
-        if self._connection is not None:
-            return True
-        connection: Connection | None = None
-        try:
-            connection = self._connect()
+        if source not in self._held:
+            taken: list[str] = []
             # One after the other: in one statement some would be taken although an earlier one is not to be had.
-            taken = all(_ask(connection, "SELECT GET_LOCK(%s, 0)", [name]) == (1,) for name, _ in self._locks)
-        except (pymysql.MySQLError, OSError) as error:
-            _close(connection)
-            raise in_our_words(error, self._database.address) from error
-        if not taken:
-            # The end of the session frees what we got.
-            _close(connection)
-            return False
-        self._connection = connection
+            for name in self._described[source]:
+                if self._ask("SELECT GET_LOCK(%s, 0)", name) != (1,):
+                    self._free(taken)
+                    return False
+                taken.append(name)
+            self._held = {**self._held, source: self._described[source]}
         return True
 
-    def holder(self) -> str | None:
-        """Which other session holds one of them: for a person. None where none does.
+    def acquire_all(self) -> bool:
+        """Tries to take every source; where one is not to be had, none is held.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
             Misconfigured: it answers, and a person must mend something.
         """
-        if self.held:
+        if all(self.acquire(source) for source in self._described):
+            return True
+        self.close()
+        return False
+
+    def holder(self, source: str) -> str | None:
+        """Which other session holds one of its locks: for a person. None where none does.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+            Misconfigured: it answers, and a person must mend something.
+        """
+        if source in self._held:
             return None
-        try:
-            with contextlib.closing(self._connect()) as connection:
-                for name, target in self._locks:
-                    (session,) = _ask(connection, "SELECT IS_USED_LOCK(%s)", [name])
-                    if session is not None:
-                        return f"{_who(connection, session)} (target {target})"
-        except (pymysql.MySQLError, OSError) as error:
-            raise in_our_words(error, self._database.address) from error
+        for name, target in self._described[source].items():
+            (session,) = self._ask("SELECT IS_USED_LOCK(%s)", name)
+            if session is not None:
+                return f"{self._who(int(session))} (target {target})"
         return None
 
     def check(self) -> None:
-        """Asks the server whether we still hold them, which also keeps the session alive.
+        """Asks the server whether we still hold what we hold, which also keeps the session alive.
 
         Raises:
-            LockLost: we do not, or there was no answer in time.
+            LockLost: of some we do not, or there was no answer in time. Then we hold nothing.
         """
-        if self._connection is None:
-            raise LockLost("the lock is not held")
-        questions = ", ".join(["IS_USED_LOCK(%s)"] * len(self._locks))
+        locks = {name: target for held in self._held.values() for name, target in held.items()}
+        if not locks:
+            raise LockLost("no lock is held")
+        questions = ", ".join(["IS_USED_LOCK(%s)"] * len(locks))
         try:
-            me, *holders = _ask(
-                self._connection, f"SELECT CONNECTION_ID(), {questions}", [name for name, _ in self._locks]
-            )
+            assert self._connection is not None
+            ((me, *holders),) = _rows(self._connection, f"SELECT CONNECTION_ID(), {questions}", list(locks))
         except (pymysql.MySQLError, OSError) as error:
             self._forget()
             raise LockLost(f"the connection that holds the lock is gone: {_words(error)}") from error
-        for (_, target), holder in zip(self._locks, holders, strict=True):
+        for target, holder in zip(locks.values(), holders, strict=True):
             if holder != me:
                 self._forget()
                 raise LockLost(f"the lock of the target {target} is no longer ours")
 
-    def release(self) -> None:
-        """Lets go of them. Never raises: with its session the lock ends anyway."""
-        if self._connection is None:
-            return
-        # The answer says that they are free, which the end of a session alone does not.
-        with contextlib.suppress(pymysql.MySQLError, OSError):
-            for name, _ in self._locks:
-                _ask(self._connection, "SELECT RELEASE_LOCK(%s)", [name])
+    def want(self, source: str, wanted: bool) -> None:
+        """Says to whoever holds a source whether we have room for it.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+            Misconfigured: it answers, and a person must mend something.
+        """
+        name = _wish(self._described[source])
+        if wanted and name not in self._wanted:
+            if self._ask("SELECT GET_LOCK(%s, 0)", name) == (1,):
+                self._wanted.add(name)
+        elif not wanted and name in self._wanted:
+            self._wanted.discard(name)
+            self._free([name])
+
+    def is_wanted(self, source: str) -> bool:
+        """Whether another has room for a source of ours.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+            Misconfigured: it answers, and a person must mend something.
+        """
+        return self._ask("SELECT IS_USED_LOCK(%s)", _wish(self._held[source])) != (None,)
+
+    def release(self, source: str) -> None:
+        """Lets go of one source.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer: with its session the lock ends anyway.
+            Misconfigured: it answers, and a person must mend something.
+        """
+        if source in self._held:
+            locks = self._held[source]
+            self._held = {other: held for other, held in self._held.items() if other != source}
+            self._free(list(locks))
+
+    def close(self) -> None:
+        """Lets go of everything. Never raises: with its session a lock ends anyway."""
+        if self._connection is not None:
+            names = [name for held in self._held.values() for name in held]
+            # The answer says that they are free, which the end of a session alone does not.
+            with contextlib.suppress(pymysql.MySQLError, OSError):
+                for name in names:
+                    _rows(self._connection, "SELECT RELEASE_LOCK(%s)", [name])
         self._forget()
+
+    def _free(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._ask("SELECT RELEASE_LOCK(%s)", name)
+
+    def _ask(self, statement: str, name: str) -> tuple[Any, ...]:
+        (row,) = self._rows(statement, name)
+        return tuple(row)
+
+    def _rows(self, statement: str, *arguments: object) -> Sequence[Sequence[Any]]:
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            return _rows(self._connection, statement, arguments)
+        except (pymysql.MySQLError, OSError) as error:
+            if not self._held:  # otherwise it is for :meth:`check` to find out, and to say
+                self._forget()
+            raise in_our_words(error, self._database.address) from error
 
     def _forget(self) -> None:
         connection, self._connection = self._connection, None
-        _close(connection)
+        self._held = {}
+        self._wanted.clear()
+        if connection is not None:
+            with contextlib.suppress(pymysql.MySQLError, OSError):
+                connection.close()
 
     def _connect(self) -> Connection:
         limit = self.timing.answer_limit
@@ -158,82 +243,17 @@ class TargetLocks:
             with connection.cursor() as cursor:
                 cursor.execute("SET SESSION wait_timeout = %s", (self.timing.session_limit,))
         except BaseException:
-            _close(connection)
+            with contextlib.suppress(pymysql.MySQLError, OSError):
+                connection.close()
             raise
         return connection
 
-
-class LockKeeper(Part):
-    """Gets the locks as soon as they are free, keeps them, and says when they are gone.
-
-    The callbacks come from its thread. ``on_lost`` has all copying stopped within what :class:`LockTiming` leaves for it; until
-    it returns, nothing is tried again.
-
-    Args:
-        locks: which; the thread's own from here on.
-        on_acquired: we hold them.
-        on_lost: we do not any more; takes the reason, a sentence.
-        on_waiting: another holds them; takes who, once for each.
-        on_unreachable: the database cannot be asked; takes why, once for each reason.
-    """
-
-    def __init__(
-        self,
-        locks: TargetLocks,
-        on_acquired: Callable[[], None],
-        on_lost: Callable[[str], None],
-        on_waiting: Callable[[str], None] = lambda holder: None,
-        on_unreachable: Callable[[str], None] = lambda why: None,
-    ) -> None:
-        super().__init__("lock")
-        self._locks = locks
-        self._on_acquired = on_acquired
-        self._on_lost = on_lost
-        self._on_waiting = on_waiting
-        self._on_unreachable = on_unreachable
-        self._told = ""
-
-    @property
-    def held(self) -> bool:
-        """Whether we hold them, as far as is known."""
-        return self._locks.held
-
-    def work(self) -> None:
-        """Tries, keeps, tries again; lets go at the stop. A stop takes no longer than an unanswered question."""
-        try:
-            while not self.stopping.is_set():
-                if self._try():
-                    self._keep()
-                else:
-                    self.stopping.wait(self._locks.timing.try_interval)
-        finally:
-            self._locks.release()
-
-    def _try(self) -> bool:
-        try:
-            if self._locks.acquire():
-                self._told = ""
-                self._on_acquired()
-                return True
-            holder = self._locks.holder()
-        except ArchiverError as error:
-            if str(error) != self._told:
-                self._told = str(error)
-                self._on_unreachable(str(error))
-            return False
-        # It may have become free between the two questions.
-        if holder is not None and holder != self._told:
-            self._told = holder
-            self._on_waiting(holder)
-        return False
-
-    def _keep(self) -> None:
-        while not self.stopping.wait(self._locks.timing.check_interval):
-            try:
-                self._locks.check()
-            except LockLost as lost:
-                self._on_lost(str(lost))
-                return
+    def _who(self, session: int) -> str:
+        """A session, for a person. Without PROCESS we see those of our own account: which another archiver's is."""
+        for row in self._rows("SHOW PROCESSLIST"):
+            if row[0] == session:
+                return f"connection {session} of {row[1]} from {row[2]}"
+        return f"connection {session}"
 
 
 def lock_name(database: str, table: str, target: str) -> str:
@@ -242,33 +262,19 @@ def lock_name(database: str, table: str, target: str) -> str:
     Two spellings that most collations take for the same target share a lock.
     """
     digest = hashlib.sha256(repr((database, table, target.rstrip().casefold())).encode()).hexdigest()
-    return f"cdc_archiver:{digest[:48]}"
+    return f"{_PREFIX}{digest[:48]}"
 
 
-def _ask(connection: Connection, statement: str, arguments: Sequence[object]) -> tuple[Any, ...]:
+def _rows(connection: Connection, statement: str, arguments: Sequence[object]) -> Sequence[Sequence[Any]]:
     with connection.cursor() as cursor:
-        cursor.execute(statement, arguments)
-        row = cursor.fetchone()
-    if row is None:
-        raise pymysql.InternalError(f"no answer to {statement}")
-    return tuple(row)
-
-
-def _who(connection: Connection, session: int) -> str:
-    """A session, for a person. Without PROCESS we see those of our own account: which another archiver's is."""
-    with connection.cursor() as cursor:
-        cursor.execute("SHOW PROCESSLIST")
-        for row in cursor.fetchall():
-            if row[0] == session:
-                return f"connection {session} of {row[1]} from {row[2]}"
-    return f"connection {session}"
+        cursor.execute(statement, arguments or None)
+        return cursor.fetchall()
 
 
 def _words(error: BaseException) -> str:
     return str(error.args[1]) if len(error.args) > 1 else str(error)
 
 
-def _close(connection: Connection | None) -> None:
-    if connection is not None:
-        with contextlib.suppress(pymysql.MySQLError, OSError):
-            connection.close()
+def _wish(locks: Mapping[str, str]) -> str:
+    """The lock by which one who has room for a source says so: of its first target's lock."""
+    return f"cdc_archiver_w:{min(locks).removeprefix(_PREFIX)}"

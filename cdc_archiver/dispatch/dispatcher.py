@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Final
-
-import structlog
 
 from cdc_archiver.dispatch.health import Health
 from cdc_archiver.dispatch.ledger import Answer, Ledger, State
 from cdc_archiver.dispatch.queues import SourceQueues, SourceState
+from cdc_archiver.dispatch.watch import DESTINATION, Watch
 from cdc_archiver.events.delivered import IntervalSet
 from cdc_archiver.model import (
     Archived,
@@ -31,7 +31,7 @@ from cdc_archiver.model import (
     Refused,
 )
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.settings import Settings
+from cdc_archiver.settings import Settings, SourceSettings
 
 INBOX_MOST: Final = 20_000
 """Ids that wait for their row to be read; further ones are dropped, and a sweep is asked for."""
@@ -49,8 +49,6 @@ _NOT_COUNTED_DELAY: Final = 5.0
 _BLANK_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
 _BULK_FILES: Final = 8
 """Files of a bulk batch: few, so that several bulk workers share them."""
-
-_log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
@@ -70,7 +68,6 @@ class Dispatcher:
         want_sweep: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._batch_files = settings.batch_files
         self._max_attempts = settings.max_attempts
         self._metrics = metrics
         self._want_sweep = want_sweep
@@ -78,17 +75,48 @@ class Dispatcher:
         self._random = random.Random()
         self._changed = threading.Condition()
         self._ledger = self.ledger = Ledger()
-        self._sources = {source.name: SourceQueues(source.name) for source in settings.sources}
-        self._destination = Health()
+        self._sources: dict[str, SourceQueues] = {}
+        self._watch = Watch(clock)
+        self._destination = self._watch.destination
         self._inboxes = {True: deque[int](), False: deque[int]()}
         self._dropped = IntervalSet()
         self._closed = False
         self._held_up = False
-        for name, source in self._sources.items():
-            metrics.add_source(name)
-            metrics.queue_depth.labels(name).set_function(source.__len__)
-            metrics.in_flight.labels(name).set_function(partial(getattr, source, "in_flight"))
-            metrics.source_up.labels(name).set_function(source.up)
+        for source in settings.sources:
+            self.add_source(source)
+
+    # The sources: they come and go.
+
+    def add_source(self, source: SourceSettings) -> None:
+        """Its files are for us from now on. A sweep brings those that are pending."""
+        name, state = source.name, SourceQueues(source.name, source.batch_files)
+        with self._changed:
+            self._sources[name] = state
+        self._metrics.add_source(name)
+        self._metrics.queue_depth.labels(name).set_function(state.__len__)
+        self._metrics.in_flight.labels(name).set_function(partial(getattr, state, "in_flight"))
+        self._metrics.source_up.labels(name).set_function(state.up)
+
+    def retire_source(self, source: str) -> None:
+        """Hands out nothing more of it; what waits is the table's again. What is under way may come to its end."""
+        with self._changed:
+            state = self._sources[source]
+            state.retired = True
+            for record in state.clear():
+                self._ledger.drop(record.id)
+            self._changed.notify_all()
+
+    def forget_source(self, source: str, wait: float) -> None:
+        """A retired source is nothing to us any more.
+
+        Args:
+            wait: seconds that what is under way may take.
+        """
+        with self._changed:
+            state = self._sources[source]
+            self._changed.wait_for(lambda: not state.in_flight, wait)
+            del self._sources[source]
+        self._metrics.forget_source(source)
 
     # The door: ids come in.
 
@@ -128,14 +156,17 @@ class Dispatcher:
     def room(self, source: str) -> int:
         """How many records a sweep may still bring for a source; a sweep that would bring more is asked for later."""
         with self._changed:
-            state = self._sources[source]
-            waiting = len(state.lanes[Lane.SMALL]) + len(self._inboxes[False]) + len(self._inboxes[True])
+            state = self._sources.get(source)
+            if state is None or state.retired:
+                return 0
+            waiting = len(state.lanes[Lane.SMALL]) + sum(len(inbox) for inbox in self._inboxes.values())
             return max(0, BACKLOG_MOST - waiting)
 
     def starve(self, source: str) -> None:
         """A sweep left rows of this source behind for want of room."""
         with self._changed:
-            self._sources[source].starved = True
+            if source in self._sources:
+                self._sources[source].starved = True
 
     def was_dropped(self, id_: int) -> bool:
         """Whether an id was dropped for want of room and has not been in hand since."""
@@ -188,7 +219,10 @@ class Dispatcher:
     def enqueue(self, source: str, record: FileRecord) -> None:
         """A record waits for a worker of its source."""
         with self._changed:
-            state = self._sources[source]
+            state = self._sources.get(source)
+            if state is None or state.retired:
+                self._ledger.drop(record.id)
+                return
             if len(state.lanes[Lane.SMALL]) >= QUEUE_MOST:
                 self._drop(record.id)
                 state.starved = True
@@ -196,7 +230,7 @@ class Dispatcher:
                 self._ledger.queued(record.id)
                 state.lanes[Lane.SMALL].push(record, fresh=self._ledger[record.id].fresh)
                 self._changed.notify_all()
-            wanted = self._wants_refill(state)
+            wanted = state.wants_refill(REFILL_BELOW)
         if wanted:
             self._want_sweep()
 
@@ -230,14 +264,14 @@ class Dispatcher:
         deadline = self._clock() + wait
         with self._changed:
             state = self._sources[source]
-            while not self._closed:
+            while not self._closed and not state.retired:
                 now = self._clock()
                 if state.lanes[lane] and not self._held_up:
                     if state.health.may_try(now) and self._destination.may_try(now):
                         if records := self._collect(state, lane, now):
                             state.health.begin(now)
                             self._destination.begin(now)
-                            state.heard.discard(worker)
+                            state.absences.begin(worker)
                             return Batch(source, lane, worker, tuple(records))
                         continue
                     until = max(now + 0.1, *(each.until for each in (state.health, self._destination)))
@@ -256,10 +290,13 @@ class Dispatcher:
             to the table next, and comes back by :meth:`settled`; the others are dealt with here.
         """
         source = batch.source
-        with self._changed:
+        with self._telling():
             state = self._sources[source]
-            outcome = state.in_the_light_of_neighbours(batch.worker, outcome)
-            self._note_health(state, outcome)
+            held = state.health.reason is Reason.SOURCE_NOT_MOUNTED
+            outcome = state.absences.judge(batch.worker, outcome, held=held)
+            tries = self._ledger[outcome.record.id].blank_tries + 1
+            if self._watch.note(source, state.health, outcome, tries):
+                self._changed.notify_all()
             match outcome:
                 case Deferred(record=record):
                     self._metrics.count(source, outcome)
@@ -268,7 +305,7 @@ class Dispatcher:
                     self._changed.notify_all()
                 case Oversize(record=record):
                     state.in_flight -= 1
-                    if len(state.lanes[Lane.BULK]) >= QUEUE_MOST:
+                    if state.retired or len(state.lanes[Lane.BULK]) >= QUEUE_MOST:
                         self._drop(record.id)
                         state.starved = True
                     else:
@@ -289,7 +326,7 @@ class Dispatcher:
             state = self._sources[source]
             state.health.end()
             self._destination.end()
-            wanted = self._wants_refill(state)
+            wanted = state.wants_refill(REFILL_BELOW)
             self._changed.notify_all()
         if wanted:
             self._want_sweep()
@@ -314,9 +351,11 @@ class Dispatcher:
         """
         now = self._clock()
         with self._changed:
-            state = self._sources[source]
-            state.in_flight -= 1
             record = outcome.record
+            if (state := self._sources.get(source)) is None:
+                self._ledger.drop(record.id)
+                return
+            state.in_flight -= 1
             entry = self._ledger[record.id]
             if counted:
                 self._metrics.count(source, outcome)
@@ -351,19 +390,18 @@ class Dispatcher:
     def idle(self) -> bool:
         """Whether nothing is in hand but what waits for a later try."""
         with self._changed:
-            busy = (State.OFFERED, State.QUEUED, State.IN_FLIGHT)
-            return not any(self._ledger.count(state) for state in busy)
+            return not any(map(self._ledger.count, (State.OFFERED, State.QUEUED, State.IN_FLIGHT)))
 
     def destination_failed(self, reason: Reason, detail: str) -> None:
         """The destination was found in trouble outside a batch."""
-        with self._changed:
-            self._fail(self._destination, "destination", reason, detail)
+        with self._telling():
+            self._watch.failed(self._destination, DESTINATION, reason, detail)
 
     def destination_ready(self) -> None:
         """The destination was found mounted and with room, outside a batch: trouble of that kind is over."""
-        with self._changed:
+        with self._telling():
             if self._destination.reason in (Reason.DESTINATION_MISSING, Reason.NO_SPACE):
-                self._succeed(self._destination, "destination")
+                self._succeeded(self._destination, DESTINATION)
 
     def nothing_pending(self, source: str | None) -> None:
         """There is nothing left to try it with: trouble whose pause is over is not known to last.
@@ -371,10 +409,11 @@ class Dispatcher:
         Args:
             source: None for the destination: no source has anything pending.
         """
-        with self._changed:
-            health = self._destination if source is None else self._sources[source].health
+        with self._telling():
+            state = self._sources.get(source) if source else None
+            health = state.health if state else self._destination if source is None else Health()
             if self._clock() >= health.until:
-                self._succeed(health, source or "destination")
+                self._succeeded(health, source or DESTINATION)
 
     def states(self) -> list[SourceState]:
         """The sources as they are now."""
@@ -389,12 +428,21 @@ class Dispatcher:
             health = self._destination
             return health.up, health.reason.value if health.reason else None, health.detail
 
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        """The lock, and what there is to say once it is free: a terminal that blocks must not block everybody."""
+        with self._changed:
+            yield
+            news = self._watch.take_news()
+        for say in news:
+            say()
+
     # Inside: all of it with the lock held.
 
     def _collect(self, state: SourceQueues, lane: Lane, now: float) -> list[FileRecord]:
         queue = state.lanes[lane]
         records: list[FileRecord] = []
-        most = self._batch_files if lane is Lane.SMALL else min(self._batch_files, _BULK_FILES)
+        most = state.batch_files if lane is Lane.SMALL else min(state.batch_files, _BULK_FILES)
         while queue and len(records) < most:
             record = queue.pop()
             # What came to nothing twice, without a word, goes alone: then there is no neighbour to blame.
@@ -412,54 +460,9 @@ class Dispatcher:
         state.in_flight += len(records)
         return records
 
-    def _note_health(self, state: SourceQueues, outcome: Outcome) -> None:
-        match outcome:
-            case Archived(adopted=adopted):
-                self._succeed(self._destination, "destination")
-                if not adopted:
-                    self._succeed(state.health, state.name)
-            # Whatever rsync says of a file, its host said it.
-            case Charged() | Oversize() | Refused(reason=Reason.NOT_A_FILE):
-                self._succeed(state.health, state.name)
-            case Deferred(reason=reason, detail=detail):
-                if reason.fault is Fault.DESTINATION:
-                    self._fail(self._destination, "destination", reason, detail)
-                elif reason.fault is not Fault.NOBODY:
-                    self._fail(state.health, state.name, reason, detail)
-                elif reason is not Reason.STOPPING:
-                    self._say_deferred(state.name, outcome)
-
-    def _say_deferred(self, source: str, outcome: Deferred) -> None:
-        """At the first, second, fourth, eighth … time in a row."""
-        tries = self._ledger[outcome.record.id].blank_tries + 1
-        if tries & (tries - 1) == 0:
-            _log.warning(
-                "deferred",
-                id=outcome.record.id,
-                source=source,
-                reason=outcome.reason.value,
-                tries=tries,
-                detail=outcome.detail,
-            )
-
-    def _succeed(self, health: Health, name: str) -> None:
-        if health.succeeded(self._clock()):
-            if health is self._destination:
-                _log.info("destination_up")
-            else:
-                _log.info("source_up", source=name)
+    def _succeeded(self, health: Health, name: str) -> None:
+        if self._watch.succeeded(health, name):
             self._changed.notify_all()
-
-    def _fail(self, health: Health, name: str, reason: Reason, detail: str) -> None:
-        now = self._clock()
-        if health.failed(reason, detail, now, self._random.random()):
-            _log.error(
-                "destination_down" if health is self._destination else "source_down",
-                source=name,
-                reason=reason.value,
-                detail=detail,
-                retry_seconds=round(health.until - now, 1),
-            )
 
     def _next_try(self, state: SourceQueues, outcome: Deferred) -> float:
         now = self._clock()
@@ -472,12 +475,6 @@ class Dispatcher:
                 return now + _BLANK_DELAYS[min(entry.blank_tries, len(_BLANK_DELAYS)) - 1]
             case _:
                 return max(now, state.health.until)
-
-    def _wants_refill(self, state: SourceQueues) -> bool:
-        wants = state.starved and len(state) < REFILL_BELOW
-        if wants:
-            state.starved = False
-        return wants
 
     def _drop_inboxes(self) -> None:
         """No source has room: to read the rows would be in vain."""

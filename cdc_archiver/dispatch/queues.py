@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Final
 
 from cdc_archiver.dispatch.health import Health
-from cdc_archiver.model import Archived, Charged, Deferred, FileRecord, Lane, Outcome, Oversize, Reason
-
-_UNMOUNTED_FILES: Final = 3
+from cdc_archiver.model import FileRecord, Lane
+from cdc_archiver.transfer.absence import Absences
 
 
 @dataclass(slots=True)
@@ -54,46 +52,41 @@ class SourceQueues:
     """One source's queues and state.
 
     Attributes:
+        batch_files: files that one rsync takes at the most.
+        retired: nothing of it is handed out any more.
         starved: a sweep left rows behind for want of room, or an id was dropped: it wants to be refilled.
-        missing: files found missing, for the first time, since the last that arrived.
-        heard: workers whose batch has brought something: their missing files are missing.
+        absences: its missing files of late.
     """
 
     name: str
+    batch_files: int
+    retired: bool = False
     health: Health = field(default_factory=Health)
     lanes: dict[Lane, Queue] = field(default_factory=lambda: {lane: Queue() for lane in Lane})
     in_flight: int = 0
     starved: bool = False
-    missing: set[int] = field(default_factory=set)
-    heard: set[str] = field(default_factory=set)
+    absences: Absences = field(default_factory=Absences)
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.lanes.values())
 
+    def __bool__(self) -> bool:
+        return True  # empty or not, it is there
+
+    def wants_refill(self, below: int) -> bool:
+        """Whether a sweep left rows behind and there is room for them now: said once."""
+        wants = self.starved and len(self) < below
+        if wants:
+            self.starved = False
+        return wants
+
+    def clear(self) -> list[FileRecord]:
+        """Takes out all that waits."""
+        return [queue.pop() for queue in self.lanes.values() for _ in range(len(queue))]
+
     def up(self) -> float:
         """1 or 0, for a metric."""
         return float(self.health.up)
-
-    def in_the_light_of_neighbours(self, worker: str, outcome: Outcome) -> Outcome:
-        """Idle, files come one by one, and an unmounted disk looks like one missing file after the other.
-
-        What was charged before and is missing again says nothing of the disk.
-
-        Returns:
-            The outcome, or what it is when its neighbours are looked at too.
-        """
-        match outcome:
-            case Charged(record=record, reason=Reason.MISSING, detail=detail, disk_seen=disk_seen):
-                if disk_seen or worker in self.heard or record.attempts:
-                    return outcome
-                self.missing.add(record.id)
-                if len(self.missing) >= _UNMOUNTED_FILES:
-                    words = f"the last {len(self.missing)} files are all missing there: is the disk mounted, or are they really gone?"
-                    return Deferred(record, Reason.SOURCE_NOT_MOUNTED, f"{words} {detail}")
-            case Archived(adopted=False) | Charged() | Oversize():
-                self.heard.add(worker)
-                self.missing.clear()
-        return outcome
 
     def seen_at(self, now: float) -> SourceState:
         """How it is, for an operator.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from cdc_archiver.settings import SourceSettings
 
 
 class Targets:
-    """The targets of all sources."""
+    """The targets of the sources that are ours."""
 
-    def __init__(self, sources: Sequence[SourceSettings]) -> None:
+    def __init__(self, sources: Iterable[SourceSettings] = ()) -> None:
+        self.set(sources)
+
+    def set(self, sources: Iterable[SourceSettings]) -> None:
+        """Other sources from now on."""
+        sources = tuple(sources)
         self._exact = {target: source.name for source in sources for target in source.target}
         self._folded = {target.casefold().rstrip(): name for target, name in self._exact.items()}
 

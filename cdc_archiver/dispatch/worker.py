@@ -57,4 +57,4 @@ class Worker(Part):
                 self._dispatcher.finish(self._source.name)
 
     def interrupt(self) -> None:
-        self._dispatcher.close()
+        """Whoever stops it retires its source, or closes the dispatcher: so it waits for nothing."""

@@ -145,18 +145,13 @@ class BinlogStream(Part):
         """The ids that were handed over since the anchor: a copy."""
         return self._progress.delivered
 
-    def passed(self, position: Position) -> bool:
-        """Whether everything before this position was handed over. On an idle server it takes a heartbeat to be so."""
-        return self._progress.passed(position)
+    def suspect(self, ids: Iterable[int], position: Position) -> None:
+        """See :meth:`Progress.suspect`."""
+        self._progress.suspect(ids, position)
 
-    def missed(self, ids: Iterable[int], position: Position) -> list[int]:
-        """Which of these ids the stream ought to have delivered, and has not.
-
-        Args:
-            ids: of rows that were visible before ``position`` was taken.
-            position: of the server; nothing is missed before the stream has passed it.
-        """
-        return self._progress.missed(ids, position)
+    def take_missed(self) -> list[int]:
+        """See :meth:`Progress.take_missed`."""
+        return self._progress.take_missed()
 
     def interrupt(self) -> None:
         """Wakes it from whatever it waits for of the database."""
@@ -267,11 +262,11 @@ class BinlogStream(Part):
                     if seen.doubt:
                         self._report_gap(seen.doubt)
                     if len(collected) >= _CHUNK:
-                        self._hand_over(collected, None)
+                        self._hand_over(collected)
                         collected = []
                 case Mark():
                     if collected:
-                        self._hand_over(collected, seen.written_at)
+                        self._hand_over(collected)
                         collected = []
                     self._progress.advance(seen.position)
                     self._set_lag(seen)
@@ -279,15 +274,20 @@ class BinlogStream(Part):
                     self._ask_again.reset()
                 case Gap():
                     self._report_gap(seen.why)
+            if self._progress.anchor_max_id is None:  # at the start, and after a gap
+                chore_due = min(chore_due, time.monotonic() + self._pace.settle)
             if time.monotonic() >= chore_due:
                 chore_due = next(chores)
 
-    def _hand_over(self, ids: list[int], committed_at: float | None) -> None:
-        self._listener.on_ids(ids, committed_at)
+    def _hand_over(self, ids: list[int]) -> None:
+        self._listener.on_ids(ids)
         self._progress.deliver(ids)
 
     def _report_gap(self, why: str) -> None:
+        if self.stopping.is_set():
+            return  # our own doing
         self._metrics.stream_events.labels("unreadable").inc()
+        self._progress.unsettle()
         self._listener.on_gap(why)
 
     def _set_lag(self, mark: Mark) -> None:
@@ -299,22 +299,20 @@ class BinlogStream(Part):
 
     def _chores(self, server: Server) -> Iterator[float]:
         """What is to be done now and then beside the reading; yields when (monotonic seconds) the next thing is due."""
-        settled = False
         yield time.monotonic() + self._pace.settle
         while True:
             try:
                 with self._questions() as connection:
                     # Asked anew: the table may have been altered, or be gone, which it says.
                     key = servers.key_column(connection, self._database.name, self._table)
-                    if not settled:
+                    if self._progress.anchor_max_id is None:
                         self._progress.settle(_max_id(connection, key))
-                        settled = True
                     self._require_way(connection, server)
                     self._require_position(connection, server)
             except DatabaseUnavailable as error:
                 # The stream knows best whether the server is gone.
                 _log.debug("stream_look_failed", detail=str(error))
-            yield time.monotonic() + (self._pace.look if settled else self._pace.settle)
+            yield time.monotonic() + self._pace.look
 
     def _require_way(self, connection: sa.Connection, server: Server) -> None:
         obstacles = servers.stream_obstacles(connection, server, self._database.name, self._table)

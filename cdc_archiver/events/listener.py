@@ -17,7 +17,7 @@ class StreamListener(Protocol):
     ``on_anchor`` or ``on_gap`` asks for finds the last rows surely only when it is repeated about a second later.
     """
 
-    def on_ids(self, ids: Sequence[int], committed_at: float | None) -> None:
+    def on_ids(self, ids: Sequence[int]) -> None:
         """Rows were written or changed.
 
         Called at the end of a transaction; in a huge one also before, some thousand ids at a time. An id may come twice,
@@ -25,7 +25,6 @@ class StreamListener(Protocol):
 
         Args:
             ids: their primary keys, in the order of the log.
-            committed_at: when, by the database server's clock: seconds since the epoch, whole. None: not known.
         """
 
     def on_anchor(self) -> None:

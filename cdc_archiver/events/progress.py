@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
 
 from cdc_archiver.database.server import Position
 from cdc_archiver.events.delivered import IntervalSet
+
+_SUSPECTS_MOST: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspects:
+    """Pending rows that the stream should have told of, and may yet: they are judged when it has passed ``position``."""
+
+    ids: tuple[int, ...]
+    position: Position
 
 
 class Progress:
@@ -17,6 +30,8 @@ class Progress:
         self._position: Position | None = None
         self._anchor_max_id: int | None = None
         self._delivered = IntervalSet()
+        self._suspects: list[_Suspects] = []
+        self._missed: list[int] = []
 
     def begin(self, position: Position) -> None:
         """The stream is open at this position."""
@@ -24,6 +39,7 @@ class Progress:
             self._position = position
             self._anchor_max_id = None
             self._delivered = IntervalSet()
+            self._suspects.clear()  # this anchor answers for them
 
     def deliver(self, ids: Iterable[int]) -> None:
         """These ids were handed over."""
@@ -35,16 +51,24 @@ class Progress:
         """Everything before this position was handed over."""
         with self._lock:
             self._position = position
+            self._judge()
 
     def settle(self, max_id: int) -> None:
-        """Every row that was committed before the anchor has this id or a lower one."""
+        """Every row that was committed before the anchor, or before the gap, has this id or a lower one."""
         with self._lock:
             self._anchor_max_id = max_id
+
+    def unsettle(self) -> None:
+        """Something went by that could not be read: a sweep answers for it, as it does for what was before the anchor."""
+        with self._lock:
+            self._anchor_max_id = None
+            self._suspects.clear()
 
     def end(self) -> None:
         """The stream is closed."""
         with self._lock:
             self._position = self._anchor_max_id = None
+            self._suspects.clear()  # the next anchor answers for them
 
     @property
     def position(self) -> Position | None:
@@ -64,28 +88,31 @@ class Progress:
         with self._lock:
             return self._delivered.copy()
 
-    def passed(self, position: Position) -> bool:
-        """Whether everything before this position was handed over."""
-        with self._lock:
-            return self._has_passed(position)
+    def suspect(self, ids: Iterable[int], position: Position) -> None:
+        """A sweep has found these pending, and the stream has not told of them yet.
 
-    def missed(self, ids: Iterable[int], position: Position) -> list[int]:
-        """Which of these ids the stream ought to have delivered, and has not.
-
-        One question, not three, because an anchor between two of them would make a miss of everything.
+        They are judged by what was delivered when the stream first passes the position. Not later: once the sweep has handed
+        them on, the stream tells of them because we write to them ourselves.
 
         Args:
             ids: of rows that were visible before ``position`` was taken.
-            position: of the server.
-
-        Returns:
-            Nothing where the stream has not come so far yet: ask :meth:`passed`.
+            position: of the server, before anybody was told of the ids.
         """
         with self._lock:
-            if self._anchor_max_id is None or not self._has_passed(position):
-                return []
-            floor = self._anchor_max_id
-            return [number for number in ids if number > floor and number not in self._delivered]
+            if self._position is not None and self._anchor_max_id is not None:
+                self._suspects.append(_Suspects(tuple(islice(ids, _SUSPECTS_MOST)), position))
+                self._judge()
 
-    def _has_passed(self, position: Position) -> bool:
-        return self._position is not None and not self._position < position
+    def take_missed(self) -> list[int]:
+        """The suspects that the stream has passed without a word since this was asked last."""
+        with self._lock:
+            missed, self._missed = self._missed, []
+            return missed
+
+    def _judge(self) -> None:
+        assert self._position is not None
+        for group in [group for group in self._suspects if not self._position < group.position]:
+            self._suspects.remove(group)
+            floor = self._anchor_max_id
+            if floor is not None:
+                self._missed += [id_ for id_ in group.ids if id_ > floor and id_ not in self._delivered]

@@ -6,12 +6,10 @@ for: a million pending rows stay in the table, and are fetched as the queue empt
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -30,7 +28,6 @@ from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import Part
 
 _PAGE: Final = 1000
-_SUSPECTS: Final = 10_000
 _SECOND_LOOK: Final = 1.5
 """Seconds after an anchor when it is swept once more: a row committed just before it may have been invisible."""
 _TICK: Final = 1.0
@@ -62,8 +59,8 @@ class StreamView(Protocol):
     def anchor_max_id(self) -> int | None: ...
     @property
     def delivered(self) -> IntervalSet: ...
-    def passed(self, position: Position) -> bool: ...
-    def missed(self, ids: Iterable[int], position: Position) -> list[int]: ...
+    def suspect(self, ids: Iterable[int], position: Position) -> None: ...
+    def take_missed(self) -> list[int]: ...
 
 
 class NoStream:
@@ -73,19 +70,11 @@ class NoStream:
     anchor_max_id: int | None = None
     delivered = IntervalSet()
 
-    def passed(self, position: Position) -> bool:
-        return False
+    def suspect(self, ids: Iterable[int], position: Position) -> None:
+        pass
 
-    def missed(self, ids: Iterable[int], position: Position) -> list[int]:
+    def take_missed(self) -> list[int]:
         return []
-
-
-@dataclass(frozen=True, slots=True)
-class _Suspects:
-    """Pending rows that the stream should have told of, and may yet: they are judged when it is past ``position``."""
-
-    ids: tuple[int, ...]
-    position: Position
 
 
 class Sweeper(Part):
@@ -122,8 +111,10 @@ class Sweeper(Part):
         self._second_look_at = float("inf")
         self._looking = threading.Lock()
         self._fresh_above: int | None = None
-        self._cursors = dict.fromkeys((source.name for source in settings.sources), 0)
-        self._suspects: list[_Suspects] = []
+        self._sources = settings.sources
+        self._cursors: dict[str, int] = {}
+        # What was registered before a source became ours is backlog, whatever the stream told of it.
+        self._begins = dict.fromkeys((source.name for source in settings.sources), 0)
         self._delivered = IntervalSet()
         self._census_at = float("-inf")
         self.census: dict[str, Census] = {}
@@ -141,6 +132,15 @@ class Sweeper(Part):
             self._second_look_at = min(self._second_look_at, time.monotonic() + _SECOND_LOOK)
         self.request()
 
+    def set_sources(self, sources: tuple[SourceSettings, ...]) -> None:
+        """Other sources from now on: swept at once."""
+        gone = {source.name for source in self._sources} - {source.name for source in sources}
+        with self._looking:
+            self._sources = sources
+            for name in gone:
+                self._forget(name)
+        self.request()
+
     def interrupt(self) -> None:
         self._wanted.set()
 
@@ -151,7 +151,7 @@ class Sweeper(Part):
             now = time.monotonic()
             due = min(next_sweep, self._second_look_at)
             if now < due and not self._wanted.wait(min(_TICK, due - now)):
-                self._judge_suspects()
+                self._count_missed()
                 continue
             self._wanted.clear()
             if self.stopping.is_set():
@@ -186,24 +186,22 @@ class Sweeper(Part):
         began = time.monotonic()
         complete = True
         found: Counter[str] = Counter()
-        suspects: list[int] = []
         self._delivered = self._stream.delivered
         with self._database.connect() as connection:
             top = self._files.max_id(connection)
             fresh_above = top if self._fresh_above is None else self._fresh_above
-            for source in self._settings.sources:
+            for source in self._sources:
+                self._begins.setdefault(source.name, top)
                 # What came since the last sweep goes first. Then the older ones, on from where there was no more room.
-                newest = self._offer(connection, source, fresh_above, top, found, suspects, fresh=True)
-                start = self._cursors[source.name]
-                stopped_at = self._offer(connection, source, start, fresh_above, found, suspects, fresh=False)
+                newest = self._offer(connection, source, fresh_above, top, found, fresh=True)
+                start = self._cursors.get(source.name, 0)
+                stopped_at = self._offer(connection, source, start, fresh_above, found, fresh=False)
                 self._cursors[source.name] = stopped_at or 0
                 # A round that began in the middle has not seen what became pending below its start meanwhile.
                 complete &= newest is None and stopped_at is None and start == 0
                 if stopped_at is None and start > 0:
                     self._wanted.set()
             self._fresh_above = top
-            if suspects:
-                self._suspect(connection, suspects)
         for why, count in found.items():
             self._metrics.sweep_found.labels(why).inc(count)
         if found:
@@ -214,7 +212,7 @@ class Sweeper(Part):
         if complete:
             self._door.forget_dropped()
             self.exhausted.set()
-        self._judge_suspects()
+        self._count_missed()
         if complete or began - self._census_at > _CENSUS_EVERY:
             self._census_at = began
             self._look_around()
@@ -232,7 +230,6 @@ class Sweeper(Part):
         after: int,
         until: int,
         found: Counter[str],
-        suspects: list[int],
         *,
         fresh: bool,
     ) -> int | None:
@@ -247,53 +244,58 @@ class Sweeper(Part):
                 self._door.starve(source.name)
                 return after
             page = self._files.pending(connection, source.target, after, until, min(room, _PAGE))
-            why = {pending.id: self._why(pending) for pending in page}
-            for id_ in self._door.offer(why, Origin.SWEEP, fresh=fresh):
-                if why[id_] == "":
-                    suspects.append(id_)
-                else:
-                    found[why[id_]] += 1
+            why = {pending.id: self._why(source.name, pending) for pending in page}
+            # Asked before anybody is told of them: what we do to them ourselves is beyond it.
+            place = self._position(connection) if "" in why.values() else None
+            offered = self._door.offer(why, Origin.SWEEP, fresh=fresh)
+            found.update(why[id_] for id_ in offered if why[id_])
+            if place is not None:
+                self._stream.suspect(sorted(id_ for id_ in offered if not why[id_]), place)
             if len(page) < min(room, _PAGE):
                 return None
             after = page[-1].id
         return after
 
-    def _why(self, pending: Pending) -> str:
+    def _why(self, source: str, pending: Pending) -> str:
         """Why a sweep finds this row; empty where only the stream's further way will tell."""
         if self._door.was_dropped(pending.id):
             return "overflow"
         if pending.attempts:
             return "retry"
         anchor = self._stream.anchor_max_id
-        if anchor is None or pending.id <= anchor:
+        if anchor is None or pending.id <= max(anchor, self._begins.get(source, 0)):
             return "backlog"
         return "requeued" if pending.id in self._delivered else ""
 
-    def _suspect(self, connection: sa.Connection, ids: Sequence[int]) -> None:
-        with contextlib.suppress(StreamUnavailable):
-            place = server.position(connection, server.identify(connection))
-            self._suspects.append(_Suspects(tuple(ids[:_SUSPECTS]), place))
+    def _position(self, connection: sa.Connection) -> Position | None:
+        try:
+            return server.position(connection, server.identify(connection))
+        except StreamUnavailable:
+            return None
 
-    def _judge_suspects(self) -> None:
+    def _count_missed(self) -> None:
         """Those that the stream has told of by now were only fast; those that it has passed without a word were missed."""
-        if self._stream.position is None:
-            self._suspects.clear()  # the next anchor answers for them
-        passed = [group for group in self._suspects if self._stream.passed(group.position)]
-        self._suspects = [group for group in self._suspects if group not in passed]
-        for group in passed:
-            if missed := self._stream.missed(group.ids, group.position):
-                self._metrics.sweep_found.labels("stream_missed").inc(len(missed))
-                _log.error("stream_missed", files=len(missed), ids=missed[:20])
+        if missed := self._stream.take_missed():
+            self._metrics.sweep_found.labels("stream_missed").inc(len(missed))
+            _log.error("stream_missed", files=len(missed), ids=missed[:20])
 
     def _take_census(self, connection: sa.Connection) -> None:
         now = datetime.now(UTC)
-        for source in self._settings.sources:
+        for source in self._sources:
             census = self._files.census(connection, source.target)
-            self.census[source.name] = census
-            self._metrics.pending.labels(source.name).set(census.pending)
-            self._metrics.quarantined.labels(source.name).set(census.quarantined)
-            self._metrics.refused.labels(source.name).set(census.refused)
-            self._metrics.ignored.labels(source.name).set(census.ignored)
-            oldest = census.oldest_pending
-            age = max(0.0, (now - oldest).total_seconds()) if oldest else 0.0
-            self._metrics.oldest_pending.labels(source.name).set(age)
+            with self._looking:
+                if source not in self._sources:
+                    continue  # it went away while we counted
+                self.census[source.name] = census
+                self._metrics.pending.labels(source.name).set(census.pending)
+                self._metrics.quarantined.labels(source.name).set(census.quarantined)
+                self._metrics.refused.labels(source.name).set(census.refused)
+                self._metrics.ignored.labels(source.name).set(census.ignored)
+                oldest = census.oldest_pending
+                age = max(0.0, (now - oldest).total_seconds()) if oldest else 0.0
+                self._metrics.oldest_pending.labels(source.name).set(age)
+
+    def _forget(self, source: str) -> None:
+        self._cursors.pop(source, None)
+        self._begins.pop(source, None)
+        self.census.pop(source, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -123,6 +124,12 @@ class Metrics:
             self.copy_failures.labels(source, reason.value)
         self.copied_bytes.labels(source)
         self.event_to_archived.labels(source)
+
+    def forget_source(self, source: str) -> None:
+        """Nothing is known of this source any more: another archiver has it, or nobody."""
+        for gauge in self._of_sources:
+            with contextlib.suppress(KeyError):
+                gauge.remove(source)
 
     def forget_sources(self) -> None:
         """Nothing is known of the sources any more: another archiver has them."""

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from cdc_archiver.database.attempts import Attempts
-from cdc_archiver.database.lock import TargetLocks
+from cdc_archiver.database.lock import SourceLocks
 from cdc_archiver.errors import ArchiverError
 from cdc_archiver.operations.desk import Desk, open_desk
 from cdc_archiver.operations.running import NoService, status_of, works_on
@@ -104,6 +104,11 @@ def _count(desk: Desk) -> dict[str, dict[str, Any]]:
 
 
 def _holder(desk: Desk) -> str | None:
-    if not desk.settings.targets:
-        return None
-    return TargetLocks(desk.database, desk.files.name, desk.settings.targets).holder()
+    locks = SourceLocks(
+        desk.database, desk.files.name, {source.name: source.target for source in desk.settings.sources}
+    )
+    try:
+        holders = [locks.holder(source.name) for source in desk.settings.sources]
+    finally:
+        locks.close()
+    return "; ".join(sorted({holder for holder in holders if holder})) or None

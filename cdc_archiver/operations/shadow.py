@@ -284,7 +284,7 @@ class Shadow:
 
     # What the stream tells, in its own thread: none of it waits.
 
-    def on_ids(self, ids: Sequence[int], committed_at: float | None) -> None:
+    def on_ids(self, ids: Sequence[int]) -> None:
         for id_ in ids:
             self._ids.put(id_)
 

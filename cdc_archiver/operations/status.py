@@ -55,6 +55,14 @@ class SourceStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A source that another archiver has; who, for a person."""
+
+    name: str
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
 class DestinationStatus:
     """data_dir."""
 
@@ -84,6 +92,7 @@ class Status:
     history: str
     stream: StreamStatus | None
     sources: tuple[SourceStatus, ...]
+    elsewhere: tuple[Elsewhere, ...]
     destination: DestinationStatus | None
     last_sweep: datetime | None
     archived: int

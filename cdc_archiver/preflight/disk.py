@@ -77,8 +77,10 @@ def _destination(settings: Settings, known: bool) -> Iterator[Finding]:
 
 def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable | None:
     """Places files in a folder of its own the way that an archived file is placed, by fsync and by syncfs."""
+    staging = folder / INCOMING  # where the next run clears away what a kill leaves behind
+    place = staging if staging.is_dir() else folder
     try:
-        with tempfile.TemporaryDirectory(prefix=".cdc_archiver-check-", dir=folder) as name:
+        with tempfile.TemporaryDirectory(prefix=".check-", dir=place) as name:
             trial = Path(name)
             files = [Staged(trial / f"staged-{n}", trial / "placed" / str(n), b"") for n in range(18)]
             for file in files:

@@ -8,9 +8,11 @@ import posixpath
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
+import structlog
 import tenacity
 
 from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
@@ -30,7 +32,7 @@ from cdc_archiver.model import (
     Steps,
 )
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.transfer import layout, report
+from cdc_archiver.transfer import absence, layout, report
 from cdc_archiver.transfer.probe import FileState, Probe
 from cdc_archiver.transfer.rsync import Limits, RsyncRun, rsync_command
 from cdc_archiver.transfer.ssh import ControlMaster, peer
@@ -47,6 +49,8 @@ _LOOK_AGAIN: Final = 0.001
 _FOLDERS_LOOKED_AT: Final = 5
 _LOOKED_AT: Final = 100
 """Files that a diagnosis looks at, at the most."""
+
+_log = structlog.get_logger(__name__)
 
 _SEEN: Final = {
     FileState.MISSING: Reason.MISSING,
@@ -71,7 +75,8 @@ class Copier:
         self._archive = archive
         self._path_width = path_width
         self._cancel = cancel
-        self._masters = {source.name: ControlMaster(source) for source in settings.sources if not source.is_local}
+        self._masters: dict[str, ControlMaster] = {}
+        self._mastering = threading.Lock()
 
     def archive(self, source: SourceSettings, batch: Batch) -> Iterator[Outcome]:
         """Archives a batch's files.
@@ -113,19 +118,29 @@ class Copier:
 
     def close(self) -> None:
         """Ends the connections."""
-        for master in self._masters.values():
-            master.close()
+        with self._mastering:
+            for master in self._masters.values():
+                master.close()
 
     def _pause(self, seconds: float | None) -> None:
         self._cancel.wait(seconds)
 
     def _renew_connection(self, source: SourceSettings) -> None:
-        if master := self._masters.get(source.name):
+        if master := self._master_of(source):
             master.renew()
 
+    def _master_of(self, source: SourceSettings) -> ControlMaster | None:
+        if source.is_local:
+            return None
+        with self._mastering:
+            return self._masters.setdefault(source.name, ControlMaster(source))
+
     def _control_path(self, source: SourceSettings) -> Path | None:
-        master = self._masters.get(source.name)
-        return master.ensure() if master else None
+        master = self._master_of(source)
+        path = master.ensure() if master else None
+        if master and path is None:
+            _log.debug("no_shared_connection", source=source.name, detail=master.words)
+        return path
 
 
 class _Work:
@@ -181,7 +196,10 @@ class _Work:
             CopyTrouble: it failed by no file's fault; what arrived before counts.
         """
         limits = Limits(
-            None if self._bulk else self._settings.small_limit, self._settings.io_timeout, self._settings.stall_timeout
+            max_size=None if self._bulk else self._source.small_limit,
+            io_timeout=self._source.io_timeout,
+            stall_timeout=self._source.stall_timeout,
+            rate=self._source.timetable.rate_at(datetime.now().time()),
         )
         staging = self._archive.staging_folder(self._source.staging_name, self._worker)
         # What an earlier try left there would look like what this one brings.
@@ -269,7 +287,7 @@ class _Work:
         if run.stalled:
             raise HostUnavailable(
                 Reason.STALLED,
-                f"nothing came from {self._source.name} for {self._settings.stall_timeout:.0f} s: rsync was killed",
+                f"nothing came from {self._source.name} for {self._source.stall_timeout:.0f} s: rsync was killed",
             )
         known_peer = None if self._source.is_local else peer(self._source)
         ending = report.read_ending(run.status, run.stderr, self._source.source_root, self.wanted.keys(), known_peer)
@@ -280,7 +298,7 @@ class _Work:
         disk_seen = self._sees_disk_of(ending.files)
         verdicts = dict(ending.files)
         if not disk_seen:
-            verdicts.update(report.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged()))
+            verdicts.update(absence.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged()))
         if ending.trouble is None:
             # A file may print twice, and the last line wins: only a run that came to its end makes a wrong sum final.
             for entry, seen in changed.items():
@@ -302,7 +320,7 @@ class _Work:
     def _sees_disk_of(self, verdicts: Mapping[bytes, report.Verdict]) -> bool:
         """Whether a missing file's folder is there and has files in it; asked only where every file of the batch is missing."""
         missing = [entry for entry, verdict in verdicts.items() if verdict.reason is Reason.MISSING]
-        if len(missing) < self._entries_at_first or not self._never_charged():
+        if not missing or len(missing) < self._entries_at_first:
             return False
         return Probe(self._source).sees_folder_of([self._path(entry) for entry in missing[:_FOLDERS_LOOKED_AT]])
 

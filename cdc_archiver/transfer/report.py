@@ -140,29 +140,6 @@ def read_ending(status: int, stderr: str, root: str, entries: Collection[bytes],
     return Ending(files, trouble or _trouble_of_status(status, stderr, peer))
 
 
-def hold_if_all_alike(
-    verdicts: Mapping[bytes, Verdict], entries: int, fresh: Collection[bytes]
-) -> Mapping[bytes, Verdict]:
-    """Three or more files, and every one missing, or every one unreadable: it is their disk, and no file is to blame.
-
-    An unmounted mount point is an empty folder, so nothing else would show it; an expired ticket or a changed mode of a
-    folder above forbids all of them.
-
-    Args:
-        verdicts: on the entries of a batch.
-        entries: how many the batch had.
-        fresh: those that were never charged. That a file is missing which was missing before says nothing of the disk.
-    """
-    reasons = {verdict.reason for verdict in verdicts.values()}
-    alike = reasons in ({Reason.MISSING}, {Reason.UNREADABLE})
-    if not alike or len(verdicts) < entries or len(verdicts.keys() & set(fresh)) < 3:
-        return verdicts
-    words = f"all {entries} files of a batch are {min(reasons)} there: is the disk mounted, are we allowed to read it, or are they really gone?"
-    return {
-        entry: Verdict(Reason.SOURCE_NOT_MOUNTED, f"{words} {verdict.words}") for entry, verdict in verdicts.items()
-    }
-
-
 def last_words(stderr: str) -> str:
     """The line of standard error that tells a person most, for a log."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]

@@ -43,11 +43,13 @@ class Limits:
         io_timeout: seconds of silence on the link after which rsync itself gives up.
         stall_timeout: seconds without a line and without a staged byte after which the watchdog kills it: rsync's own
             timeout does not see a stopped sender.
+        rate: what rsync's ``--bwlimit`` takes; empty for no limit.
     """
 
     max_size: int | None
     io_timeout: float
     stall_timeout: float
+    rate: str = ""
 
 
 def rsync_command(
@@ -81,8 +83,8 @@ def rsync_command(
     ]
     if limits.max_size is not None:
         command += [f"--max-size={limits.max_size}", "--info=skip1"]
-    if source.bwlimit:
-        command.append(f"--bwlimit={source.bwlimit}")
+    if limits.rate:
+        command.append(f"--bwlimit={limits.rate}")
     if source.is_local:
         return [*command, "--", f"{source.source_root.rstrip('/')}/", f"{staging}/"]
     if source.compress:

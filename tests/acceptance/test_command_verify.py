@@ -134,6 +134,27 @@ def test_a_requeued_rows_timestamp_stays(stage: Stage) -> None:
     assert str(row[3]) == "2020-05-15 04:34:24"
 
 
+def test_a_name_that_is_no_utf_8_is_archived_anew_too(either_stage: Stage) -> None:
+    stage = either_stage
+    stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NOT NULL")
+    file = stage.file("caf\udce9.npy")
+    stage.register(stage.file("other.npy"))
+    with stage.service(sweep_interval=3600) as service:
+        service.wait_settled()
+        (id_,) = stage.register(file, path=os.fsencode(file.path))
+        stage.wait_archived(id_)
+        stage.place(file).unlink()
+        problems, _ = run(stage, "--requeue", status=3)
+        assert [problem["requeued"] for problem in problems] == [True]
+        stage.wait_archived(id_)
+    assert os.fsencode(stage.place(file)) == stage.sql(f"SELECT path FROM {TABLE} WHERE id = {id_}")[0][0]
+    assert stage.place(file).read_bytes() == file.content
+    # A person sees its bytes as escapes, and finds it by its name.
+    words = stage.command("why", "caf\udce9", *stage.flags()).stdout
+    assert words.startswith("It is here: archived")
+    assert r"caf\udce9.npy" in words
+
+
 def test_requeue_wants_the_history_and_a_look_at_the_source(stage: Stage) -> None:
     file = stage.file("file.npy")
     id_ = archived(stage, file)

@@ -16,7 +16,7 @@ from cdc_archiver.database.lock import LockTiming, lock_name
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 WITHIN_SECONDS = 10.0
-SHORT = (3, 0.7, 1.0, 0.2)
+SHORT = (3, 0.7, 1.0, 0.2, 2.0)
 """A LockTiming that a test can wait for."""
 
 

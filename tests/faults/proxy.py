@@ -133,8 +133,8 @@ class Proxy:
                 self._carry(link, reader, far_writer, counted=False),
                 self._carry(link, far_reader, writer, counted=True),
             )
-        except OSError:
-            pass  # the target is away, or an end has hung up
+        except (OSError, asyncio.CancelledError):
+            pass  # the target is away, an end has hung up, or all of this ends
         finally:
             link.abort()
             self._links.discard(link)

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Self
 
 import pytest
@@ -14,7 +15,8 @@ from kit import PASSWORD, TABLE, World, eventually, new_world
 from proxy import Proxy
 
 from cdc_archiver.database.engine import Database
-from cdc_archiver.database.lock import LockKeeper, LockTiming, TargetLocks, lock_name
+from cdc_archiver.database.keeper import LockKeeper
+from cdc_archiver.database.lock import LockTiming, SourceLocks, lock_name
 from cdc_archiver.errors import DatabaseUnavailable, LockLost
 from cdc_archiver.sandbox import DatabaseServer
 
@@ -23,12 +25,12 @@ QUICK = LockTiming(session_limit=3, check_interval=0.5, answer_limit=1.0, try_in
 _HOLDER = """
 import sys, time
 from cdc_archiver.database.engine import Database
-from cdc_archiver.database.lock import TargetLocks
+from cdc_archiver.database.lock import SourceLocks
 from cdc_archiver.settings import load
 host, port, name, user, password = sys.argv[1:6]
 flags = dict(mysql_host=host, mysql_port=port, mysql_database=name, mysql_user=user, mysql_password=password)
-locks = TargetLocks(Database(load(flags=flags, environment={})), sys.argv[6], sys.argv[7:])
-print(locks.acquire(), flush=True)
+locks = SourceLocks(Database(load(flags=flags, environment={})), sys.argv[6], {"srv": sys.argv[7:]})
+print(locks.acquire("srv"), flush=True)
 time.sleep(60)
 """
 
@@ -39,21 +41,54 @@ def world(database_server: DatabaseServer) -> Iterator[World]:
         yield made
 
 
-class Keeping:
-    """A keeper, and when it said what."""
+def locks_of(database: Database, *targets: str, table: str = TABLE, timing: LockTiming | None = None) -> SourceLocks:
+    """The locks of one source, `srv`."""
+    return SourceLocks(database, table, {"srv": targets}, timing)
 
-    def __init__(self, database: Database, *targets: str, timing: LockTiming = QUICK) -> None:
+
+class Keeping:
+    """A keeper, and what it said when."""
+
+    def __init__(
+        self,
+        database: Database,
+        *targets: str,
+        sources: Mapping[str, Sequence[str]] | None = None,
+        share: int = 0,
+        timing: LockTiming = QUICK,
+    ) -> None:
         self.acquired: list[float] = []
         self.lost: list[tuple[float, str]] = []
-        self.waiting: list[str] = []
+        self.holders: list[Mapping[str, str]] = []
         self.unreachable: list[str] = []
-        self.keeper = LockKeeper(
-            TargetLocks(database, TABLE, targets, timing),
-            lambda: self.acquired.append(time.monotonic()),
-            lambda why: self.lost.append((time.monotonic(), why)),
-            self.waiting.append,
-            self.unreachable.append,
-        )
+        self.reachable = 0
+        self.keeper = LockKeeper(SourceLocks(database, TABLE, sources or {"srv": targets}, timing), self, share)
+
+    def on_acquired(self, sources: Sequence[str]) -> None:
+        self.acquired.append(time.monotonic())
+
+    def on_lost(self, why: str) -> None:
+        self.lost.append((time.monotonic(), why))
+
+    def on_wanted(self, source: str) -> None:
+        self.keeper.release(source)
+
+    def on_elsewhere(self, holders: Mapping[str, str]) -> None:
+        self.holders.append(holders)
+
+    def on_unreachable(self, why: str) -> None:
+        self.unreachable.append(why)
+
+    def on_reachable(self) -> None:
+        self.reachable += 1
+
+    @property
+    def waits(self) -> bool:
+        return any(self.holders)
+
+    @property
+    def held(self) -> set[str]:
+        return set(self.keeper.held)
 
     def __enter__(self) -> Self:
         self.keeper.start()
@@ -66,67 +101,67 @@ class Keeping:
 
 
 def test_of_two_holders_the_second_waits_and_learns_who_is_first(world: World) -> None:
-    first, second = (TargetLocks(world.database(), TABLE, ["monitor"]) for _ in range(2))
-    assert first.acquire()
-    assert not second.acquire()
-    holder = second.holder()
+    first, second = (locks_of(world.database(), "monitor") for _ in range(2))
+    assert first.acquire("srv")
+    assert not second.acquire("srv")
+    holder = second.holder("srv")
     assert holder is not None
     assert world.user in holder
     assert "127.0.0.1" in holder
     assert "monitor" in holder
-    assert first.holder() is None
+    assert first.holder("srv") is None
     first.check()
-    first.release()
-    assert second.acquire()
+    first.close()
+    assert second.acquire("srv")
     with pytest.raises(LockLost):
         first.check()
-    second.release()
-    assert first.holder() is None
+    second.close()
+    assert first.holder("srv") is None
 
 
 @pytest.mark.parametrize("taken", ["a", "b", "c"])
 def test_all_or_none(world: World, taken: str) -> None:
     """Whichever of them another holds: the first that is asked for, or the last."""
-    busy = TargetLocks(world.database(), TABLE, [taken])
-    assert busy.acquire()
-    all_three = TargetLocks(world.database(), TABLE, ["a", "b", "c"])
-    assert not all_three.acquire()
+    busy = locks_of(world.database(), taken)
+    assert busy.acquire("srv")
+    all_three = locks_of(world.database(), "a", "b", "c")
+    assert not all_three.acquire("srv")
     for name in {"a", "b", "c"} - {taken}:
-        single = TargetLocks(world.database(), TABLE, [name])
-        eventually(single.acquire, f"the lock of {name}, which nobody holds", 3)
-        single.release()
-    busy.release()
-    assert all_three.acquire()
+        single = locks_of(world.database(), name)
+        eventually(partial(single.acquire, "srv"), f"the lock of {name}, which nobody holds", 3)
+        single.close()
+    busy.close()
+    assert all_three.acquire("srv")
     all_three.check()
-    all_three.release()
+    all_three.close()
 
 
 def test_other_targets_tables_and_databases_are_other_locks(world: World) -> None:
     held = [
-        TargetLocks(world.database(), table, [target])
+        locks_of(world.database(), target, table=table)
         for table, target in ((TABLE, "one"), (TABLE, "two"), ("other", "one"))
     ]
-    assert all(locks.acquire() for locks in held)
+    assert all(locks.acquire("srv") for locks in held)
     for locks in held:
-        locks.release()
+        locks.close()
     assert lock_name("files", TABLE, "one") != lock_name("elsewhere", TABLE, "one")
 
 
 @pytest.mark.parametrize("target", ["x" * 500, "Überwachung-µ'\\;", "", "a b"])
 def test_any_name_has_a_lock(world: World, target: str) -> None:
     assert len(lock_name(world.name, TABLE, target)) <= 64
-    locks = TargetLocks(world.database(), TABLE, [target])
-    assert locks.acquire()
+    locks = locks_of(world.database(), target)
+    assert locks.acquire("srv")
     locks.check()
-    locks.release()
+    locks.close()
 
 
 def test_two_spellings_of_one_target_are_one_lock(world: World) -> None:
     """The table compares without regard to case, so both would archive the same rows."""
-    first = TargetLocks(world.database(), TABLE, ["Monitor"])
-    assert first.acquire()
-    assert not TargetLocks(world.database(), TABLE, ["monitor"]).acquire()
-    first.release()
+    first = locks_of(world.database(), "Monitor")
+    assert first.acquire("srv")
+    assert not locks_of(world.database(), "monitor").acquire("srv")
+    first.close()
 
 
 def test_a_killed_process_holds_nothing(world: World) -> None:
@@ -137,7 +172,7 @@ def test_a_killed_process_holds_nothing(world: World) -> None:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "True\n"
             with Keeping(world.database(), "monitor") as keeping:
-                eventually(lambda: keeping.waiting, "the keeper says who holds it")
+                eventually(lambda: keeping.waits, "the keeper says who holds it")
                 assert keeping.acquired == []
                 holder.send_signal(signal.SIGKILL)
                 eventually(lambda: keeping.acquired, "the lock is ours")
@@ -153,7 +188,7 @@ def test_a_severed_link_is_noticed_before_another_has_the_lock(world: World) -> 
     ):
         eventually(lambda: first.acquired, "the first has it")
         with Keeping(world.database(), "monitor") as second:
-            eventually(lambda: second.waiting, "the second waits")
+            eventually(lambda: second.waits, "the second waits")
             time.sleep(3 * QUICK.check_interval)  # long enough to see that checks keep the session alive
             assert first.lost == []
             severed = time.monotonic()
@@ -163,7 +198,7 @@ def test_a_severed_link_is_noticed_before_another_has_the_lock(world: World) -> 
             assert first.lost[0][0] < second.acquired[0]
             assert second.acquired[0] - severed < QUICK.session_limit + 3
             proxy.thaw()
-            eventually(lambda: len(first.waiting) > 0, "the first waits its turn")
+            eventually(lambda: first.waits, "the first waits its turn")
         eventually(lambda: len(first.acquired) == 2, "and gets it")
 
 
@@ -178,8 +213,8 @@ def test_a_killed_session_is_noticed_and_the_lock_taken_again(world: World) -> N
 
 
 def test_a_lock_that_was_taken_from_a_living_session_is_noticed(world: World) -> None:
-    locks = TargetLocks(world.database(), TABLE, ["monitor"])
-    assert locks.acquire()
+    locks = locks_of(world.database(), "monitor")
+    assert locks.acquire("srv")
     assert locks._connection is not None
     with locks._connection.cursor() as cursor:
         cursor.execute("SELECT RELEASE_ALL_LOCKS()")
@@ -193,23 +228,71 @@ def test_a_keeper_that_stops_leaves_the_lock_free(world: World) -> None:
         eventually(lambda: keeping.acquired, "the lock is ours")
         before = time.monotonic()
     assert time.monotonic() - before < 1, "it does not wait for its next check"
-    assert TargetLocks(world.database(), TABLE, ["monitor"]).acquire()
+    assert locks_of(world.database(), "monitor").acquire("srv")
 
 
 def test_a_database_that_is_away_is_said_once_and_waited_for(world: World) -> None:
     with Proxy(world.server.port) as proxy:
         proxy.freeze()
-        locks = TargetLocks(world.database(port=proxy.port), TABLE, ["monitor"], QUICK)
+        locks = locks_of(world.database(port=proxy.port), "monitor", timing=QUICK)
         with pytest.raises(DatabaseUnavailable):
-            locks.acquire()
+            locks.acquire("srv")
         with Keeping(world.database(port=proxy.port), "monitor") as keeping:
             eventually(lambda: keeping.unreachable, "the keeper says that the database is away")
             proxy.thaw()
             eventually(lambda: keeping.acquired, "the lock is ours")
             assert len(keeping.unreachable) == 1
+            assert keeping.reachable == 1
 
 
 @pytest.mark.parametrize(("check", "answer"), [(10.0, 3.0), (5.0, 5.0)])
 def test_a_timing_that_would_let_two_hold_it_is_refused(check: float, answer: float) -> None:
     with pytest.raises(ValueError, match="another could hold the lock"):
         LockTiming(check_interval=check, answer_limit=answer)
+
+
+FAIR = LockTiming(session_limit=3, check_interval=0.2, answer_limit=1.0, try_interval=0.1, spare_after=1.0)
+FOUR: Mapping[str, Sequence[str]] = {f"srv{number}": [f"monitor{number}"] for number in range(4)}
+
+
+def test_with_a_share_each_takes_its_part_and_the_rest_when_another_dies(world: World) -> None:
+    """Two that should hold two each: nothing is left to nobody, and nobody keeps more than the share for long."""
+    with Keeping(world.database(), sources=FOUR, share=2, timing=FAIR) as first:
+        # Alone it takes its share at once, and the others when it is clear that nobody else does.
+        eventually(lambda: len(first.held) == 2, "its share")
+        eventually(lambda: len(first.held) == 4, "what nobody takes")
+        with Keeping(world.database(), sources=FOUR, share=2, timing=FAIR) as second:
+            # A second one has room for two: it gets them.
+            eventually(lambda: len(second.held) == 2 and len(first.held) == 2, "two each")
+            assert first.held | second.held == set(FOUR)
+            # Each knows who has the others.
+            eventually(lambda: second.holders[-1:] and set(second.holders[-1]) == first.held, "it knows where they are")
+            assert not first.lost
+        # It ends: the first has all of them again.
+        eventually(lambda: first.held == set(FOUR), "all four again")
+
+
+def test_without_a_share_the_first_holds_all(world: World) -> None:
+    with Keeping(world.database(), sources=FOUR, timing=FAIR) as first:
+        eventually(lambda: first.held == set(FOUR), "all")
+        assert len(first.acquired) == 1
+        with Keeping(world.database(), sources=FOUR, timing=FAIR) as second:
+            eventually(lambda: second.holders and set(second.holders[-1]) == set(FOUR), "it waits for all of them")
+            time.sleep(3 * FAIR.check_interval)
+            assert first.held == set(FOUR)
+
+
+def test_sources_are_described_anew(world: World) -> None:
+    with Keeping(world.database(), sources={"a": ["one"], "b": ["two"]}, timing=FAIR) as keeping:
+        eventually(lambda: keeping.held == {"a", "b"}, "both")
+        keeping.keeper.describe({"a": ["one", "another"], "c": ["three"]})
+        eventually(lambda: keeping.held == {"a", "b", "c"}, "the new one")
+        # What it held it holds with the targets that it had, until it is let go.
+        other = locks_of(world.database(), "another")
+        assert other.acquire("srv")
+        other.close()
+        keeping.keeper.release("b")
+        eventually(lambda: keeping.held == {"a", "c"}, "it is described no more")
+        keeping.keeper.release("a")
+        eventually(lambda: not locks_of(world.database(), "another").acquire("srv"), "with its new target", 5)
+        assert keeping.held == {"a", "c"}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from kit import PASSWORD, TABLE, World, new_world
+from proxy import Proxy
 
+from cdc_archiver.database import engine
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.server import Obstacle, Position, ServerKind
 from cdc_archiver.errors import Misconfigured, StreamUnavailable
@@ -204,3 +208,21 @@ def test_start_options_that_keep_our_database_out_of_the_log(kind: str, tmp_path
             assert without.fatal
     finally:
         server.kill()
+
+
+def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
+    mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a firewall does it that forgets idle connections: the next question on each would wait for a minute."""
+    monkeypatch.setattr(engine, "PING_TIMEOUT", 0.5)
+    with new_world(mariadb) as world, Proxy(mariadb.port) as proxy:
+        database = world.database(port=proxy.port)
+        with database.connect() as first, database.connect() as second:
+            assert first.scalar(sa.text("SELECT 1")) == second.scalar(sa.text("SELECT 1")) == 1
+        proxy.freeze()
+        proxy.thaw()  # new connections pass, the old ones stay silent
+        began = time.monotonic()
+        with database.connect() as first, database.connect() as second:
+            assert first.scalar(sa.text("SELECT 1")) == second.scalar(sa.text("SELECT 1")) == 1
+        assert time.monotonic() - began < engine.ANSWER_TIMEOUT / 2
+        database.close()

@@ -22,7 +22,6 @@ FLOORS = [
         "transfer.layout",
         "dispatch.ledger",
         "dispatch.health",
-        "dispatch.queues",
     },
     {"events.delivered", "kinds", "settings", "observe.metrics", "observe.logs", "reference"},
     {"database", "events", "transfer"},

@@ -13,7 +13,6 @@ from cdc_archiver.transfer.report import (
     NotAFile,
     TooLarge,
     Verdict,
-    hold_if_all_alike,
     read_ending,
     read_line,
 )
@@ -122,30 +121,6 @@ def test_trouble_of_host_link_operator_or_destination_is_nobodys_fault(
 def test_a_file_without_a_word_is_decided_by_nobody(status: int) -> None:
     ending = read_ending(status, "", ROOT, {b"a"})
     assert (ending.files, ending.trouble) == ({}, None)
-
-
-def missing(*entries: bytes) -> dict[bytes, Verdict]:
-    return {entry: Verdict(Reason.MISSING, "…") for entry in entries}
-
-
-def test_a_whole_batch_missing_is_an_unmounted_disk() -> None:
-    held = hold_if_all_alike(missing(b"a", b"b", b"c", b"d"), 4, fresh={b"a", b"b", b"c"})
-    assert {verdict.reason for verdict in held.values()} == {Reason.SOURCE_NOT_MOUNTED}
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "entries", "fresh"),
-    [
-        (missing(b"a", b"b"), 2, {b"a", b"b"}),
-        (missing(b"a", b"b", b"c"), 4, {b"a", b"b", b"c"}),
-        (missing(b"a", b"b", b"c"), 3, {b"a", b"b"}),
-        ({**missing(b"a", b"b"), b"c": Verdict(Reason.UNREADABLE, "…")}, 3, {b"a", b"b", b"c"}),
-        ({}, 3, {b"a"}),
-    ],
-    ids=["two", "others arrived", "known to be missing", "one is there", "none"],
-)
-def test_otherwise_it_is_the_files_own_fault(verdicts: dict[bytes, Verdict], entries: int, fresh: set[bytes]) -> None:
-    assert hold_if_all_alike(verdicts, entries, fresh) == verdicts
 
 
 @given(st.binary(max_size=300))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import time
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,26 @@ def test_several_sources_are_no_variable() -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured, match=r"none\.toml"):
         load({}, tmp_path / "none.toml", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "at_night", "at_noon", "in_the_evening"),
+    [
+        ("", "", "", ""),
+        ("20m", "20m", "20m", "20m"),
+        ("08:00,20m 19:00,off", "", "20m", ""),
+        ("19:00,500k 8:00,1.5m", "500k", "1.5m", "500k"),
+        ("00:00,1m 12:00,off", "1m", "", ""),
+    ],
+)
+def test_bandwidth_by_the_time_of_day(text: str, at_night: str, at_noon: str, in_the_evening: str) -> None:
+    timetable = load({"target": ("a",), "bwlimit": text}, environment={}).sources[0].timetable
+    assert [timetable.rate_at(time(hour)) for hour in (3, 12, 20)] == [at_night, at_noon, in_the_evening]
+
+
+@pytest.mark.parametrize(
+    "text", ["08:00", "8:00,", "25:00,1m", "08:60,1m", "1m 2m", "08:00,1m 08:00,2m", "08:00;1m", "08:00,-e"]
+)
+def test_a_timetable_that_is_none(text: str) -> None:
+    with pytest.raises(Misconfigured, match="bwlimit"):
+        load({"target": ("a",), "bwlimit": text}, environment={})

@@ -18,40 +18,55 @@ def begun() -> Progress:
     return progress
 
 
-def test_a_stream_has_passed_where_it_is_and_what_lies_behind() -> None:
-    progress = begun()
-    progress.advance(THERE)
-    assert progress.passed(HERE)
-    assert progress.passed(THERE)
-    assert not progress.passed(BEYOND)
-
-
-def test_missed_is_what_is_above_the_anchor_passed_and_not_delivered() -> None:
+def test_missed_is_what_is_above_the_anchor_and_not_delivered_when_it_is_passed() -> None:
     progress = begun()
     progress.deliver([52, 60])
-    assert progress.missed([51], THERE) == [], "it may still come"
+    progress.suspect([49, 50, 51, 52, 53, 60], THERE)
+    assert progress.take_missed() == [], "they may still come"
+    progress.deliver([53])
     progress.advance(THERE)
-    assert progress.missed([49, 50, 51, 52, 53, 60], THERE) == [51, 53]
+    progress.deliver([51])  # too late: this is the echo of what was done to it since
+    assert progress.take_missed() == [51]
+    assert progress.take_missed() == [], "it is told once"
 
 
-def test_before_the_anchor_is_settled_nothing_is_missed() -> None:
+def test_what_is_passed_already_is_judged_at_once() -> None:
+    progress = begun()
+    progress.advance(BEYOND)
+    progress.suspect([51], THERE)
+    assert progress.take_missed() == [51]
+
+
+def test_before_the_anchor_is_settled_and_after_a_gap_nothing_is_missed() -> None:
     progress = Progress()
-    assert progress.missed([51], HERE) == []
-    progress.begin(THERE)
+    progress.suspect([51], HERE)
+    progress.begin(HERE)
     assert progress.anchor_max_id is None
-    assert progress.missed([51], HERE) == []
+    progress.suspect([51], HERE)
+    progress.settle(50)
+    progress.suspect([51], THERE)
+    progress.unsettle()
+    assert progress.anchor_max_id is None
+    progress.suspect([51], THERE)
+    progress.advance(THERE)
+    assert progress.take_missed() == []
+    progress.settle(60)
+    progress.suspect([60, 61], THERE)
+    assert progress.take_missed() == [61], "and then it counts again"
 
 
-def test_a_new_anchor_forgets_what_the_old_one_knew() -> None:
+def test_a_new_anchor_answers_for_what_the_old_one_did_not() -> None:
     """Or else everything that the first stream delivered, the second would have missed."""
     progress = begun()
     progress.deliver([51])
+    progress.suspect([52], THERE)
     progress.end()
     assert progress.position is None
-    assert not progress.passed(HERE)
-    assert progress.missed([51, 52], HERE) == []
+    progress.suspect([51, 52], HERE)
     progress.begin(THERE)
-    assert progress.missed([51, 52], THERE) == []
+    progress.settle(50)
+    progress.advance(BEYOND)
+    assert progress.take_missed() == []
     assert 51 not in progress.delivered
 
 
