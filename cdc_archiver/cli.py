@@ -161,11 +161,15 @@ def main() -> None:
         )
     try:
         status = app(standalone_mode=False)
+        sys.stdout.flush()
     except ArchiverError as error:
         print(f"cdc-archiver: {error}", file=sys.stderr)
         status = error.exit_status
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:  # `list | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = ExitStatus.OWN_FAULT
     except Exception as error:
         # A wrong flag or argument, as the library that reads them says it.
         if not hasattr(error, "format_message"):

@@ -230,7 +230,9 @@ class FilesTable:
         for chunk in _chunks(sources):
             rows = self._lock(connection, chunk)
             unmoved = {
-                record.id: sources[record] for record in chunk if rows.get(record.id) == Row(record, copied=True)
+                record.id: _storable(sources[record])
+                for record in chunk
+                if rows.get(record.id) == Row(record, copied=True)
             }
             if unmoved:
                 connection.execute(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -125,20 +127,45 @@ def walk(
         after: beyond this id, in the order asked for.
         limit: that many at the most.
     """
-    id_ = files.column("id")
+    branches = (
+        _pages(database, files, branch, newest_first=newest_first, after=after) for branch in _branches(files, criteria)
+    )
+    rows = heapq.merge(*branches, key=lambda row: row.record.id, reverse=newest_first)
+    # Two spellings that the database takes for one target find each row twice.
+    once = (next(same) for _, same in itertools.groupby(rows, key=lambda row: row.record.id))
+    yield from itertools.islice((row for row in once if criteria.means(row)), limit)
+
+
+def _branches(files: FilesTable, criteria: Criteria) -> list[list[sa.ColumnElement[bool]]]:
+    """The conditions, in parts of which each is one range of the index for what is not archived; `copied = 0 OR copied IS NULL` is
+    none, nor are several targets."""
     conditions = criteria.conditions(files)
-    left = limit
-    while left is None or left > 0:
+    if not criteria.states or RowState.ARCHIVED in criteria.states:
+        return [conditions]
+    copied, target = files.column("copied"), files.column("instance_id")
+    plain = len(criteria.targets) > 1 and all(name.isascii() for name in criteria.targets)
+    names = criteria.targets if plain else ()
+    return [
+        [*conditions, waits, *of_target]
+        for waits in (copied == 0, copied.is_(None))
+        for of_target in ([[target == name] for name in names] or [[]])
+    ]
+
+
+def _pages(
+    database: Database,
+    files: FilesTable,
+    conditions: list[sa.ColumnElement[bool]],
+    *,
+    newest_first: bool,
+    after: int | None,
+) -> Iterator[Row]:
+    id_ = files.column("id")
+    while True:
         beyond = [] if after is None else [id_ < after if newest_first else id_ > after]
         with database.connect() as connection:
             rows = files.rows(connection, *conditions, *beyond, newest_first=newest_first, limit=_PAGE)
-        for row in rows:
-            if criteria.means(row):
-                yield row
-                if left is not None:
-                    left -= 1
-                    if left <= 0:
-                        return
+        yield from rows
         if len(rows) < _PAGE:
             return
         after = rows[-1].record.id

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -20,6 +21,9 @@ from cdc_archiver.dispatch.targets import Targets
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import FileRecord
 from cdc_archiver.settings import Settings, SourceSettings
+
+PATIENCE: Final = 900.0
+"""Seconds for one answer: to find a part of a path, a server reads the whole table; a person may press Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,17 @@ class Desk:
 
 
 @contextmanager
-def open_desk(settings: Settings) -> Iterator[Desk]:
+def open_desk(settings: Settings, patience: float = PATIENCE) -> Iterator[Desk]:
     """Looks for table and history.
+
+    Args:
+        patience: seconds that one answer may take.
 
     Raises:
         DatabaseUnavailable: it does not answer.
         Misconfigured: there is no such table, or not as it has to be.
     """
-    database = Database(settings)
+    database = Database(settings, answer_timeout=patience)
     try:
         with database.connect() as connection:
             name = schema.resolve_table(connection, database.name, settings.table)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from cdc_archiver.database.attempts import Attempts
+from cdc_archiver.database.engine import ANSWER_TIMEOUT
 from cdc_archiver.database.lock import SourceLocks
 from cdc_archiver.errors import ArchiverError
 from cdc_archiver.operations.desk import Desk, open_desk
@@ -56,7 +57,7 @@ def overview(settings: Settings, now: datetime) -> Overview:
     """
     service, why = _ask_service(settings)
     try:
-        with open_desk(settings) as desk:
+        with open_desk(settings, ANSWER_TIMEOUT) as desk:
             if service is not None and (other := works_on(settings, service, desk.files.name)):
                 # It answers for itself; what we count in another database would be a lie beside it.
                 why_other = f"the service works on {other}, and the settings here name another database"

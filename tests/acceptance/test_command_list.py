@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask
 from past import archived, failed
-from stage import TARGET, Stage, new_stage
+from stage import COMMAND, PATIENCE, TARGET, Stage, new_stage
 from terminal import Terminal
 
 from cdc_archiver.model import Reason
@@ -40,7 +42,7 @@ def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path
 
 
 def objects(stage: Stage, *arguments: str) -> list[dict[str, Any]]:
-    done = stage.command("list", "--json", *arguments)
+    done = ask(stage, "list", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -101,7 +103,7 @@ def test_by_time_whatever_the_servers_zone(stage: Stage) -> None:
     stage.sql("UPDATE pysmurf_files SET timestamp = UTC_TIMESTAMP() - INTERVAL 90 MINUTE WHERE id = %s", (first,))
     assert ids(stage, "--since", "2h") == [first]
     assert ids(stage, "--since", "1h") == []
-    done = stage.command("list", "--since", "yesteryear")
+    done = ask(stage, "list", "--since", "yesteryear")
     assert done.returncode == 2
     assert done.stderr == "cdc-archiver: 'yesteryear' is no time (say 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30)\n"
 
@@ -109,7 +111,7 @@ def test_by_time_whatever_the_servers_zone(stage: Stage) -> None:
 def test_a_pipe_gets_fields_and_a_terminal_gets_columns_and_neither_a_names_tricks(stage: Stage) -> None:
     name = "a\tb\nc\x1b]0;title\x07[bold].npy"
     (id_,) = stage.register(stage.file(name), failed_copy_attempts=5)
-    done = stage.command("list")
+    done = ask(stage, "list")
     (line,) = done.stdout.splitlines()
     escaped = r"a\tb\nc\x1b]0;title\x07[bold].npy"
     assert line.split("\t") == [
@@ -127,7 +129,7 @@ def test_a_pipe_gets_fields_and_a_terminal_gets_columns_and_neither_a_names_tric
     assert "\x1b[1;31mquarantined" in seen  # bold red
     assert escaped in seen.replace("\r\n", "\n")
     assert "\x1b]0" not in seen
-    nothing = stage.command("list", "--state", "refused")
+    nothing = ask(stage, "list", "--state", "refused")
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "cdc-archiver: no such file\n")
 
 
@@ -135,7 +137,7 @@ def test_deferred_files_are_those_whose_source_the_service_says_is_in_trouble(st
     (others,) = stage.register(stage.file("other.npy"), instance_id="another-monitor")
     (id_,) = stage.register(stage.file("file.npy"))
     # Only the service knows.
-    done = stage.command("list", "--state", "deferred", "--http-port", "1")
+    done = ask(stage, "list", "--state", "deferred", "--http-port", "1")
     assert done.returncode == 4
     assert "no service answers at 127.0.0.1:1" in done.stderr
     stage.ssh.stop()
@@ -155,3 +157,30 @@ def test_a_large_table_is_read_page_by_page(stage: Stage) -> None:
     left = [id_ for id_ in found if id_ % 7]
     assert ids(stage) == left[::-1]
     assert ids(stage, "--limit", "1700") == left[::-1][:1700]
+
+
+def test_who_has_seen_enough_closes_the_pipe(stage: Stage) -> None:
+    # More than a pipe holds.
+    stage.register(*[stage.file("one.npy")] * 3000)
+    command = subprocess.Popen(
+        [*COMMAND, "list", "--json"], env=stage.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert command.stdout is not None
+    assert command.stderr is not None
+    json.loads(command.stdout.readline())
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    assert command.wait(PATIENCE) == 1
+    command.stderr.close()
+
+
+def test_each_row_once_whatever_targets_and_nulls_there_are(stage: Stage) -> None:
+    file = stage.file("one.npy")
+    found = [
+        stage.register(file, instance_id=target, copied=copied)[0]
+        for target in ("m1", "M1", "m2", "m3")
+        for copied in (0, None)
+    ]
+    assert ids(stage, "--target", "m1", "--target", "M1", "--target", "m2") == found[5::-1]
+    assert ids(stage, "--target", "m3") == found[:5:-1]
+    assert ids(stage, "--target", "m1", "--target", "m3", "--limit", "3") == [found[7], found[6], found[3]]

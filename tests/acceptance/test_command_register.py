@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask
 from stage import TABLE, TARGET, Stage, new_stage
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
@@ -26,7 +27,7 @@ def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path
 def register(stage: Stage, *arguments: object, status: int = 0, **changes: Any) -> dict[str, list[dict[str, Any]]]:
     """What became of the files, by fate."""
     words = [*map(str, arguments), "--action", "take_iv", "--pub-id", "crate1slot2", "--json"]
-    done = stage.command("register", *words, *stage.flags(**changes))
+    done = ask(stage, "register", *words, *stage.flags(**changes))
     assert done.returncode == status, done.stderr
     fates: dict[str, list[dict[str, Any]]] = {}
     for line in done.stdout.splitlines():
@@ -68,7 +69,7 @@ def test_a_dry_run_says_it_and_does_nothing(stage: Stage) -> None:
     file = stage.file("a.npy")
     os.utime(file.path, (MOMENT, MOMENT))
     words = ["register", str(file.path), "--action", "take_iv", "--pub-id", "crate1slot2", "--dry-run"]
-    done = stage.command(*words, *stage.flags())
+    done = ask(stage, *words, *stage.flags())
     assert done.returncode == 0
     place = stage.place(file).relative_to(stage.data_dir)
     assert done.stdout.splitlines() == [
@@ -99,7 +100,7 @@ def test_what_cannot_be_archived_is_not_registered(stage: Stage) -> None:
     assert notes[str(stage.sources / "pipe")] == "it is no regular file"
     assert [found["path"] for found in fates["registered"]] == [str(good.path)]
     # A row that would be refused is none to begin with.
-    done = stage.command("register", str(good.path), "--action", "a/b", "--pub-id", "..", *stage.flags())
+    done = ask(stage, "register", str(good.path), "--action", "a/b", "--pub-id", "..", *stage.flags())
     assert "0 files" in done.stdout
     assert stage.count("1 = 1") == 1
 
@@ -108,15 +109,15 @@ def test_what_may_be_wrong_is_one_line(stage: Stage) -> None:
     file = stage.file("a.npy")
     words = ["register", str(file.path), "--action", "a", "--pub-id", "p"]
     # No target, or several; nothing there; no right to insert.
-    done = stage.command(*words)
+    done = ask(stage, *words)
     assert (done.returncode, done.stderr) == (2, "cdc-archiver: whose files are these? (--target NAME)\n")
     two = {"CDC_ARCHIVER_TARGET": "m1,m2"}
-    assert "(--target, one of m1, m2)" in stage.command(*words, *stage.flags(target=None), environment=two).stderr
-    done = stage.command("register", "/nowhere", "--action", "a", "--pub-id", "p", *stage.flags())
+    assert "(--target, one of m1, m2)" in ask(stage, *words, *stage.flags(target=None), environment=two).stderr
+    done = ask(stage, "register", "/nowhere", "--action", "a", "--pub-id", "p", *stage.flags())
     assert done.returncode == 2
     assert "register runs on the machine that has the files" in done.stderr
     stage.server.execute(f"REVOKE INSERT ON {stage.database}.{TABLE} FROM '{stage.user}'@'%'")
-    done = stage.command(*words, *stage.flags())
+    done = ask(stage, *words, *stage.flags())
     assert done.returncode == 2
     assert f"GRANT INSERT ON {stage.database}.{TABLE} TO '{stage.user}'@'%'" in done.stderr.splitlines()[-1]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from asking import ask
 from past import archived, failed
 from stage import HISTORY, TABLE, TARGET, Stage, new_stage
 from terminal import Terminal
@@ -39,7 +40,7 @@ def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_l
         for file in files:
             file.path.write_bytes(file.content)
         # when an operator says so,
-        done = stage.command("retry", "--all-quarantined", "--yes", *stage.flags(max_attempts=1))
+        done = ask(stage, "retry", "--all-quarantined", "--yes", *stage.flags(max_attempts=1))
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "retried 2 files")
         # then they are archived, and it was the stream that told of them.
         stage.wait_archived(*ids)
@@ -60,12 +61,12 @@ def test_retry_touches_nothing_but_what_failed(stage: Stage) -> None:
     (never,) = stage.register(file, failed_copy_attempts=None, copied=None)
     everything = (done_id, fresh, charged, quarantined, refused, ignored, never)
     # when all that failed of the target is retried,
-    said = stage.command("retry", "--target", TARGET, "--yes")
+    said = ask(stage, "retry", "--target", TARGET, "--yes")
     # then these are tried again, and no other.
     assert "to retry: 2 files (1 quarantined, 1 pending)" in said.stdout
     assert attempts(stage, *everything) == [7, 0, 0, 0, 1000, 2000, None]
     # A refused one is, where it is named; an ignored and an archived one never.
-    said = stage.command("retry", *(f"--id={id_}" for id_ in everything), "--yes")
+    said = ask(stage, "retry", *(f"--id={id_}" for id_ in everything), "--yes")
     assert said.returncode == 0
     assert attempts(stage, *everything) == [7, 0, 0, 0, 0, 2000, None]
     assert "left alone: 1 file, archived already" in said.stdout
@@ -82,7 +83,7 @@ def test_a_column_timestamp_that_updates_itself_stays_as_it_is(stage: Stage) -> 
     moment = stage.sql(f"SELECT timestamp FROM {TABLE}")
     # when it is retried, ignored and restored, then the timestamp stays.
     for arguments in (["retry", "--id", str(id_)], ["ignore", str(id_)], ["ignore", "--undo", str(id_)]):
-        done = stage.command(*arguments, "--yes")
+        done = ask(stage, *arguments, "--yes")
         assert done.returncode == 0, done.stderr
         assert stage.sql(f"SELECT timestamp FROM {TABLE}") == moment
     assert attempts(stage, id_) == [0]
@@ -97,7 +98,7 @@ def test_retry_by_reason_by_path_and_by_source(stage: Stage) -> None:
         failed(stage, id_, reason)
 
     def would(*arguments: str) -> list[int]:
-        done = stage.command("retry", *arguments, "--dry-run", "--json")
+        done = ask(stage, "retry", *arguments, "--dry-run", "--json")
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert (found["dry_run"], found["changed"]) == (True, 0)
@@ -115,14 +116,14 @@ def test_retry_by_reason_by_path_and_by_source(stage: Stage) -> None:
     assert would("--source", stage.ssh.host, *stage.flags()) == ids
     assert attempts(stage, *ids, others) == [5] * 5
     for wrong in (["--reason", "mising"], ["--source", "nobody"], []):
-        done = stage.command("retry", *wrong, "--yes")
+        done = ask(stage, "retry", *wrong, "--yes")
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1
 
 
 def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: Stage) -> None:
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
-    done = stage.command("retry", "--id", str(id_), "--id", "4711", "--yes")
+    done = ask(stage, "retry", "--id", str(id_), "--id", "4711", "--yes")
     assert done.returncode == 2
     assert "no row has the id 4711" in done.stderr
     assert attempts(stage, id_) == [0]
@@ -131,7 +132,7 @@ def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: Stage) -
 def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
     ids = stage.register(*stage.files(2), failed_copy_attempts=5)
     # In a script nobody can be asked.
-    done = stage.command("retry", "--all-quarantined")
+    done = ask(stage, "retry", "--all-quarantined")
     assert done.returncode == 2
     assert "--yes" in done.stderr
     assert attempts(stage, *ids) == [5, 5]
@@ -156,7 +157,7 @@ def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
     ids = stage.register(*stage.files(3), failed_copy_attempts=5)
     with contextlib.closing(stage.connect(autocommit=False)) as other, other.cursor() as cursor:
         cursor.execute(f"SELECT * FROM {TABLE} WHERE id = %s FOR UPDATE", (ids[1],))
-        done = stage.command("retry", "--all-quarantined", "--yes")
+        done = ask(stage, "retry", "--all-quarantined", "--yes")
     assert done.returncode == 3
     assert "1 file could not be changed: somebody's open transaction" in done.stderr
     assert attempts(stage, *ids) == [0, 5, 0]
@@ -164,7 +165,7 @@ def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
 
 def test_many_files_are_done_chunk_by_chunk(stage: Stage) -> None:
     ids = stage.register(*[stage.file("one.npy")] * 1500, failed_copy_attempts=5)
-    done = stage.command("retry", "--all-quarantined", "--yes")
+    done = ask(stage, "retry", "--all-quarantined", "--yes")
     assert done.stdout.splitlines()[-1] == "retried 1500 files"
     assert "… and 1490 more" in done.stdout
     assert stage.count("failed_copy_attempts = 0") == len(ids)
@@ -177,16 +178,16 @@ def test_ignored_files_are_tried_no_more_are_no_alarm_and_say_who_and_why(stage:
         (id_,) = stage.register(file)
         stage.wait_attempts(id_, 1)
         # when an operator gives a file up,
-        done = stage.command("ignore", str(id_), "--reason", "disk of crate 3 died", "--yes")
+        done = ask(stage, "ignore", str(id_), "--reason", "disk of crate 3 died", "--yes")
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "ignored 1 file")
         assert attempts(stage, id_) == [2000]
         # then no run has anything to complain of,
         service.stop()
-    reconciled = stage.command("run", "--reconcile", *stage.flags())
+    reconciled = ask(stage, "run", "--reconcile", *stage.flags())
     assert reconciled.returncode == 0, reconciled.stderr
     assert "1 ignored" in reconciled.stdout
     # and whoever asks is told who it was, and why.
-    told = stage.command("why", str(id_)).stdout
+    told = ask(stage, "why", str(id_)).stdout
     assert told.startswith("It is not here because an operator said to ignore it: by ")
     assert "@" in told.splitlines()[0]
     assert "disk of crate 3 died" in told.splitlines()[0]
@@ -194,7 +195,7 @@ def test_ignored_files_are_tried_no_more_are_no_alarm_and_say_who_and_why(stage:
     assert (note["result"], note["source_path"]) == ("ignored", str(file.path))
     # Undone, it is tried again.
     file.path.write_bytes(file.content)
-    done = stage.command("ignore", "--undo", str(id_), "--yes")
+    done = ask(stage, "ignore", "--undo", str(id_), "--yes")
     assert (done.returncode, attempts(stage, id_)) == (0, [0])
     assert stage.history(id_)[-1]["result"] == "restored"
     with stage.service(max_attempts=1):
@@ -205,26 +206,26 @@ def test_ignore_takes_paths_and_leaves_the_archived_alone(stage: Stage) -> None:
     one, two, three = stage.file("old/one.npy"), stage.file("old/two.npy"), stage.file("new/one.npy")
     ids = stage.register(one, two, three)
     done_id = archived(stage, stage.file("old/done.npy"))
-    done = stage.command("ignore", f"{stage.sources}/old/*", str(done_id), "--yes")
+    done = ask(stage, "ignore", f"{stage.sources}/old/*", str(done_id), "--yes")
     assert done.returncode == 0
     assert attempts(stage, *ids, done_id) == [2000, 2000, 0, 0]
     assert "left alone: 1 file, archived already" in done.stdout
-    again = stage.command("ignore", str(ids[0]), "--yes")
+    again = ask(stage, "ignore", str(ids[0]), "--yes")
     assert again.stdout.splitlines() == ["nothing to ignore", "left alone: 1 file, ignored already"]
-    assert stage.command("ignore", "--yes").returncode == 2
-    undone = stage.command("ignore", "--undo", str(ids[0]), str(ids[2]), "--yes")
+    assert ask(stage, "ignore", "--yes").returncode == 2
+    undone = ask(stage, "ignore", "--undo", str(ids[0]), str(ids[2]), "--yes")
     assert attempts(stage, *ids) == [0, 2000, 0]
     assert "left alone: 1 file, not ignored" in undone.stdout
 
 
 def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(stage: Stage) -> None:
-    stage.command("list")
+    ask(stage, "list")
     account = f"'{stage.user}'@'%'"
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     failed(stage, id_, Reason.MISSING)
     # It may be read, and not written.
     stage.server.execute(f"REVOKE INSERT ON {stage.database}.{HISTORY} FROM {account}")
-    done = stage.command("ignore", str(id_), "--yes")
+    done = ask(stage, "ignore", str(id_), "--yes")
     assert done.returncode == 0
     assert "the history has no note of it: the history does not take it" in done.stderr
     assert attempts(stage, id_) == [2000]
@@ -232,11 +233,11 @@ def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(stage
     stage.server.execute(f"REVOKE CREATE, SELECT, DELETE ON {stage.database}.{HISTORY} FROM {account}")
     stage.sql(f"REVOKE SELECT, UPDATE ON {stage.database}.* FROM {account}")
     stage.sql(f"GRANT SELECT, UPDATE ON {stage.database}.{TABLE} TO {account}")
-    done = stage.command("ignore", "--undo", str(id_), "--yes")
+    done = ask(stage, "ignore", "--undo", str(id_), "--yes")
     assert done.returncode == 0
     assert "the history has no note of it: " in done.stderr
     assert attempts(stage, id_) == [0]
     # What cannot be had without it says so.
-    done = stage.command("retry", "--reason", "missing", "--yes")
+    done = ask(stage, "retry", "--reason", "missing", "--yes")
     assert done.returncode == 2
     assert "--reason needs the history" in done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask
 from stage import COMMAND, HISTORY, PATIENCE, TABLE, SourceFile, Stage, eventually, new_stage
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
@@ -145,7 +146,7 @@ def test_it_runs_beside_the_running_service_and_needs_no_right_to_write(stage: S
                 shadow.wait_for(id_, "agree")
             assert shadow.end()[0] == 0
     stage.server.execute(f"REVOKE UPDATE ON {stage.database}.* FROM {account}")
-    assert stage.command("shadow", "--once", *stage.flags()).returncode == 0
+    assert ask(stage, "shadow", "--once", *stage.flags()).returncode == 0
 
 
 def test_once_compares_the_table_as_it_is(stage: Stage) -> None:
@@ -155,7 +156,7 @@ def test_once_compares_the_table_as_it_is(stage: Stage) -> None:
     stage.register(files[3], instance_id="another-monitor")
     old.archive(ids[0], files[0])
     old.archive(ids[1], files[1], stage.data_dir / "elsewhere" / "name.npy")
-    words = stage.command("shadow", "--once", *stage.flags())
+    words = ask(stage, "shadow", "--once", *stage.flags())
     assert words.returncode == 3
     lines = words.stdout.splitlines()
     assert lines[0] == f"agree         {ids[0]}  {stage.place(files[0])} -> {stage.place(files[0])}"
@@ -168,10 +169,10 @@ def test_once_compares_the_table_as_it_is(stage: Stage) -> None:
     moved = stage.folder / "moved"
     stage.data_dir.rename(moved)
     found = ["shadow", "--once", "--hash", "--json", *stage.flags()]
-    assert stage.command(*found).returncode == 2
-    assert stage.command(*found, "--archive-here", str(moved)).returncode == 0
+    assert ask(stage, *found).returncode == 2
+    assert ask(stage, *found, "--archive-here", str(moved)).returncode == 0
     (moved / stage.place(files[0]).relative_to(stage.data_dir)).write_bytes(b"damaged")
-    done = stage.command(*found, "--archive-here", str(moved))
+    done = ask(stage, *found, "--archive-here", str(moved))
     assert done.returncode == 3
     assert json.loads(done.stdout.splitlines()[-1])["sums"]["differ"] == 1
 

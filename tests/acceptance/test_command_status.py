@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from asking import ask
 from stage import TABLE, Stage, eventually, new_stage
 from terminal import Terminal
 
@@ -30,9 +31,9 @@ def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage:
         stage.wait_archived(*ids)
         service.wait_metric(3, "copies_total", result="archived")
         flags = stage.flags(http_port=service.port)
-        done = stage.command("status", *flags)
+        done = ask(stage, "status", *flags)
         assert done.returncode == 0, done.stderr
-        found = json.loads(stage.command("status", "--json", *flags).stdout)
+        found = json.loads(ask(stage, "status", "--json", *flags).stdout)
     words = done.stdout
     assert words.splitlines()[0].startswith("service      streaming")
     assert "connected at " in words
@@ -53,7 +54,7 @@ def test_without_a_service_the_database_is_counted_and_it_says_so(stage: Stage) 
     stage.register(file)
     stage.register(file, failed_copy_attempts=5, instance_id="another-monitor")
     # With the database's settings alone, all targets are counted,
-    done = stage.command("status", "--http-port", "1")
+    done = ask(stage, "status", "--http-port", "1")
     assert done.returncode == 0, done.stderr
     assert "no service answers at 127.0.0.1:1" in done.stdout
     assert f"what follows was counted in the database just now, table {TABLE}" in done.stdout
@@ -62,13 +63,13 @@ def test_without_a_service_the_database_is_counted_and_it_says_so(stage: Stage) 
         "1 pending, 1 quarantined, 0 refused, 0 ignored; the oldest pending is of 2020-05-15 04:34:24Z" in done.stdout
     )
     # with those of the service, its sources.
-    found = json.loads(stage.command("status", "--json", *stage.flags()).stdout)
+    found = json.loads(ask(stage, "status", "--json", *stage.flags()).stdout)
     assert found["service"] is None
     assert found["sources"][stage.ssh.host]["files"]["quarantined"] == 0
     assert found["holder"] is None
     # A service that is only somewhere else holds the lock.
     with stage.service():
-        done = stage.command("status", *stage.flags(http_port=1))
+        done = ask(stage, "status", *stage.flags(http_port=1))
         assert "but an archiver holds these targets: connection " in done.stdout
 
 
@@ -76,14 +77,14 @@ def test_a_source_in_trouble_is_named_with_its_reason(stage: Stage) -> None:
     stage.ssh.stop()
     stage.register(stage.file("file.npy"))
     with stage.service(until="no source") as service:
-        words = stage.command("status", *stage.flags(http_port=service.port)).stdout
+        words = ask(stage, "status", *stage.flags(http_port=service.port)).stdout
     assert words.startswith("service      no source ")
     assert f"{stage.ssh.host} DOWN host_unreachable: " in words
     assert "(again in " in words
 
 
 def test_neither_answers(stage: Stage) -> None:
-    done = stage.command("status", "--http-port", "1", environment={"MYSQL_PORT": "1"})
+    done = ask(stage, "status", "--http-port", "1", environment={"MYSQL_PORT": "1"})
     assert done.returncode == 4
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -93,7 +94,7 @@ def test_neither_answers(stage: Stage) -> None:
 
 def test_the_service_answers_for_itself_while_we_cannot_reach_the_database(stage: Stage) -> None:
     with stage.service() as service:
-        done = stage.command("status", "--http-port", str(service.port), environment={"MYSQL_PORT": "1"})
+        done = ask(stage, "status", "--http-port", str(service.port), environment={"MYSQL_PORT": "1"})
     assert done.returncode == 0
     assert done.stdout.startswith("service      streaming")
     assert "last hour    not known: the database 127.0.0.1:1 cannot be used" in done.stdout

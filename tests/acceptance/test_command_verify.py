@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask
 from past import archived
 from prometheus_client.parser import text_string_to_metric_families
 from stage import HISTORY, TABLE, Stage, new_stage
@@ -35,7 +36,7 @@ def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_pat
 
 def run(stage: Stage, *arguments: str, status: int = 0) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What a script is told: the files that are not right, and the sums."""
-    done = stage.command("verify", "--json", *arguments, *stage.flags())
+    done = ask(stage, "verify", "--json", *arguments, *stage.flags())
     assert done.returncode == status, done.stderr
     *problems, last = [json.loads(line) for line in done.stdout.splitlines()]
     return problems, last["sums"]
@@ -66,7 +67,7 @@ def test_each_verdict_in_words_and_for_scripts(either_stage: Stage) -> None:
     assert sums["verdicts"] == {"ok": 1, "missing": 2, "changed": 2, "unreadable": 1}
     assert (sums["total"], sums["complete"], sums["unregistered"], sums["requeued"]) == (6, True, None, 0)
     # also for a person,
-    done = stage.command("verify", *stage.flags())
+    done = ask(stage, "verify", *stage.flags())
     assert done.returncode == 3
     lines = done.stdout.splitlines()
     assert f"missing    {gone}  {stage.place(files[1])}: it is not there" in lines
@@ -150,7 +151,7 @@ def test_a_name_that_is_no_utf_8_is_archived_anew_too(either_stage: Stage) -> No
     assert os.fsencode(stage.place(file)) == stage.sql(f"SELECT path FROM {TABLE} WHERE id = {id_}")[0][0]
     assert stage.place(file).read_bytes() == file.content
     # A person sees its bytes as escapes, and finds it by its name.
-    words = stage.command("why", "caf\udce9", *stage.flags()).stdout
+    words = ask(stage, "why", "caf\udce9", *stage.flags()).stdout
     assert words.startswith("It is here: archived")
     assert r"caf\udce9.npy" in words
 
@@ -162,11 +163,11 @@ def test_requeue_wants_the_history_and_a_look_at_the_source(stage: Stage) -> Non
     # A restricted key cannot be looked through: nothing is promised that may not be there.
     problems, _ = run(stage, "--requeue", "--restricted-key", "--source-root", str(stage.sources), status=3)
     assert "is restricted to rsync, so nobody can look" in problems[0]["requeue_note"]
-    done = stage.command("verify", "--requeue", "--data-dir", str(stage.data_dir))
+    done = ask(stage, "verify", "--requeue", "--data-dir", str(stage.data_dir))
     assert done.returncode == 2
     assert "--requeue wants to ask the sources" in done.stderr
     stage.sql(f"DROP TABLE {HISTORY}")
-    done = stage.command("verify", "--requeue", *stage.flags())
+    done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 2
     assert "--requeue needs the history" in done.stderr
     assert stage.row(id_).copied == 1
@@ -177,13 +178,13 @@ def test_a_disk_that_is_not_mounted_is_no_archive_full_of_missing_files(stage: S
     ids = [archived(stage, file) for file in files]
     shutil.rmtree(stage.data_dir)
     stage.data_dir.mkdir()
-    done = stage.command("verify", "--requeue", *stage.flags())
+    done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 4
     assert "is empty (is its disk mounted?)" in done.stderr
     stage.data_dir.rmdir()
-    assert stage.command("verify", *stage.flags()).returncode == 4
+    assert ask(stage, "verify", *stage.flags()).returncode == 4
     assert [row.copied for row in stage.rows(ids)] == [1, 1, 1]
-    assert stage.command("verify").returncode == 2
+    assert ask(stage, "verify").returncode == 2
 
 
 def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +202,7 @@ def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: Stage, monkeypatch:
         return hash_file(path, *more, **options)
 
     monkeypatch.setattr(verify, "hash_file", unmounting)
-    done = stage.command("verify", "--requeue", "--jobs", "1", *stage.flags())
+    done = ask(stage, "verify", "--requeue", "--jobs", "1", *stage.flags())
     assert done.returncode == 4
     assert "is its disk mounted?" in done.stderr
     assert stage.count("copied = 1") == 5
@@ -217,10 +218,10 @@ def test_some_of_them_by_time_by_target_or_by_lot(either_stage: Stage) -> None:
     assert run(stage, "--sample", "7")[1]["verdicts"]["ok"] == 7
     assert run(stage, "--sample", "50%", "--source", stage.ssh.host)[1]["verdicts"]["ok"] == 10
     assert run(stage, "--sample", "1000")[1]["verdicts"]["ok"] == 19
-    everybodys = stage.command("verify", "--json", "--data-dir", str(stage.data_dir))
+    everybodys = ask(stage, "verify", "--json", "--data-dir", str(stage.data_dir))
     assert json.loads(everybodys.stdout)["sums"]["total"] == 20
     for wrong in ("0", "none", "101%", "-3"):
-        done = stage.command("verify", f"--sample={wrong}", *stage.flags())
+        done = ask(stage, "verify", f"--sample={wrong}", *stage.flags())
         assert done.returncode == 2
         assert "is no sample" in done.stderr
 
@@ -256,7 +257,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert 0 < done_before < total
     assert verdicts(first) == {ids[3]: "changed"}
     # then another run says that it goes on,
-    done = stage.command("verify", "--state", str(state), "--since", "2d", *stage.flags())
+    done = ask(stage, "verify", "--state", str(state), "--since", "2d", *stage.flags())
     assert done.returncode == 2
     assert "is of another run: its since" in done.stderr
     read.clear()
@@ -295,7 +296,7 @@ def test_files_that_no_row_names(either_stage: Stage) -> None:
     problems, sums = run(stage, "--unregistered", status=3)
     assert {problem["path"] for problem in problems} == {str(left), str(stray)}
     assert (sums["unregistered"], sums["verdicts"]["ok"]) == (2, 1)
-    words = stage.command("verify", "--unregistered", *stage.flags()).stdout
+    words = ask(stage, "verify", "--unregistered", *stage.flags()).stdout
     assert rf"unregistered {stage.data_dir}/two\nlines.txt: no row names it" in words
 
 
@@ -315,5 +316,5 @@ def test_the_sums_for_prometheus(stage: Stage) -> None:
     assert found["cdc_archiver_verify_complete", ""] == 1
     assert found["cdc_archiver_verify_timestamp_seconds", ""] > 1_500_000_000
     assert (metrics.stat().st_mode & 0o777) == 0o644
-    done = stage.command("verify", "--metrics-file", "/nowhere/x.prom", *stage.flags())
+    done = ask(stage, "verify", "--metrics-file", "/nowhere/x.prom", *stage.flags())
     assert done.returncode == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask
 from past import archived, failed
 from stage import HISTORY, TABLE, TARGET, Done, Service, Stage, eventually, new_stage
 
@@ -32,7 +33,7 @@ def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_pat
 
 def why(stage: Stage, file: object, *more: str, status: int = 0, **changes: Any) -> str:
     """What a person is told, with all flags of `run`."""
-    done = stage.command("why", str(file), *more, *stage.flags(**changes))
+    done = ask(stage, "why", str(file), *more, *stage.flags(**changes))
     assert done.returncode == status, done.stderr
     return done.stdout
 
@@ -76,7 +77,7 @@ def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_
     other = archived(stage, stage.file("session/other.npy"))
     # then each of its names leads to it.
     for name in (id_, file.path, stage.place(file), "session/one.n", "outputs/one"):
-        found = as_object(stage.command("why", str(name), "--json", *stage.flags()))
+        found = as_object(ask(stage, "why", str(name), "--json", *stage.flags()))
         assert found["facts"]["record"]["id"] == id_, name
         assert found["facts"]["place"]["state"] == "right"
         assert found["facts"]["at_source"] == {"path": str(file.path), "state": "ok", "note": ""}
@@ -87,7 +88,7 @@ def test_several_matches_are_listed_newest_first_and_the_question_is_which(eithe
     stage = either_stage
     files = stage.files(25, size=10)
     ids = stage.register(*files)
-    done = stage.command("why", ".npy")
+    done = ask(stage, "why", ".npy")
     assert done.returncode == 2
     listed = [line.split("\t") for line in done.stdout.splitlines()]
     assert [int(line[0]) for line in listed] == ids[:4:-1]
@@ -99,7 +100,7 @@ def test_several_matches_are_listed_newest_first_and_the_question_is_which(eithe
 def test_a_path_with_wild_cards_in_it_is_that_path(stage: Stage) -> None:
     ids = stage.register(stage.file("100%_a.npy"), stage.file("100xxa.npy"), stage.file("10_%.npy"))
     for id_, name in zip(ids, ("100%_a", "100xxa", "10_%"), strict=True):
-        found = as_object(stage.command("why", name, "--json"))
+        found = as_object(ask(stage, "why", name, "--json"))
         assert found["facts"]["record"]["id"] == id_
 
 
@@ -109,7 +110,7 @@ def test_a_file_that_nobody_registered(stage: Stage) -> None:
     assert sentence(text) == f"No row of {TABLE} names '{file.path}': the monitor has not registered it."
     assert f"{file.path}: ok" in text
     assert "cdc-archiver register" in text
-    missing = stage.command("why", "4711", "--json")
+    missing = ask(stage, "why", "4711", "--json")
     assert missing.returncode == 3
     assert json.loads(missing.stdout)["matches"] == []
 
@@ -122,17 +123,17 @@ def test_names_in_any_script_whatever_the_column_holds(either_stage: Stage, colu
     stage.sql(f"ALTER TABLE {TABLE} MODIFY path {column} NOT NULL")
     (id_,) = stage.register(stage.file("höhe.npy"))
     for name in ("höhe", "öhe.npy", str(stage.sources / "höhe.npy")):
-        assert as_object(stage.command("why", name, "--json"))["facts"]["record"]["id"] == id_
-    assert stage.command("list", "--path", "*/hö?e.npy").stdout.startswith(f"{id_}\t")
+        assert as_object(ask(stage, "why", name, "--json"))["facts"]["record"]["id"] == id_
+    assert ask(stage, "list", "--path", "*/hö?e.npy").stdout.startswith(f"{id_}\t")
     # What no row can be called is nobody, and no error.
     for name in ("→ 4.npy", "\udcff.npy"):
-        assert stage.command("why", name).returncode == 3
+        assert ask(stage, "why", name).returncode == 3
 
 
 def test_the_database_settings_are_enough_and_it_says_what_it_could_not_look_at(stage: Stage) -> None:
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     failed(stage, id_, Reason.UNREADABLE, "Permission denied (13)")
-    done = stage.command("why", str(id_), "--http-port", "1")
+    done = ask(stage, "why", str(id_), "--http-port", "1")
     assert done.returncode == 0
     assert "given up after 5 failed attempts" in sentence(done.stdout)
     assert "Permission denied (13)" in done.stdout
@@ -301,4 +302,4 @@ def test_a_nasty_name_is_printed_escaped(stage: Stage) -> None:
     assert r"two\nlines \x1b[31m[red]and a bell\x07.npy" in text
     assert "\x1b" not in text
     assert "\x07" not in text
-    assert as_object(stage.command("why", str(id_), "--json"))["facts"]["record"]["path"] == str(file.path)
+    assert as_object(ask(stage, "why", str(id_), "--json"))["facts"]["record"]["path"] == str(file.path)
