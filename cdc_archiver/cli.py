@@ -160,7 +160,7 @@ def main() -> None:
             sys.executable, [sys.executable, "-m", "cdc_archiver", *sys.argv[1:]], {**os.environ, "PYTHONUTF8": "1"}
         )
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name="cdc-archiver")
         sys.stdout.flush()
     except ArchiverError as error:
         print(f"cdc-archiver: {error}", file=sys.stderr)

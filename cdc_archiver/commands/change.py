@@ -21,7 +21,9 @@ from cdc_archiver.operations.selection import Plan, Selection, plan
 from cdc_archiver.settings import Settings
 
 RETRY_HELP: Final = """
-Give files their tries back: failed_copy_attempts is 0 again, and the running service takes them up at once.
+Give files their tries back.
+
+failed_copy_attempts is 0 again, and the running service takes them up at once.
 
 Says first what it would do, and asks. Archived and ignored files are never touched.
 
@@ -39,7 +41,9 @@ Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some could not be change
 """
 
 IGNORE_HELP: Final = """
-Say of files that they will never come: they are tried no more, and are no alarm. --undo takes it back.
+Say of files that they will never come.
+
+They are tried no more, and are no alarm. --undo takes it back.
 
 FILE is an id or a path, which may have * and ? in quotes. Who and why is kept in the history.
 

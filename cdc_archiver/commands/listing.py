@@ -21,7 +21,9 @@ from cdc_archiver.operations.retry import require_reasons
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
-List files, newest first: by default those that are not archived.
+List files, newest first.
+
+By default those that are not archived.
 
 On a terminal in columns; in a pipe without titles, with tabs between id, state, attempts, target, timestamp, reason and path; with
 --json one object a line.

@@ -20,8 +20,10 @@ from cdc_archiver.operations.register import Fate, Given, Registered, register
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
-Register files by hand, or all files below a folder, as the monitor would have done it: their paths, md5 sums and times are theirs,
-the rest is said with flags.
+Register files by hand.
+
+Files, or all files below a folder, as the monitor would have done it: their paths, md5 sums and times are theirs, the rest is said
+with flags.
 
 It runs on the machine that has the files, since it reads them, and needs the right to INSERT into the table. What is registered or
 archived already is left alone (archived files are recognised by the history).

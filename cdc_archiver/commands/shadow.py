@@ -20,8 +20,10 @@ from cdc_archiver.operations.shadow import Comparison, Observation, Shadow, Sums
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
-Run beside the archiver that is to be replaced, write nothing, and compare: for each file where we would archive it, or why we would
-refuse it; and when the old one has archived it, whether it did the same.
+Run beside the old archiver, and compare.
+
+Says of each file where we would archive it, or why we would refuse it; and when the archiver that is to be replaced has archived it,
+whether it did the same. Writes nothing.
 
 It takes no lock, keeps no history and changes no row. --data-dir is the archive's folder as the rows call it; where that is another
 one on this machine, --archive-here says which. Where the folder is here, the files' md5 sums are compared, too.

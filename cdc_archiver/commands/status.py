@@ -22,7 +22,9 @@ from cdc_archiver.operations.overview import Overview, overview
 from cdc_archiver.settings import Settings, duration
 
 HELP: Final = """
-How things are: stream, lag, mode, sources, what waits and what was given up, the last hour.
+Say how things are.
+
+Stream, lag, mode, sources, what waits and what was given up, the last hour.
 
 Asks the running service (--http-host, --http-port); where none answers, the database, and says so.
 

@@ -31,7 +31,9 @@ from cdc_archiver.operations.verify import Plan, Problem, Tally, Verdict, Verifi
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
-Read archived files again and compare them with their rows: missing, changed, unreadable.
+Read archived files again.
+
+Compares them with their rows: missing, changed, unreadable.
 
 Works beside the running service, and changes nothing; with --requeue it has files archived anew, where the history knows where they
 came from and their source still has them. A damaged file stays where it is, and the new one becomes name.1.

@@ -21,7 +21,9 @@ from cdc_archiver.operations.why import MOST_MATCHES, AtSource, Facts, PlaceStat
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
-Why is this file not here? Looks at the row, the archive, the history, the source and the running service.
+Say why a file is not here.
+
+Looks at the row, the archive, the history, the source and the running service.
 
 FILE is an id, a path on the source, an archived path, or a part of one. Where several match, they are listed.
 
