@@ -97,9 +97,12 @@ class Archiver:
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
             while (site := self._explore_until_answered()) is not None and self._serve(site):
                 _log.warning("table_changed", was=site.files.name)
+                site.database.close()
         finally:
             self._stopping.set()
             self._end_work()
+            if self._site is not None:
+                self._site.database.close()
             self.http.stop()
             self.http.join(3.0)
             _log.info("stopped")
@@ -198,6 +201,7 @@ class Archiver:
             asked = time.monotonic()
             while not answer.ready:
                 if self._is_asked_to_stop(_TICK):
+                    answer.abandon()
                     return None
                 if time.monotonic() - asked > _PATIENCE:
                     self._set_database("start", False, "it accepts connections and says nothing")

@@ -28,6 +28,7 @@ from cdc_archiver.preflight import print_report, run_checks
 from cdc_archiver.reconciliation import Progress as Reconciled
 from cdc_archiver.reconciliation import Reconciliation, Result
 from cdc_archiver.settings import Settings, duration
+from cdc_archiver.words import printable
 
 _RUN_EXAMPLES: Final = """
 Archive files as they are registered, until SIGTERM.
@@ -163,7 +164,7 @@ def main() -> None:
         status = app(standalone_mode=False, prog_name="cdc-archiver")
         sys.stdout.flush()
     except ArchiverError as error:
-        print(f"cdc-archiver: {error}", file=sys.stderr)
+        print(f"cdc-archiver: {printable(str(error))}", file=sys.stderr)
         status = error.exit_status
     except KeyboardInterrupt:
         status = 130
@@ -178,7 +179,7 @@ def main() -> None:
         if words.startswith("Usage:"):
             print(words)
         elif words:
-            print(f"cdc-archiver: {words} (see --help)", file=sys.stderr)
+            print(f"cdc-archiver: {printable(words)} (see --help)", file=sys.stderr)
         status = ExitStatus.USAGE
     sys.exit(int(status or 0))
 
@@ -197,7 +198,7 @@ def _reconcile(settings: Settings, wait: float) -> ExitStatus:
         result = reconciliation.run()
     print(_sentence(result))
     for line in result.trouble:
-        print(f"cdc-archiver: {line}", file=sys.stderr)
+        print(f"cdc-archiver: {printable(line)}", file=sys.stderr)
     return result.status
 
 

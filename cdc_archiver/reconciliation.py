@@ -108,8 +108,15 @@ class Reconciliation:
         exploration = Exploration(self._settings)
         while not exploration.ready:
             if self._stops_within(_TICK):
+                exploration.abandon()
                 raise DatabaseUnavailable("stopped while the database was waited for")
         site = exploration.result()
+        try:
+            return self._work_or_watch(site)
+        finally:
+            site.database.close()
+
+    def _work_or_watch(self, site: Site) -> Result:
         targets = {source.name: source.target for source in self._settings.sources}
         locks = SourceLocks(site.database, site.files.name, targets)
         watched = 0

@@ -43,6 +43,14 @@ def explore(settings: Settings) -> Site:
         Misconfigured: there is no such table, or not as it has to be.
     """
     database = Database(settings)
+    try:
+        return _explore(settings, database)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _explore(settings: Settings, database: Database) -> Site:
     with database.connect() as connection:
         name = schema.resolve_table(connection, database.name, settings.table)
         schema.require_columns(connection, database.name, name)
@@ -86,6 +94,10 @@ class Exploration:
             Misconfigured: a person must mend something.
         """
         return self._answer.result()
+
+    def abandon(self) -> None:
+        """Nobody wants the answer any more."""
+        self._answer.add_done_callback(lambda answer: None if answer.exception() else answer.result().database.close())
 
     def _explore(self, settings: Settings) -> None:
         try:

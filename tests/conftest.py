@@ -3,11 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from doomed import QUICK
+from stage import Stage, new_stage
 
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools
+from cdc_archiver.events import binlog
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools, open_database
 
 
 @contextmanager
@@ -55,3 +59,28 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
         server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session", params=["mariadb", "mysql"])
+def doomed_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
+    """A server of each kind for tests that break it; they leave it as they found it, or stopped."""
+    server = open_database(request.param, tmp_path_factory.mktemp(f"doomed-{request.param}"))
+    with needed():
+        server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def doomed_stage(doomed_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    """A site on it."""
+    doomed_server.start()
+    with new_stage(doomed_server, ssh_server, tmp_path) as made:
+        yield made
+        doomed_server.start()
+
+
+@pytest.fixture
+def quick_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams wait less for everything."""
+    monkeypatch.setattr(binlog, "Pace", lambda: QUICK)

@@ -20,6 +20,7 @@ from cdc_archiver.errors import Misconfigured
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.operations.status import Status
 from cdc_archiver.threads import Part
+from cdc_archiver.words import printable
 
 _INDEX = """cdc_archiver
 
@@ -90,7 +91,10 @@ def application(
         return PlainTextResponse(_INDEX)
 
     def expose(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # it takes a version for a number; any other header is read as none
+            encode, content_type = choose_encoder("")
         return Response(encode(metrics.registry), media_type=content_type)
 
     def healthz(_request: Request) -> Response:
@@ -100,7 +104,7 @@ def application(
     def readyz(_request: Request) -> Response:
         now = status()
         return PlainTextResponse(
-            f"{now.state}: {now.why}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
+            f"{now.state}: {printable(now.why)}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
         )
 
     def api_status(_request: Request) -> Response:

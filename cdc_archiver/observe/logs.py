@@ -10,11 +10,7 @@ from typing import Any, Final
 import structlog
 
 from cdc_archiver.kinds import LogFormat, LogLevel
-
-_CONTROL: Final = {number: f"\\x{number:02x}" for number in [*range(0x20), *range(0x7F, 0xA0)]} | {
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
+from cdc_archiver.words import printable
 
 # Libraries whose own lines repeat, at length and with tracebacks, what we say ourselves.
 _QUIET: Final = ("paramiko", "pymysqlreplication", "uvicorn.access", "asyncio")
@@ -60,6 +56,6 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
 def _escape_controls(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """A file's name may hold anything; in a log it stays on its line and moves no cursor."""
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = value.translate(_CONTROL).encode("utf-8", "backslashreplace").decode("utf-8")
+        if isinstance(value, str):
+            event[key] = printable(value)
     return event

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cdc_archiver.errors import ArchiverError, DestinationUnavailable, ExitStatus
+from cdc_archiver.words import printable
 
 
 class Status(StrEnum):
@@ -74,10 +75,10 @@ def print_report(report: Report, console: Console) -> None:
     width = max((len(finding.subject) for finding in report.findings), default=0)
     for finding in report.findings:
         line = Text(f"{labels[finding.status]:8}", styles[finding.status])
-        line.append(f"{finding.subject:{width}}  {finding.text}", "default")
+        line.append(printable(f"{finding.subject:{width}}  {finding.text}"), "default")
         console.print(line, soft_wrap=True)
         if finding.mend:
-            console.print(Text(f"{'':8}{'':{width}}  mend: {finding.mend}"), soft_wrap=True)
+            console.print(Text(printable(f"{'':8}{'':{width}}  mend: {finding.mend}")), soft_wrap=True)
 
 
 def guarded(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:

@@ -344,6 +344,15 @@ class _Work:
                 if reason is Reason.SOURCE_NOT_MOUNTED:
                     words = f"the source root {self._source.source_root} is missing or empty: is the disk mounted?"
                 seen[entry] = report.Verdict(reason, words)
+            elif entry in missing and states[path] is FileState.OK:
+                seen[entry] = report.Verdict(Reason.UNDECIDED, "rsync did not find it, and a look over there does")
+            elif entry in missing and states[path] is FileState.UNREACHABLE:
+                words = "rsync did not find it, and the host went away before we could look whether its disk is there"
+                seen[entry] = report.Verdict(Reason.UNDECIDED, words)
+        # What was not looked at goes by what was: one file that is not simply missing speaks for them all.
+        others = missing - paths.keys()
+        for entry in others if seen.keys() & missing else ():
+            seen[entry] = next(iter(seen[found] for found in seen.keys() & missing))
         return seen
 
     def _decide(self, outcome: Outcome) -> Outcome:

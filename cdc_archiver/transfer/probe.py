@@ -58,6 +58,12 @@ class FileState(StrEnum):
     ROOT_GONE = "root_gone"
     """The folder that all files lie below is missing or empty: its disk is not mounted."""
     CANNOT_TELL = "cannot_tell"
+    UNREACHABLE = "unreachable"
+    """It could not be looked at just now; another time it can."""
+
+
+_SILENCE: Final = re.compile(r"banner|Negotiation failed|timed? ?out", re.IGNORECASE)
+"""What paramiko says where a host takes the connection and then says nothing; one that it cannot talk to says other things."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +132,23 @@ class Probe:
             states.update(_diagnosis(_LocalFiles(), source.source_root, paths))
         elif not source.restricted_key:
             # Whatever a server answers: a diagnosis that fails says nothing, and harms nobody.
-            with contextlib.suppress(Exception), self._login() as transport, _sftp(transport) as files:
-                # One by one: what was seen before a link breaks stays seen.
-                for path, state in _diagnosis(files, source.source_root, paths):
-                    states[path] = state
+            try:
+                with self._login() as transport:
+                    try:
+                        with _sftp(transport) as files:
+                            # One by one: what was seen before a link breaks stays seen.
+                            for path, state in _diagnosis(files, source.source_root, paths):
+                                states[path] = state
+                    except Exception as error:
+                        # A server that does not let us look says so on a link that stays.
+                        if isinstance(error, TimeoutError) or not transport.is_active():
+                            _leave_open(states)
+            except HostUnavailable as error:
+                if error.reason is Reason.HOST_UNREACHABLE:
+                    _leave_open(states)
+            except Exception as error:
+                if _SILENCE.search(str(error)):
+                    _leave_open(states)
         return states
 
     def sees_folder_of(self, paths: Sequence[str]) -> bool:
@@ -229,6 +248,12 @@ class Probe:
         if status == 127:
             return "", True, ""
         return "", False, f"the account runs no `rsync --version`: {output.strip()[:200] or f'status {status}'}"
+
+
+def _leave_open(states: dict[str, FileState]) -> None:
+    """What was not seen can be looked at another time."""
+    unseen = [path for path, state in states.items() if state is FileState.CANNOT_TELL]
+    states.update(dict.fromkeys(unseen, FileState.UNREACHABLE))
 
 
 def rsync_version_here() -> str | None:

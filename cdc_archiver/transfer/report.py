@@ -123,9 +123,13 @@ def read_ending(status: int, stderr: str, root: str, entries: Collection[bytes],
     files: dict[bytes, Verdict] = {}
     trouble: Verdict | None = None
     for line in stderr.splitlines():
-        if match := (_SENDER_FILE.search(line) or _VANISHED.search(line)):
+        if match := _VANISHED.search(line):
+            # It was there when the list was made: perhaps its disk has gone. The next try tells.
+            if (entry := _entry(match["name"], root, entries)) is not None:
+                files[entry] = Verdict(Reason.UNDECIDED, line)
+        elif match := _SENDER_FILE.search(line):
             entry = _entry(match["name"], root, entries)
-            number = int(match.groupdict().get("errno") or errno.ENOENT)
+            number = int(match["errno"])
             if number not in _MISSING | _FORBIDDEN:
                 trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
             elif entry is not None:

@@ -116,7 +116,7 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
         environment: default: the process's.
     """
     environment = os.environ if environment is None else environment
-    kept = {name: value for name, value in environment.items() if not name.startswith(_NOT_FOR_CHILDREN)}
+    kept = {name: value for name, value in environment.items() if not name.upper().startswith(_NOT_FOR_CHILDREN)}
     return {**kept, "LC_ALL": "C"}
 
 
@@ -433,7 +433,12 @@ def _guard() -> tuple[str, ...]:
     try:
         # busybox has a setpriv that lacks this.
         tried = subprocess.run(
-            [*guard, "true"], check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=_CHECK_LIMIT
+            [*guard, "true"],
+            check=False,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_CHECK_LIMIT,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ()

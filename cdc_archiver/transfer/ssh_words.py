@@ -94,6 +94,8 @@ def _named(peer: Peer, name: str) -> Peer:
     """The peer under the name that ssh looks up, which its configuration may have made of ours."""
     bracketed = re.fullmatch(r"\[(?P<host>.+)\]:(?P<port>\d+)", name)
     host, port = (bracketed["host"], int(bracketed["port"])) if bracketed else (name, None)
+    if not re.fullmatch(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*", host):
+        return peer  # no name of a host, and so not ssh's words
     return Peer(host, port, peer.user, peer.known_hosts, peer.key)
 
 
@@ -101,16 +103,21 @@ def _says(text: str) -> Hint:
     return lambda peer, found: text
 
 
+# A key is named as it was configured and not as in the words: the other side has a hand in these too.
+
+
 def _key_permissions(peer: Peer, found: re.Match[str]) -> str:
-    return shlex.join(("chmod", "600", found["key"]))
+    return shlex.join(("chmod", "600", peer.key)) if peer.key else "the private key must be for this user alone to read"
 
 
 def _key_unusable(peer: Peer, found: re.Match[str]) -> str:
-    return f"{found['key']} must be a private key without a passphrase that this user can read"
+    return f"{peer.key or 'the key'} must be a private key without a passphrase that this user can read"
 
 
 def _key_absent(peer: Peer, found: re.Match[str]) -> str:
-    return f"ssh-keygen -t ed25519 -N '' -f {shlex.quote(found['key'])}  # or check --ssh-key"
+    return (
+        f"ssh-keygen -t ed25519 -N '' -f {shlex.quote(peer.key)}  # or check --ssh-key" if peer.key else "--ssh-key KEY"
+    )
 
 
 def _refused(peer: Peer, found: re.Match[str]) -> str:

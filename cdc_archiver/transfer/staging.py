@@ -7,6 +7,7 @@ path ever holds part of a file.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -116,13 +117,21 @@ class Archive:
                 f"data_dir {self.data_dir} is not there, or cannot be entered",
                 f"mount it, or make it: mkdir -p {self.data_dir}",
             )
-        marked = os.path.exists(self._marker)
+        marked = os.path.lexists(self._marker)
         if known and not marked:
             raise self._not_mounted("the history knows archived files there")
         with _as_destination_trouble():
             if not marked:
-                self._marker.write_text(_MARKER_TEXT)
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+                with os.fdopen(os.open(self._marker, flags, 0o644), "w") as marker:
+                    marker.write(_MARKER_TEXT)
             self.incoming.mkdir(mode=0o700, exist_ok=True)
+            if not stat.S_ISDIR(os.lstat(self.incoming).st_mode):
+                raise DestinationUnavailable(
+                    Reason.DESTINATION_UNWRITABLE,
+                    f"{self.incoming} is a link: what it leads to would be cleared away",
+                    f"remove it: ls -ld {self.incoming}",
+                )
             os.chmod(self.incoming, 0o700)
         self._prepared = True
 
@@ -211,7 +220,7 @@ class Archive:
                 found = os.lstat(candidate)
             except OSError:  # not there; or a name, or a folder, that placement will say more of
                 return None
-            if stat.S_ISREG(found.st_mode) and _has_md5(candidate, md5):
+            if stat.S_ISREG(found.st_mode) and self._is_own_way(candidate.parent) and _has_md5(candidate, md5):
                 with _as_destination_trouble():
                     _sync_file(candidate)
                     _sync_folders({candidate.parent})
@@ -245,12 +254,16 @@ class Archive:
         self._require_mounted()
         results: list[Placed | LayoutRefused | DestinationUnavailable] = []
         touched: set[Path] = set()
+        groups: dict[Path, int | None] = {}
         with _as_destination_trouble():
             _sync_files([file.staged for file in files])
             for file in files:
+                folder = file.final.parent
                 try:
-                    self._make_folder(file.final.parent, touched)
-                    placed = self._link(file)
+                    if folder not in groups:
+                        self._make_folder(folder, touched)
+                        groups[folder] = _group_for(folder)
+                    placed = self._link(file, groups[folder])
                 except OSError as error:
                     results.append(_refusal(file.final, error))
                 else:
@@ -261,8 +274,12 @@ class Archive:
                 file.staged.unlink(missing_ok=True)
         return results
 
-    def _link(self, file: Staged) -> Placed:
-        size = file.staged.stat().st_size
+    def _link(self, file: Staged, group: int | None) -> Placed:
+        found = file.staged.stat()
+        size = found.st_size
+        if group is not None and group != found.st_gid:
+            with contextlib.suppress(PermissionError):  # not a group of ours: it stays as a file is made here
+                os.chown(file.staged, -1, group)
         for candidate in _names(file.final):
             try:
                 os.link(file.staged, candidate, follow_symlinks=False)
@@ -275,11 +292,15 @@ class Archive:
         raise OSError(errno.ENAMETOOLONG, f"there are {_SUFFIXES} files of that name")
 
     def _make_folder(self, folder: Path, touched: set[Path]) -> None:
-        if folder in touched or os.path.isdir(folder):
-            return
-        missing = [folder]
-        while not os.path.isdir(above := missing[-1].parent):
-            missing.append(above)
+        missing: list[Path] = []
+        there = folder
+        while not os.path.isdir(there):
+            missing.append(there)
+            there = there.parent
+        if not self._is_own_way(there):
+            raise OSError(
+                errno.ELOOP, f"on the way to {folder} is a link of somebody else's, which leads where he likes"
+            )
         for new in reversed(missing):
             try:
                 new.mkdir()
@@ -288,6 +309,16 @@ class Archive:
                 if not os.path.isdir(new):
                     raise
             touched.update((new, new.parent))
+
+    def _is_own_way(self, folder: Path) -> bool:
+        """Whether no folder between data_dir and this one is somebody else's link: one of ours, or root's, may spread an
+        archive over disks."""
+        while folder != self.data_dir:
+            found = os.lstat(folder)
+            if stat.S_ISLNK(found.st_mode) and found.st_uid not in (0, os.geteuid()):
+                return False
+            folder = folder.parent
+        return True
 
     @property
     def _marker(self) -> Path:
@@ -299,6 +330,12 @@ class Archive:
             f"{self._marker} is not there, and {why}: the archive's disk is not mounted",
             f"mount it; if it is mounted, and only this file is gone: touch {self._marker}",
         )
+
+
+def _group_for(folder: Path) -> int | None:
+    """The group that files get in this folder, where it says so itself (setgid): they are linked, and not made, there."""
+    found = os.stat(folder)
+    return found.st_gid if found.st_mode & stat.S_ISGID else None
 
 
 def _names(final: Path) -> Iterator[Path]:

@@ -19,6 +19,7 @@ FLOORS = [
         "threads",
         "model",
         "errors",
+        "words",
         "transfer.layout",
         "dispatch.ledger",
         "dispatch.health",

@@ -52,7 +52,7 @@ def test_a_line_of_standard_output(line: bytes, expected: Line | None) -> None:
         ('rsync: [sender] link_stat "/data/a" failed: No such file or directory (2)', Reason.MISSING),
         ('rsync: [sender] link_stat "/data/a" failed: Not a directory (20)', Reason.MISSING),
         ('rsync: link_stat "/data/a" failed: No such file or directory (2)', Reason.MISSING),
-        ('file has vanished: "/data/a"', Reason.MISSING),
+        ('file has vanished: "/data/a"', Reason.UNDECIDED),
         ('rsync: [sender] send_files failed to open "/data/a": Permission denied (13)', Reason.UNREADABLE),
         ('rsync: [sender] link_stat "/data/a" failed: Permission denied (13)', Reason.UNREADABLE),
         ('rsync: [sender] read errors mapping "/data/a": Input/output error (5)', Reason.UNREADABLE),

@@ -1,0 +1,203 @@
+"""What every test of a fault needs: a quick service, and what must be true of all files before, during and after the fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+from stage import PATIENCE, Service, SourceFile, Stage, eventually, eventually_or_not
+
+from cdc_archiver.database.lock import LockTiming
+from cdc_archiver.events.binlog import BinlogStream, Pace
+from cdc_archiver.events.delivered import IntervalSet
+from cdc_archiver.sandbox import DatabaseServer
+
+QUICK = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5)
+"""As the service's own, but faster: so that a test is soon over."""
+UNLOOKING = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=600.0)
+"""As QUICK, but it does not look around in between: for what the stream itself must notice."""
+BRISK_LOCK = LockTiming(session_limit=9, check_interval=1.0, answer_limit=3.0, try_interval=0.2)
+
+LINK_OR_LOCK: tuple[dict[str, int], ...] = ({"link": 1}, {})
+"""Reconnects after every connection broke: where the lock's loss is noticed first, the stream is closed for that and not counted."""
+
+FORGET_THE_LOG = {"mysql": "RESET BINARY LOGS AND GTIDS", "mariadb": "RESET MASTER"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the service shows of itself in all places where it can be asked.
+
+    Attributes:
+        mode: the ones that the metric names; None for whichever.
+    """
+
+    ready: int
+    state: str
+    healthy: int
+    health: str
+    connected: float
+    mode: str | None
+    streaming: bool
+
+
+@dataclass
+class Story:
+    """One fault: what is registered before, while and after it is there.
+
+    Attributes:
+        files: by the id of the row.
+    """
+
+    stage: Stage
+    service: Service
+    files: dict[int, SourceFile] = field(default_factory=dict)
+    _written: int = 0
+
+    def new_files(self, count: int = 1) -> list[SourceFile]:
+        """Files that are not registered yet."""
+        first, self._written = self._written, self._written + count
+        return [self.stage.file(f"f{number:04}.npy") for number in range(first, self._written)]
+
+    def register(self, count: int = 1) -> list[int]:
+        """Registers so many files in one INSERT; their ids."""
+        files = self.new_files(count)
+        return self.remember(self.stage.register(*files), files)
+
+    def remember(self, ids: list[int], files: list[SourceFile]) -> list[int]:
+        """These were registered some other way."""
+        self.files |= dict(zip(ids, files, strict=True))
+        return ids
+
+    def arrives_by_stream(self, count: int = 1) -> None:
+        """Registers files, and sees that it is the stream that tells of them, and that they are archived.
+
+        Once more where a new stream was opened meanwhile, as after a lock that died with its connection: those files were the
+        sweep's.
+        """
+        while True:
+            stream, reconnects = self._stream(), self.reconnects()
+            ids = self.register(count)
+            self.stage.wait_archived(*ids)
+
+            def another_stream(before: object = stream, counted: object = reconnects) -> bool:
+                return self._stream() is not before or self.reconnects() != counted
+
+            eventually(lambda: self.told(ids) == set(ids) or another_stream(), f"the stream tells of {ids}")  # noqa: B023
+            if self.told(ids) == set(ids):
+                return
+
+    def was_told(self, ids: list[int]) -> None:
+        """Sees that the stream tells of these rows."""
+        eventually(lambda: self.told(ids) == set(ids), f"the stream tells of {ids}")
+
+    def told(self, ids: list[int]) -> set[int]:
+        """Which of these rows the stream has told of since it was opened."""
+        stream = self._stream()
+        delivered = stream.delivered if stream else IntervalSet()
+        return {id_ for id_ in ids if id_ in delivered}
+
+    def _stream(self) -> BinlogStream | None:
+        shift = self.service.archiver._shift
+        return shift.stream if shift else None
+
+    def streams(self) -> None:
+        """Waits until everything that can be asked says that the service streams."""
+        self._shows(Shown(200, "streaming", 200, "streaming", 1, "stream", True))
+        assert self.service.get("/readyz")[1].count("\n") == 1
+
+    def polls(self, why: str) -> None:
+        """Waits until everything that can be asked says that the service polls, and why."""
+        self._shows(Shown(200, "polling", 200, "polling", 0, "polling", False), why)
+        assert why in self.service.status()["stream"]["why"]
+
+    def has_no_database(self, why: str = "") -> None:
+        """Waits until everything that can be asked says that the service has no database, and why."""
+        self._shows(Shown(503, "no database", 200, "no database", 0, None, False), why)
+
+    def _shows(self, expected: Shown, why: str = "") -> None:
+        seen: list[object] = []
+
+        def as_expected() -> bool:
+            shown, body = self._shown()
+            seen[:] = shown, body
+            # Without a database there may be a mode or none: whether the lock is known to be lost by then is another matter.
+            if expected.mode is None:
+                shown = replace(shown, mode=None)
+            return shown == expected and why in body
+
+        assert eventually_or_not(as_expected, PATIENCE), f"expected {expected} and {why!r}, seen {seen}"
+
+    def _shown(self) -> tuple[Shown, str]:
+        ready, body = self.service.get("/readyz")
+        healthy, health = self.service.get("/healthz")
+        modes = [mode for mode in ("stream", "polling", "standby") if self.service.metric("mode", mode=mode)]
+        stream = self.service.status()["stream"]
+        return Shown(
+            ready,
+            body.partition(":")[0].strip(),
+            healthy,
+            health.strip(),
+            self.service.metric("stream_connected"),
+            ", ".join(modes),
+            bool(stream and stream["connected"]),
+        ), body
+
+    def reconnects(self) -> dict[str, int]:
+        """How often the stream ended, by reason."""
+        return {
+            sample.labels["reason"]: int(sample.value)
+            for family in text_string_to_metric_families(self.service.get("/metrics")[1])
+            for sample in family.samples
+            if sample.name == "cdc_archiver_stream_reconnects_total" and sample.value
+        }
+
+    def ends_well(self, *, missed: int = 0) -> None:
+        """Sees that every file is archived, once, as it was, and that nobody was charged.
+
+        Arguments:
+            missed: of how many rows the stream could not know.
+        """
+        rows = self.stage.wait_archived(*self.files)
+        assert [row.attempts for row in rows] == [0] * len(self.files)
+        for file in self.files.values():
+            assert self.stage.place(file).read_bytes() == file.content
+        assert self.stage.archived_files() == sorted(self.stage.place(file) for file in self.files.values())
+        for id_ in self.files:
+            assert [entry["result"] in ("archived", "adopted") for entry in self.stage.history(id_)] == [True]
+        assert self.service.metric("copies_total", result="charged") == 0
+        assert self.service.metric("copies_total", result="refused") == 0
+        assert self.service.metric("sweep_found_total", why="stream_missed") == missed
+
+
+def connections_of(stage: Stage, command: str = "") -> list[int]:
+    """The service's connections, as the server lists them.
+
+    Arguments:
+        command: of these alone that do this now: ``Binlog Dump``.
+    """
+    rows = stage.sql("SHOW PROCESSLIST")
+    return [int(row[0]) for row in rows if row[1] == stage.user and (not command or row[4] == command)]
+
+
+def kill_connections(stage: Stage, command: str = "") -> int:
+    """Kills these; how many."""
+    ids = connections_of(stage, command)
+    for id_ in ids:
+        stage.sql(f"KILL {id_}")
+    return len(ids)
+
+
+def copy_site(stage: Stage, server: DatabaseServer, password: str, history: str) -> None:
+    """Puts a copy of a site's database on another server, as a replica of the first would have it."""
+    there = stage.database
+    server.execute(f"DROP DATABASE IF EXISTS {there}")
+    server.execute(f"CREATE DATABASE {there}")
+    server.create_archiver_user(stage.user, password, there, history=history)
+    for (table,) in stage.sql("SHOW TABLES"):
+        ((_, definition),) = stage.sql(f"SHOW CREATE TABLE {table}")
+        server.execute(definition, database=there)
+        for row in stage.sql(f"SELECT * FROM {table}"):
+            values: list[Any] = list(row)
+            server.execute(f"INSERT INTO {table} VALUES ({', '.join(['%s'] * len(values))})", values, database=there)

@@ -1,0 +1,116 @@
+"""A file system of a few megabytes that one program alone sees: it is full, read-only or not mounted on command.
+
+It lives in a mount namespace of that program's, which goes with it: nothing is ever left mounted. Root makes one as it is; a
+plain user makes one in a user namespace of his own, where the system lets him.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+_ROOT = os.geteuid() == 0
+_UNSHARE = ("unshare", "--mount") if _ROOT else ("unshare", "--user", "--map-root-user", "--mount")
+_ENTER = ("nsenter", "--mount") if _ROOT else ("nsenter", "--user", "--preserve-credentials", "--mount")
+_LIMIT = 20.0
+
+
+class SmallDisk:
+    """A tmpfs, of which a folder is mounted for one program.
+
+    Args:
+        mount_point: an empty folder; whoever does not see the disk sees it empty.
+        size: bytes that there is room for, as mount takes them (``8m``).
+        used: bytes of them that something else takes, until :meth:`make_room`, as head takes them (``4M``).
+        files: files that there is room for; about ten go for the folders.
+        used_files: files that something else takes, until :meth:`make_room`.
+    """
+
+    def __init__(
+        self, mount_point: Path, size: str = "8m", *, used: str = "0", files: int = 1000, used_files: int = 0
+    ) -> None:
+        require_mounts()
+        self.mount_point = mount_point
+        self._disk = mount_point.with_name(f"{mount_point.name}-disk")  # mounted for as long as the program lives
+        self._disk.mkdir()
+        self._options = f"size={size},nr_inodes={files}"
+        self._used, self._used_files = used, used_files
+        self._pid = 0
+
+    def interpreter(self, command: Sequence[str]) -> list[str]:
+        """The command, run where the disk is mounted. The process is the command's own in the end."""
+        disk = self._quoted(self._disk)
+        steps = [
+            f"mount -t tmpfs -o {self._options} none {disk}",
+            f"mkdir {disk}/archive {disk}/others",
+            f"head -c {self._used} /dev/zero >{disk}/others/0",
+            f"seq {self._used_files} | (cd {disk}/others && xargs --no-run-if-empty touch)",
+            self._mount,
+            'exec "$@"',
+        ]
+        return [*_UNSHARE, "sh", "-c", " && ".join(steps), "sh", *command]
+
+    def belongs_to(self, pid: int) -> None:
+        """The program runs."""
+        self._pid = pid
+
+    @property
+    def root(self) -> Path:
+        """The root of all paths, as the program sees them."""
+        return Path(f"/proc/{self._pid}/root")
+
+    def make_room(self) -> None:
+        """Deletes what something else takes of it."""
+        self._do(f"rm -r {self._quoted(self._disk)}/others")
+
+    def make_read_only(self) -> None:
+        """As a file system does that has found an error on its disk."""
+        self._do(f"mount -o remount,bind,ro {self._quoted(self.mount_point)}")
+
+    def make_writable(self) -> None:
+        """A person has looked after it."""
+        self._do(f"mount -o remount,bind,rw {self._quoted(self.mount_point)}")
+
+    def unmount(self) -> None:
+        """The program sees the empty folder now, that the disk was mounted on."""
+        self._do(f"umount --lazy {self._quoted(self.mount_point)}")
+
+    def mount(self) -> None:
+        """It is there again, with all that is on it."""
+        self._do(self._mount)
+
+    @property
+    def _mount(self) -> str:
+        return f"mount --bind {self._quoted(self._disk)}/archive {self._quoted(self.mount_point)}"
+
+    def _quoted(self, path: Path) -> str:
+        return shlex.quote(str(path))
+
+    def _do(self, script: str) -> None:
+        subprocess.run([*_ENTER, f"--target={self._pid}", "sh", "-c", script], check=True, timeout=_LIMIT)
+
+
+def require_mounts() -> None:
+    """Skips the test where nothing can be mounted: in a container that forbids it to its root, too."""
+    if why := _why_no_mounts():
+        pytest.skip(f"no file system can be mounted here, not even in a namespace of our own: {why}")
+
+
+@functools.cache
+def _why_no_mounts() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        script = f"mount -t tmpfs -o size=1m none {shlex.quote(folder)}"
+        try:
+            done = subprocess.run(
+                [*_UNSHARE, "sh", "-c", script], check=False, capture_output=True, text=True, timeout=_LIMIT
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+    return "" if done.returncode == 0 else done.stderr.strip() or f"status {done.returncode}"

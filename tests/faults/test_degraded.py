@@ -1,0 +1,133 @@
+"""Degraded, not dead: where there is no stream the service says why, polls, and streams again by itself when the cause is gone."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any
+
+import pytest
+from doomed import Story
+from stage import Stage, eventually
+from structlog.testing import capture_logs
+
+pytestmark = pytest.mark.usefixtures("quick_stream")
+
+
+@pytest.fixture
+def stage(doomed_stage: Stage) -> Stage:
+    return doomed_stage
+
+
+@contextlib.contextmanager
+def no_log(stage: Stage) -> Iterator[None]:
+    """A server that writes no binary log, until it is started anew."""
+
+    def restart(*options: str) -> None:
+        # Without its log a server cannot tell which commits to keep: all of them are in its tables first. A shutdown would do, and
+        # takes MySQL ten seconds for the connections of the service.
+        stage.sql("FLUSH ENGINE LOGS")
+        stage.close()
+        stage.server.kill()
+        stage.server.options = options
+        stage.server.start()
+
+    restart("--skip-log-bin")
+    try:
+        yield
+    finally:
+        restart()
+
+
+@contextlib.contextmanager
+def no_grant(stage: Stage) -> Iterator[None]:
+    """An account that may read the table and not the stream."""
+    stage.sql(f"REVOKE REPLICATION SLAVE ON *.* FROM '{stage.user}'@'%%'", ())
+    yield
+    stage.sql(f"GRANT REPLICATION SLAVE ON *.* TO '{stage.user}'@'%%'", ())
+
+
+@contextlib.contextmanager
+def globally(stage: Stage, variable: str, value: str) -> Iterator[None]:
+    [(before,)] = stage.sql(f"SELECT @@GLOBAL.{variable}")
+    stage.sql(f"SET GLOBAL {variable} = {value}")
+    try:
+        yield
+    finally:
+        stage.sql(f"SET GLOBAL {variable} = %s", (before,))
+
+
+def compression(stage: Stage) -> contextlib.AbstractContextManager[None]:
+    return globally(stage, COMPRESSION[stage.server.kind], "1")
+
+
+def statements(stage: Stage) -> contextlib.AbstractContextManager[None]:
+    return globally(stage, "binlog_format", "'STATEMENT'")
+
+
+COMPRESSION = {"mysql": "binlog_transaction_compression", "mariadb": "log_bin_compress"}
+
+CAUSES = {
+    "no binary log": (no_log, "writes no binary log", "set log_bin"),
+    "no grant": (no_grant, "lacks REPLICATION SLAVE", "GRANT REPLICATION SLAVE ON *.* TO"),
+    "compression": (compression, "compressed rows cannot be read", "= OFF"),
+    "statements": (statements, "binlog_format is STATEMENT", "SET GLOBAL binlog_format = 'ROW'"),
+}
+"""What stands in the stream's way, by name: how it comes about and ends, why there is no stream then, what mends it."""
+
+Cause = Callable[[Stage], contextlib.AbstractContextManager[None]]
+
+
+@pytest.mark.parametrize(("cause", "why", "mend"), CAUSES.values(), ids=CAUSES)
+def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, mend: str) -> None:
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(capture_logs())
+        degraded = stack.enter_context(contextlib.ExitStack())
+        degraded.enter_context(cause(stage))
+        service = stack.enter_context(stage.service(until=None, poll_interval=0.5))
+        story = Story(stage, service)
+        # Given a cause for which there can be no stream, then the service says so, and what mends it,
+        story.polls(why)
+        assert mend in service.get("/readyz")[1]
+        eventually(lambda: said(lines, why), f"the log says {why!r}")
+        assert mend in said(lines, why)[0]["detail"]
+        # sweeps again and again, and archives what it finds.
+        for _ in range(3):
+            swept = service.metric("sweep_duration_seconds_count")
+            stage.wait_archived(*story.register())
+            eventually(lambda swept=swept: service.metric("sweep_duration_seconds_count") > swept, "the next sweep")  # type: ignore[misc]
+        assert len(said(lines, why)) == 1, "a reason is said once"
+        story.polls(why)
+        assert story.reconnects() == {}
+        # When the cause is gone, then it streams without anybody's help.
+        degraded.close()
+        story.streams()
+        story.arrives_by_stream(2)
+        assert [line for line in lines if line["event"] == "streaming"], "the log says that it streams"
+        story.ends_well()
+        assert story.reconnects() == {}
+
+
+@pytest.mark.parametrize(("cause", "why", "mend"), CAUSES.values(), ids=CAUSES)
+def test_a_stream_that_is_lost_to_it_and_had_again(stage: Stage, cause: Cause, why: str, mend: str) -> None:
+    with capture_logs() as lines, stage.service(poll_interval=0.5) as service:
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given a service that streams, when a cause comes up for which it cannot go on,
+        with cause(stage):
+            # then it notices by itself, says so, and archives by the sweep;
+            story.polls(why)
+            assert mend in service.get("/readyz")[1]
+            eventually(lambda: said(lines, why), f"the log says {why!r}")
+            stage.wait_archived(*story.register(2))
+        # and streams again when the cause is gone.
+        story.streams()
+        story.arrives_by_stream()
+        story.ends_well()
+        # A server that went down is another story.
+        assert cause is no_log or story.reconnects() == {"unavailable": 1}
+
+
+def said(lines: list[MutableMapping[str, Any]], why: str) -> list[MutableMapping[str, Any]]:
+    """Where the log says that the service polls, and why."""
+    return [line for line in lines if line["event"] == "polling" and why in line["detail"]]

@@ -1,0 +1,217 @@
+"""Values that look like commands, options, statements, ways out and log lines: in every text column of a row, and in every setting."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from stage import CREATE_TABLE, PASSWORD, TABLE, Done, Stage, eventually, insert, new_stage
+
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
+
+CANARY = Path(f"/tmp/p{os.getpid()}")
+"""What each command would touch; short, for the columns have 32 characters."""
+LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(\w+) *\] .*")
+
+PAYLOADS = (
+    f"'; DROP TABLE {TABLE};-- ",
+    f'"; DROP TABLE {TABLE};-- ',
+    f"$(touch {CANARY})",
+    f"`touch {CANARY}`",
+    f"; touch {CANARY}; #",
+    f"-e sh -c 'touch {CANARY}'",
+    f"--rsync-path=touch {CANARY}"[:32],
+    f"-oProxyCommand=>{CANARY}",
+    "--remove-source-files",
+    "../../outside",
+    "a/../../../../outside",
+    "/outside",
+    "%n%s%(x)s{0}{x}${HOME}",
+    "<script>alert(1)</script>",
+    "[bold red]x[/]",
+    "\x1b[2J\x1b]0;owned\x07",
+    "a\n2026-01-01T00:00:00Z [info] x",
+    "a\r\nb\tc\x7f",
+    "nul\0nul",
+    "\\",
+)
+COLUMNS = ("action", "pub_id", "site", "script_id", "format", "pysmurf_version", "socs_version", "instance_id")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_executed() -> Iterator[None]:
+    CANARY.unlink(missing_ok=True)
+    yield
+    touched = CANARY.exists()
+    CANARY.unlink(missing_ok=True)
+    assert not touched, "somebody's words were executed"
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def stage_on_either(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(database_server, ssh_server, tmp_path) as made:
+        yield made
+
+
+def beside_the_archive(stage: Stage) -> list[tuple[str, bytes]]:
+    """Everything in the site's folder but the archive and the logs: what nobody may write to."""
+    return sorted(
+        (str(path), path.read_bytes() if path.is_file() else b"")
+        for path in stage.folder.rglob("*")
+        if not path.is_relative_to(stage.data_dir) and path.suffix != ".log"
+    )
+
+
+def register_hostile(stage: Stage) -> dict[int, bytes]:
+    """A row for each payload in each column, and one for each file that is called so; ids of ours, and their files' content."""
+    with contextlib.suppress(OSError):
+        (stage.folder / "outside").mkdir()
+    rows = []
+    file = stage.file("file.npy")
+    for payload in PAYLOADS:
+        rows += [stage.values(file, **{column: payload}) for column in COLUMNS]
+        rows.append(stage.values(file, path=f"{stage.sources}/{payload}"))
+        rows.append(stage.values(file, path=payload))
+        name = payload.replace("/", "|").replace("\0", "0")
+        rows.append(stage.values(stage.file(name)))
+    with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
+        return {insert(cursor, [row]): row["md5sum"] for row in rows if row["instance_id"] not in PAYLOADS}
+
+
+@pytest.mark.parametrize(
+    ("database_server", "log_format"), [("mariadb", "console"), ("mysql", "json")], indirect=["database_server"]
+)
+def test_no_value_of_a_row_is_anything_but_a_value(stage_on_either: Stage, log_format: str) -> None:
+    stage = stage_on_either
+    # Given rows in which each text is what somebody would try,
+    ids = register_hostile(stage)
+    after = stage.file("after.npy")
+    before = beside_the_archive(stage)
+    tables = stage.sql("SHOW TABLES")
+    with stage.program(log_format=log_format, log_level="debug", source_root=str(stage.sources)) as service:
+        # when the service meets them,
+        settled = f"copied = 1 OR failed_copy_attempts > 0 OR id NOT IN ({', '.join(map(str, ids))})"
+        astray = sum(payload.startswith("/") for payload in PAYLOADS)
+        eventually(
+            lambda: stage.count(f"NOT ({settled})") == astray, "each is archived, refused, or waits for a person"
+        )
+        stage.wait_archived(*stage.register(after))
+        # then the service is as well as ever, its metrics can be read, and so can its status;
+        eventually(lambda: service.state() == "streaming", "all is well")
+        assert list(text_string_to_metric_families(service.get("/metrics")[1]))
+        assert service.status()["archived"] > 0
+        checked = stage.command("check", *stage.flags(source_root=str(stage.sources)))
+    # no table is harmed, nothing beside the archive is touched;
+    assert set(tables) <= set(stage.sql("SHOW TABLES"))
+    assert beside_the_archive(stage) == before
+    # what is archived lies in its place, four folders deep, and is what was registered;
+    archived = stage.sql(f"SELECT id, path FROM {TABLE} WHERE copied = 1")
+    assert len(archived) > 100
+    for id_, path in archived:
+        place = Path(path)
+        assert len(place.relative_to(stage.data_dir).parts) == 5
+        assert place.resolve() == place
+        assert place.is_file()
+        assert id_ not in ids or len(ids[id_]) == 16
+    # and each line of the log is one line, for a person as for a machine.
+    (log,) = stage.folder.glob("program-*.log")
+    for line in log.read_bytes().decode().split("\n")[:-1]:
+        assert line.isprintable(), repr(line)
+        assert json.loads(line)["event"] if log_format == "json" else LOG_LINE.fullmatch(line), line
+    # Nor does what `check` says of others' rows move a cursor, or pretend to be a line of its own.
+    assert "Traceback" not in checked.stderr
+    assert "\x1b" not in checked.stdout
+    assert not re.search("^(2026-01|b\t)", checked.stdout, re.MULTILINE), checked.stdout
+
+
+WORDS = (
+    f"x$(touch {CANARY})`touch {CANARY}`;touch {CANARY}|touch {CANARY}'q\"",
+    f"-oProxyCommand=touch {CANARY}",
+    "a\n2026-01-01T00:00:00Z [info] fake\x1b[2J",
+)
+OF_A_SOURCE = ("host", "user", "source_root", "ssh_key", "known_hosts", "ssh_config", "bwlimit")
+OTHERS = (
+    *("target", "data_dir", "chmod", "table", "db_time_zone", "mysql_database", "mysql_user", "mysql_ssl_ca"),
+    *("http_host", "log_format", "config"),
+)
+
+
+@pytest.mark.parametrize("name", OF_A_SOURCE + OTHERS)
+def test_no_setting_is_anything_but_its_value(stage: Stage, name: str) -> None:
+    """Who may write settings may do much; he may not be made to do it by a name that he copied from somewhere."""
+    stage.register(stage.file("file.npy"))
+    before = beside_the_archive(stage)
+    for words in WORDS:
+        for value in (words, f"/{words}") if name in ("source_root", "data_dir") else (words,):
+            # When somebody sets it so, then that is a mistake like any other, or a place where nothing is.
+            flag = f"--{name.replace('_', '-')}={value}"
+            given: dict[str, Any] = {name: None} if name in ("host", "user", "target") else {}
+            if name in OTHERS:
+                given["host"] = ""  # no login is needed to see what comes of these
+            flags = stage.flags(http_port=None, **given)
+            done = stage.command("check", *flags, *([] if name == "http_host" else ["--http-port=0"]), flag)
+            assert_said_in_lines(done, value)
+            assert done.returncode in (0, 2, 4)
+    assert beside_the_archive(stage) == before
+    assert stage.count("copied = 0") == 1
+    assert stage.archived_files() == []
+
+
+def assert_said_in_lines(done: Done, value: str) -> None:
+    assert "Traceback" not in done.stderr, done.stderr
+    assert PASSWORD not in done.stderr + done.stdout
+    said = done.stdout + done.stderr
+    assert "\x1b" not in said, f"{value!r} moves the cursor: {said!r}"
+    assert "\n2026-01-01T" not in said, f"{value!r} makes a line of its own: {said!r}"
+    assert all(LOG_LINE.fullmatch(line) or line.startswith("cdc-archiver: ") for line in done.stderr.splitlines()), said
+
+
+def test_a_site_whose_every_name_looks_like_a_command_is_a_site_like_any_other(
+    database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path
+) -> None:
+    # Given folders, keys and a database that are really called so,
+    odd = tmp_path / f"a $(touch {CANARY.name}) 'b\" ;`c` %h -e"
+    odd.mkdir()
+    name = "o'd`d\"; DROP TABLE x; --"
+    quoted = f"`{name.replace('`', '``')}`"
+    with new_stage(database_server, ssh_server, odd) as stage:
+        key = Path(shutil.copy(ssh_server.key, odd / "key 'of' $(us)"))
+        hosts = Path(shutil.copy(ssh_server.known_hosts, odd / 'known "hosts" %h'))
+        file = stage.file("file $(x).npy")
+        row = stage.values(file)
+        with contextlib.closing(stage.server.connect(database=None)) as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {quoted}")
+            try:
+                cursor.execute(f"USE {quoted}")
+                cursor.execute(CREATE_TABLE)
+                cursor.execute(
+                    f"GRANT SELECT, UPDATE, CREATE, INSERT, DELETE ON {quoted}.* TO '{stage.user}'@'%%'" % ()
+                )
+                options: dict[str, Any] = {"ssh_key": key, "known_hosts": hosts, "source_root": str(stage.sources)}
+                # when files are registered there, then they are archived, by the stream as well.
+                with stage.service(mysql_database=name, **options) as service:
+                    service.wait_settled()
+                    insert(cursor, [row])
+                    eventually(stage.archived_files, "the file is archived")
+                    service.wait_metric(1, "copies_total", result="archived")
+                    assert service.metric("stream_events_total", outcome="offered") == 1
+                cursor.execute(f"SELECT path, copied FROM {TABLE}")
+                assert list(cursor.fetchall()) == [(str(stage.place(file)), 1)]
+            finally:
+                cursor.execute(f"DROP DATABASE {quoted}")
+        assert stage.place(file).read_bytes() == file.content
+    assert not [path for folder in (Path.cwd(), ssh_server.home, odd) for path in folder.glob(f"*{CANARY.name}*")]

@@ -1,0 +1,266 @@
+"""What happens to the binary log and to the table while the service streams: new files, purges, resets, DDL, rows that hide."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pymysql
+import pytest
+from doomed import FORGET_THE_LOG, LINK_OR_LOCK, UNLOOKING, Story, connections_of
+from proxy import Proxy
+from stage import TABLE, SourceFile, Stage, eventually, insert
+
+from cdc_archiver.events import binlog
+
+pytestmark = pytest.mark.usefixtures("quick_stream")
+
+
+@pytest.fixture
+def stage(doomed_stage: Stage) -> Stage:
+    return doomed_stage
+
+
+@pytest.fixture
+def unlooking(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
+    """The stream does not look around, and so has to notice by itself."""
+    monkeypatch.setattr(binlog, "Pace", lambda: UNLOOKING)
+
+
+def log_end(stage: Stage) -> tuple[str, int]:
+    """The newest file of the log, and how long it is."""
+    statement = {"mysql": "SHOW BINARY LOG STATUS", "mariadb": "SHOW MASTER STATUS"}[stage.server.kind]
+    file, offset, *_ = stage.sql(statement)[0]
+    return str(file), int(offset)
+
+
+def register_after(stage: Stage, before: str, files: list[SourceFile], **columns: Any) -> list[int]:
+    """Registers files in one INSERT of a session that ran a statement before."""
+    with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(before)
+        first = insert(cursor, [stage.values(file, **columns) for file in files])
+    return list(range(first, first + len(files)))
+
+
+# The log.
+
+
+def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: Stage) -> None:
+    with stage.service() as service:
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given a server that begins a new file between two rows and throws the older ones away,
+        for _ in range(3):
+            story.register()
+            stage.sql("FLUSH BINARY LOGS")
+        story.arrives_by_stream()
+        file, _ = log_end(stage)
+        stage.sql(f"PURGE BINARY LOGS TO '{file}'")
+        # then all of them are told of, and nothing is said.
+        story.arrives_by_stream()
+        story.was_told(list(story.files))
+        story.streams()
+        story.ends_well()
+        assert story.reconnects() == {}
+        assert str(service.status()["stream"]["position"]).startswith(file)
+
+
+def test_a_log_that_is_purged_while_we_are_away(stage: Stage) -> None:
+    with Proxy(stage.server.port) as wire, stage.service(mysql_port=wire.port) as service:
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given a service that cannot reach its server,
+        wire.refuse()
+        story.has_no_database()
+        eventually(lambda: not connections_of(stage, "Binlog Dump"), "the server has noticed")
+        # when rows are written, and the part of the log that tells of them is thrown away,
+        story.register(3)
+        stage.sql("FLUSH BINARY LOGS")
+        file, _ = log_end(stage)
+
+        def purged() -> bool:
+            stage.sql(f"PURGE BINARY LOGS TO '{file}'")  # which leaves what a reader, on its way out, still holds
+            return [row[0] for row in stage.sql("SHOW BINARY LOGS")] == [file]
+
+        eventually(purged, "nothing of it is left")
+        # then nobody misses it.
+        wire.accept()
+        story.streams()
+        story.arrives_by_stream()
+        story.ends_well()
+        assert story.reconnects() in LINK_OR_LOCK
+
+
+@pytest.mark.parametrize("read", ["the first file", "a later file"])
+def test_a_log_that_is_reset(stage: Stage, read: str) -> None:
+    stage.sql(FORGET_THE_LOG[stage.server.kind])
+    if read == "a later file":
+        stage.sql("FLUSH BINARY LOGS")
+    with stage.service() as service:
+        story = Story(stage, service)
+        story.arrives_by_stream(5)
+        # Given an administrator who lets the log begin anew, and rows around it,
+        story.register()
+        stage.sql(FORGET_THE_LOG[stage.server.kind])
+        story.register()
+        # then the service notices, and begins there too.
+        eventually(story.reconnects, "the end of the stream is counted")
+        story.streams()
+        story.arrives_by_stream()
+        story.ends_well()
+        assert story.reconnects() == {"position": 1}
+        assert log_end(stage)[0].endswith("000001")
+
+
+# The table.
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ADD COLUMN operator INT NOT NULL DEFAULT 7 FIRST",
+        "ADD COLUMN operator VARCHAR(32)",
+        "RENAME COLUMN script_id TO script",
+    ],
+)
+def test_a_table_that_is_altered(stage: Stage, change: str) -> None:
+    with stage.service() as service:
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given rows on both sides of an ALTER,
+        story.register()
+        stage.sql(f"ALTER TABLE {TABLE} {change}")
+        story.register(2)
+        # then the stream reads each as the table was then.
+        story.arrives_by_stream()
+        story.was_told(list(story.files))
+        story.streams()
+        story.ends_well()
+        assert story.reconnects() == {}
+        assert service.metric("stream_events_total", outcome="unreadable") == 0
+
+
+def test_a_table_that_is_renamed_away_and_back(stage: Stage) -> None:
+    with stage.service() as service:
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given a table that is gone for a while,
+        stage.sql(f"RENAME TABLE {TABLE} TO elsewhere")
+        # then the service lives, and says what it misses;
+        story.has_no_database(TABLE)
+        # a row that is written meanwhile, under the other name, is found when the table is back.
+        files = story.new_files()
+        names = ", ".join(f"`{name}`" for name in stage.values(files[0]))
+        marks = ", ".join(["%s"] * len(stage.values(files[0])))
+        stage.sql(f"INSERT INTO elsewhere ({names}) VALUES ({marks})", list(stage.values(files[0]).values()))
+        [(id_,)] = stage.sql("SELECT MAX(id) FROM elsewhere")
+        story.remember([id_], files)
+        stage.sql(f"RENAME TABLE elsewhere TO {TABLE}")
+        story.streams()
+        story.arrives_by_stream()
+        story.ends_well()
+        assert story.reconnects() == {"unavailable": 1}
+
+
+# Rows that the log hides.
+
+
+def test_rows_that_are_compressed_in_mid_stream(stage: Stage, unlooking: None) -> None:
+    with stage.service() as service:
+        service.wait_settled()
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given rows in the log that nobody here can read: on MySQL any session may do that, on MariaDB the server does,
+        # with rows of 256 bytes and more,
+        files = story.new_files(3)
+        long = {
+            name: "x" * width
+            for name, width in {"site": 32, "script_id": 32, "socs_version": 64, "pysmurf_version": 64}.items()
+        }
+        if stage.server.kind == "mysql":
+            ids = register_after(stage, "SET SESSION binlog_transaction_compression = ON", files, **long)
+        else:
+            try:
+                ids = register_after(stage, "SET GLOBAL log_bin_compress = ON", files, **long)
+            finally:
+                stage.sql("SET GLOBAL log_bin_compress = OFF")
+        story.remember(ids, files)
+        # then the service sees that something went by, and sweeps at once, not a minute later;
+        stage.wait_archived(*ids)
+        assert service.metric("stream_events_total", outcome="unreadable") >= 1
+        # what can be read is told of as before.
+        story.streams()
+        story.arrives_by_stream()
+        story.ends_well()
+        assert story.reconnects() == {}
+
+
+def test_rows_that_a_session_logs_as_statements(stage: Stage) -> None:
+    with stage.service(sweep_interval=1) as service:
+        service.wait_settled()
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given rows of which the log has nothing but the INSERT's text,
+        files = story.new_files(2)
+        story.remember(register_after(stage, "SET SESSION binlog_format = STATEMENT", files), files)
+        # then the sweep finds them,
+        story.arrives_by_stream()
+        story.streams()
+        # and they are counted for what they are: rows that the stream did not tell of.
+        eventually(lambda: service.metric("sweep_found_total", why="stream_missed") == 2, "two rows are missed")
+        story.ends_well(missed=2)
+        assert story.reconnects() == {}
+
+
+@contextlib.contextmanager
+def prepared(stage: Stage, files: list[SourceFile]) -> Iterator[tuple[Any, int, str]]:
+    """An XA transaction that registers files and is prepared, not committed: its session, its first id, its name."""
+    name = f"'{stage.database}'"
+    with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(f"XA START {name}")
+        first = insert(cursor, [stage.values(file) for file in files])
+        cursor.execute(f"XA END {name}")
+        cursor.execute(f"XA PREPARE {name}")
+        try:
+            yield cursor, first, name
+        finally:
+            with contextlib.suppress(pymysql.MySQLError):
+                cursor.execute(f"XA ROLLBACK {name}")
+
+
+def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Stage) -> None:
+    with stage.service(sweep_interval=1) as service:
+        service.wait_settled()
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given rows of a transaction that is prepared, of which the log tells, and whose commit takes its time,
+        files = story.new_files(2)
+        with prepared(stage, files) as (cursor, first, name):
+            story.was_told([first, first + 1])
+            # until nobody looks for them any more,
+            story.arrives_by_stream()
+            eventually(lambda: service.metric("queue_depth") == service.metric("in_flight") == 0, "nothing is in hand")
+            assert stage.count("copied = 0") == 0
+            cursor.execute(f"XA COMMIT {name}")
+        # then they are archived all the same, and the stream has missed nothing.
+        story.remember([first, first + 1], files)
+        story.arrives_by_stream()
+        story.ends_well()
+        assert story.reconnects() == {}
+
+
+def test_rows_that_the_log_told_of_and_that_never_become_visible(stage: Stage) -> None:
+    with stage.service() as service:
+        story = Story(stage, service)
+        story.arrives_by_stream()
+        # Given rows of a transaction that is prepared and then rolled back,
+        with prepared(stage, [stage.file("never.npy")]) as (cursor, first, name):
+            story.was_told([first])
+            cursor.execute(f"XA ROLLBACK {name}")
+        # then they hold up nothing, and nobody asks for their files.
+        story.arrives_by_stream()
+        story.streams()
+        story.ends_well()
+        assert stage.history(first) == []
+        assert service.metric("copy_failures_total") == 0

@@ -1,0 +1,68 @@
+"""A few thousand inputs of what ``python -m fuzz`` tries by the million."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import fuzz
+import pytest
+from fuzz import Target
+
+COUNTS = {
+    "line": 3000,
+    "ending": 1000,
+    "words": 1000,
+    "row": 2000,
+    "event": 1000,
+    "log": 200,
+    "site": 60,
+    "play": 60,
+}
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def targets() -> Iterator[dict[str, Target]]:
+    with fuzz.all_targets() as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_no_input_breaks_a_promise(targets: dict[str, Target], name: str) -> None:
+    assert COUNTS.keys() == targets.keys()
+    for index in range(COUNTS[name]):
+        if broken := fuzz.attempt(targets, name, SEED, index):
+            raise AssertionError(
+                f"PYTHONPATH=tests/support:tests/faults python -m fuzz --seed {SEED} --one {name}:{index}"
+            ) from broken.error
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("site", fuzz.Site(b"workers = " + b"[" * 3000, {}, {})),
+        ("site", fuzz.Site(b"workers = " + b"9" * 5000, {}, {})),
+        ("site", fuzz.Site(b'data_dir = "/data\\u0000"', {"target": ["m"]}, {})),
+        ("site", fuzz.Site(b'mysql_password_file = "/data\\u0000"', {"target": ["m"]}, {})),
+        ("site", fuzz.Site(b'[[sources]]\nname = "a"\ntarget = "m"\nssh_key = "/data\\u0000"', {}, {})),
+        ("site", fuzz.Site(b'mysql_password = ["hunter2-c0rrect"]', {}, {})),
+        ("site", fuzz.Site(None, {"chmod": "two\nlines\x1b[2J"}, {"MYSQL_PASSWORD": fuzz.SECRET})),
+    ],
+    ids=["nested", "long number", "NUL in data_dir", "NUL in password file", "NUL in a key", "password", "lines"],
+)
+def test_inputs_that_broke_one_once_or_look_like_it(targets: dict[str, Target], name: str, given: object) -> None:
+    targets[name].check(given)
+
+
+def test_a_broken_promise_is_shown_with_what_shows_it_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """A fuzzer that cannot fail is a defect, too."""
+
+    def reader(line: bytes) -> None:
+        assert b"|" not in line
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuzz, "check_line", reader)
+        assert fuzz.main(["--inputs", "1000", "--seed", "3"]) == 1
+    said = capsys.readouterr().out
+    assert "breaks a promise" in said
+    assert "--seed 3 --one line:" in said
