@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from cdc_archiver.commands import choose
-from cdc_archiver.commands.show import Page, complain, confirmed, files_words, print_json
+from cdc_archiver.commands.show import Page, complain, confirmed, counting, files_words, print_json
 from cdc_archiver.database.search import Criteria, RowState
 from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.kinds import LogLevel
@@ -98,7 +98,7 @@ def retry(
             selected,
             "retry",
             "retried",
-            lambda: retrying.retry(desk, selected),
+            lambda show: retrying.retry(desk, selected, show),
             yes=yes,
             dry_run=dry_run,
             as_json=as_json,
@@ -125,7 +125,7 @@ def ignore(
             selected,
             verb,
             done,
-            lambda: ignoring.ignore(desk, selected, reason, undo=undo),
+            lambda show: ignoring.ignore(desk, selected, reason, undo=undo, on_progress=show),
             yes=yes,
             dry_run=dry_run,
             as_json=as_json,
@@ -137,7 +137,7 @@ def _carry_out(
     selected: Selection,
     verb: str,
     done: str,
-    act: Callable[[], Plan],
+    act: Callable[[Callable[[int], None]], Plan],
     *,
     yes: bool,
     dry_run: bool,
@@ -152,7 +152,8 @@ def _carry_out(
         if not confirmed(f"{verb} {files_words(planned.files)}?", yes=yes):
             complain("nothing was changed")
             return ExitStatus.DONE
-        result = act()
+        with counting(verb, planned.files) as show:
+            result = act(show)
     unchanged = result.moved_on + result.locked
     if as_json:
         print_json(

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cdc_archiver.commands import choose
-from cdc_archiver.commands.show import Page, complain, files_words, print_json, size_words
+from cdc_archiver.commands.show import Page, complain, counting, files_words, print_json, size_words
 from cdc_archiver.database.search import Criteria, RowState
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.kinds import LogLevel
@@ -129,7 +129,8 @@ def verify(
         strangers: list[Path] = []
         if no_row and complete:
             assert settings.data_dir is not None
-            strangers = unregistered(desk, settings.data_dir, lambda: bool(stopped))
+            with counting("look for files without a row", None) as count:
+                strangers = unregistered(desk, settings.data_dir, lambda: bool(stopped), count)
             complete = not stopped
             for path in strangers:
                 _tell_stranger(page, path, as_json)
