@@ -53,7 +53,6 @@ _AT_SOURCE: Final = MappingProxyType(
         FileState.UNREADABLE: "it is there now, and the account may not read it",
         FileState.NOT_A_FILE: "what is there now is no regular file",
         FileState.ROOT_GONE: "the source's root is missing or empty now: its disk is not mounted",
-        FileState.CANNOT_TELL: "nobody can tell",
     }
 )
 

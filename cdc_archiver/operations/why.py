@@ -27,6 +27,10 @@ from cdc_archiver.transfer.probe import FileState, Probe
 
 MOST_MATCHES: Final = 20
 _PROBE_SECONDS: Final = 10.0
+_TOLD: Final = frozenset(
+    {FileState.OK, FileState.MISSING, FileState.UNREADABLE, FileState.NOT_A_FILE, FileState.ROOT_GONE}
+)
+"""What is an answer; the others say that there is none."""
 
 
 class PlaceState(StrEnum):
@@ -263,13 +267,13 @@ def source_files(source: SourceSettings, paths: Sequence[str]) -> dict[str, tupl
     probe = Probe(source, limit=_PROBE_SECONDS)
     states = probe.diagnose(paths)
     words = ""
-    if FileState.CANNOT_TELL in states.values():
+    if not _TOLD.issuperset(states.values()):
         try:
             words = probe.look().unknown
         except ArchiverError as error:
             words = str(error)
         words = words or f"{source.name} gives no answer"
-    return {path: (None, words) if state is FileState.CANNOT_TELL else (state, "") for path, state in states.items()}
+    return {path: (state, "") if state in _TOLD else (None, words) for path, state in states.items()}
 
 
 def _record_of(path: str) -> FileRecord:

@@ -153,7 +153,10 @@ def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
     assert attempts(stage, *ids) == [0, 0]
 
 
-def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(stage: Stage) -> None:
+def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdc_archiver.database.engine._LOCK_WAIT", 1)
     ids = stage.register(*stage.files(3), failed_copy_attempts=5)
     with contextlib.closing(stage.connect(autocommit=False)) as other, other.cursor() as cursor:
         cursor.execute(f"SELECT * FROM {TABLE} WHERE id = %s FOR UPDATE", (ids[1],))

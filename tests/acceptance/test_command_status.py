@@ -11,16 +11,23 @@ from asking import ask
 from stage import TABLE, Stage, eventually, new_stage
 from terminal import Terminal
 
-from cdc_archiver.sandbox import DatabaseServer, SshServer
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 
 @pytest.fixture
-def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
     with new_stage(database_server, ssh_server, tmp_path) as made:
         yield made
 
 
-def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage: Stage) -> None:
+def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(either_stage: Stage) -> None:
+    stage = either_stage
     gone = stage.file("gone.npy")
     gone.path.unlink()
     stage.register(gone, failed_copy_attempts=5)
@@ -49,7 +56,8 @@ def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage:
     assert found["rate"] == {"files": 3, "size": 3000}
 
 
-def test_without_a_service_the_database_is_counted_and_it_says_so(stage: Stage) -> None:
+def test_without_a_service_the_database_is_counted_and_it_says_so(either_stage: Stage) -> None:
+    stage = either_stage
     file = stage.file("file.npy")
     stage.register(file)
     stage.register(file, failed_copy_attempts=5, instance_id="another-monitor")
