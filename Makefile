@@ -3,19 +3,34 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DB ?= mariadb
+MINUTES ?= 20
+# Both servers, unless somebody has asked for one.
+SOAK_DB := $(if $(filter file,$(origin DB)),mariadb mysql,$(DB))
 # Tests wait for servers more than they compute; each process starts servers of its own.
 JOBS ?= 4
+# make bench CASES=idle,burst: some of them.  FULL=1 make bench: the sizes that the aims speak of, an hour or more.
+CASES ?=
+FULL ?=
+RESULTS ?= bench-results
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format reference install servers clean
+.PHONY: help demo bench test soak lint format reference install servers image image-test clean
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: install ## archive an observing session on private servers, prove it, clean up (DB=mysql for MySQL)
 	@$(BIN)/cdc-archiver demo --db $(DB)
 
+bench: install $(VENV)/bench-installed ## the service beside bare rsync and the polling way: table, JSON, plots (CASES=idle,burst FULL=1)
+	@$(BIN)/python -m benchmarks --db $(DB) --scale $(if $(FULL),full,short) --cases '$(CASES)' --results $(RESULTS)
+
 test: lint servers ## lint, types and all tests, on real servers
 	$(BIN)/python -m pytest --numprocesses $(JOBS) $(PYTEST_ARGS)
+
+soak: install servers ## every fault at once for MINUTES=20 on each server (DB=mysql: on that alone), and an audit of what came of it
+	@export PYTHONPATH=tests/support:tests/faults; \
+	$(BIN)/python -m fuzz --inputs 1000000 || exit 1; \
+	for database in $(SOAK_DB); do $(BIN)/python -m soak --minutes $(MINUTES) --db $$database || exit 1; done
 
 lint: install ## ruff and mypy
 	$(BIN)/ruff check .
@@ -31,11 +46,22 @@ format: install ## let ruff lay the code out
 
 install: $(VENV)/installed ## the project and its tools into .venv, at the tested versions
 
-servers: install ## private MariaDB, MySQL and sshd into the cache folder, where they are not installed
-	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh
+servers: install ## private MariaDB, MySQL, sshd and Prometheus into the cache folder, where they are not installed
+	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh prometheus
+
+# IMAGE_BASE=python:3.12-slim takes the base from a registry; otherwise it is made of Debian's packages. ENGINE=podman make image.
+ENGINE ?= docker
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+
+image: ## the container image cdc_archiver, with the engine of this machine
+	$(ENGINE) build --target runtime --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) --tag cdc_archiver:$(VERSION) .
+
+image-test: servers ## the image without an engine, as root: built, run, files archived with it
+	$(BIN)/python -m pytest --override-ini timeout=1800 -s tests/deploy/image.py
 
 clean: ## remove what the commands above made here (not the cache folder)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results
 
 # Debian has venv in a package of its own.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -45,4 +71,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	  || { echo "$(PYTHON) cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# What draws the plots: nothing else needs it.
+$(VENV)/bench-installed: $(VENV)/installed
+	@echo "installing what draws plots into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@

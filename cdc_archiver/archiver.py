@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import queue
 import threading
@@ -19,6 +20,7 @@ from cdc_archiver.dispatch.ledger import Whereabouts
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus
 from cdc_archiver.observe.http import HttpServer
 from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.observe.notify import Notifier
 from cdc_archiver.operations.status import (
     DestinationStatus,
     Elsewhere,
@@ -38,6 +40,8 @@ from cdc_archiver.threads import Part
 
 _LONGEST_PAUSE: Final = 10.0
 _TICK: Final = 0.1
+_WAKE: Final = 0.5
+"""Seconds after which a signal is heeded that interrupted no wait."""
 _PATIENCE: Final = 10.0
 """Seconds after which a database that says nothing is said to say nothing."""
 
@@ -92,6 +96,10 @@ class Archiver:
         self.http.on_end = self._ended
         self.http.start()
         _log.info("listening", address=f"http://{self._settings.http_host}:{self.http.port}")
+        notifier = Notifier.from_environment(self.status)
+        if notifier is not None:
+            notifier.on_end = self._ended
+            notifier.start()
         try:
             # Beside the work, since a host that is down takes its time to be found so.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
@@ -100,9 +108,14 @@ class Archiver:
                 site.database.close()
         finally:
             self._stopping.set()
+            if notifier is not None:
+                notifier.announce_stop()
             self._end_work()
             if self._site is not None:
                 self._site.database.close()
+            if notifier is not None:
+                notifier.stop()  # last of the work: the watchdog watches the draining, too
+                notifier.join(3.0)
             self.http.stop()
             self.http.join(3.0)
             _log.info("stopped")
@@ -225,6 +238,13 @@ class Archiver:
             self._reload()
         return event.what == "stop"
 
+    def _next_event(self) -> _Event:
+        # Python's signal handlers run in this thread, at its next bytecode: a signal that comes on the way into a wait, or in
+        # another thread, does not end the wait.
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._events.get(timeout=_WAKE)
+
     def _preflight(self) -> None:
         """Says at the start what `check` would find wrong."""
         for finding in run_checks(self._settings).findings:
@@ -241,7 +261,7 @@ class Archiver:
         self._keeper.on_end = self._ended
         self._keeper.start()
         while True:
-            event = self._events.get()
+            event = self._next_event()
             match event.what:
                 case "stop":
                     return False

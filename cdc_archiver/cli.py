@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cdc_archiver import __version__
+from cdc_archiver import __version__, account
 from cdc_archiver.archiver import Archiver
 from cdc_archiver.commands import change, listing, why
 from cdc_archiver.commands import register as register_command
@@ -156,10 +156,11 @@ def common(
 
 def main() -> None:
     """The entry point: an error is one line on standard error and its exit status."""
+    anew = account.variables_of_a_lent_one()
     if sys.getfilesystemencoding() != "utf-8":  # names of files are UTF-8 here, whatever the locale
-        os.execve(
-            sys.executable, [sys.executable, "-m", "cdc_archiver", *sys.argv[1:]], {**os.environ, "PYTHONUTF8": "1"}
-        )
+        anew["PYTHONUTF8"] = "1"
+    if anew:
+        os.execve(sys.executable, [sys.executable, "-m", "cdc_archiver", *sys.argv[1:]], {**os.environ, **anew})
     try:
         status = app(standalone_mode=False, prog_name="cdc-archiver")
         sys.stdout.flush()

@@ -16,6 +16,7 @@ PACKAGE = ROOT / "cdc_archiver"
 FLOORS = [
     {
         "__init__",
+        "account",
         "threads",
         "model",
         "errors",
@@ -27,7 +28,7 @@ FLOORS = [
     {"events.delivered", "kinds", "settings", "observe.metrics", "observe.logs", "reference"},
     {"database", "events", "transfer"},
     {"dispatch", "preflight", "operations"},
-    {"observe.http", "site", "shift", "archiver", "reconciliation"},
+    {"observe.http", "observe.notify", "site", "shift", "archiver", "reconciliation"},
     {"sandbox", "flags"},
     {"demo"},
     {"commands"},

@@ -1,0 +1,1 @@
+"""Benchmarks: the service beside its opponents, in one run, on the sandbox's real servers."""

@@ -1,0 +1,34 @@
+"""The cases, in the order in which they run."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from benchmarks.cases.base import Case
+from benchmarks.cases.bursts import Burst, Dust
+from benchmarks.cases.idle import Idle
+from benchmarks.cases.large import LargeFile, LargeFileTransferOnly, ManyLargeFiles
+from benchmarks.cases.night import Night
+from benchmarks.cases.rest import Rest
+from benchmarks.cases.sources import Sources
+from benchmarks.cases.stream import Paced, StreamBurst, Unrelated
+from benchmarks.cases.tables import Pending, Sweep
+
+CASES: Final[tuple[type[Case], ...]] = (
+    Idle,
+    Burst,
+    Dust,
+    LargeFile,
+    LargeFileTransferOnly,
+    ManyLargeFiles,
+    Night,
+    StreamBurst,
+    Paced,
+    Unrelated,
+    Sweep,
+    Pending,
+    Rest,
+    Sources,
+)
+
+__all__ = ["CASES", "Case"]

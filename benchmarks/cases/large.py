@@ -1,0 +1,100 @@
+"""Large files: whether the disk and the wire are kept busy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import ClassVar
+
+from benchmarks.cases.base import Case, Figures, Way
+from benchmarks.figures import OURS, Aim
+from benchmarks.program import Program
+from benchmarks.rivals import Bare
+from benchmarks.scale import MB
+
+
+class _Large(Case):
+    plot = "mb_rate"
+    options: ClassVar[Mapping[str, str]] = {}
+    equal_work = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many files, and the size of each."""
+        return 1, self.scale.large_bytes
+
+    def prepare(self) -> None:
+        self._files = self.ground.files(self.name, *self.shape)
+        self.stack.callback(self.ground.forget, self._files)
+        self._site = self.ground.site()
+        self.stack.callback(self._site.close)
+        self._bare = Bare(self._site)
+        self._program = self.stack.enter_context(
+            Program(self._site, small_limit=self.scale.small_limit, **self.options)
+        )
+        self._site.wait_copied(self._site.register(self.ground.files("warm", 1, 1000)))
+        self._site.empty()
+
+    def ways(self) -> Mapping[str, Way]:
+        return {OURS: self._ours, "rsync": self._rsync}
+
+    def _figures(self, seconds: float) -> Figures:
+        return {"mb_rate": [sum(file.size for file in self._files) / MB / seconds]}
+
+    def _ours(self) -> Figures:
+        rows = self._site.register(self._files)
+        seconds = self._site.wait_none_pending(self._program.copied) - rows.committed
+        self._site.require_archived(rows, self._files)
+        self._site.empty()
+        return self._figures(seconds)
+
+    def _rsync(self) -> Figures:
+        to = self._site.folder / "bare"
+        to.mkdir()
+        if self.equal_work:
+            seconds = self._bare.equal_work([file.path for file in self._files], to)
+        else:
+            seconds = self._bare.tree(self._files[0].path.parent, to)
+        shutil.rmtree(to)
+        self.ground.settle()
+        return self._figures(seconds)
+
+
+class LargeFile(_Large):
+    """One of 1 GB, against rsync with md5, md5sum and sync."""
+
+    name = "large"
+    aims = (Aim("rate against equal work: rsync with md5, md5sum, sync", "mb_rate", "rsync", at_least=0.95),)
+
+    @property
+    def title(self) -> str:
+        return f"one file of {self.scale.large_bytes // MB:,} MB"
+
+
+class LargeFileTransferOnly(_Large):
+    """The same with ``--verify transfer``, against rsync and sync."""
+
+    name = "transfer"
+    aims = (Aim("rate against bare rsync -a and sync", "mb_rate", "rsync", at_least=0.9),)
+    options: ClassVar = {"verify": "transfer"}
+    equal_work = False
+
+    @property
+    def title(self) -> str:
+        return f"one file of {self.scale.large_bytes // MB:,} MB, --verify transfer"
+
+
+class ManyLargeFiles(_Large):
+    """Several: hashing one may overlap the transfer of the next."""
+
+    name = "many"
+    aims = (Aim("rate against equal work: hashing overlaps the next transfer", "mb_rate", "rsync", at_least=1.0),)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.scale.many_large
+
+    @property
+    def title(self) -> str:
+        count, size = self.shape
+        return f"{count} files of {size // MB} MB at once"

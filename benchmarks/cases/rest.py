@@ -1,0 +1,63 @@
+"""Nothing to do: what the service costs by being there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from benchmarks.cases.base import Case, Figures, Way
+from benchmarks.figures import OURS, Aim
+from benchmarks.processes import cpu_seconds, family
+from benchmarks.program import Program
+
+_IMPORTS: Final = """
+import cdc_archiver.cli, cdc_archiver.archiver, uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on
+from pathlib import Path
+pages = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
+print(int(pages.split()[1]) * 1024 / 1e6)
+"""
+
+
+class Rest(Case):
+    """Processor and memory of an idle service, beside those of a Python that has only imported it."""
+
+    name = "rest"
+    aims = (
+        Aim("processor time while idle, of one core", "cpu_percent", at_most=0.5, unit="%"),
+        Aim("memory above that of its imports", "above_imports_mb", at_most=25.0, unit="MB"),
+    )
+    plot = "cpu_percent"
+
+    @property
+    def title(self) -> str:
+        return f"idle for {self.scale.rest_seconds:g} s"
+
+    def prepare(self) -> None:
+        site = self.ground.site()
+        self.stack.callback(site.close)
+        self._program = self.stack.enter_context(Program(site))
+        site.wait_copied(site.register(self.ground.files("warm", 1, 1000)))
+        time.sleep(1.0)  # what the start has set going comes to its end
+
+    def ways(self) -> Mapping[str, Way]:
+        return {OURS: self._ours}
+
+    def _ours(self) -> Figures:
+        members = family(self._program.pid)
+        used, began = cpu_seconds(members), time.monotonic()
+        time.sleep(self.scale.rest_seconds)
+        used, seconds = cpu_seconds(members) - used, time.monotonic() - began
+        resident, imports = self._program.resident_mb(), self._imports_mb()
+        return {
+            "cpu_percent": [used / seconds * 100],
+            "resident_mb": [resident],
+            "imports_mb": [imports],
+            "above_imports_mb": [resident - imports],
+        }
+
+    def _imports_mb(self) -> float:
+        done = subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True, text=True)
+        return float(done.stdout)

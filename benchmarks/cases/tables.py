@@ -1,0 +1,140 @@
+"""Large tables: ten million rows that are done, a million that wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Final
+
+from benchmarks.cases.base import Case, Figures, Way
+from benchmarks.figures import OURS, Aim
+from benchmarks.ground import PATIENCE, TABLE, Site
+from benchmarks.program import Program
+from cdc_archiver.database import history
+from cdc_archiver.sandbox import SandboxError
+
+_BASE: Final = 1000
+_WRITTEN: Final = "path, action, timestamp, plot, pub_id, instance_id, copied, failed_copy_attempts, md5sum"
+
+
+def grow(site: Site, rows: int) -> None:
+    """Copies a site's rows, each time to another action, until there are so many; past the binary log."""
+    site.sql("SET SESSION sql_log_bin = 0")
+    ((there,),) = site.sql(f"SELECT COUNT(*) FROM {TABLE}")
+    ((stamp,),) = site.sql(f"SELECT MAX(action_timestamp) FROM {TABLE}")
+    while there < rows:
+        more = min(there, rows - there, 100_000)
+        stamp += 1000
+        site.sql(
+            f"INSERT INTO {TABLE} ({_WRITTEN}, action_timestamp) "
+            f"SELECT {_WRITTEN}, %s + id DIV {_BASE} FROM {TABLE} ORDER BY id LIMIT {more}",
+            (stamp + there,),
+        )
+        there += more
+    site.sql("SET SESSION sql_log_bin = 1")
+
+
+class Sweep(Case):
+    """What a sweep costs that finds nothing, by the size of the table."""
+
+    name = "sweep"
+    aims = (
+        Aim("a sweep of the large table, against the small one", "sweep_ms", "small", at_most=2.0),
+        Aim("a sweep of the large table takes milliseconds", "sweep_ms", at_most=50.0, unit="ms"),
+    )
+    plot = "sweep_ms"
+
+    @property
+    def title(self) -> str:
+        small, large = self.scale.table_rows
+        return f"a sweep that finds nothing, in {large:,} rows and in {small:,}"
+
+    def prepare(self) -> None:
+        self._programs = {}
+        for way, rows in zip(("small", OURS), self.scale.table_rows, strict=True):
+            site = self.ground.site()
+            self.stack.callback(site.close)
+            site.register(self.ground.files("rows", _BASE, 100), columns={"copied": 1})
+            grow(site, rows)
+            self._programs[way] = self.stack.enter_context(Program(site, sweep_interval="1s"))
+
+    def ways(self) -> Mapping[str, Way]:
+        return {OURS: partial(self._sweeps, OURS), "small": partial(self._sweeps, "small")}
+
+    def _sweeps(self, way: str) -> Figures:
+        """The mean of the sweeps of some seconds, as the service itself counts them."""
+        program = self._programs[way]
+        before = program.metrics()
+        time.sleep(2.5)
+        after = program.metrics()
+        count, total = (
+            after.total(f"sweep_duration_seconds_{what}") - before.total(f"sweep_duration_seconds_{what}")
+            for what in ("count", "sum")
+        )
+        return {"sweep_ms": [total / count * 1000]}
+
+
+class Pending(Case):
+    """The service starts, and a million rows wait: how soon it begins, and what it keeps in memory."""
+
+    name = "pending"
+    aims = (
+        Aim("memory above that of a service with nothing to do", "above_idle_mb", at_most=30.0, unit="MB"),
+        Aim("ready to the first file archived", "first_s", at_most=2.0, unit="s"),
+    )
+    plot = "resident_mb"
+
+    @property
+    def title(self) -> str:
+        return f"{self.scale.pending_rows:,} rows pending at the start"
+
+    def prepare(self) -> None:
+        self._full, self._empty = self.ground.site(), self.ground.site()
+        for site in (self._full, self._empty):
+            self.stack.callback(site.close)
+        self._full.register(self.ground.files("pending", _BASE, 2000))
+        grow(self._full, self.scale.pending_rows)
+        self._idle_mb = 0.0
+
+    def ways(self) -> Mapping[str, Way]:
+        return {"idle": self._idle, OURS: self._pending}
+
+    def _idle(self) -> Figures:
+        with Program(self._empty) as program:
+            self._idle_mb = program.resident_mb()
+        return {"resident_mb": [self._idle_mb]}
+
+    def _pending(self) -> Figures:
+        if not self._idle_mb:
+            self._idle()
+        site = self._full
+        before = self._archived()
+        program = Program(site, drain_timeout=1)
+        program.start()
+        try:
+            ready = time.monotonic()
+            while self._archived() == before:
+                if time.monotonic() - ready > PATIENCE:
+                    raise SandboxError(f"no file was archived; {program.last_words()}")
+                time.sleep(0.005)
+            first = time.monotonic() - ready
+            resident = 0.0
+            until = time.monotonic() + self.scale.pending_seconds
+            while time.monotonic() < until:
+                resident = max(resident, program.resident_mb())
+                time.sleep(0.1)
+            copied = program.copied()
+        finally:
+            program.stop(20.0)
+        site.empty()
+        return {
+            "resident_mb": [resident],
+            "above_idle_mb": [resident - self._idle_mb],
+            "first_s": [first],
+            "rate": [copied / (first + self.scale.pending_seconds)],
+        }
+
+    def _archived(self) -> int:
+        ((last,),) = self._full.sql(f"SELECT COALESCE(MAX(id), 0) FROM {history.NAME}")
+        return int(last)

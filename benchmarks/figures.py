@@ -1,0 +1,155 @@
+"""What a measurement is, and what many of them say: medians, spreads, ratios, verdicts. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Final
+
+OURS: Final = "ours"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One way in one round.
+
+    Attributes:
+        way: ``ours``, or an opponent's name.
+        figures: every single value, by what it is; a name ends in its unit: ``latency_ms``, ``rate``.
+    """
+
+    way: str
+    round: int
+    figures: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What a case is to show.
+
+    Attributes:
+        sentence: for the table.
+        figure: which figure it is about.
+        to: the opponent whose median it is divided by; empty: it stands for itself.
+        of: whose it is.
+        part: which percentile of ``of`` is meant; 50: the median.
+        at_least, at_most: the limit; one of the two.
+        unit: of a figure that stands for itself.
+    """
+
+    sentence: str
+    figure: str
+    to: str = ""
+    of: str = OURS
+    part: int = 50
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: str = "×"
+
+    @property
+    def limit(self) -> str:
+        """The limit in words."""
+        sign, limit = ("≥", self.at_least) if self.at_least is not None else ("≤", self.at_most)
+        return f"{sign} {limit:g} {self.unit}"
+
+    def met_by(self, value: float) -> bool:
+        """Whether a value is within the limit."""
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An aim, and what came of it.
+
+    Attributes:
+        value: of all rounds together.
+        rounds: of each round alone: its spread tells how far to believe ``value``.
+    """
+
+    aim: Aim
+    value: float
+    rounds: Sequence[float]
+
+    @property
+    def met(self) -> bool:
+        """Whether the aim is met."""
+        return self.aim.met_by(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Many values in four numbers: the middle, the quarters around it, the late ones."""
+
+    middle: float
+    low: float
+    high: float
+    late: float
+    count: int
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return {"median": self.middle, "q1": self.low, "q3": self.high, "p99": self.late, "count": self.count}
+
+
+def percentile(values: Sequence[float], part: int) -> float:
+    """One that was measured (nearest rank); the median, where it falls between two, is their mean.
+
+    Args:
+        values: at least one.
+        part: of a hundred.
+    """
+    if part == 50:
+        return median(values)
+    ordered = sorted(values)
+    return ordered[-(-len(ordered) * part // 100) - 1]
+
+
+def summary(values: Sequence[float]) -> Summary:
+    """Many values in four numbers; at least one."""
+    return Summary(
+        percentile(values, 50), percentile(values, 25), percentile(values, 75), percentile(values, 99), len(values)
+    )
+
+
+def pooled(measurements: Sequence[Measurement], way: str, figure: str) -> list[float]:
+    """All values of one figure of one way, over all rounds."""
+    return [value for one in measurements if one.way == way for value in one.figures.get(figure, ())]
+
+
+def judge(aim: Aim, measurements: Sequence[Measurement]) -> Verdict | None:
+    """An aim's verdict; None where nothing was measured that it could be judged by.
+
+    A ratio of medians is taken round by round, since the two ways of a round have run next to each other and the machine was
+    the same for both, and the middle one counts. A round has too few values for a late percentile: that is taken over all.
+    """
+    numbers = sorted({one.round for one in measurements})
+    rounds = []
+    for number in numbers:
+        here = [one for one in measurements if one.round == number]
+        if (value := _ratio(aim, here)) is not None:
+            rounds.append(value)
+    if not rounds:
+        return None
+    value = median(rounds) if aim.part == 50 else _ratio(aim, measurements)
+    return None if value is None else Verdict(aim, value, rounds)
+
+
+def _ratio(aim: Aim, measurements: Sequence[Measurement]) -> float | None:
+    ours = pooled(measurements, aim.of, aim.figure)
+    if not ours:
+        return None
+    value = percentile(ours, aim.part)
+    if not aim.to:
+        return value
+    theirs = pooled(measurements, aim.to, aim.figure)
+    middle = percentile(theirs, 50) if theirs else 0.0
+    return value / middle if middle else None
+
+
+def human(figure: str, value: float) -> str:
+    """A value with its unit, which its name tells."""
+    units: dict[str, Any] = {"_ms": "ms", "_us": "µs", "_mb": "MB", "_percent": "%", "_s": "s", "rate": "/s"}
+    unit = next((unit for end, unit in units.items() if figure.endswith(end)), "")
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f} {unit}".rstrip()

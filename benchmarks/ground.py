@@ -1,0 +1,300 @@
+"""What a benchmark stands on: the sandbox's servers, files of an instrument, and sites whose rows can be watched."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from cdc_archiver.database import history, schema
+from cdc_archiver.demo.service import clean, site_environment
+from cdc_archiver.sandbox import Sandbox, SandboxError, SshServer
+from cdc_archiver.settings import Settings, load
+
+TABLE: Final = schema.DEFAULT_TABLE
+TARGET: Final = "pysmurf-monitor"
+USER: Final = "archiver"
+PASSWORD: Final = "benchmark"
+PATIENCE: Final = 120.0
+"""Seconds without any progress after which a case has failed."""
+
+_LOOK_EVERY: Final = 0.001
+_ROWS_AT_ONCE: Final = 1000
+_FIRST_STAMP: Final = 1_589_517_264
+_COLUMNS: Final = (
+    "path, action, timestamp, action_timestamp, plot, pub_id, instance_id, copied, failed_copy_attempts, md5sum"
+)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_stamps = itertools.count(_FIRST_STAMP)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file on the readout server."""
+
+    path: Path
+    size: int
+    md5: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """Rows of one transaction.
+
+    Attributes:
+        stamp: their action_timestamp, which no other transaction has: it names the folder that they are archived in.
+        ids: ascending.
+        committed: when COMMIT returned, on the monotonic clock.
+    """
+
+    stamp: int
+    ids: range
+    committed: float
+
+
+class Ground:
+    """The servers of one run, and a folder for all that is written.
+
+    Args:
+        sandbox: running.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.server = sandbox.database
+        self.folder = sandbox.folder / "benchmark"
+        self.folder.mkdir()
+        self.environment = clean(sandbox.environment())
+        self._files = self.folder / "readout"
+        self._numbers = itertools.count(1)
+        self._made: dict[tuple[str, int, int], list[SourceFile]] = {}
+
+    def files(self, name: str, count: int, size: int) -> list[SourceFile]:
+        """Files in a folder of their own on the readout server, warm in its page cache; made once."""
+        key = (name, count, size)
+        if key not in self._made:
+            folder = self._files / f"{name}-{count}x{size}"
+            folder.mkdir(parents=True)
+            self._made[key] = [_write(folder / f"f{number:06}.npy", size) for number in range(count)]
+        return self._made[key]
+
+    def forget(self, files: Sequence[SourceFile]) -> None:
+        """Removes files that are not needed any more: large ones."""
+        self._made = {key: made for key, made in self._made.items() if made is not files}
+        for folder in {file.path.parent for file in files}:
+            shutil.rmtree(folder)
+
+    def site(self, *, targets: Sequence[str] = (TARGET,), ssh: SshServer | None = None) -> Site:
+        """A new site: a database with an empty table of files, its index, an archiver's account, an empty archive."""
+        number = next(self._numbers)
+        return Site(self, f"site_{number}", self.folder / f"site-{number}", tuple(targets), ssh or self.sandbox.ssh)
+
+    def settle(self) -> None:
+        """Brings everything to the disk that is still on its way there, so that nobody pays for another's writing."""
+        sync_file_system(self.folder)
+
+
+class Site:
+    """One database, one archive."""
+
+    def __init__(self, ground: Ground, database: str, folder: Path, targets: tuple[str, ...], ssh: SshServer) -> None:
+        self.ground = ground
+        self.database = database
+        self.folder = folder
+        self.data_dir = folder / "archive"
+        self.targets = targets
+        self.ssh = ssh
+        self.data_dir.mkdir(parents=True)
+        server = ground.server
+        server.execute(f"CREATE DATABASE {database}")
+        self._connection: Any = server.connect(database=database)
+        self.sql(schema.table_statement(schema.files_table(TABLE)))
+        self.sql(schema.index_statement(TABLE))
+        self.sql(schema.table_statement(history.TABLE))
+        server.create_archiver_user(self.user, PASSWORD, database, history=history.NAME)
+
+    @property
+    def user(self) -> str:
+        """The archiver's account."""
+        return f"{USER}_{self.database}"
+
+    def close(self) -> None:
+        """Hangs up, and removes what it made."""
+        self._connection.close()
+        self.ground.server.execute(f"DROP DATABASE {self.database}")
+        shutil.rmtree(self.folder)
+        self.ground.settle()
+
+    # Settings.
+
+    def settings(self) -> Settings:
+        """As the service has them."""
+        return load({name: value for name, value in self.options().items() if value is not None}, environment={})
+
+    def options(self) -> dict[str, Any]:
+        """Settings by name."""
+        return {
+            "mysql_host": "127.0.0.1",
+            "mysql_port": self.ground.server.port,
+            "mysql_database": self.database,
+            "mysql_user": self.user,
+            "mysql_password": PASSWORD,
+            "data_dir": self.data_dir,
+            "target": self.targets,
+            **ssh_options(self.ssh),
+            "min_free": 0,
+            "http_port": 0,
+        }
+
+    def environment(self, options: Mapping[str, object]) -> dict[str, str]:
+        """The environment of a program that works on it.
+
+        Args:
+            options: over ours; None leaves one out.
+        """
+        chosen = {"log_format": "json", **self.options(), **options}
+        words = {
+            name: ",".join(value) if isinstance(value, tuple) else value
+            for name, value in chosen.items()
+            if value is not None
+        }
+        return {**self.ground.environment, **site_environment(**words)}
+
+    # The table.
+
+    def sql(self, statement: str, arguments: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
+        """Runs one statement as an administrator."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(statement, arguments)
+            return list(cursor.fetchall())
+
+    def register(
+        self, files: Sequence[SourceFile], *, target: str = "", columns: Mapping[str, object] | None = None
+    ) -> Registered:
+        """Registers files in one transaction, as a monitor does.
+
+        Args:
+            columns: over the ones that are usual.
+        """
+        stamp = next(_stamps)
+        usual = {"action": "bench", "plot": 0, "pub_id": "crate1slot2", "copied": 0, **(columns or {})}
+        place = f"({', '.join(['%s'] * 10)})"
+        first = 0
+        with self._connection.cursor() as cursor:
+            cursor.execute("BEGIN")
+            for start in range(0, len(files), _ROWS_AT_ONCE):
+                part = files[start : start + _ROWS_AT_ONCE]
+                values: list[object] = []
+                for file in part:
+                    values += [str(file.path), usual["action"], "2020-05-15 04:34:24", stamp, usual["plot"]]
+                    values += [usual["pub_id"], target or self.targets[0], usual["copied"], 0, file.md5]
+                cursor.execute(f"INSERT INTO {TABLE} ({_COLUMNS}) VALUES {', '.join([place] * len(part))}", values)
+                first = first or cursor.lastrowid
+            self._connection.commit()
+        return Registered(stamp, range(first, first + len(files)), time.monotonic())
+
+    def wait_copied(self, rows: Registered) -> dict[int, float]:
+        """Waits for rows that are few, and looks often; when each was first seen copied, on the monotonic clock."""
+        seen: dict[int, float] = {}
+        waiting = set(rows.ids)
+        last = time.monotonic()
+        while waiting:
+            found = self.copied_among(waiting)
+            now = time.monotonic()
+            if found:
+                last = now
+                seen.update(dict.fromkeys(found, now))
+                waiting -= found
+            elif now - last > PATIENCE:
+                raise SandboxError(f"{len(waiting)} of {len(rows.ids)} files were not archived in {PATIENCE:.0f} s")
+            else:
+                time.sleep(_LOOK_EVERY)
+        return seen
+
+    def copied_among(self, ids: Collection[int]) -> set[int]:
+        """Which of these rows say that they are copied."""
+        listed = ", ".join(map(str, ids))
+        return {id_ for (id_,) in self.sql(f"SELECT id FROM {TABLE} WHERE id IN ({listed}) AND copied = 1")}
+
+    def wait_none_pending(self, progress: Callable[[], object] = lambda: None) -> float:
+        """Waits until no row is pending; when that was seen, on the monotonic clock.
+
+        Args:
+            progress: a value that changes as long as work is done.
+        """
+        last, before = time.monotonic(), progress()
+        condition = " OR ".join(["(copied = 0 AND instance_id = %s)"] * len(self.targets))
+        pause = _LOOK_EVERY * 4
+        while self.sql(f"SELECT 1 FROM {TABLE} WHERE {condition} LIMIT 1", self.targets):
+            now = time.monotonic()
+            if now - last > PATIENCE / 2:
+                if (after := progress()) == before:
+                    raise SandboxError(f"nothing was archived for {PATIENCE / 2:.0f} s")
+                last, before = now, after
+            time.sleep(pause)
+        return time.monotonic()
+
+    def require_archived(self, rows: Registered, files: Sequence[SourceFile]) -> None:
+        """Asks whether what the rows say is so: a figure of work that was not done would be none."""
+        ((said,),) = self.sql(
+            f"SELECT COUNT(*) FROM {TABLE} WHERE id BETWEEN %s AND %s AND copied = 1", (rows.ids[0], rows.ids[-1])
+        )
+        sizes = sorted(path.stat().st_size for path in self.data_dir.glob(f"*/*/{rows.stamp}_*/*/*"))
+        if said != len(files) or sizes != sorted(file.size for file in files):
+            raise SandboxError(f"of {len(files)} files {said} are said to be archived, and {len(sizes)} are")
+
+    def empty(self) -> None:
+        """Removes what was archived, so that the next round finds a fresh destination."""
+        for folder in self.data_dir.iterdir():
+            if folder.is_dir() and not folder.name.startswith("."):
+                shutil.rmtree(folder)
+        self.ground.settle()
+
+
+def ssh_options(ssh: SshServer) -> dict[str, Any]:
+    """How a server is reached, as settings of a source."""
+    return {
+        "host": ssh.host,
+        "user": ssh.user,
+        "ssh_port": ssh.port,
+        "ssh_key": ssh.key,
+        "known_hosts": ssh.known_hosts,
+        "ssh_config": "/dev/null",
+    }
+
+
+def sync_file_system(folder: Path) -> None:
+    """``sync -f``: everything of a folder's file system is durable when it returns."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(descriptor) != 0:
+            raise OSError(ctypes.get_errno(), f"syncfs {folder}")
+    finally:
+        os.close(descriptor)
+
+
+def fsync(path: Path) -> None:
+    """One file or folder is durable when it returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, size: int) -> SourceFile:
+    md5 = hashlib.md5(usedforsecurity=False)
+    with path.open("wb") as file:
+        for start in range(0, size, 1 << 24):
+            chunk = os.urandom(min(1 << 24, size - start))
+            md5.update(chunk)
+            file.write(chunk)
+    return SourceFile(path, size, md5.digest())

@@ -1,0 +1,78 @@
+"""What /proc says of a program, of the processors and of a disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it started and that is still there."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                children.setdefault(int(_stat(int(entry))[1]), []).append(int(entry))
+    found = [pid]
+    for member in found:
+        found += children.get(member, [])
+    return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """Processor time that these processes have used, of all their living threads, to the nanosecond."""
+    total = 0
+    for pid in pids:
+        for thread in _entries(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                total += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def cpu_of_ended_children(pid: int) -> float:
+    """Processor time of the children that a process has waited for, in seconds; of the kernel's coarse kind."""
+    fields = _stat(pid)
+    return (int(fields[13]) + int(fields[14])) / _TICKS
+
+
+def resident_mb(pid: int) -> float:
+    """Memory that a process has in RAM, in MB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
+def busy_processors() -> tuple[float, float]:
+    """Seconds that all processors together have worked, and have waited for a disk, since the machine's start."""
+    user, nice, system, _, waiting, irq, softirq, *_ = map(
+        int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
+    )
+    return (user + nice + system + irq + softirq) / _TICKS, waiting / _TICKS
+
+
+def disk_busy(folder: Path) -> float:
+    """Seconds that the disk of a folder has had something to do, since the machine's start; 0 where nobody can tell."""
+    device = os.stat(folder).st_dev
+    for line in Path("/proc/diskstats").read_text().splitlines():
+        fields = line.split()
+        if (int(fields[0]), int(fields[1])) == (os.major(device), os.minor(device)):
+            return int(fields[12]) / 1000
+    return 0.0
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields behind a process's name, which may itself hold blanks and brackets: its state is the first."""
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
+def _entries(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []

@@ -1,0 +1,84 @@
+"""`cdc-archiver run` as users run it, a program of its own, with what it costs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any, Final, Self
+
+from benchmarks.ground import Site
+from benchmarks.processes import cpu_of_ended_children, cpu_seconds, family, resident_mb
+from cdc_archiver.demo.service import Service
+from cdc_archiver.sandbox import SandboxError
+
+_SETTLED_AFTER: Final = 1.5
+"""Seconds after the stream's begin when the start's second sweep is due."""
+_PATIENCE: Final = 30.0
+_numbers = itertools.count(1)
+
+
+class Program(Service):
+    """The service on a site, streaming and settled inside the ``with`` block.
+
+    Args:
+        site: where.
+        flags: of the command line, behind ``run``.
+        options: settings over the site's; None leaves one out.
+    """
+
+    def __init__(self, site: Site, *flags: str, **options: Any) -> None:
+        folder = site.folder / f"program-{next(_numbers)}"
+        folder.mkdir()
+        super().__init__(flags, site.environment(options), folder)
+        self._site = site
+
+    def __enter__(self) -> Self:
+        try:
+            self.start(_PATIENCE)
+            self.settle()
+        except BaseException as error:
+            error.add_note(self.last_words())
+            self.kill()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    def settle(self) -> None:
+        """Waits until the sweeps of the start are over: what comes from now on comes by the stream."""
+        began = time.time()
+        while self.metrics().total("last_sweep_timestamp_seconds") < began + _SETTLED_AFTER - 0.5:
+            if time.time() > began + 2 * _SETTLED_AFTER:
+                return  # they came before we looked
+            time.sleep(0.05)
+
+    def cpu_seconds(self) -> float:
+        """Processor time of the Python program alone."""
+        return cpu_seconds([self.pid])
+
+    def cpu_seconds_with_children(self) -> float:
+        """Processor time of it, of its rsyncs and of its ssh."""
+        return cpu_seconds(family(self.pid)) + cpu_of_ended_children(self.pid)
+
+    def resident_mb(self) -> float:
+        """Memory of the Python program, in MB."""
+        return resident_mb(self.pid)
+
+    def copied(self) -> float:
+        """Files archived so far."""
+        self.require_running()
+        return self.metrics().total("copies_total", result="archived")
+
+    def wait_copied(self, files: float) -> None:
+        """Waits until it has counted so many."""
+        deadline = time.monotonic() + _PATIENCE
+        while self.copied() < files:
+            if time.monotonic() > deadline:
+                raise SandboxError(f"{self.copied():.0f} files are archived, not {files:.0f}; {self.last_words()}")
+            time.sleep(0.05)

@@ -1,0 +1,161 @@
+"""What is told: a table of aims, a table of figures, and everything as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.figures import OURS, Measurement, human, pooled, summary
+from benchmarks.ground import Ground
+from benchmarks.runner import Result
+from benchmarks.scale import Scale
+from cdc_archiver import __version__
+
+
+def describe(ground: Ground, scale: Scale) -> dict[str, Any]:
+    """The machine and the programs, without which a figure says little."""
+    path = ground.environment.get("PATH")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "scale": scale.name,
+        "rounds": scale.rounds,
+        "cdc_archiver": __version__,
+        "processors": os.cpu_count(),
+        "processor": _processor(),
+        "memory_gb": round(memory / 1e9, 1),
+        "kernel": platform.release(),
+        "load_at_start": os.getloadavg()[0],
+        "file_system": _said("findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", "-T", str(ground.folder)),
+        "database": f"{ground.sandbox.kind} {ground.server.execute('SELECT VERSION()')[0][0]}",
+        "rsync": _said(shutil.which("rsync", path=path) or "rsync", "--version").partition("protocol")[0].strip(),
+        "ssh": _said("ssh", "-V"),
+        "python": sys.version.split()[0],
+        "mysql_replication": version("mysql-replication"),
+        "pymysql": version("PyMySQL"),
+    }
+
+
+def as_json(environment: dict[str, Any], results: Sequence[Result]) -> dict[str, Any]:
+    """All of it, every single measurement included."""
+    return {"environment": environment, "cases": [_case_as_json(result) for result in results]}
+
+
+def write_json(folder: Path, environment: dict[str, Any], results: Sequence[Result]) -> Path:
+    """Writes it to a folder, whole or not at all."""
+    path = folder / "results.json"
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(as_json(environment, results), indent=1, ensure_ascii=False) + "\n")
+    unfinished.rename(path)
+    return path
+
+
+def tell_case(console: Console, result: Result) -> None:
+    """A case's figures, way by way."""
+    table = Table(title=f"{result.name}: {result.title} ({result.seconds:.0f} s)", title_justify="left", box=None)
+    for heading in ("", "figure", "median", "quarters", "p99", "values"):
+        table.add_column(heading, justify="left" if heading in ("", "figure") else "right")
+    for way in ways_of(result.measurements):
+        shown = way
+        for figure in figures_of(result.measurements, way):
+            values = summary(pooled(result.measurements, way, figure))
+            late = human(figure, values.late) if values.count >= 100 else ""
+            quarters = f"{human(figure, values.low)} … {human(figure, values.high)}"
+            table.add_row(shown, figure, human(figure, values.middle), quarters, late, f"{values.count:,}")
+            shown = ""
+    console.print(table)
+    if result.failure:
+        console.print(f"  FAILED: {result.failure}", style="bold red", markup=False)
+
+
+def tell_aims(console: Console, results: Sequence[Result]) -> None:
+    """Every aim, with its ratio and its verdict."""
+    table = Table(title="aims", title_justify="left")
+    for heading in ("case", "aim", "limit", "measured", "rounds", ""):
+        table.add_column(heading, justify="right" if heading in ("limit", "measured", "rounds") else "left")
+    for result in results:
+        verdicts = {verdict.aim: verdict for verdict in result.verdicts}
+        for aim in result.aims:
+            if (verdict := verdicts.get(aim)) is None:
+                table.add_row(result.name, aim.sentence, aim.limit, "-", "-", "not measured", style="red")
+                continue
+            spread = f"{min(verdict.rounds):.2f} … {max(verdict.rounds):.2f}"
+            word, style = ("met", "green") if verdict.met else ("MISSED", "bold red")
+            table.add_row(result.name, aim.sentence, aim.limit, f"{verdict.value:.2f}", spread, word, style=style)
+    console.print(table)
+
+
+def ways_of(measurements: Sequence[Measurement]) -> list[str]:
+    """The ways, ours first."""
+    names = list(dict.fromkeys(one.way for one in measurements))
+    return sorted(names, key=lambda name: name != OURS)
+
+
+def figures_of(measurements: Sequence[Measurement], way: str) -> list[str]:
+    """The names of a way's figures."""
+    return list(dict.fromkeys(name for one in measurements if one.way == way for name in one.figures))
+
+
+def _case_as_json(result: Result) -> dict[str, Any]:
+    return {
+        "name": result.name,
+        "title": result.title,
+        "seconds": round(result.seconds, 1),
+        "failure": result.failure,
+        "aims": [
+            {
+                "sentence": verdict.aim.sentence,
+                "limit": verdict.aim.limit,
+                "value": verdict.value,
+                "rounds": list(verdict.rounds),
+                "met": verdict.met,
+            }
+            for verdict in result.verdicts
+        ],
+        "summaries": {
+            way: {
+                figure: summary(pooled(result.measurements, way, figure)).as_dict()
+                for figure in figures_of(result.measurements, way)
+            }
+            for way in ways_of(result.measurements)
+        },
+        "measurements": [
+            {
+                "way": one.way,
+                "round": one.round,
+                "figures": {name: list(values) for name, values in one.figures.items()},
+            }
+            for one in result.measurements
+        ],
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _said(*command: str) -> str:
+    """What a program prints first, or that it is not there."""
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    lines = (done.stdout or done.stderr).splitlines()
+    return lines[0].strip() if lines else "unknown"

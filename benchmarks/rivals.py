@@ -1,0 +1,132 @@
+"""The opponents that copy: rsync at its barest, and the way of the agent that polls."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.ground import PASSWORD, TABLE, Registered, Site, fsync, sync_file_system
+from cdc_archiver.sandbox import SandboxError
+from cdc_archiver.transfer.ssh import ControlMaster, clean_environment, remote_shell
+
+POLL_EVERY: Final = 5.0
+"""Seconds; the agent's."""
+
+
+class Bare:
+    """rsync itself, over the same ssh, from the same sshd, to the same disk.
+
+    Args:
+        site: whose source it copies from.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._source = site.settings().sources[0]
+        self._environment = clean_environment(site.ground.environment)
+        self._host = site.ssh.host
+        self._control_path: Path | None = None
+
+    @contextmanager
+    def warm(self) -> Iterator[None]:
+        """Inside the block it goes over a connection that is there already."""
+        master = ControlMaster(self._source)
+        before = os.environ.get("PATH")
+        os.environ["PATH"] = self._environment["PATH"]  # where ssh is, and the master has no environment of its own
+        try:
+            self._control_path = master.ensure()
+            if self._control_path is None:
+                raise SandboxError(f"there is no warm connection: {master.words}")
+            yield
+        finally:
+            self._control_path = None
+            master.close()
+            os.environ["PATH"] = before or ""
+
+    def copy(self, what: str | Path, to: Path, *options: str) -> None:
+        """``rsync -a`` of a file or a folder."""
+        shell = remote_shell(self._source, self._control_path)
+        command = ["rsync", "-a", *options, "-e", shell, "--", f"{self._host}:{what}", f"{to}"]
+        done = subprocess.run(
+            command, check=False, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            raise SandboxError(f"rsync ended with {done.returncode}: {done.stderr.strip()}")
+
+    def one(self, file: Path, to: Path) -> float:
+        """One file, durable; seconds."""
+        began = time.monotonic()
+        self.copy(file, to)
+        fsync(to / file.name)
+        fsync(to)
+        return time.monotonic() - began
+
+    def tree(self, folder: Path, to: Path) -> float:
+        """A folder's files and one sync; seconds."""
+        began = time.monotonic()
+        self.copy(f"{folder}/", to)
+        sync_file_system(to)
+        return time.monotonic() - began
+
+    def equal_work(self, files: Sequence[Path], to: Path) -> float:
+        """One file after the other: rsync with md5 in transfer, md5sum of the result; and one sync; seconds."""
+        began = time.monotonic()
+        for file in files:
+            self.copy(file, to, "--checksum-choice=md5")
+            subprocess.run(["md5sum", str(to / file.name)], check=True, stdout=subprocess.DEVNULL)
+        sync_file_system(to)
+        return time.monotonic() - began
+
+
+def cpu_of_children() -> float:
+    """Processor time of the children that this process has waited for, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+class Polling:
+    """The agent that polls: every 5 s it selects the pending rows and runs one rsync for each, on a connection of its own.
+
+    Args:
+        site: that no service works on.
+    """
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._bare = Bare(site)
+
+    def archive(self, rows: Registered) -> float:
+        """Archives what is pending; seconds, from the poll that finds it: what it would wait for that is left out."""
+        site = self._site
+        connection: Any = site.ground.server.connect(
+            user=site.user, password=PASSWORD, database=site.database, autocommit=False
+        )
+        try:
+            began = time.monotonic()
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f"SELECT * FROM {TABLE} WHERE copied = 0 AND failed_copy_attempts < 5 AND instance_id IN %s",
+                    (site.targets,),
+                )
+                names = [column[0] for column in cursor.description]
+                for values in cursor.fetchall():
+                    row = dict(zip(names, values, strict=True))
+                    path = Path(row["path"])
+                    place = site.data_dir / "15895" / row["pub_id"] / f"{rows.stamp}_{row['action']}" / "outputs"
+                    place.mkdir(parents=True, exist_ok=True)
+                    self._bare.copy(path, place / path.name)
+                    if hashlib.md5((place / path.name).read_bytes()).digest() != row["md5sum"]:
+                        raise SandboxError(f"{path} arrived with another md5")
+                    cursor.execute(
+                        f"UPDATE {TABLE} SET path = %s, copied = 1 WHERE id = %s", (str(place / path.name), row["id"])
+                    )
+            connection.commit()
+            return time.monotonic() - began
+        finally:
+            connection.close()

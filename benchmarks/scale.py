@@ -1,0 +1,117 @@
+"""How much is measured: a look whether all of it works, a short run, the sizes that the aims speak of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+MB: Final = 1_000_000
+GB: Final = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Sizes of all cases.
+
+    Attributes:
+        rounds: how often each way of a case has its turn.
+        idle_files: that come one by one, in each round.
+        burst_files: of 20 kB.
+        polled_files: that the polling way gets.
+        dust_files: of 500 bytes.
+        large_bytes: of the one large file.
+        many_large: how many files come one after the other, and the size of each.
+        night: how many large files stream, and the size of each.
+        stream_rows: that are inserted at once.
+        paced_seconds: for which a writer commits 1,000 rows a second.
+        unrelated_rows: in other tables.
+        table_rows: of the small table and the large.
+        pending_rows: that wait when the service starts.
+        pending_seconds: for which its memory is watched then.
+        rest_seconds: for which it does nothing.
+        sources, source_files: how many sources at once; files of each.
+        small_limit: the service's: the large files have to be above it.
+    """
+
+    name: str
+    rounds: int
+    idle_files: int
+    burst_files: int
+    polled_files: int
+    dust_files: int
+    large_bytes: int
+    many_large: tuple[int, int]
+    night: tuple[int, int]
+    stream_rows: int
+    paced_seconds: int
+    unrelated_rows: int
+    table_rows: tuple[int, int]
+    pending_rows: int
+    pending_seconds: float
+    rest_seconds: float
+    sources: tuple[int, ...]
+    source_files: int
+    small_limit: str = "64M"
+
+
+SMOKE: Final = Scale(
+    name="smoke",
+    rounds=1,
+    idle_files=3,
+    burst_files=30,
+    polled_files=2,
+    dust_files=30,
+    large_bytes=3 * MB,
+    many_large=(2, 3 * MB),
+    night=(1, 3 * MB),
+    stream_rows=300,
+    paced_seconds=1,
+    unrelated_rows=300,
+    table_rows=(1000, 2000),
+    pending_rows=1500,
+    pending_seconds=0.5,
+    rest_seconds=0.5,
+    sources=(1, 2),
+    source_files=20,
+    small_limit="1M",
+)
+SHORT: Final = Scale(
+    name="short",
+    rounds=5,
+    idle_files=30,
+    burst_files=2000,
+    polled_files=40,
+    dust_files=4000,
+    large_bytes=200 * MB,
+    many_large=(4, 80 * MB),
+    night=(1, 300 * MB),
+    stream_rows=10_000,
+    paced_seconds=2,
+    unrelated_rows=20_000,
+    table_rows=(10_000, 300_000),
+    pending_rows=100_000,
+    pending_seconds=2.0,
+    rest_seconds=3.0,
+    sources=(2, 4),
+    source_files=200,
+)
+FULL: Final = Scale(
+    name="full",
+    rounds=5,
+    idle_files=100,
+    burst_files=2000,
+    polled_files=40,
+    dust_files=20_000,
+    large_bytes=GB,
+    many_large=(10, 200 * MB),
+    night=(3, GB),
+    stream_rows=50_000,
+    paced_seconds=20,
+    unrelated_rows=200_000,
+    table_rows=(10_000, 10_000_000),
+    pending_rows=1_000_000,
+    pending_seconds=15.0,
+    rest_seconds=60.0,
+    sources=(1, 2, 4, 8),
+    source_files=1000,
+)

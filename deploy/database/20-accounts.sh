@@ -1,0 +1,10 @@
+# Accounts with what they need and nothing more. The database's image runs this file once, when its data folder is empty; it is
+# no program of its own: docker_process_sql is the image's.
+docker_process_sql <<SQL
+CREATE USER 'archiver'@'%' IDENTIFIED BY '$(cat /run/secrets/mysql_password)';
+GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'archiver'@'%';
+GRANT SELECT, UPDATE ON ${MYSQL_DATABASE}.pysmurf_files TO 'archiver'@'%';
+GRANT CREATE, SELECT, INSERT, DELETE ON ${MYSQL_DATABASE}.cdc_archiver_history TO 'archiver'@'%';
+CREATE USER 'monitor'@'%' IDENTIFIED BY '$(cat /run/secrets/monitor_password)';
+GRANT INSERT ON ${MYSQL_DATABASE}.pysmurf_files TO 'monitor'@'%';
+SQL

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Puts the service's files where Debian has them. Run it as root, after the program itself:
+#
+#   python3 -m venv /opt/cdc_archiver && /opt/cdc_archiver/bin/pip install -c constraints.txt .
+#   deploy/systemd/install.sh
+#
+# A configuration that is there already stays as it is. DESTDIR=FOLDER installs into that folder, and starts nothing.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+root=${DESTDIR:-}
+
+install -D -m 644 "$here/cdc-archiver.service" "$root/etc/systemd/system/cdc-archiver.service"
+install -D -m 644 "$here/cdc-archiver.sysusers" "$root/etc/sysusers.d/cdc-archiver.conf"
+[ -e "$root/etc/default/cdc-archiver" ] || install -D -m 644 "$here/cdc-archiver.default" "$root/etc/default/cdc-archiver"
+[ -e "$root/etc/cdc_archiver/archiver.toml" ] \
+    || install -D -m 644 "$here/archiver.toml" "$root/etc/cdc_archiver/archiver.toml"
+[ -e "$root/etc/cdc_archiver/mysql_password" ] \
+    || install -D -m 600 /dev/null "$root/etc/cdc_archiver/mysql_password"
+
+if [ -z "$root" ]; then
+    systemd-sysusers cdc-archiver.conf
+    install -d -m 700 -o cdc-archiver -g cdc-archiver /var/lib/cdc_archiver /var/lib/cdc_archiver/.ssh
+    systemctl daemon-reload
+    echo "Now: the password into /etc/cdc_archiver/mysql_password, the settings into /etc/cdc_archiver/archiver.toml,"
+    echo "key and known_hosts into /var/lib/cdc_archiver/.ssh; then: systemctl enable --now cdc-archiver"
+fi

@@ -1,0 +1,218 @@
+"""The container image, built and run for real, and what else takes large tools. ``make image-test`` runs this; ``make test`` does not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from container import Container, Image, build, missing
+from deployed import DEPLOY
+from stage import PASSWORD, TARGET, Served, Stage, eventually, new_stage
+
+from cdc_archiver.sandbox import MariaDb, SshServer, ensure_tools, free_port
+from cdc_archiver.sandbox.packages import Bundle, fetch
+from cdc_archiver.settings import Settings
+
+VERSION = version("cdc_archiver")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tools() -> None:
+    if lacking := missing():
+        pytest.fail(lacking, pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return build("runtime", VERSION=VERSION, REVISION="test")
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as built:
+        yield built
+
+
+class InContainer(Served):
+    """The service in a container, to be asked over HTTP."""
+
+    def __init__(self, image: Image, stage: Stage, uid: int = 9000, **variables: str) -> None:
+        self.port = free_port()
+        home = stage.folder / "home"
+        (home / ".ssh").mkdir(parents=True)
+        shutil.copy(stage.ssh.key, home / ".ssh/id_ed25519")
+        shutil.copy(stage.ssh.known_hosts, home / ".ssh/known_hosts")
+        secret = stage.folder / "password"
+        secret.write_text(PASSWORD)
+        for path in (home, *home.rglob("*"), secret, stage.data_dir):
+            os.chown(path, uid, uid)
+        (home / ".ssh/id_ed25519").chmod(0o600)
+        secret.chmod(0o400)
+        self.container = Container(
+            image,
+            stage.folder / "container.log",
+            user="" if uid == 9000 else f"{uid}:{uid}",
+            environment={
+                "MYSQL_HOST": "127.0.0.1",
+                "MYSQL_PORT": str(stage.server.port),
+                "MYSQL_DATABASE": stage.database,
+                "MYSQL_USER": stage.user,
+                "MYSQL_PASSWORD_FILE": "/run/secrets/mysql_password",
+                "CDC_ARCHIVER_DATA_DIR": "/data",
+                "CDC_ARCHIVER_HOST": f"{stage.ssh.user}@{stage.ssh.host}",
+                "CDC_ARCHIVER_SSH_PORT": str(stage.ssh.port),
+                "CDC_ARCHIVER_TARGET": TARGET,
+                "CDC_ARCHIVER_HTTP_PORT": str(self.port),
+                **variables,
+            },
+            mounts={"/data": stage.data_dir, "/home/ocs": home, "/run/secrets/mysql_password": secret},
+        )
+
+    def __enter__(self) -> Container:
+        self.container.__enter__()
+        try:
+            eventually(self._answers, "it answers")
+        except AssertionError as error:
+            error.add_note(self.container.said)
+            self.container.__exit__()
+            raise
+        return self.container
+
+    def __exit__(self, *_: object) -> None:
+        self.container.__exit__()
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.get("/healthz"))
+        except OSError:
+            return False
+
+
+def test_what_the_image_says_of_itself(image: Image) -> None:
+    config = image.config
+    assert image.command == ["tini", "--", "cdc-archiver", "run"]
+    assert config["User"] == "9000:9000"
+    assert config["StopSignal"] == "SIGTERM"
+    assert list(config["ExposedPorts"]) == [f"{Settings.model_fields['http_port'].default}/tcp"]
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
+    assert (labels["title"], labels["version"], labels["revision"]) == ("cdc_archiver", VERSION, "test")
+
+
+def test_what_it_adds_to_its_base_stays_small(image: Image) -> None:
+    added = (image.size - image.base_size) / 1e6
+    print(f"\nimage: {image.size / 1e6:.0f} MB, of which its base has {image.base_size / 1e6:.0f}")
+    assert added < 130
+
+
+def test_files_are_archived_by_uid_9000_on_a_read_only_file_system(image: Image, stage: Stage) -> None:
+    files = stage.files(5)
+    with (served := InContainer(image, stage)) as running:
+        assert running.execute("cat", "/proc/1/comm").stdout.strip() == "tini"
+        assert running.execute("touch", "/opt/cdc_archiver/x").returncode != 0
+        assert running.execute("id", "-un").stdout.strip() == "ocs"
+        stage.wait_archived(*stage.register(*files))
+        served.wait_state("streaming")
+        places = [stage.place(file) for file in files]
+        assert [path.read_bytes() for path in places] == [file.content for file in files]
+        assert {path.stat().st_uid for path in places} == {9000}
+        assert running.execute(*image.health_check).returncode == 0
+        assert running.stop() == 0
+    assert '"event": "stopped"' in running.said
+    assert PASSWORD not in running.said
+    assert "Traceback" not in running.said
+
+
+def test_a_uid_that_the_image_does_not_know_archives_as_well(image: Image, stage: Stage) -> None:
+    file = stage.file("a.npy")
+    with InContainer(image, stage, uid=54321) as running:
+        assert "54321" not in running.execute("cat", "/etc/passwd").stdout
+        stage.wait_archived(*stage.register(file))
+        assert running.stop() == 0
+    assert stage.place(file).stat().st_uid == 54321
+
+
+def test_a_stop_lets_a_running_copy_finish(image: Image, stage: Stage) -> None:
+    file = stage.file("large.npy", size=4_000_000)
+    with (served := InContainer(image, stage, CDC_ARCHIVER_BWLIMIT="2m")) as running:
+        (id_,) = stage.register(file)
+        eventually(lambda: served.metric("in_flight") > 0, "it is being copied")
+        assert running.stop() == 0
+    assert stage.row(id_).copied == 1
+    assert stage.place(file).read_bytes() == file.content
+
+
+def test_its_health_is_that_of_healthz(image: Image, stage: Stage) -> None:
+    with (served := InContainer(image, stage, MYSQL_PORT=str(free_port()))) as running:
+        served.wait_state("no database")
+        assert served.get("/readyz")[0] == 503
+        checked = running.execute(*image.health_check)
+        assert (checked.returncode, checked.stdout) == (0, "200 no database\n")
+    idle = Container(image, stage.folder / "idle.log", arguments=["60"], entry_point=["sleep"])
+    with idle as running:
+        assert running.execute(*image.health_check).returncode == 1
+
+
+def test_a_wrong_setting_is_one_line_and_its_status(image: Image, tmp_path: Path) -> None:
+    with Container(image, tmp_path / "log", environment={"CDC_ARCHIVER_TARGETS": "a"}) as container:
+        assert container.wait() == 2
+        assert "did you mean 'CDC_ARCHIVER_TARGET'" in container.said
+
+
+def test_the_build_and_the_sandbox_leave_nothing_in_it(image: Image, tmp_path: Path) -> None:
+    look = "ls -d /build /root/.cache /opt/cdc_archiver/bin/pip* /var/lib/apt/lists/* 2>/dev/null; true"
+    with Container(image, tmp_path / "log", entry_point=["sh", "-c"], arguments=[look]) as container:
+        assert container.wait() == 0
+        assert container.said == ""
+
+
+def test_the_demos_readout_server_has_a_configuration_that_sshd_takes(tmp_path: Path) -> None:
+    demo = build("demo", VERSION=VERSION, REVISION="test")
+    key = tmp_path / "host_key"
+    ensure_tools("ssh-keygen")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    shell = "install -m 600 /run/secrets/demo_host_key /tmp/host_key; sed 's:/run/host_key:/tmp/host_key:' /opt/demo/sshd_config > /tmp/c; "
+    with Container(
+        demo,
+        tmp_path / "log",
+        user="0:0",
+        mounts={"/run/secrets/demo_host_key": key},
+        entry_point=["sh", "-c"],
+        arguments=[shell + "/usr/sbin/sshd -t -f /tmp/c && /opt/cdc_archiver/bin/python /opt/demo/publisher.py --help"],
+    ) as running:
+        assert running.wait() == 0, running.said
+        assert "--folder" in running.said
+
+
+def test_kustomize_makes_of_the_base_what_kubernetes_takes(tmp_path: Path) -> None:
+    kubectl = fetch(Bundle("kubernetes", ("kubernetes-client",), ("kubectl",))) / "usr/bin/kubectl"
+    base = tmp_path / "base"
+    shutil.copytree(DEPLOY / "kubernetes", base)
+    (base / "secrets").mkdir(exist_ok=True)
+    for name in ("mysql_password", "ssh_key", "known_hosts"):
+        (base / "secrets" / name).write_text("x")
+    made = subprocess.run([kubectl, "kustomize", base], check=True, capture_output=True, text=True).stdout
+    documents = {document["kind"]: document for document in yaml.safe_load_all(made)}
+    assert documents.keys() == {
+        "ConfigMap",
+        "Deployment",
+        "PersistentVolumeClaim",
+        "Secret",
+        "Service",
+        "ServiceMonitor",
+    }
+    for kind, document in documents.items():
+        if kind != "ServiceMonitor":
+            kubernetes_validate.validate(document, "1.31", strict=True)
+    pod = documents["Deployment"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == f"cdc_archiver:{VERSION}"
+    # The names that were made are those that the pod asks for: a change of theirs starts it anew.
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["config"]["configMap"]["name"] == documents["ConfigMap"]["metadata"]["name"] != "cdc-archiver"
+    assert volumes["secrets"]["secret"]["secretName"] == documents["Secret"]["metadata"]["name"] != "cdc-archiver"

@@ -1,0 +1,297 @@
+"""The compose files: what compose takes, and every file, path, port, variable and tag in them as the project really has it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+from deployed import DEPLOY, ROOT, VERSION, interpolated, read, seconds, validate
+from stage import TABLE, Service, Stage, eventually, new_stage, run_here
+
+from cdc_archiver.database import schema
+from cdc_archiver.sandbox import DatabaseServer, SandboxError, SshServer, ensure_tools
+from cdc_archiver.sandbox.packages import find
+from cdc_archiver.settings import load
+
+COMPOSE: dict[str, Any] = interpolated(read(DEPLOY / "compose.yaml"), {})
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+OCS: dict[str, Any] = interpolated(
+    read(DEPLOY / "compose.ocs.yaml"), {"MYSQL_USER": "u", "MYSQL_PASSWORD": "p", "MYSQL_HOST": "db"}
+)
+WELL_KNOWN = {"mysql:8.4", "mariadb:10.11", "prom/prometheus", "grafana/grafana"}
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What make-secrets makes."""
+    ensure_tools("ssh-keygen")
+    folder = tmp_path_factory.mktemp("made") / "secrets"
+    subprocess.run([DEPLOY / "make-secrets", folder], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.ocs.yaml"])
+def test_a_file_is_what_compose_takes(name: str) -> None:
+    validate(read(DEPLOY / name), "compose-spec")
+
+
+def test_a_file_that_is_none_would_be_refused() -> None:
+    with pytest.raises(AssertionError, match="port"):
+        validate({"services": {"archiver": {**OCS["services"]["pysmurf-archiver"], "port": 1}}}, "compose-spec")
+
+
+def test_every_file_that_is_mounted_is_there() -> None:
+    for name, service in SERVICES.items():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            if source.startswith("."):
+                assert (DEPLOY / source).exists(), f"{name}: {source}"
+            else:
+                assert source in COMPOSE["volumes"], f"{name}: {source}"
+        assert set(service.get("secrets", ())) <= COMPOSE["secrets"].keys(), name
+
+
+def test_images_are_of_this_version_or_well_known() -> None:
+    for name, service in SERVICES.items():
+        image, _, tag = service["image"].partition(":")
+        if image.startswith("cdc_archiver"):
+            assert tag == VERSION, name
+            target = service["build"]["target"]
+            assert re.search(rf"^FROM \S+ AS {target}$", DOCKERFILE, re.MULTILINE), f"{name}: {target}"
+            for argument in service["build"].get("args", {}):
+                assert f"ARG {argument}=" in DOCKERFILE, f"{name}: {argument}"
+        else:
+            assert {service["image"], image} & WELL_KNOWN, name
+            assert re.search(r"\d", tag), f"{name}: a tag that moves"
+    assert SERVICES["archiver"]["build"]["args"]["VERSION"] == VERSION
+    assert OCS["services"]["pysmurf-archiver"]["image"] == f"cdc_archiver:{VERSION}"
+    assert (DEPLOY / SERVICES["archiver"]["build"]["context"] / "Dockerfile").samefile(ROOT / "Dockerfile")
+
+
+def test_who_waits_for_anothers_health_waits_for_one_that_tells_it() -> None:
+    for name, service in SERVICES.items():
+        for other, how in service.get("depends_on", {}).items():
+            if how["condition"] == "service_healthy":
+                told = "healthcheck" in SERVICES[other] or SERVICES[other]["build"]["target"] == "runtime"
+                assert told, f"{name} waits for {other}"
+            # A service of another profile is not there.
+            others_profiles = SERVICES[other].get("profiles")
+            if others_profiles and not set(service.get("profiles", [""])) <= set(others_profiles):
+                assert how["required"] is False, f"{name} needs {other}, which may not be there"
+    assert "HEALTHCHECK --interval" in DOCKERFILE
+
+
+@pytest.mark.parametrize("profile", ["mysql", "mariadb", "demo", "demo-mariadb"])
+def test_each_profile_has_one_database_and_it_is_the_one_that_the_archiver_asks(profile: str) -> None:
+    there = {name: each for name, each in SERVICES.items() if profile in each.get("profiles", [profile])}
+    alias = SERVICES["archiver"]["environment"]["MYSQL_HOST"]
+    assert [name for name, each in there.items() if alias in _aliases(each)] in (["mysql"], ["mariadb"])
+    assert {"archiver", "prometheus", "grafana"} <= there.keys()
+    assert {"source", "publisher"} <= there.keys() or not profile.startswith("demo")
+
+
+def test_the_archivers_variables_are_settings_and_lead_to_what_is_mounted() -> None:
+    archiver = SERVICES["archiver"]
+    settings = load(environment=archiver["environment"])
+    (source,) = settings.sources
+    secrets = {Path("/run/secrets") / name for name in archiver["secrets"]}
+    assert secrets == {settings.mysql_password_file, source.ssh_key, source.known_hosts}
+    assert str(settings.data_dir) in {volume.split(":")[-1] for volume in archiver["volumes"]}
+    assert source.host_name == "source"
+    publisher = SERVICES["publisher"]
+    files = {name: [v.split(":")[1] for v in SERVICES[name]["volumes"]] for name in ("source", "publisher")}
+    assert files["source"] == files["publisher"] == [source.source_root] == [publisher["command"][-1]]
+    assert (DEPLOY / "demo" / Path(publisher["command"][1]).name).exists()
+    assert publisher["environment"]["MYSQL_DATABASE"] == settings.mysql_database
+    assert SERVICES["mysql"]["environment"]["MYSQL_DATABASE"] == settings.mysql_database
+
+
+def test_ports_are_the_ones_that_are_listened_on() -> None:
+    settings = load({"target": ("m",)}, environment={})
+    published = {name: each["ports"][0].split(":")[-1] for name, each in SERVICES.items() if "ports" in each}
+    assert published == {"archiver": str(settings.http_port), "prometheus": "9090", "grafana": "3000"}
+    assert all(port.startswith("127.0.0.1:") for each in SERVICES.values() for port in each.get("ports", ()))
+    scraped = read(DEPLOY / "prometheus/prometheus.yaml")["scrape_configs"]
+    assert scraped[0]["static_configs"][0]["targets"] == [f"archiver:{settings.http_port}"]
+    assert f"CDC_ARCHIVER_HTTP_PORT={settings.http_port}" in DOCKERFILE
+    (datasource,) = read(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")["datasources"]
+    assert datasource["url"] == "http://prometheus:9090"
+
+
+def test_grafana_and_prometheus_find_what_is_mounted_for_them() -> None:
+    mounts = dict(volume.split(":")[1::-1] for volume in SERVICES["grafana"]["volumes"])
+    (provider,) = read(DEPLOY / "grafana/provisioning/dashboards/files.yaml")["providers"]
+    assert mounts[provider["options"]["path"]] == "./grafana/dashboards"
+    assert mounts["/etc/grafana/provisioning"] == "./grafana/provisioning"
+    mounts = dict(volume.split(":")[1::-1] for volume in SERVICES["prometheus"]["volumes"])
+    (rules,) = read(DEPLOY / "prometheus/prometheus.yaml")["rule_files"]
+    assert mounts[str(Path(rules).parent)] == "./prometheus/rules"
+    assert {path.suffix for path in (DEPLOY / "prometheus/rules").iterdir()} <= {Path(rules).suffix, ""}
+
+
+def test_prometheus_takes_its_configuration() -> None:
+    try:
+        promtool = find("promtool")
+    except SandboxError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"promtool is not to be had: {error}")
+    # Its rules are elsewhere here; that they are found there is the test above.
+    done = subprocess.run(
+        promtool.command("check", "config", DEPLOY / "prometheus/prometheus.yaml"),
+        check=False,
+        capture_output=True,
+        text=True,
+        env=promtool.environ(),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("service", [SERVICES["archiver"], OCS["services"]["pysmurf-archiver"]])
+def test_a_stop_gives_more_time_than_draining_takes(service: dict[str, Any]) -> None:
+    settings = load({"target": ("m",)}, environment={})
+    assert seconds(service["stop_grace_period"]) >= settings.drain_timeout + 10
+
+
+def test_the_entry_for_an_observatory_takes_what_its_neighbours_take(tmp_path: Path) -> None:
+    service = OCS["services"]["pysmurf-archiver"]
+    assert service["environment"].keys() == {"MYSQL_HOST", "MYSQL_DATABASE", "MYSQL_USER", "MYSQL_PASSWORD"}
+    mounts = {volume.split(":")[1] for volume in service["volumes"]}
+    assert mounts == {"/config", "/home/ocs", "/data"}
+    assert service["user"] == "9000:9000"
+    # It gets as far as the folder of the archive, which is not here.
+    home = {"PATH": os.environ["PATH"], **service["environment"], "MYSQL_HOST": "127.0.0.1", "MYSQL_PORT": "1"}
+    words = [word.replace("/data/", f"{tmp_path}/none/") for word in service["command"]]
+    assert words[0] == "run"
+    done = run_here(["check", *words[1:], "--host", ""], home)
+    assert f"data_dir {tmp_path}/none/pysmurf does not exist" in " ".join(done.stdout.split()), done
+
+
+def test_secrets_are_made_once_and_are_all_that_are_asked_for(secrets: Path) -> None:
+    asked = {Path(entry["file"]).name for entry in COMPOSE["secrets"].values()}
+    made = {path.name: path.read_bytes() for path in secrets.iterdir()}
+    assert asked <= made.keys()
+    assert all(made.values())
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    assert made["known_hosts"].startswith(b"source ssh-ed25519 ")
+    assert re.fullmatch(rb"[0-9a-f]{36}", made["mysql_password"])
+    assert made["mysql_password"] != made["monitor_password"]
+    subprocess.run([DEPLOY / "make-secrets", secrets], check=True)
+    assert {path.name: path.read_bytes() for path in secrets.iterdir()} == made
+    assert {Path(entry["file"]).parent.name for entry in COMPOSE["secrets"].values()} == {"secrets"}
+    assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().split()
+
+
+def test_the_demos_sshd_finds_its_keys() -> None:
+    words = (DEPLOY / "demo/sshd_config").read_text() + (DEPLOY / "demo/readout.sh").read_text()
+    assert set(re.findall(r"/run/secrets/(\w+)", words)) == set(SERVICES["source"]["secrets"])
+
+
+def test_the_table_is_the_one_that_init_db_makes() -> None:
+    text = (DEPLOY / "database/10-table.sql").read_text()
+    statements = [schema.table_statement(schema.files_table(TABLE)), schema.index_statement(TABLE)]
+    given = [" ".join(part.split()) for part in re.sub("--.*", "", text).split(";") if part.strip()]
+    assert given == [" ".join(statement.split()) for statement in statements]
+
+
+def test_the_database_is_set_up_for_an_archiver_and_a_monitor_and_they_work_together(
+    database_server: DatabaseServer, ssh_server: SshServer, secrets: Path, tmp_path: Path
+) -> None:
+    with new_stage(database_server, ssh_server, tmp_path, table=False) as stage, _set_up(stage, secrets):
+        password = (secrets / "mysql_password").read_text()
+        # As the archiver's own account sees it: nothing is missing but the history, which it makes itself.
+        changes = {"mysql_user": "archiver", "mysql_password": password}
+        with Service(load({**_database(stage), **stage.options(), **changes}, environment={}), "streaming") as service:
+            _publish(stage, secrets)
+            eventually(lambda: stage.count("copied = 1") == 16, "all are archived")
+            assert len(stage.archived_files()) == 16
+            assert service.status()["history"] == "kept"
+        for user, secret, forbidden in (
+            ("archiver", "mysql_password", f"DELETE FROM {TABLE}"),
+            ("archiver", "mysql_password", f"DROP TABLE {TABLE}"),
+            ("monitor", "monitor_password", f"SELECT * FROM {TABLE}"),
+        ):
+            account = {"user": user, "password": (secrets / secret).read_text(), "database": stage.database}
+            with (
+                contextlib.closing(database_server.connect(**account)) as connection,
+                connection.cursor() as cursor,
+                pytest.raises(pymysql.OperationalError, match="denied"),
+            ):
+                cursor.execute(forbidden)
+
+
+def test_a_databases_options_are_ones_that_it_has(database_server: DatabaseServer) -> None:
+    for option in SERVICES[database_server.kind]["command"]:
+        name, _, value = option.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
+        ((_, found),) = database_server.execute(f"SHOW GLOBAL VARIABLES LIKE '{name}'")
+        assert name not in ("binlog_format", "log_bin") or found in (value, "ON")
+
+
+@contextlib.contextmanager
+def _set_up(stage: Stage, secrets: Path) -> Iterator[None]:
+    """Does what the database's image does with the folder at its first start."""
+    for file in sorted((DEPLOY / "database").iterdir()):
+        if file.suffix == ".sql":
+            text = file.read_text()
+        else:
+            # The image runs a script that is executable as a program of its own, which would not know the function.
+            assert not os.access(file, os.X_OK)
+            script = file.read_text().replace("/run/secrets", str(secrets))
+            shell = shutil.which("bash")
+            assert shell
+            text = subprocess.run(
+                [shell, "-euc", f"docker_process_sql() {{ cat; }}\n{script}"],
+                check=True,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "MYSQL_DATABASE": stage.database},
+            ).stdout
+        for statement in re.sub("^--.*", "", text, flags=re.MULTILINE).split(";"):
+            if statement.strip():
+                stage.sql(statement)
+    try:
+        yield
+    finally:
+        for user in ("archiver", "monitor"):
+            stage.server.execute(f"DROP USER '{user}'@'%'")
+
+
+def _publish(stage: Stage, secrets: Path) -> None:
+    """The demo's instrument and monitor, two actions of it."""
+    done = subprocess.run(
+        [sys.executable, DEPLOY / "demo/publisher.py", "--folder", stage.sources, "--actions", "2", "--every", "0.01"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+            **os.environ,
+            "MYSQL_HOST": "127.0.0.1",
+            "MYSQL_PORT": str(stage.server.port),
+            "MYSQL_DATABASE": stage.database,
+            "MYSQL_USER": "monitor",
+            "MYSQL_PASSWORD_FILE": str(secrets / "monitor_password"),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "take_iv: 8 files\ntake_noise: 8 files\n"
+
+
+def _database(stage: Stage) -> dict[str, object]:
+    return {"mysql_host": "127.0.0.1", "mysql_port": stage.server.port, "mysql_database": stage.database}
+
+
+def _aliases(service: dict[str, Any]) -> list[str]:
+    networks = service.get("networks", {})
+    return list(networks.get("default", {}).get("aliases", ())) if isinstance(networks, dict) else []

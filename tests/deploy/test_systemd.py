@@ -1,0 +1,187 @@
+"""The service under systemd: what it tells the manager, its unit, the places of its files, and the room that the unit leaves it."""
+
+from __future__ import annotations
+
+import configparser
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from manager import Manager
+from stage import Stage, new_stage
+
+from cdc_archiver.sandbox import MariaDb, SshServer
+from cdc_archiver.sandbox.packages import Bundle, fetch, find_on_system
+from cdc_archiver.settings import load
+
+UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "cdc-archiver.service"
+EXPOSURE = 20
+"""In tenths, as systemd-analyze counts; without hardening it is above 90."""
+
+# Enters the room that MemoryDenyWriteExecute= and NoNewPrivileges= leave; prctl(2) numbers them.
+_AS_THE_UNIT = (
+    "import ctypes, os, sys; prctl = ctypes.CDLL(None, use_errno=True).prctl; "
+    "assert prctl(38, 1, 0, 0, 0) == 0 and prctl(65, 1, 0, 0, 0) == 0, ctypes.get_errno(); "
+    "os.execv(sys.executable, [sys.executable, '-m', 'cdc_archiver', *sys.argv[1:]])"
+)
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as built:
+        yield built
+
+
+@pytest.fixture(scope="module")
+def unit() -> dict[str, dict[str, str]]:
+    """Its sections. A key that stands twice has its last value here."""
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    return {name: dict(parser[name]) for name in parser.sections()}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root folder with the service's files in it."""
+    root = tmp_path_factory.mktemp("root")
+    install(root)
+    for program in (root / "opt/cdc_archiver/bin/cdc-archiver", root / "bin/kill"):
+        program.parent.mkdir(parents=True)
+        program.touch(0o755)
+    return root
+
+
+def install(root: Path) -> None:
+    subprocess.run([UNIT.parent / "install.sh"], check=True, env={**os.environ, "DESTDIR": str(root)})
+
+
+@pytest.fixture(scope="module")
+def systemd() -> tuple[list[str], dict[str, str], Path]:
+    """systemd-analyze, its environment, and where systemd's own units are."""
+    if program := find_on_system("systemd-analyze"):
+        return [str(program)], dict(os.environ), Path("/lib/systemd/system")
+    root = fetch(Bundle("systemd", ("systemd",), ("systemd-analyze",)))
+    libraries = ":".join(str(folder.parent) for folder in root.rglob("libsystemd-*.so"))
+    units = next(path.parent for path in root.rglob("sysinit.target"))
+    return [str(root / "usr/bin/systemd-analyze")], {**os.environ, "LD_LIBRARY_PATH": libraries}, units
+
+
+def analyze(systemd: tuple[list[str], dict[str, str], Path], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command, environment, _ = systemd
+    return subprocess.run(
+        [*command, *arguments], check=False, capture_output=True, text=True, env=environment, timeout=60
+    )
+
+
+def test_the_unit_is_one_that_systemd_understands(
+    installed: Path, systemd: tuple[list[str], dict[str, str], Path]
+) -> None:
+    units = installed / "lib/systemd/system"
+    units.mkdir(parents=True, exist_ok=True)
+    for target in systemd[2].glob("*.target"):
+        shutil.copy(target, units, follow_symlinks=True)
+    done = analyze(systemd, "verify", f"--root={installed}", "--recursive-errors=no", "cdc-archiver.service")
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_the_unit_is_hardened(installed: Path, systemd: tuple[list[str], dict[str, str], Path]) -> None:
+    done = analyze(
+        systemd,
+        "security",
+        "--offline=yes",
+        f"--root={installed}",
+        f"--threshold={EXPOSURE}",
+        "--no-pager",
+        "cdc-archiver.service",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Overall exposure level" in done.stdout
+
+
+def test_the_unit_stops_the_service_as_it_wants_to_be_stopped(unit: dict[str, dict[str, str]]) -> None:
+    service = unit["Service"]
+    settings = load({"target": ("m",)}, environment={})
+    assert int(service["TimeoutStopSec"]) >= settings.drain_timeout + 10
+    assert service["KillMode"] == "mixed"  # with control-group, running copies would get SIGTERM as well
+    assert service["RestartPreventExitStatus"] == "2"
+    assert service["Type"] == "notify"
+    assert int(service["WatchdogSec"]) >= 30
+
+
+def test_installed_files_are_those_that_the_unit_asks_for(unit: dict[str, dict[str, str]], installed: Path) -> None:
+    service = unit["Service"]
+    environment_file = installed / service["EnvironmentFile"].lstrip("/")
+    password = service["LoadCredential"].partition(":")[2]
+    assert (installed / password.lstrip("/")).stat().st_mode & 0o777 == 0o600
+    variables = dict(
+        line.split("=", 1) for line in environment_file.read_text().splitlines() if line and not line.startswith("#")
+    )
+    config = installed / variables["CDC_ARCHIVER_CONFIG"].lstrip("/")
+    settings = load(config=config, environment={"MYSQL_PASSWORD_FILE": "/credential"})
+    assert settings.sources[0].target
+    assert str(settings.data_dir).startswith(service["ReadWritePaths"].lstrip("-") + "/")
+    account = (installed / "etc/sysusers.d/cdc-archiver.conf").read_text().splitlines()[-1].split()
+    assert account[1] == service["User"] == service["Group"]
+    assert account[-1] == f"/var/lib/{service['StateDirectory']}"
+
+
+def test_the_example_of_several_sources_is_one(installed: Path, tmp_path: Path) -> None:
+    text = (installed / "etc/cdc_archiver/archiver.toml").read_text()
+    single, _, several = text.partition("# Several readout servers")
+    example = "\n".join(line.removeprefix("# ") for line in several.splitlines()[2:])
+    kept = "\n".join(line for line in single.splitlines() if not line.startswith(("host", "target")))
+    config = tmp_path / "several.toml"
+    config.write_text(f"{kept}\n{example}\n")
+    assert tomllib.loads(config.read_text())["sources"]
+    assert [source.name for source in load(config=config, environment={}).sources] == ["satp1"]
+
+
+def test_an_installation_leaves_a_configuration_as_it_is(tmp_path: Path) -> None:
+    install(tmp_path)
+    kept = {tmp_path / "etc/default/cdc-archiver", tmp_path / "etc/cdc_archiver/archiver.toml"}
+    for path in kept:
+        path.write_text("# mine\n")
+    (tmp_path / "etc/cdc_archiver/mysql_password").write_text("mine")
+    (tmp_path / "etc/systemd/system/cdc-archiver.service").write_text("an older one")
+    install(tmp_path)
+    assert {path.read_text() for path in kept} == {"# mine\n"}
+    assert (tmp_path / "etc/cdc_archiver/mysql_password").read_text() == "mine"
+    assert (tmp_path / "etc/systemd/system/cdc-archiver.service").read_text() == UNIT.read_text()
+
+
+def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: Stage) -> None:
+    with Manager(stage.folder) as manager:
+        interpreter = [
+            *_with(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="900000"),
+            sys.executable,
+            "-m",
+            "cdc_archiver",
+        ]
+        with stage.program(interpreter=interpreter) as program:
+            manager.wait("READY=1")
+            manager.wait("STATUS=streaming")
+            manager.wait("WATCHDOG=1")
+            program.signal(signal.SIGTERM)
+            manager.wait("STOPPING=1")
+            assert program.wait() == 0
+
+
+def test_files_are_archived_in_the_room_that_the_unit_leaves(stage: Stage) -> None:
+    if ctypes.CDLL(None).prctl(66, 0, 0, 0, 0) < 0:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    files = stage.files(3)
+    with stage.program(interpreter=[sys.executable, "-c", _AS_THE_UNIT]):
+        stage.wait_archived(*stage.register(*files))
+    assert [stage.place(file).read_bytes() for file in files] == [file.content for file in files]
+
+
+def _with(**variables: str) -> list[str]:
+    return ["env", *(f"{name}={value}" for name, value in variables.items())]

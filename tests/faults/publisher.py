@@ -1,0 +1,370 @@
+"""An instrument that writes files and registers them in every way that SQL has, and keeps a book of what it did."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pymysql
+from audit import Book, Expected, Fate, Standing
+from stage import TABLE, Stage, insert
+
+DISK = "disk"
+"""The one folder below the stage's sources: whoever moves it takes all files away at once."""
+_EPOCH = 1_589_517_264
+_ACTIONS = ("take_iv", "take_noise", "take_bias_steps", "tracking")
+_SLOTS = ("crate1slot2", "crate1slot3", "crate1slot4")
+_FILES_OF_ACTION = 60
+_KEPT = 2000
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file and the row that registers it."""
+
+    expected: Expected
+    row: dict[str, Any]
+
+
+@dataclass
+class _Late:
+    """A transaction that is committed after others that began later."""
+
+    connection: Any
+    entries: Sequence[Entry]
+    due: float
+
+
+class Publisher(threading.Thread):
+    """Publishes until it is stopped. Whatever the database says, it goes on: an instrument does.
+
+    Args:
+        stage: where to.
+        book: what it writes down before and after each INSERT.
+        chance: decides what comes next.
+        disk: held while files are written: whoever takes the sources away takes it too.
+        pause: mean seconds between two actions.
+        huge: size in bytes of the largest files; 0 for none of them.
+        most_waiting: rows that wait to be archived at the most: the run has to come to an end.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        book: Book,
+        chance: random.Random,
+        disk: threading.RLock,
+        *,
+        pause: float = 0.4,
+        huge: int = 100_000_000,
+        most_waiting: int = 3000,
+    ) -> None:
+        super().__init__(name="publisher", daemon=True)
+        self._stage = stage
+        self._book = book
+        self._chance = chance
+        self._disk = disk
+        self._pause = pause
+        self._huge = huge
+        self._most_waiting = most_waiting
+        self._stop_asked = threading.Event()
+        self._connection: Any = None
+        self._late: list[_Late] = []
+        self._known: list[tuple[int, Entry]] = []
+        self._files = 0
+        self._folder = ""
+        self._place: tuple[str, dict[str, Any]] = ("", {})
+        self.counts: Counter[str] = Counter()
+        """Actions that the database took, by name."""
+        self.size = 0
+        """Bytes written so far."""
+        self.failure: BaseException | None = None
+        self._ways: list[tuple[float, Callable[[], None]]] = [
+            (40, self.single),
+            (12, self.several),
+            (3, self.burst),
+            (8, self.transaction),
+            (5, self.rolled_back),
+            (6, self.late),
+            (4, self.replaced),
+            (4, self.on_duplicate_key),
+            (4, self.loaded),
+            (4, self.twice),
+            (4, self.same_name),
+            (3, self.missing),
+            (2, self.changed),
+            (2, self.folder),
+            (3, self.with_nulls),
+            (4, self.put_back),
+            (0.7 if huge else 0, self.huge),
+        ]
+
+    def stop(self) -> None:
+        """Asks it to end; what is late is committed."""
+        self._stop_asked.set()
+
+    def run(self) -> None:
+        try:
+            while not self._stop_asked.wait(self._chance.expovariate(1 / self._pause)):
+                weights, ways = zip(*self._ways, strict=True)
+                (way,) = self._chance.choices(ways, weights)
+                if self._try(way):
+                    self.counts[way.__name__] += 1
+                self._try(self._commit_late)
+                if self._chance.random() < 0.1:
+                    self._try(self._wait_for_archiver)
+            for late in self._late:
+                late.due = 0.0
+            self._try(self._commit_late)
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self._hang_up()
+            for late in self._late:
+                late.connection.close()
+
+    # The ways in which files come.
+
+    def single(self) -> None:
+        self._insert(self._write(1))
+
+    def several(self) -> None:
+        self._insert(self._write(self._chance.randint(2, 20)))
+
+    def burst(self) -> None:
+        """Hundreds of small ones, a row each, as fast as it goes."""
+        entries = self._write(self._chance.randint(100, 400), largest=20_000)
+        for start in range(0, len(entries), 10):
+            self._insert(entries[start : start + 10])
+
+    def transaction(self) -> None:
+        """Several rows, committed together."""
+        entries = self._write(self._chance.randint(2, 12))
+        with self._transaction(entries) as cursor:
+            for entry in entries:
+                insert(cursor, [entry.row])
+
+    def rolled_back(self) -> None:
+        """Nobody may ever see these."""
+        entries = self._write(self._chance.randint(1, 5))
+        self._book.plan(entry.expected for entry in entries)
+        self._book.set([entry.expected for entry in entries], Standing.WITHDRAWN)
+        connection = self._connected()
+        connection.begin()
+        try:
+            with connection.cursor() as cursor:
+                insert(cursor, [entry.row for entry in entries])
+            self._stop_asked.wait(self._chance.uniform(0, 0.2))
+        finally:
+            connection.rollback()
+
+    def late(self) -> None:
+        """Committed in a while: rows with lower ids appear after those with higher ones."""
+        entries = self._write(self._chance.randint(1, 5))
+        self._book.plan(entry.expected for entry in entries)
+        connection = self._stage.connect(autocommit=False)
+        self._late.append(_Late(connection, entries, time.monotonic() + self._chance.uniform(0.2, 5)))
+        with connection.cursor() as cursor:
+            insert(cursor, [entry.row for entry in entries])
+
+    def replaced(self) -> None:
+        """REPLACE: a row that is there becomes another file's."""
+        self._supersede("REPLACE", "")
+
+    def on_duplicate_key(self) -> None:
+        """INSERT … ON DUPLICATE KEY UPDATE, likewise."""
+        columns = ("path", "md5sum", "copied", "failed_copy_attempts", "action_timestamp", "action", "pub_id", "plot")
+        updates = ", ".join(f"{column} = VALUES({column})" for column in (*columns, "timestamp"))
+        self._supersede("INSERT", f"ON DUPLICATE KEY UPDATE {updates}")
+
+    def loaded(self) -> None:
+        """LOAD DATA."""
+        entries = self._write(self._chance.randint(5, 60), largest=20_000)
+        columns = [column for column in entries[0].row if column != "md5sum"]
+        table = self._stage.folder / f"load-{self._files}.tsv"
+        lines = ["\t".join([str(e.row[c]) for c in columns] + [e.expected.md5.hex()]) for e in entries]
+        table.write_text("\n".join(lines) + "\n")
+        names = ", ".join(f"`{column}`" for column in columns)
+        try:
+            with self._transaction(entries) as cursor:
+                cursor.execute(
+                    f"LOAD DATA INFILE %s INTO TABLE {TABLE} ({names}, @md5) SET md5sum = UNHEX(@md5)", (str(table),)
+                )
+        finally:
+            table.unlink()
+
+    def twice(self) -> None:
+        """One file, two rows: both are its."""
+        (entry,) = self._write(1)
+        self._insert([entry])
+        self._insert([entry])
+
+    def same_name(self) -> None:
+        """Several files of one name, from one action, with different contents."""
+        (first,) = self._write(1)
+        others = [self._write(1, name=Path(first.row["path"]).name)[0] for _ in range(self._chance.randint(1, 3))]
+        self._insert([first, *others])
+
+    def with_nulls(self) -> None:
+        """Rows of a writer that leaves out what it does not know."""
+        self._insert(self._write(1), copied=None, failed_copy_attempts=None)
+
+    def huge(self) -> None:
+        """For the bulk lane."""
+        self._insert(self._write(1, size=self._chance.randint(70 * self._huge // 100, self._huge)))
+
+    def missing(self) -> None:
+        """Registered, and never there."""
+        self._bad(Fate.MISSING, lambda path: path.unlink())
+
+    def changed(self) -> None:
+        """Registered, and written to again."""
+        self._bad(Fate.CHANGED, lambda path: path.write_bytes(os.urandom(300)))
+
+    def folder(self) -> None:
+        """Somebody registered a folder."""
+
+        def make_folder(path: Path) -> None:
+            path.unlink()
+            path.mkdir()
+
+        self._bad(Fate.NOT_A_FILE, make_folder)
+
+    def put_back(self) -> None:
+        """An operator has files archived anew."""
+        for id_, entry in self._chance.sample(self._known, min(len(self._known), self._chance.randint(1, 10))):
+            self._book.handle(id_)
+            with self._connected().cursor() as cursor:
+                cursor.execute(
+                    f"UPDATE {TABLE} SET copied = 0, path = %s WHERE id = %s AND md5sum = %s",
+                    (entry.row["path"], id_, entry.expected.md5),
+                )
+
+    # How it is done.
+
+    def _try(self, way: Callable[[], None]) -> bool:
+        """Does something, and says whether the database took it."""
+        try:
+            way()
+        except (pymysql.MySQLError, OSError):  # it is away, or went away in the midst; no commit, or nobody knows
+            self._hang_up()
+            self._stop_asked.wait(0.3)
+            return False
+        return True
+
+    def _write(
+        self, count: int, *, size: int | None = None, largest: int = 5_000_000, name: str | None = None
+    ) -> list[Entry]:
+        with self._disk:
+            return [self._write_one(size or self._size(largest), name) for _ in range(count)]
+
+    def _size(self, largest: int) -> int:
+        """From 100 bytes on, small ones more often."""
+        top = largest if self._chance.random() < 0.05 else min(largest, 100_000)
+        return int(100 * (top / 100) ** self._chance.random())
+
+    def _write_one(self, size: int, name: str | None) -> Entry:
+        if name is None and self._files % _FILES_OF_ACTION == 0:
+            self._begin_action()
+        self._files += 1
+        prefix, values = self._place
+        plot = self._chance.random() < 0.2 if name is None else name.endswith(".png")
+        name = name or f"{self._files:06}{'.png' if plot else '.npy'}"
+        # Files of one name come from different folders.
+        file = self._stage.file(f"{DISK}/{self._folder}/{self._files}/{name}", os.urandom(size))
+        self.size += size
+        expected = Expected(file.md5, f"{prefix}/{'plots' if plot else 'outputs'}/{name}", size)
+        return Entry(expected, self._stage.values(file, **values, plot=int(plot)))
+
+    def _begin_action(self) -> None:
+        number = self._files // _FILES_OF_ACTION
+        begun, slot, action = _EPOCH + 7 * number, self._chance.choice(_SLOTS), self._chance.choice(_ACTIONS)
+        # The column is another time than the action's, and wanders through the first five digits.
+        written = begun + 20_000 * number
+        text = datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        values = {"pub_id": slot, "action": action, "action_timestamp": begun, "timestamp": text}
+        self._folder = f"{begun}/{slot}"
+        self._place = (f"{str(written)[:5]}/{slot}/{begun}_{action}", values)
+
+    def _insert(self, entries: Sequence[Entry], **columns: Any) -> None:
+        """One INSERT."""
+        self._book.plan(entry.expected for entry in entries)
+        with self._connected().cursor() as cursor:
+            first = insert(cursor, [{**entry.row, **columns} for entry in entries])
+        self._registered(entries, first)
+
+    def _registered(self, entries: Sequence[Entry], first: int | None) -> None:
+        self._book.set([entry.expected for entry in entries], Standing.REGISTERED)
+        if first is not None:
+            self._known += [(first + number, entry) for number, entry in enumerate(entries)]
+            if len(self._known) > _KEPT:
+                del self._known[: self._chance.randint(0, _KEPT // 2)]
+
+    @contextlib.contextmanager
+    def _transaction(self, entries: Sequence[Entry]) -> Iterator[Any]:
+        self._book.plan(entry.expected for entry in entries)
+        connection = self._connected()
+        connection.begin()
+        with connection.cursor() as cursor:
+            yield cursor
+        connection.commit()
+        self._registered(entries, None)
+
+    def _commit_late(self) -> None:
+        for late in [late for late in self._late if late.due <= time.monotonic()]:
+            self._late.remove(late)
+            with contextlib.closing(late.connection):
+                late.connection.commit()
+                self._registered(late.entries, None)
+
+    def _supersede(self, verb: str, end: str) -> None:
+        if not self._known:
+            return
+        id_, old = self._known.pop(self._chance.randrange(len(self._known)))
+        self._book.handle(id_)
+        (entry,) = self._write(1)
+        self._book.plan([entry.expected])
+        # From the statement on, whatever its answer: the row itself says in the end which of the two it is.
+        self._book.set([old.expected], Standing.SUPERSEDED)
+        with self._connected().cursor() as cursor:
+            insert(cursor, [{"id": id_, **entry.row}], verb, end)
+        self._registered([entry], None)
+
+    def _bad(self, fate: Fate, spoil: Callable[[Path], object]) -> None:
+        with self._disk:
+            (good,) = self._write(1)
+            spoil(Path(good.row["path"]))
+        expected = Expected(good.expected.md5, good.expected.place, good.expected.size, fate)
+        self._book.plan([expected])
+        with self._connected().cursor() as cursor:
+            insert(cursor, [good.row])
+        self._book.set([expected], Standing.REGISTERED)
+
+    def _wait_for_archiver(self) -> None:
+        while not self._stop_asked.is_set():
+            with self._connected().cursor() as cursor:
+                cursor.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE COALESCE(copied, 0) = 0")
+                if cursor.fetchone()[0] < self._most_waiting:
+                    return
+            self._stop_asked.wait(0.5)
+
+    def _connected(self) -> Any:
+        if self._connection is None:
+            # It may be frozen; then it answers in the end, or is killed.
+            self._connection = self._stage.connect(read_timeout=60)
+        return self._connection
+
+    def _hang_up(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.open:
+            with contextlib.suppress(pymysql.MySQLError, OSError):
+                connection.close()

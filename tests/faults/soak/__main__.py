@@ -1,0 +1,94 @@
+"""``python -m soak --minutes 20 --db mariadb``: every fault at once, at random, and the audit; status 0 where nothing is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import rich.progress
+from rich.console import Console
+
+from cdc_archiver.sandbox import SandboxError
+from soak.run import Plan, Progress, Report, soak
+
+_SAY_EVERY = 15.0
+"""Seconds between two lines where nobody looks at a bar."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=20.0, help="of faults (default: 20)")
+    parser.add_argument("--db", choices=("mariadb", "mysql"), default="mariadb")
+    parser.add_argument("--seed", type=int, help="of the order of things (default: a random one)")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a new one below the temporary folder)")
+    given = parser.parse_args(arguments)
+    seed = random.randrange(1_000_000) if given.seed is None else given.seed
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="cdc-soak-"))
+    plan = Plan(given.db, given.minutes * 60, seed)
+    print(f"{plan.kind}, seed {seed}, {given.minutes:g} minutes, in {folder}", flush=True)
+    try:
+        with _shown(plan) as say:
+            report = soak(plan, folder, say)
+    except SandboxError as error:
+        print(f"the sandbox is not to be had: {error}", file=sys.stderr)
+        return 4
+    except BaseException:
+        print(f"not brought to its end; what there is lies in {folder}", file=sys.stderr)
+        raise
+    print(report)
+    if not report.clean:
+        _complain(report, folder)
+        return 1
+    if given.folder is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+def _complain(report: Report, folder: Path) -> None:
+    for name, found in {**report.audit.wrong, "unforeseen": report.unforeseen}.items():
+        for line in found[:10]:
+            print(f"{name}: {line}")
+    print(f"NOT CLEAN: logs, rows and history are in {folder}; again with --seed {report.plan.seed}")
+
+
+@contextmanager
+def _shown(plan: Plan) -> Iterator[Callable[[Progress], None]]:
+    """A bar on a terminal, a line now and then in a pipe."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        said = -_SAY_EVERY
+
+        def say(now: Progress) -> None:
+            nonlocal said
+            if now.seconds - said >= _SAY_EVERY or now.seconds < said:
+                said = now.seconds
+                print(f"{plan.kind} {now.seconds:5.0f} s  {_words(now)}", flush=True)
+
+        yield say
+        return
+    columns = (
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task(plan.kind, total=plan.seconds)
+        yield lambda now: bar.update(task, completed=now.seconds, description=f"{plan.kind} {_words(now)}")
+
+
+def _words(now: Progress) -> str:
+    return (
+        f"registered {now.registered}, archived {now.archived}, faults {now.faults} ({now.kills} kills); "
+        f"now: {now.now or 'none'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

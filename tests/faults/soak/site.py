@@ -1,0 +1,193 @@
+"""The site of a soak: servers, wires to both, a disk of its own for the archive where that can be had, and the service's log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from audit import Book
+from proxy import Proxy
+from stage import COMMAND, PASSWORD, Stage, new_stage
+
+from cdc_archiver.sandbox import ChildProcess, DatabaseServer, Kind, SshServer, ensure_tools, open_database
+
+_DISK_BYTES = 20 * 2**30
+"""Of the archive's disk, a sparse file."""
+_END_SECONDS = 60.0
+
+
+@dataclass
+class Site:
+    """Everything that faults can be done to."""
+
+    stage: Stage
+    database: DatabaseServer
+    ssh: SshServer
+    database_wire: Proxy
+    ssh_wire: Proxy
+    disk: Path | None
+    """The archive's file system, where it is one of its own."""
+    book: Book = field(default_factory=Book)
+    sources_held: threading.RLock = field(default_factory=threading.RLock)
+    """Held by whoever writes files on the source, or takes them away."""
+    over: threading.Event = field(default_factory=threading.Event)
+    """The time of faults is over: whoever waits comes back."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Faults so far, by name."""
+    unforeseen: list[str] = field(default_factory=list)
+    """What the service did that no fault excuses: it died, or ended with another status than it should."""
+
+    @property
+    def known_hosts(self) -> Path:
+        return self.stage.folder / "known_hosts"
+
+    @property
+    def logs(self) -> Path:
+        return self.stage.folder / "logs"
+
+    def trust_host_key(self) -> None:
+        """As an operator does it who knows of a new host key."""
+        self.ssh.trust_host_key()
+        text = self.ssh.known_hosts.read_text().replace(f":{self.ssh.port} ", f":{self.ssh_wire.port} ")
+        fresh = self.known_hosts.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.rename(self.known_hosts)
+
+    def flags(self) -> list[str]:
+        """The service's settings: the usual ones, but for waits that a soak has not the time for."""
+        return self.stage.flags(
+            mysql_port=self.database_wire.port,
+            ssh_port=self.ssh_wire.port,
+            known_hosts=self.known_hosts,
+            source_root=self.stage.sources,
+            log_format="json",
+            io_timeout="10s",
+            stall_timeout="15s",
+        )
+
+    def process(self, name: str, *more: str) -> ChildProcess:
+        """A ``cdc-archiver run``, not started yet, with a log of its own."""
+        self.logs.mkdir(exist_ok=True)
+        command = [*COMMAND, "run", *self.flags(), *more]
+        return ChildProcess("cdc-archiver", command, self.logs / f"{name}.log", self.stage.environment())
+
+    def require_end(self, process: ChildProcess) -> None:
+        """Notes it where a service that was asked to end does not, or not well."""
+        # One that is asked before Python has come to its first line ends as programs do.
+        began = "listening" in process.log.read_text(errors="replace")
+        statuses = (0,) if began else (0, -signal.SIGTERM)
+        if not process.wait(_END_SECONDS):
+            self.unforeseen.append(f"{process.log.name}: it has not ended {_END_SECONDS} s after SIGTERM")
+            process.kill()
+        elif process.returncode not in statuses:
+            self.unforeseen.append(f"{process.log.name}: it ended with status {process.returncode}")
+
+    def note(self, began: float, ended: float, fault: str) -> None:
+        """Writes a fault down, beside the services' logs, whose times it has."""
+        at = datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds")
+        with (self.stage.folder / "faults.log").open("a") as file:
+            file.write(f"{at} {ended - began:6.1f} s  {fault}\n")
+
+    def read_logs(self) -> None:
+        """Notes what no service may ever say."""
+        for log in sorted(self.logs.glob("*.log")):
+            for line in log.read_text(errors="replace").splitlines():
+                try:
+                    event = json.loads(line).get("event")
+                except ValueError:
+                    event = "traceback" if "Traceback" in line else None
+                if event in ("part_died", "stream_missed", "traceback") or PASSWORD in line:
+                    self.unforeseen.append(f"{log.name}: {line[:300]}")
+
+
+@contextlib.contextmanager
+def new_site(kind: Kind, folder: Path, *, own_disk: bool) -> Iterator[Site]:
+    """Servers, wires, stage, disk; all of it gone afterwards but for the folder's files."""
+    ensure_tools()
+    database, ssh = open_database(kind, folder / "database"), SshServer(folder / "ssh")
+    place = folder / "site"
+    place.mkdir(parents=True)
+    try:
+        database.start()
+        ssh.start()
+        with contextlib.ExitStack() as stack:
+            stage = stack.enter_context(new_stage(database, ssh, place))
+            database_wire, ssh_wire = (stack.enter_context(Proxy(server.port)) for server in (database, ssh))
+            disk = stack.enter_context(_disk_of_its_own(folder, stage.data_dir)) if own_disk else None
+            site = Site(stage, database, ssh, database_wire, ssh_wire, disk)
+            site.trust_host_key()
+            yield site
+            # The stage looks for processes that name its folder.
+            database.resume()
+            ssh.resume()
+    finally:
+        database.resume()
+        database.kill()
+        ssh.resume()
+        ssh.kill()
+
+
+@contextlib.contextmanager
+def _disk_of_its_own(folder: Path, mount: Path) -> Iterator[Path | None]:
+    """A file system for the archive alone, which can be filled up; None where this user may not mount."""
+    image = folder / "disk.ext4"
+    with image.open("wb") as file:
+        file.truncate(_DISK_BYTES)
+    made = _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image)) and _run("mount", "-o", "loop", str(image), str(mount))
+    if not made:
+        image.unlink()
+        yield None
+        return
+    (mount / "lost+found").rmdir()
+    try:
+        yield mount
+    finally:
+        _run("umount", "--lazy", str(mount))
+        image.unlink()
+
+
+def _run(*command: str) -> bool:
+    try:
+        return subprocess.run(command, check=False, capture_output=True, timeout=60).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def children_of(parent: int, pattern: str) -> list[int]:
+    """The processes below one, whose command line matches."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                fields = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()
+                parents[int(entry)] = int(fields[1])
+    found = []
+    for pid in parents:
+        above, steps = pid, 0
+        while above in parents and above != parent and steps < 50:
+            above, steps = parents[above], steps + 1
+        if above == parent and pid != parent and re.search(pattern, command_line(pid)):
+            found.append(pid)
+    return found
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
