@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +26,7 @@ _AHEAD: Final = 4
 _REQUEUE_AT: Final = 100
 """Files that are asked for on their source together: each question is a login."""
 _PAGE: Final = 500
+_TICK: Final = 0.5
 
 
 class Verdict(StrEnum):
@@ -245,7 +246,7 @@ class Verification:
     def _verdict(self, row: Row, future: Future[tuple[bytes, int]]) -> tuple[Verdict, str, int]:
         md5 = row.record.md5sum
         try:
-            seen, size = future.result()
+            seen, size = _result(future)
         except (FileNotFoundError, NotADirectoryError):
             self._require_still_mounted()
             return Verdict.MISSING, "it is not there", 0
@@ -283,3 +284,10 @@ class Verification:
                 continue
             self.tally.requeued += note == ""
             self._on_problem(Problem(problem.id, problem.path, problem.verdict, problem.detail, note == "", note))
+
+
+def _result(future: Future[tuple[bytes, int]]) -> tuple[bytes, int]:
+    """What a file's reader says. No wait is without an end: a signal that came to another thread is heeded between two."""
+    while not wait([future], _TICK).done:
+        pass
+    return future.result()
