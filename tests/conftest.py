@@ -1,18 +1,26 @@
 """Servers that tests share, each started when the first test asks for it."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from doomed import QUICK
 from stage import Stage, new_stage
 
 from cdc_archiver.events import binlog
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools, open_database
 from cdc_archiver.sandbox.packages import Tool, find
+
+
+@pytest.fixture(scope="session", autouse=True)
+def logs_beside_what_commands_print() -> None:
+    """A service in a thread of ours logs while a test captures what a command prints: not into that."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 @contextmanager
