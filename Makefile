@@ -37,8 +37,8 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-reference: install ## renew the table of settings in the README
-	$(BIN)/python -m cdc_archiver.reference README.md
+reference: install ## renew the table of settings in docs/configuration.md
+	$(BIN)/python -m cdc_archiver.reference docs/configuration.md
 
 format: install ## let ruff lay the code out
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
-"""The settings as a Markdown table: what README shows, and a test keeps true.
+"""The settings as a Markdown table: what docs/configuration.md shows, and a test keeps true.
 
-``python -m cdc_archiver.reference README.md`` writes it between the two markers there.
+``python -m cdc_archiver.reference docs/configuration.md`` writes it between the two markers there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The house: imports go one way, the README's settings are the program's, and no room is past one sitting."""
+"""The house: imports go one way, the handbook's settings are the program's, its links lead somewhere, and no room is past one sitting."""
 
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from cdc_archiver.reference import with_settings_table
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "cdc_archiver"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # From the ground up: a module imports from its own floor and from those below.
 FLOORS = [
@@ -73,6 +75,17 @@ def test_a_module_says_in_its_first_line_what_lives_there_and_can_be_read_in_one
     assert len(text.splitlines()) <= 500, f"{name} is past one sitting: split it"
 
 
-def test_the_readmes_settings_are_the_programs() -> None:
-    readme = (ROOT / "README.md").read_text()
-    assert with_settings_table(readme) == readme, "run: make reference"
+def test_the_handbooks_settings_are_the_programs() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert with_settings_table(page) == page, "run: make reference"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_of_the_handbook_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text()):
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), f"{page.name} leads to {target}"
+        if anchor and there.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{page.name} leads to {target}#{anchor}"
