@@ -25,7 +25,7 @@ bench: install $(VENV)/bench-installed ## the service beside bare rsync and the 
 	@$(BIN)/python -m benchmarks --db $(DB) --scale $(if $(FULL),full,short) --cases '$(CASES)' --results $(RESULTS)
 
 test: lint servers ## lint, types and all tests, on real servers
-	$(BIN)/python -m pytest --numprocesses $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 soak: install servers ## every fault at once for MINUTES=20 on each server (DB=mysql: on that alone), and an audit of what came of it
 	@export PYTHONPATH=tests/support:tests/faults; \

@@ -13,6 +13,8 @@ import pymysql
 from pymysql.connections import Connection
 from pymysql.constants import CR
 
+from cdc_archiver.database.engine import OurConnection
+
 
 class LineCut(OSError):
     """Somebody cut the line while, or before, we used it."""
@@ -119,7 +121,7 @@ class Line:
         twin.close()
 
 
-class _Connection(Connection):
+class _Connection(OurConnection):
     """A connection whose twin ends with it."""
 
     after_close = staticmethod(lambda: None)

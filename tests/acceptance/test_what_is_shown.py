@@ -104,7 +104,7 @@ def test_metrics_are_those_of_the_contract(stage: Stage) -> None:
     stage.register(missing, failed_copy_attempts=5)
     stage.register(missing, failed_copy_attempts=1000)
     stage.register(missing, failed_copy_attempts=2000)
-    with stage.service() as service:
+    with stage.service(preflight=True) as service:
         service.wait_settled()
         file = stage.file("file.npy", size=4321)
         stage.wait_archived(*stage.register(file))

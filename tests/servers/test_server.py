@@ -226,3 +226,15 @@ def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
             assert first.scalar(sa.text("SELECT 1")) == second.scalar(sa.text("SELECT 1")) == 1
         assert time.monotonic() - began < engine.ANSWER_TIMEOUT / 2
         database.close()
+
+
+def test_connections_for_which_no_tls_is_set_share_a_context_and_use_tls_all_the_same(world: World) -> None:
+    """PyMySQL would read the system's certificates for each of them."""
+    database = world.database()
+    with contextlib.closing(database.raw_connection()) as one, contextlib.closing(database.raw_connection()) as other:
+        assert vars(one)["ctx"] is vars(other)["ctx"]
+        with one.cursor() as cursor:
+            cursor.execute("SHOW SESSION STATUS LIKE 'Ssl_cipher'")
+            ((_, cipher),) = cursor.fetchall()
+        assert bool(cipher) == (world.server.kind == "mysql")
+    database.close()

@@ -227,13 +227,16 @@ class Stage:
         """As an operator sets it up; ``host=""`` for a local copy."""
         return load(self._database_options() | self.options(changes), environment={})
 
-    def service(self, *, until: str | None = "streaming", **changes: Any) -> Service:
+    def service(self, *, until: str | None = "streaming", preflight: bool = False, **changes: Any) -> Service:
         """The service in a thread of this process.
 
         Arguments:
             until: the state that it is waited for; None for none.
+            preflight: whether it says at the start what `check` would; a login of its own, which most tests do not look at.
         """
         self.services.append(Service(self.settings(**changes), until))
+        if not preflight:
+            self.services[-1].archiver._preflight = lambda: None  # type: ignore[method-assign]
         return self.services[-1]
 
     def program(
