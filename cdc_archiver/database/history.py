@@ -41,7 +41,7 @@ TABLE: Final = sa.Table(
         "result",
         sa.String(16),
         nullable=False,
-        comment="archived, adopted, charged, refused; retried, ignored, restored, requeued",
+        comment="archived, adopted, charged, refused, retried, ignored, restored, requeued",
     ),
     sa.Column("reason", sa.String(32)),
     sa.Column("detail", _text),

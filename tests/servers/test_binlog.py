@@ -17,6 +17,7 @@ from typing import Any
 
 import pymysql
 import pytest
+import structlog
 from kit import CREATE_TABLE, PASSWORD, TABLE, World, eventually, new_world
 from proxy import Proxy
 
@@ -707,6 +708,8 @@ def test_no_log_line_has_the_password(
     level = library.level
     caplog.set_level(logging.DEBUG)
     library.setLevel(logging.DEBUG)
+    ours = structlog.get_config()
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory())  # to what is captured here
     try:
         with streaming(world, CALM) as running:
             running.heard.await_ids(world.insert("/a"))
@@ -717,6 +720,7 @@ def test_no_log_line_has_the_password(
             said = running.heard.await_one("unavailable", "Access denied")
     finally:
         library.setLevel(level)
+        structlog.configure(**ours)
     printed = capsys.readouterr()
     everything = f"{caplog.text}\n{printed.out}\n{printed.err}\n{said}"
     assert "BINLOG_ROW_METADATA" in caplog.text, "the library's own words are among what was looked at"
