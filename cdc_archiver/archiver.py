@@ -67,11 +67,15 @@ class Archiver:
         self._started = datetime.now(UTC)
         self._site: Site | None = None
         self._shift: Shift | None = None
+        self._working: Shift | None = None
+        """The shift, also while it is being ended: what a lost lock must stop."""
         self._keeper: LockKeeper | None = None
         self._failed = ""
         self._complaints: dict[str, str] = {}
         self._complaining = threading.Lock()
         self._elsewhere: dict[str, str] = {}
+        self._taken_at = 0
+        self._giving_back: set[str] = set()
         self.http: HttpServer | None = None
         self.metrics.destination_up.set_function(self._destination_up)
         self.metrics.destination_free.set_function(self._free_bytes)
@@ -268,26 +272,32 @@ class Archiver:
                 case "table":
                     self._end_work()
                     return True
-                case "acquired":
-                    self._take_up(site, [source for source in event.sources if source in self._keeper.held])
+                case "acquired" if event.losses == self._keeper.losses:
+                    self._take_up(site, event.sources, event.losses)
                 case "lost" if self._shift is not None:
                     _log.error("lock_lost", detail=event.why)
                     site.database.close()  # what ended the lock's connection may have ended the idle ones in silence
                     self._end_shift(drain=0.0)
                 case "wanted":
                     _log.info("giving_back", source=event.why)
+                    self._giving_back.add(event.why)
                     self._see_off(event.why)
                 case "left" if event.shift is self._shift:
                     self._let_go(event.why)
                 case "reload":
                     self._reload()
-                case "ended" if event.part is not None and not event.part.stopping.is_set():
+                case "ended" if event.part is not None and self._is_unexpected(event.part):
                     failure = event.part.failure
                     self._failed = f"{event.part.name} died: {failure!r}"
                     if isinstance(failure, ArchiverError):
                         raise failure
                     _log.error("part_died", part=event.part.name, exc_info=failure)
                     raise ArchiverError(f"the thread {event.part.name} died of {failure!r}", "this is a bug: report it")
+
+    def _is_unexpected(self, part: Part) -> bool:
+        """Whether a part's death is news: it was not asked to stop, or its source cannot be let go without it."""
+        leaving = self._shift.leaving if self._shift is not None else ()
+        return not part.stopping.is_set() or part.name.partition("/")[0] in leaving
 
     # The sources: which are ours changes while we work.
 
@@ -297,10 +307,16 @@ class Archiver:
     def _targets(self) -> dict[str, tuple[str, ...]]:
         return {source.name: source.target for source in self._settings.sources}
 
-    def _take_up(self, site: Site, names: Sequence[str]) -> None:
+    def _take_up(self, site: Site, names: Sequence[str], losses: int) -> None:
         """We hold the locks of these sources."""
+        assert self._keeper is not None
         described = self._described()
-        sources = tuple(described[name] for name in names if name in described)
+        sources = []
+        for name in names:
+            if name not in described or not self._keeper.covers(name, described[name].target):
+                self._keeper.release(name, losses)  # the configuration was read anew since it was taken
+            elif self._shift is None or name not in self._shift.sources:
+                sources.append(described[name])
         if not sources:
             return
         _log.info("lock_acquired", targets=[target for source in sources for target in source.target])
@@ -308,16 +324,20 @@ class Archiver:
             for source in sources:
                 self._shift.add(source)
             return
-        shift = self._shift = Shift(
-            self._settings.model_copy(update={"sources": sources}),
+        shift = Shift(
+            self._settings.model_copy(update={"sources": tuple(sources)}),
             site,
             self._archive,
             self.metrics,
             on_end=self._ended,
-            on_database=self._set_database,
+            on_database=lambda who, up, why: self._set_database(who, up, why) if self._shift is shift else None,
             on_other_table=lambda: self._events.put(_Event("table")),
             stream=True,
         )
+        self._shift = self._working = shift
+        self._taken_at = losses
+        if self._keeper.losses != losses:
+            shift.cancel()  # lost meanwhile: the event that says so comes next
         shift.start()
 
     def _see_off(self, name: str) -> None:
@@ -331,9 +351,14 @@ class Archiver:
         """Nothing of a source is under way any more."""
         assert self._shift is not None
         assert self._keeper is not None
+        source = self._described().get(name)
+        if name not in self._giving_back and source is not None and self._keeper.covers(name, source.target):
+            self._shift.add(source)  # only its options have changed: nobody else is to have it meanwhile
+            return
         _log.info("source_left", source=name)
+        self._giving_back.discard(name)
         held = self._keeper.held
-        self._keeper.release(name)
+        self._keeper.release(name, self._taken_at)
         if not self._shift.sources and held == (name,):
             self._end_shift(drain=0.0)
 
@@ -369,9 +394,12 @@ class Archiver:
         self.metrics.set_mode("")
         if shift is not None:
             shift.stop(drain)
+        self._working = None
+        self._giving_back.clear()
         self.metrics.forget_sources()
         # Its parts complain no more; who keeps the lock speaks for itself.
-        self._complaints = {who: why for who, why in self._complaints.items() if who == "lock"}
+        with self._complaining:
+            self._complaints = {who: why for who, why in self._complaints.items() if who == "lock"}
 
     def _end_work(self) -> None:
         self._end_shift(self._settings.drain_timeout)
@@ -385,13 +413,13 @@ class Archiver:
 
     # What the keeper of the locks tells, in its thread.
 
-    def on_acquired(self, sources: Sequence[str]) -> None:
+    def on_acquired(self, sources: Sequence[str], losses: int) -> None:
         self._set_database("lock", True, "")
-        self._events.put(_Event("acquired", sources=tuple(sources)))
+        self._events.put(_Event("acquired", sources=tuple(sources), losses=losses))
 
     def on_lost(self, why: str) -> None:
-        if self._shift is not None:
-            self._shift.cancel()
+        if (shift := self._working) is not None:
+            shift.cancel()
         self._events.put(_Event("lost", why))
 
     def on_wanted(self, source: str) -> None:
@@ -403,7 +431,7 @@ class Archiver:
             self.metrics.set_mode("standby")
             _log.info("standby", holder="; ".join(sorted(set(holders.values()))))
         elif holders:
-            _log.info("elsewhere", **holders)
+            _log.info("elsewhere", holders=dict(holders))
 
     def on_unreachable(self, why: str) -> None:
         self._set_database("lock", False, why)
@@ -432,4 +460,5 @@ class _Event:
     why: str = ""
     part: Part | None = None
     sources: tuple[str, ...] = ()
+    losses: int = 0
     shift: Shift | None = None

@@ -75,7 +75,9 @@ def run(
         return _reconcile(settings, duration(wait))
     archiver = Archiver(settings, load_again)
     _on_signals(archiver.stop)
-    signal.signal(signal.SIGHUP, lambda *_: archiver.reload())
+    at_a_terminal = sys.stdin is not None and sys.stdin.isatty()
+    hang_up = archiver.stop if at_a_terminal else archiver.reload  # the terminal is gone, or somebody wants a reload
+    signal.signal(signal.SIGHUP, lambda *_: hang_up())
     return archiver.run()
 
 

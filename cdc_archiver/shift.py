@@ -178,8 +178,13 @@ class Shift:
         if not join_all(crew.workers, max(drain, _BREATH)):
             _log.warning("killing_copies", source=name, after_seconds=drain)
         crew.close()
-        join_all(crew.workers, _KILL_SECONDS)
-        self.dispatcher.forget_source(name, _KILL_SECONDS)
+        # It stays ours until all of it is over: what still writes must not do so beside another.
+        while not (join_all(crew.workers, _KILL_SECONDS) and self.dispatcher.forget_source(name, _KILL_SECONDS)):
+            if self._stopping.is_set():
+                return
+            _log.warning(
+                "source_lingers", source=name, detail="copies that were given up, or their write-back, take long"
+            )
         with self._changing:
             self._crews = {other: kept for other, kept in self._crews.items() if other != name}
             del self._leaving[name]
@@ -211,9 +216,10 @@ class Shift:
             crew.kill()
         for crew in crews:
             crew.close()
+        killed = time.monotonic()
         join_all(workers, _KILL_SECONDS)
         for thread in tuple(self._leaving.values()):
-            thread.join(_KILL_SECONDS)
+            thread.join(max(0.1, killed + _KILL_SECONDS - time.monotonic()))
         self._recorder.stop()
         self._recorder.join(_KILL_SECONDS)
         join_all(self._readers, 1.0)
@@ -224,7 +230,10 @@ class Shift:
         self._recorder.discard()
         self.dispatcher.close()
         for crew in tuple(self._crews.values()):
+            crew.stop()
             crew.kill()
+        for part in self._readers:
+            part.stop()
 
     # What the stream tells, in its own thread: none of it waits.
 

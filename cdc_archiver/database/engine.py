@@ -159,7 +159,8 @@ class Database:
         )
 
         @event.listens_for(engine, "connect")
-        def _set_session(connection: Any, _record: Any) -> None:
+        def _set_session(connection: Any, record: Any) -> None:
+            record.info["fresh"] = True
             with connection.cursor() as cursor:
                 cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", (_LOCK_WAIT,))
                 if self._settings.db_time_zone:
@@ -168,7 +169,9 @@ class Database:
         # SQLAlchemy's own `pool_pre_ping` waits for as long as a statement may take: a link that fell silent while the
         # connection was idle would hang whoever takes it for a minute.
         @event.listens_for(engine, "checkout")
-        def _ask_whether_it_lives(connection: Any, _record: Any, _proxy: Any) -> None:
+        def _ask_whether_it_lives(connection: Any, record: Any, _proxy: Any) -> None:
+            if record.info.pop("fresh", False):
+                return
             limit, connection._read_timeout = connection._read_timeout, PING_TIMEOUT
             try:
                 connection.ping(reconnect=False)
@@ -187,6 +190,11 @@ class Database:
             raise DatabaseUnavailable(f"the database {self.address} keeps all our connections busy") from error
         except (sa.exc.DBAPIError, pymysql.MySQLError, OSError, UnicodeError) as error:
             raise in_our_words(error, self.address) from error
+        except sa.exc.InvalidRequestError as error:
+            if "connection is closed" not in str(error):
+                raise
+            # The pool tried twice, and each time the connection was dead when it was handed out.
+            raise DatabaseUnavailable(f"the database {self.address} takes connections and does not answer") from error
 
 
 def error_code(error: BaseException) -> int:

@@ -16,8 +16,8 @@ from cdc_archiver.threads import Part
 class Owner(Protocol):
     """What the owner of a keeper is told, in the keeper's thread."""
 
-    def on_acquired(self, sources: Sequence[str]) -> None:
-        """We hold them now."""
+    def on_acquired(self, sources: Sequence[str], losses: int) -> None:
+        """We hold them now, until something is lost: then the keeper counts one loss more."""
 
     def on_lost(self, why: str) -> None:
         """We hold nothing any more. Has all copying stopped within what the timing of the locks leaves for it; until it
@@ -39,6 +39,7 @@ class Owner(Protocol):
 @dataclass(frozen=True, slots=True)
 class _Request:
     release: str = ""
+    losses: int = 0
     sources: Mapping[str, Sequence[str]] | None = None
 
 
@@ -71,9 +72,22 @@ class LockKeeper(Part):
         """The sources that we hold, as far as is known."""
         return self._locks.held
 
-    def release(self, source: str) -> None:
-        """Its copies have ended: lets go of it. Returns at once."""
-        self._requests.put(_Request(release=source))
+    @property
+    def losses(self) -> int:
+        """How often all that we held was lost: what was acquired before the last loss is ours no more."""
+        return self._locks.losses
+
+    def covers(self, source: str, targets: Sequence[str]) -> bool:
+        """Whether we hold a source, and with exactly these targets."""
+        return self._locks.covers(source, targets)
+
+    def release(self, source: str, losses: int) -> None:
+        """Its copies have ended: lets go of it. Returns at once.
+
+        Args:
+            losses: as told when it was acquired: what was lost and acquired again since stays.
+        """
+        self._requests.put(_Request(release=source, losses=losses))
 
     def describe(self, sources: Mapping[str, Sequence[str]]) -> None:
         """Other sources are ours to take from now on, with their targets. Returns at once."""
@@ -119,7 +133,7 @@ class LockKeeper(Part):
                 self._locks.describe(request.sources)
                 self._sources = tuple(request.sources)
                 return
-            if request.release:
+            if request.release and request.losses == self._locks.losses:
                 self._leaving.discard(request.release)
                 # Whoever wants it is to have it: to us it is as if it were free from now on.
                 self._free_since[request.release] = time.monotonic()
@@ -133,7 +147,7 @@ class LockKeeper(Part):
             self._try_all(acquired)
         finally:
             if acquired:
-                self._owner.on_acquired(acquired)
+                self._owner.on_acquired(acquired, self._locks.losses)
         for source in self._locks.held[self._share :] if self._share else ():
             if source not in self._leaving and self._locks.is_wanted(source):
                 self._leaving.add(source)
@@ -142,6 +156,7 @@ class LockKeeper(Part):
     def _try_all(self, acquired: list[str]) -> None:
         now = time.monotonic()
         holders: dict[str, str] = {}
+        wishes: list[str] = []
         for source in self._sources:
             if source in self._locks.held:
                 continue
@@ -149,14 +164,15 @@ class LockKeeper(Part):
             if (has_room or self._is_spare(source, now)) and self._locks.acquire(source):
                 self._free_since.pop(source, None)
                 acquired.append(source)
-                self._locks.want(source, False)
                 continue
-            self._locks.want(source, has_room)
+            if has_room:
+                wishes.append(source)
             if holder := self._locks.holder(source):  # it may have become free between the two questions
                 holders[source] = holder
                 self._free_since.pop(source, None)
             else:
                 self._free_since.setdefault(source, now)
+        self._locks.wish_for(wishes)
         if holders != self._holders:
             self._holders = holders
             self._owner.on_elsewhere(holders)

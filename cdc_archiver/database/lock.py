@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -74,7 +74,9 @@ class SourceLocks:
         # Their locks' names, each with its target. What is held is read by other threads, and so replaced as a whole.
         self._described: dict[str, dict[str, str]] = {}
         self._held: dict[str, dict[str, str]] = {}
-        self._wanted: set[str] = set()
+        self.losses = 0
+        """How often all that we held was lost."""
+        self._wishes: set[str] = set()
         self.describe(sources)
 
     def describe(self, sources: Mapping[str, Sequence[str]]) -> None:
@@ -164,20 +166,20 @@ class SourceLocks:
                 self._forget()
                 raise LockLost(f"the lock of the target {target} is no longer ours")
 
-    def want(self, source: str, wanted: bool) -> None:
-        """Says to whoever holds a source whether we have room for it.
+    def wish_for(self, sources: Collection[str]) -> None:
+        """Says to whoever holds these sources that we have room for them, and of all others that we have none.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
             Misconfigured: it answers, and a person must mend something.
         """
-        name = _wish(self._described[source])
-        if wanted and name not in self._wanted:
-            if self._ask("SELECT GET_LOCK(%s, 0)", name) == (1,):
-                self._wanted.add(name)
-        elif not wanted and name in self._wanted:
-            self._wanted.discard(name)
+        wishes = {_wish(self._described[source]) for source in sources}
+        for name in self._wishes - wishes:
+            self._wishes.discard(name)
             self._free([name])
+        for name in wishes - self._wishes:
+            if self._ask("SELECT GET_LOCK(%s, 0)", name) == (1,):
+                self._wishes.add(name)
 
     def is_wanted(self, source: str) -> bool:
         """Whether another has room for a source of ours.
@@ -228,10 +230,17 @@ class SourceLocks:
                 self._forget()
             raise in_our_words(error, self._database.address) from error
 
+    def covers(self, source: str, targets: Sequence[str]) -> bool:
+        """Whether we hold a source, and with exactly these targets."""
+        return set(self._held.get(source, ())) == {
+            lock_name(self._database.name, self._table, target) for target in targets
+        }
+
     def _forget(self) -> None:
+        self.losses += bool(self._held)
         connection, self._connection = self._connection, None
         self._held = {}
-        self._wanted.clear()
+        self._wishes.clear()
         if connection is not None:
             with contextlib.suppress(pymysql.MySQLError, OSError):
                 connection.close()

@@ -80,7 +80,7 @@ class Criteria:
         """The same for the database."""
         found: list[sa.ColumnElement[bool]] = []
         timestamp = files.column("timestamp")
-        named = [_equal("path", path) if not _is_pattern(path) else _alike("path", _like(path)) for path in self.paths]
+        named = [_equal("path", path) if not is_pattern(path) else _alike("path", _like(path)) for path in self.paths]
         if self.ids:
             named.append(files.column("id").in_(self.ids))
         if named:
@@ -128,7 +128,8 @@ def walk(
         limit: that many at the most.
     """
     branches = (
-        _pages(database, files, branch, newest_first=newest_first, after=after) for branch in _branches(files, criteria)
+        _pages(database, files, branch, newest_first=newest_first, after=after, first=min(_PAGE, limit or _PAGE))
+        for branch in _branches(files, criteria)
     )
     rows = heapq.merge(*branches, key=lambda row: row.record.id, reverse=newest_first)
     # Two spellings that the database takes for one target find each row twice.
@@ -159,16 +160,37 @@ def _pages(
     *,
     newest_first: bool,
     after: int | None,
+    first: int,
 ) -> Iterator[Row]:
+    """Pages, of which the first is as small as the caller may want: to fill one, a server reads on to the table's end."""
     id_ = files.column("id")
+    size = first
     while True:
         beyond = [] if after is None else [id_ < after if newest_first else id_ > after]
         with database.connect() as connection:
-            rows = files.rows(connection, *conditions, *beyond, newest_first=newest_first, limit=_PAGE)
+            rows = files.rows(connection, *conditions, *beyond, newest_first=newest_first, limit=size)
         yield from rows
-        if len(rows) < _PAGE:
+        if len(rows) < size:
             return
+        size = _PAGE
         after = rows[-1].record.id
+
+
+def waiting_targets(connection: sa.Connection, files: FilesTable) -> list[str]:
+    """Every instance_id that has a row which is not archived; each question is one range of the index for what is not archived."""
+    copied, target = files.column("copied"), files.column("instance_id")
+    names = {
+        name
+        for waits in (copied == 0, copied.is_(None))
+        for name in connection.execute(sa.select(target).where(waits).distinct()).scalars()
+        if name is not None
+    }
+    return sorted(name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name) for name in names)
+
+
+def is_id(word: str) -> bool:
+    """Whether a word can be a row's id, and not a part of a path."""
+    return word.isascii() and word.isdigit() and len(word) < 20 and int(word) < 2**63
 
 
 def escaped(text: str) -> str:
@@ -215,7 +237,8 @@ def _condition(files: FilesTable, state: RowState) -> sa.ColumnElement[bool]:
             return sa.and_(waits, attempts >= IGNORED_FROM)
 
 
-def _is_pattern(path: str) -> bool:
+def is_pattern(path: str) -> bool:
+    """Whether a path that an operator has typed stands for several."""
     return "*" in path or "?" in path
 
 
@@ -224,7 +247,7 @@ def _like(pattern: str) -> str:
 
 
 def _matches(path: str, wanted: str) -> bool:
-    if not _is_pattern(wanted):
+    if not is_pattern(wanted):
         return path == wanted
     regular = re.escape(wanted).replace(r"\*", ".*").replace(r"\?", ".")
     return re.fullmatch(regular, path, re.DOTALL) is not None

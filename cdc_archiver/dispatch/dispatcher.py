@@ -91,7 +91,8 @@ class Dispatcher:
         """Its files are for us from now on. A sweep brings those that are pending."""
         name, state = source.name, SourceQueues(source.name, source.batch_files)
         with self._changed:
-            self._sources[name] = state
+            if self._sources.setdefault(name, state) is not state:
+                raise ValueError(f"{name} is there already")
         self._metrics.add_source(name)
         self._metrics.queue_depth.labels(name).set_function(state.__len__)
         self._metrics.in_flight.labels(name).set_function(partial(getattr, state, "in_flight"))
@@ -106,17 +107,14 @@ class Dispatcher:
                 self._ledger.drop(record.id)
             self._changed.notify_all()
 
-    def forget_source(self, source: str, wait: float) -> None:
-        """A retired source is nothing to us any more.
-
-        Args:
-            wait: seconds that what is under way may take.
-        """
+    def forget_source(self, source: str, wait: float) -> bool:
+        """A retired source is nothing to us any more, when nothing of it is under way within so many seconds: whether it is so."""
         with self._changed:
             state = self._sources[source]
-            self._changed.wait_for(lambda: not state.in_flight, wait)
-            del self._sources[source]
-        self._metrics.forget_source(source)
+            if over := self._changed.wait_for(lambda: not state.in_flight, wait):
+                del self._sources[source]
+                self._metrics.forget_source(source)
+        return over
 
     # The door: ids come in.
 

@@ -32,7 +32,8 @@ _SECOND_LOOK: Final = 1.5
 """Seconds after an anchor when it is swept once more: a row committed just before it may have been invisible."""
 _TICK: Final = 1.0
 _BREATH: Final = 0.1
-"""Seconds between two sweeps, however often they are asked for."""
+_LONGEST_BREATH: Final = 5.0
+"""Seconds between two sweeps, however often they are asked for; and twice as long as one took, where it reads a large table."""
 _LONGEST_PAUSE: Final = 30.0
 _CENSUS_EVERY: Final = 10.0
 """Seconds between counts while a long backlog is fetched piece by piece: counting a million rows takes most of one."""
@@ -159,6 +160,7 @@ class Sweeper(Part):
             with self._looking:
                 if time.monotonic() >= self._second_look_at:
                     self._second_look_at = float("inf")
+            began = time.monotonic()
             try:
                 self.sweep()
             except (DatabaseUnavailable, Misconfigured) as error:
@@ -167,7 +169,7 @@ class Sweeper(Part):
                 pause = min(_LONGEST_PAUSE, pause * 2)
                 continue
             self._on_database(True, "")
-            self.stopping.wait(_BREATH)
+            self.stopping.wait(min(_LONGEST_BREATH, max(_BREATH, 2 * (time.monotonic() - began))))
             pause = 0.2
             streaming = self._stream.position is not None
             next_sweep = time.monotonic() + (

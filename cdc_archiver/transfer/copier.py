@@ -77,6 +77,7 @@ class Copier:
         self._cancel = cancel
         self._masters: dict[str, ControlMaster] = {}
         self._mastering = threading.Lock()
+        self._closed = False
 
     def archive(self, source: SourceSettings, batch: Batch) -> Iterator[Outcome]:
         """Archives a batch's files.
@@ -119,6 +120,7 @@ class Copier:
     def close(self) -> None:
         """Ends the connections."""
         with self._mastering:
+            self._closed = True
             for master in self._masters.values():
                 master.close()
 
@@ -130,9 +132,9 @@ class Copier:
             master.renew()
 
     def _master_of(self, source: SourceSettings) -> ControlMaster | None:
-        if source.is_local:
-            return None
         with self._mastering:
+            if source.is_local or self._closed:
+                return None
             return self._masters.setdefault(source.name, ControlMaster(source))
 
     def _control_path(self, source: SourceSettings) -> Path | None:
@@ -215,7 +217,8 @@ class _Work:
         if run.cancelled:
             return
         yield from self._take(_in_place(held, staging)[0], staging, changed)
-        yield from self._end(run, staging, changed)
+        if not self._cancel.is_set():  # what was given up says nothing of its file
+            yield from self._end(run, staging, changed)
 
     def _about_wanted(self, lines: Sequence[report.Line]) -> list[report.Line]:
         """The lines about files that were asked for: the other side may print what it likes."""
@@ -265,12 +268,10 @@ class _Work:
         sound: list[tuple[FileRecord, Staged]] = []
         for record, file in arrived:
             try:
-                if self._settings.verify is Verify.STAGED:
-                    self._archive.verify(file)
+                if self._settings.verify is Verify.TRANSFER or self._archive.verify(file, self._cancel):
+                    sound.append((record, file))
             except DestinationUnavailable as trouble:
                 yield self._decide(Deferred(record, trouble.reason, str(trouble)))
-            else:
-                sound.append((record, file))
         verified = time.monotonic()
         results = self._archive.place([file for _, file in sound])
         steps = Steps(transferred, verified - began, time.monotonic() - verified)

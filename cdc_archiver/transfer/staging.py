@@ -13,6 +13,7 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -227,20 +228,27 @@ class Archive:
                 return Placed(candidate, found.st_size, adopted=True)
         return None
 
-    def verify(self, file: Staged) -> None:
+    def verify(self, file: Staged, cancel: threading.Event) -> bool:
         """Hashes a staged file.
+
+        Args:
+            cancel: set from elsewhere to give it up: a large file takes minutes.
+
+        Returns:
+            Whether it was hashed to its end.
 
         Raises:
             DestinationUnavailable: it is not what was received: this machine changed it.
         """
         with _as_destination_trouble():
-            seen = _md5_of(file.staged)
-        if seen != file.md5:
+            seen = _md5_of(file.staged, cancel)
+        if seen is not None and seen != file.md5:
             raise DestinationUnavailable(
                 Reason.CORRUPTED,
                 f"{file.staged} arrived with md5 {file.md5.hex()} and reads as {seen.hex()} from this machine's disk",
                 "check the storage node's memory and disks",
             )
+        return seen is not None
 
     def place(self, files: Sequence[Staged]) -> list[Placed | LayoutRefused | DestinationUnavailable]:
         """Makes staged files durable at their final paths.
@@ -295,6 +303,8 @@ class Archive:
         missing: list[Path] = []
         there = folder
         while not os.path.isdir(there):
+            if there == self.data_dir:
+                raise self._not_mounted("data_dir itself is gone")
             missing.append(there)
             there = there.parent
         if not self._is_own_way(there):
@@ -313,12 +323,13 @@ class Archive:
     def _is_own_way(self, folder: Path) -> bool:
         """Whether no folder between data_dir and this one is somebody else's link: one of ours, or root's, may spread an
         archive over disks."""
-        while folder != self.data_dir:
-            found = os.lstat(folder)
+        for each in (folder, *folder.parents):
+            if each == self.data_dir:
+                return True
+            found = os.lstat(each)
             if stat.S_ISLNK(found.st_mode) and found.st_uid not in (0, os.geteuid()):
                 return False
-            folder = folder.parent
-        return True
+        return False
 
     @property
     def _marker(self) -> Path:
@@ -344,11 +355,14 @@ def _names(final: Path) -> Iterator[Path]:
         yield final.with_name(f"{final.name}.{number}")
 
 
-def _md5_of(path: Path) -> bytes:
+def _md5_of(path: Path, cancel: threading.Event | None = None) -> bytes | None:
+    """None where it was given up."""
     md5 = hashlib.md5(usedforsecurity=False)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         while chunk := os.read(descriptor, _READ):
+            if cancel is not None and cancel.is_set():
+                return None
             md5.update(chunk)
     finally:
         os.close(descriptor)

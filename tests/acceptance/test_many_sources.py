@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -76,6 +77,8 @@ def test_the_configuration_is_read_anew_and_no_work_is_dropped(stage: Stage) -> 
         assert "two" not in {line.split('source="')[1].split('"')[0] for line in gauges(service)}
         assert "restart_needed" in service.said
         assert "sweep_interval" in service.said
+        # What only has other options was nobody else's to take meanwhile.
+        assert re.findall(r"source_left +source=(\w+)", service.said) == ["two"]
         # A file that makes no sense changes nothing, and is said.
         config.write_text("data_dir = [")
         service.signal(signal.SIGHUP)

@@ -266,10 +266,10 @@ def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is
     bad, good = stage.file("bad.npy"), stage.file("good.npy")
     verify = stage.archive.verify
 
-    def spoil_then_verify(file: Any) -> None:
+    def spoil_then_verify(file: Any, cancel: threading.Event) -> bool:
         if file.staged.name == "bad.npy":
             file.staged.write_bytes(b"bad.npx")
-        verify(file)
+        return verify(file, cancel)
 
     monkeypatch.setattr(stage.archive, "verify", spoil_then_verify)
     outcomes = stage.copy(bad, good)

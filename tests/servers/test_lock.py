@@ -64,14 +64,14 @@ class Keeping:
         self.reachable = 0
         self.keeper = LockKeeper(SourceLocks(database, TABLE, sources or {"srv": targets}, timing), self, share)
 
-    def on_acquired(self, sources: Sequence[str]) -> None:
+    def on_acquired(self, sources: Sequence[str], losses: int) -> None:
         self.acquired.append(time.monotonic())
 
     def on_lost(self, why: str) -> None:
         self.lost.append((time.monotonic(), why))
 
     def on_wanted(self, source: str) -> None:
-        self.keeper.release(source)
+        self.keeper.release(source, self.keeper.losses)
 
     def on_elsewhere(self, holders: Mapping[str, str]) -> None:
         self.holders.append(holders)
@@ -291,8 +291,47 @@ def test_sources_are_described_anew(world: World) -> None:
         other = locks_of(world.database(), "another")
         assert other.acquire("srv")
         other.close()
-        keeping.keeper.release("b")
+        keeping.keeper.release("b", 0)
         eventually(lambda: keeping.held == {"a", "c"}, "it is described no more")
-        keeping.keeper.release("a")
+        keeping.keeper.release("a", 0)
         eventually(lambda: not locks_of(world.database(), "another").acquire("srv"), "with its new target", 5)
         assert keeping.held == {"a", "c"}
+
+
+def test_what_is_described_no_more_is_wished_for_no_more(world: World) -> None:
+    """Or else whoever holds it beyond his share would give it back for ever."""
+    holder = SourceLocks(world.database(), TABLE, {"b": ["two"]})
+    assert holder.acquire("b")
+    locks = SourceLocks(world.database(), TABLE, {"a": ["one"], "b": ["two"]})
+    locks.wish_for(["b"])
+    assert holder.is_wanted("b")
+    locks.describe({"a": ["one"]})
+    locks.wish_for([])
+    assert not holder.is_wanted("b")
+    locks.close()
+    holder.close()
+
+
+def test_a_release_that_was_meant_for_a_lock_since_lost_and_taken_again_is_none(world: World) -> None:
+    with Keeping(world.database(), sources={"a": ["one"], "b": ["two"]}, timing=FAIR) as keeping:
+        eventually(lambda: keeping.held == {"a", "b"}, "both")
+        [session] = [row[0] for row in world.sql("SHOW PROCESSLIST") if row[1] == world.user]
+        world.sql(f"KILL {session}")
+        eventually(lambda: len(keeping.acquired) == 2, "both again")
+        assert keeping.keeper.losses == 1
+        keeping.keeper.release("b", 0)
+        time.sleep(3 * FAIR.check_interval)
+        assert keeping.held == {"a", "b"}
+        keeping.keeper.release("b", 1)
+        eventually(lambda: len(keeping.acquired) == 3, "it was let go, and taken again")
+
+
+def test_it_is_known_with_which_targets_a_source_is_held(world: World) -> None:
+    locks = SourceLocks(world.database(), TABLE, {"a": ["one", "two"]})
+    assert not locks.covers("a", ["one", "two"])
+    assert locks.acquire("a")
+    locks.describe({"a": ["one", "two", "three"]})
+    assert locks.covers("a", ["two", "one"])
+    assert not locks.covers("a", ["one", "two", "three"])
+    assert not locks.covers("a", ["one"])
+    locks.close()

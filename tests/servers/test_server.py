@@ -228,6 +228,21 @@ def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
         database.close()
 
 
+def test_a_server_that_answers_slower_than_we_ask_whether_it_lives_is_one_that_answers(
+    mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New connections have just been answered: they are not asked, and so none is thrown away for being slow."""
+    with new_world(mariadb) as world, Proxy(mariadb.port) as proxy:
+        database = world.database(port=proxy.port)
+        with database.connect() as connection:
+            assert connection.scalar(sa.text("SELECT 1")) == 1
+        monkeypatch.setattr(engine, "PING_TIMEOUT", 0.1)
+        proxy.delay = 0.15
+        with database.connect() as connection:
+            assert connection.scalar(sa.text("SELECT 1")) == 1
+        database.close()
+
+
 def test_connections_for_which_no_tls_is_set_share_a_context_and_use_tls_all_the_same(world: World) -> None:
     """PyMySQL would read the system's certificates for each of them."""
     database = world.database()

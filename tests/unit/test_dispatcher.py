@@ -332,3 +332,31 @@ def test_a_row_that_stays_invisible_is_left_to_the_sweep() -> None:
         stage.clock.now += 0.1
     assert 2 < len(looks) < 10
     assert looks[-1] - looks[0] < 2.0
+
+
+def test_a_source_that_is_ours_no_longer_is_forgotten_when_nothing_of_it_is_under_way() -> None:
+    stage = Stage()
+    # Given one file with a worker and one that waits,
+    stage.queue([1])
+    (taken,) = stage.taken()
+    stage.queue([2])
+    # when its source is retired, then nothing more of it is handed out or taken in,
+    stage.dispatcher.retire_source("srv")
+    assert stage.take() is None
+    stage.dispatcher.offer([3], Origin.STREAM, fresh=True)
+    for id_ in stage.dispatcher.take_ids(10, 0.0):
+        stage.dispatcher.enqueue("srv", record(id=id_))
+    assert stage.dispatcher.room("srv") == 0
+    # and it is not forgotten before the worker's file is in the table.
+    assert not stage.dispatcher.forget_source("srv", 0.0)
+    archived = Archived(taken, "/data/x", 1)
+    stage.judge(archived)
+    stage.dispatcher.settled("srv", archived, counted=True)
+    stage.dispatcher.finish("srv")
+    assert stage.dispatcher.forget_source("srv", 0.0)
+    assert stage.dispatcher.states() == []
+    # When it is ours again, everything of it is taken in anew.
+    (source,) = load({"target": ("pysmurf-monitor",), "host": "srv"}, environment={}).sources
+    stage.dispatcher.add_source(source)
+    stage.queue([2, 3])
+    assert stage.ids() == [2, 3]

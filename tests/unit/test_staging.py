@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def test_a_file_that_reads_other_than_it_arrived_is_this_machines_fault(archive:
     file = stage(archive, "a", b"data")
     file.staged.write_bytes(b"dat\0")
     with pytest.raises(DestinationUnavailable) as trouble:
-        archive.verify(file)
+        archive.verify(file, threading.Event())
     assert trouble.value.reason is Reason.CORRUPTED
 
 
@@ -219,3 +220,24 @@ def test_staging_is_cleared_but_for_young_parts_of_large_files(archive: Archive)
     archive.clear_staging("srv")
     assert [path for path in archive.incoming.rglob("*") if path.is_file()] == [folder / "young" / PARTIAL / "big.npy"]
     assert not (folder / "d").exists()
+
+
+def test_a_data_dir_that_goes_away_in_the_midst_of_it_is_a_missing_destination(tmp_path: Path) -> None:
+    """Unmounted lazily, or from under us: its folders are not to be made on what lies below."""
+    folder = tmp_path / "mount" / "archive"
+    folder.mkdir(parents=True)
+    archive = Archive(folder, FileModes(folders=0o750, files=0o640), min_free=0)
+    archive.prepare(known=False)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(DestinationUnavailable, match="data_dir itself is gone"):
+        archive._make_folder(folder / "15895" / "crate1", set())
+    assert not folder.exists()
+    (tmp_path / "away").mkdir()
+    assert not archive._is_own_way(tmp_path / "away"), "what is not below data_dir is no way of ours"
+
+
+def test_hashing_is_given_up_when_it_is_to_end(archive: Archive) -> None:
+    file, cancel = stage(archive, "a", b"data"), threading.Event()
+    assert archive.verify(file, cancel)
+    cancel.set()
+    assert not archive.verify(file, cancel)
