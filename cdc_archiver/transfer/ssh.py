@@ -102,6 +102,7 @@ def peer(source: SourceSettings) -> Peer:
         user=source.login,
         known_hosts=str(known_hosts_file(source)),
         key=str(absolute(source.ssh_key)) if source.ssh_key else "",
+        restricted_to=source.source_root if source.restricted_key else "",
     )
 
 

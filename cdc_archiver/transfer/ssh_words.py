@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cdc_archiver.model import Reason
@@ -24,6 +24,7 @@ class Peer:
         user: empty where OpenSSH's own configuration decides.
         known_hosts: the one file of trusted host keys.
         key: private key; empty where OpenSSH chooses.
+        restricted_to: the folder that the key may read and nothing else; empty for an ordinary login.
     """
 
     host: str
@@ -31,6 +32,7 @@ class Peer:
     user: str
     known_hosts: str
     key: str
+    restricted_to: str = ""
 
     @property
     def login(self) -> str:
@@ -78,6 +80,10 @@ def host_key_hint(peer: Peer, changed: bool) -> str:
 
 def key_refused_hint(peer: Peer) -> str:
     """The command that lets our key in."""
+    if peer.restricted_to:
+        public = f"the content of {peer.key}.pub" if peer.key else "the public key"
+        line = f'restrict,command="rrsync -ro {peer.restricted_to}" and {public}'
+        return f"a line in ~/.ssh/authorized_keys of {peer.login}: {line}  # or check --user and --ssh-key"
     key = ("-i", peer.key) if peer.key else ()
     return f"{peer.command('ssh-copy-id', *key, peer.login)}  # or check --user and --ssh-key"
 
@@ -96,7 +102,7 @@ def _named(peer: Peer, name: str) -> Peer:
     host, port = (bracketed["host"], int(bracketed["port"])) if bracketed else (name, None)
     if not re.fullmatch(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*", host):
         return peer  # no name of a host, and so not ssh's words
-    return Peer(host, port, peer.user, peer.known_hosts, peer.key)
+    return replace(peer, host=host, port=port)
 
 
 def _says(text: str) -> Hint:

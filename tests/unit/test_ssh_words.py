@@ -1,6 +1,7 @@
 """ssh's own words, as OpenSSH 9.2 was heard to say them, and what each asks of whom."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -322,3 +323,10 @@ def test_hints_are_commands_that_a_shell_takes_whole() -> None:
 
     assert failure is not None
     assert shlex.split(failure.hint, comments=True) == ["ssh-keyscan", "fe80::1", ">>", "/home/a b/known"]
+
+
+def test_a_restricted_key_that_is_refused_is_not_mended_by_an_ordinary_login() -> None:
+    found = classify_ssh_failure("data@srv: Permission denied (publickey).", replace(PEER, restricted_to="/data"))
+    assert found is not None
+    assert "ssh-copy-id" not in found.hint
+    assert 'restrict,command="rrsync -ro /data" and the content of /keys/archive.pub' in found.hint
