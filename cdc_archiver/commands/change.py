@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Final
 
 import typer
@@ -37,7 +38,8 @@ Examples:
 
   cdc-archiver retry --path '/data/smurf_data/20260515/*' --dry-run
 
-Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some could not be changed; 4 the database cannot be reached.
+Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some could not be changed, or are not there; 4 the database cannot be
+reached.
 """
 
 IGNORE_HELP: Final = """
@@ -55,7 +57,8 @@ Examples:
 
   cdc-archiver ignore --undo 4711
 
-Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some could not be changed; 4 the database cannot be reached.
+Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some could not be changed, or are not there; 4 the database cannot be
+reached.
 """
 
 _WHY_LEFT: Final = {
@@ -98,7 +101,7 @@ def retry(
             selected,
             "retry",
             "retried",
-            lambda show: retrying.retry(desk, selected, show),
+            lambda shown, show: retrying.retry(desk, shown, show),
             yes=yes,
             dry_run=dry_run,
             as_json=as_json,
@@ -125,7 +128,7 @@ def ignore(
             selected,
             verb,
             done,
-            lambda show: ignoring.ignore(desk, selected, reason, undo=undo, on_progress=show),
+            lambda shown, show: ignoring.ignore(desk, shown, reason, undo=undo, on_progress=show),
             yes=yes,
             dry_run=dry_run,
             as_json=as_json,
@@ -137,7 +140,7 @@ def _carry_out(
     selected: Selection,
     verb: str,
     done: str,
-    act: Callable[[Callable[[int], None]], Plan],
+    act: Callable[[Selection, Callable[[int], None]], Plan],
     *,
     yes: bool,
     dry_run: bool,
@@ -149,11 +152,15 @@ def _carry_out(
         _say_plan(page, desk, planned, verb)
     result = Plan()
     if planned.files and not dry_run:
+        if as_json and not yes:
+            raise Misconfigured(
+                "with --json nobody is asked, so nothing was changed", "--yes does it, --dry-run only says it"
+            )
         if not confirmed(f"{verb} {files_words(planned.files)}?", yes=yes):
             complain("nothing was changed")
             return ExitStatus.DONE
         with counting(verb, planned.files) as show:
-            result = act(show)
+            result = act(replace(selected, newest=planned.newest), show)
     unchanged = result.moved_on + result.locked
     if as_json:
         print_json(
@@ -164,6 +171,7 @@ def _carry_out(
                 "ids": [row.record.id for row in (result.examples or planned.examples)],
                 "left_alone": _counts(planned.left_alone),
                 "unknown_ids": planned.unknown,
+                "unknown_paths": planned.unknown_paths,
                 "moved_on": result.moved_on,
                 "locked": result.locked,
                 "no_note": result.no_note,
@@ -178,10 +186,13 @@ def _carry_out(
     if result.locked:
         complain(f"{files_words(result.locked)} could not be changed: somebody's open transaction holds their rows")
     if planned.unknown:
-        raise Misconfigured(
-            f"no row has the id {', '.join(map(str, planned.unknown))}", "`cdc-archiver list` shows them"
-        )
-    return ExitStatus.NOT_RIGHT if unchanged else ExitStatus.DONE
+        complain(f"no row has the id {', '.join(map(str, planned.unknown))} (`cdc-archiver list` shows them)")
+    for path in planned.unknown_paths:
+        complain(f"no row has the path {path} (`cdc-archiver why` finds what was archived from there)")
+    unknown = planned.unknown or planned.unknown_paths
+    if unknown and not planned.files and not planned.left_alone:
+        return ExitStatus.USAGE
+    return ExitStatus.NOT_RIGHT if unchanged or unknown else ExitStatus.DONE
 
 
 def _say_plan(page: Page, desk: Desk, planned: Plan, verb: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 
 import typer
 
-from cdc_archiver.database.search import Criteria
+from cdc_archiver.database.search import Criteria, is_id
 from cdc_archiver.operations.desk import Desk
 from cdc_archiver.operations.moments import moment
 
@@ -50,9 +50,5 @@ def times(since: str | None, until: str | None) -> tuple[datetime | None, dateti
 
 def files_named(words: Sequence[str]) -> Criteria:
     """Files by id or by path, as they are typed behind a command."""
-    ids = tuple(int(word) for word in words if _is_id(word))
-    return Criteria(ids=ids, paths=tuple(word for word in words if not _is_id(word)))
-
-
-def _is_id(word: str) -> bool:
-    return word.isascii() and word.isdigit() and int(word) < 2**63
+    ids = tuple(int(word) for word in words if is_id(word))
+    return Criteria(ids=ids, paths=tuple(word for word in words if not is_id(word)))

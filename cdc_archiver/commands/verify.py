@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,33 +21,39 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cdc_archiver.commands import choose
 from cdc_archiver.commands.show import Page, complain, counting, files_words, print_json, size_words
 from cdc_archiver.database.search import Criteria, RowState
-from cdc_archiver.errors import ExitStatus
+from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.kinds import LogLevel
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.operations.desk import Desk, open_desk
+from cdc_archiver.operations.mounted import require_folder
 from cdc_archiver.operations.progress_file import read_progress, write_whole
 from cdc_archiver.operations.requeue import Requeue
-from cdc_archiver.operations.unregistered import unregistered
-from cdc_archiver.operations.verify import Plan, Problem, Tally, Verdict, Verification, draw, require_mounted
+from cdc_archiver.operations.unregistered import require_rows_below, unregistered
+from cdc_archiver.operations.verify import Plan, Problem, Tally, Verdict, Verification, draw
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
 Read archived files again.
 
-Compares them with their rows: missing, changed, unreadable.
+Compares them with their rows: missing, changed, unreadable; elsewhere are rows whose place is not below --data-dir.
 
-Works beside the running service, and changes nothing; with --requeue it has files archived anew, where the history knows where they
-came from and their source still has them. A damaged file stays where it is, and the new one becomes name.1.
+Works beside the running service, and changes nothing; with --requeue it has missing and changed files archived anew, where the
+history knows where they came from and their source still has them. A damaged file stays where it is, and the new one becomes name.1.
+What cannot be read is left as it is.
+
+FILE is an id or an archived path, which may have * and ? in quotes; with none, all are read.
 
 Examples:
 
   cdc-archiver verify --data-dir /data/pysmurf --since 1d
 
+  cdc-archiver verify --requeue 4711
+
   cdc-archiver verify --sample 1% --metrics-file /var/lib/node_exporter/verify.prom
 
   cdc-archiver verify --jobs 4 --state /var/tmp/verify.state --requeue
 
-  cdc-archiver verify --unregistered --json | jq .path
+  cdc-archiver verify --unregistered --json | jq 'select(.verdict == "unregistered").path'
 
 With --json one object a line for each file that is not right, and a last one with the sums.
 
@@ -56,7 +63,12 @@ Exit status: 0 all is right; 2 wrong usage; 3 something is not right; 4 the data
 
 _SAVE_EVERY: Final = 5.0
 _INTERRUPTED: Final = 130
-_STYLES: Final = {Verdict.MISSING: "bold red", Verdict.CHANGED: "bold red", Verdict.UNREADABLE: "red"}
+_STYLES: Final = {
+    Verdict.MISSING: "bold red",
+    Verdict.CHANGED: "bold red",
+    Verdict.UNREADABLE: "red",
+    Verdict.ELSEWHERE: "yellow",
+}
 
 
 @dataclass
@@ -86,6 +98,9 @@ class _State:
 
 def verify(
     settings: Settings,
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar="FILE...", help="Ids or archived paths.", show_default=False)
+    ] = None,
     since: choose.Since = None,
     until: choose.Until = None,
     source: choose.Source = None,
@@ -109,10 +124,17 @@ def verify(
     as_json: choose.AsJson = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
-    require_mounted(settings.data_dir)
+    require_folder(settings.data_dir)
     with open_desk(settings) as desk:
+        if no_row:
+            assert settings.data_dir is not None
+            require_rows_below(desk, settings.data_dir)
         again = Requeue(desk) if requeue else None
-        kept = _state(desk, state, since, until, choose.scope(desk, source, target), sample, as_json=as_json)
+        named = choose.files_named(files or ())
+        targets = () if files and not (source or target) else choose.scope(desk, source, target)
+        kept = _state(desk, state, since, until, replace(named, targets=targets), sample, as_json=as_json)
+        if files and not kept.plan.tally.total:
+            raise Misconfigured(f"no archived file is {' or '.join(files)}", "`cdc-archiver why FILE` says what it is")
         page = Page()
         with _progress(kept.plan.tally.total) as show:
 
@@ -127,23 +149,29 @@ def verify(
             finally:
                 kept.save(now=True)
         strangers: list[Path] = []
+        unseen: list[Path] = []
+
+        def on_unseen(folder: Path, words: str) -> None:
+            unseen.append(folder)
+            complain(f"{folder} was not looked into: {words}")
+
         if no_row and complete:
             assert settings.data_dir is not None
             with counting("look for files without a row", None) as count:
-                strangers = unregistered(desk, settings.data_dir, lambda: bool(stopped), count)
+                strangers = unregistered(desk, settings.data_dir, lambda: bool(stopped), on_unseen, count)
             complete = not stopped
             for path in strangers:
                 _tell_stranger(page, path, as_json)
     if complete:
         kept.save(now=True, complete=True)
-    tally = kept.plan.tally
+    tally = run.tally
     if metrics_file:
         write_whole(metrics_file, _metrics(tally, len(strangers) if no_row else None, complete=complete))
-    _sum_up(page, tally, strangers if no_row else None, complete=complete, as_json=as_json)
+    _sum_up(page, tally, strangers if no_row else None, len(unseen), complete=complete, as_json=as_json)
     if not complete:
         complain(f"interrupted; {'the next run with this --state goes on' if state else 'with --state it could go on'}")
         raise typer.Exit(_INTERRUPTED)
-    return ExitStatus.NOT_RIGHT if tally.wrong or strangers else ExitStatus.DONE
+    return ExitStatus.NOT_RIGHT if tally.wrong or strangers or unseen else ExitStatus.DONE
 
 
 def _state(
@@ -151,7 +179,7 @@ def _state(
     path: Path | None,
     since: str | None,
     until: str | None,
-    targets: tuple[str, ...],
+    named: Criteria,
     sample: str,
     *,
     as_json: bool,
@@ -161,7 +189,8 @@ def _state(
         "database": f"{desk.database.address}/{desk.database.name}",
         "table": desk.files.name,
         "data_dir": str(desk.settings.data_dir),
-        "targets": sorted(targets),
+        "targets": sorted(named.targets),
+        "files": [*named.ids, *named.paths],
         "since": since,
         "until": until,
         "sample": sample,
@@ -169,15 +198,18 @@ def _state(
     before = read_progress(path, kind) if path else None
     archived = frozenset({RowState.ARCHIVED})
     if before is not None:
-        begin, end = (datetime.fromisoformat(before[key]) if before[key] else None for key in ("since", "until"))
-        drawn = before["sample"]
-        criteria = Criteria(states=archived, targets=targets, since=begin, until=end)
-        tally = Tally(**before["tally"])
+        try:
+            begin, end = (datetime.fromisoformat(before[key]) if before[key] else None for key in ("since", "until"))
+            drawn = before["sample"]
+            tally = Tally(**before["tally"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise Misconfigured(f"the state {path} is of another version", "remove it to begin anew") from error
+        criteria = replace(named, states=archived, since=begin, until=end)
         if not as_json:
             complain(f"going on behind the file {tally.after}: {files_words(tally.done)} of {tally.total} are done")
         return _State(path, kind, Plan(criteria, tuple(drawn) if drawn is not None else None, tally))
     begin, end = choose.times(since, until)
-    criteria = Criteria(states=archived, targets=targets, since=begin, until=end)
+    criteria = replace(named, states=archived, since=begin, until=end)
     ids = draw(desk, criteria, sample)
     if ids is None:
         with desk.database.connect() as connection:
@@ -211,6 +243,8 @@ def _on_signals(stop: Callable[[], None]) -> list[int]:
     seen: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
+        if seen:  # a disk that hangs holds the reader for ever
+            os._exit(_INTERRUPTED)
         seen.append(number)
         stop()
 
@@ -238,18 +272,24 @@ def _tell_stranger(page: Page, path: Path, as_json: bool) -> None:
         page.line(("unregistered ", "yellow"), f"{path}: no row names it")
 
 
-def _sum_up(page: Page, tally: Tally, strangers: list[Path] | None, *, complete: bool, as_json: bool) -> None:
+def _sum_up(
+    page: Page, tally: Tally, strangers: list[Path] | None, unseen: int, *, complete: bool, as_json: bool
+) -> None:
     if as_json:
-        sums = {**asdict(tally), "unregistered": None if strangers is None else len(strangers), "complete": complete}
+        unnamed = None if strangers is None else len(strangers)
+        sums = {**asdict(tally), "unregistered": unnamed, "folders_not_seen": unseen, "complete": complete}
         print_json({"sums": sums}, line=True)
         return
-    kinds = ", ".join(f"{tally.verdicts[kind]} {kind}" for kind in Verdict if kind is not Verdict.OK)
+    shown = [Verdict.MISSING, Verdict.CHANGED, Verdict.UNREADABLE]
+    shown += [Verdict.ELSEWHERE] if tally.verdicts[Verdict.ELSEWHERE] else []
+    kinds = ", ".join(f"{tally.verdicts[kind]} {kind}" for kind in shown)
     more = f", {len(strangers)} unregistered" if strangers is not None else ""
+    more += f", {unseen} folders not looked into" if unseen else ""
     again = f"; {tally.requeued} are archived anew" if tally.requeued else ""
     moved = f"; {files_words(tally.moved_on)} changed meanwhile" if tally.moved_on else ""
     page.line(
         (f"verified {files_words(tally.done)}, {size_words(tally.size)}: {tally.verdicts[Verdict.OK]} right, ", "bold"),
-        (kinds + more, "bold red" if tally.wrong or strangers else "bold"),
+        (kinds + more, "bold red" if tally.wrong or strangers or unseen else "bold"),
         again + moved,
     )
 

@@ -56,6 +56,8 @@ _AT_SOURCE: Final = MappingProxyType(
     }
 )
 
+_UNLESS: Final = ", unless it runs with a lower --max-attempts than this command."
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -99,15 +101,16 @@ def answer(facts: Facts, now: datetime) -> Answer:
             return _ignored(facts)
         case RowState.REFUSED:
             return _refused(facts)
-        case RowState.QUARANTINED:
+        case RowState.QUARANTINED if facts.service.in_hand is None:
             return _quarantined(facts, now)
-        case RowState.PENDING:
+        case _:  # pending; or our --max-attempts is lower than that of the service, which has it in hand
             return _pending(facts, now)
 
 
 def _archived(facts: Facts) -> Answer:
     id_ = facts.record.id
-    verify = ("look at the archive's disk, and at what else it holds", "cdc-archiver verify --requeue")
+    anew = ("to have it archived anew, where its source still has it", f"cdc-archiver verify --requeue {id_}")
+    others = ("look at the archive's disk, and at what else it holds", "cdc-archiver verify --sample 1%")
     match facts.place.state:
         case PlaceState.RIGHT:
             return Answer("It is here: archived, and the file has the row's md5.", "Nothing: it is done.", ())
@@ -118,13 +121,13 @@ def _archived(facts: Facts) -> Answer:
             return Answer(
                 "It was archived, and what is in its place now is another file: its md5 is not the row's.",
                 "Nothing by itself: for the service it is done.",
-                (verify,),
+                (anew, others),
             )
         case PlaceState.ABSENT:
             return Answer(
                 "It was archived, and is not in its place any more.",
                 "Nothing by itself: for the service it is done.",
-                (verify,),
+                (anew, others),
             )
         case _:
             return Answer(
@@ -178,7 +181,7 @@ def _pending(facts: Facts, now: datetime) -> Answer:
             f"It is not here because nobody was asked to archive it: its instance_id {record.instance_id!r} is none of the "
             f"configured targets ({', '.join(facts.targets)}).",
             "Nothing, unless another archiver has that target.",
-            (("to have it archived here, run the service with it too", f"--target {record.instance_id}"),),
+            (("to have it archived here, run the service with it too", f"--target {shlex.quote(record.instance_id)}"),),
         )
     if facts.place.refused is not None:
         return Answer(
@@ -191,7 +194,8 @@ def _pending(facts: Facts, now: datetime) -> Answer:
     if record.attempts:
         said = f": {_said(last)}" if last else ""
         when = f", the last time {ago(last.at, now)}" if last else ""
-        tried = f" It was tried {record.attempts} of {facts.max_attempts} times{when}{said}."
+        of = f" of {facts.max_attempts}" if record.attempts < facts.max_attempts else ""
+        tried = f" It was tried {record.attempts}{of} times{when}{said}."
     sentence, following = _waits(facts)
     advice = [*_mend_file(facts, last)] if record.attempts else []
     if record.attempts:
@@ -211,6 +215,8 @@ def _waits(facts: Facts) -> tuple[str, str]:
             f"It is not here yet: it waits to be archived, and no service can be asked about it ({service.note}).",
             "The running service takes it up at its next sweep, a new one at its start.",
         )
+    if service.nobodys:
+        return f"It is not here yet: {service.nobodys}.", "Nothing here; the archiver that has its target archives it."
     hand, source, destination = service.in_hand or {}, service.source or {}, service.destination or {}
     if destination and not destination.get("up", True):
         return (
@@ -243,9 +249,15 @@ def _waits(facts: Facts) -> tuple[str, str]:
             f"It is not here yet; the service that answers stands by: {service.why}.",
             "The archiver that holds its target archives it.",
         )
+    why = f": {service.why}" if service.why else ""
     return (
-        f"It is not here yet: the service ({service.state}) has not taken it up.",
-        "Its next sweep does.",
+        f"It is not here yet: the service ({service.state}{why}) has not taken it up.",
+        {
+            "starting": "It does when it has started.",
+            "no database": "It does when the database answers.",
+            "stopping": "The next service does, at its start.",
+            "failed": "The next service does, at its start.",
+        }.get(service.state, "Its next sweep does" + (_UNLESS if facts.record.attempts else ".")),
     )
 
 
@@ -292,7 +304,11 @@ def _mend_row(facts: Facts, reason: str) -> Iterator[tuple[str, str]]:
             f"UPDATE {facts.table} SET {column} = …{keep} WHERE id = {facts.record.id}",
         )
     elif reason == Reason.PATH_TOO_LONG.value:
-        yield "give the column path more room", f"ALTER TABLE {facts.table} MODIFY path VARCHAR(1024) NOT NULL"
+        # Whatever a MODIFY does not repeat is lost: type, character set, collation.
+        yield (
+            "give the column path more room, with the type and character set that it has",
+            f"SHOW CREATE TABLE {facts.table}",
+        )
 
 
 def _mend_file(facts: Facts, last: Attempt | None) -> Iterator[tuple[str, str]]:
@@ -302,7 +318,10 @@ def _mend_file(facts: Facts, last: Attempt | None) -> Iterator[tuple[str, str]]:
         case "changed" if last.md5_seen:
             yield (
                 "if the file as it is now is the right one, let the row say so",
-                f"UPDATE {facts.table} SET md5sum = 0x{last.md5_seen.hex()}, timestamp = timestamp WHERE id = {facts.record.id}",
+                (
+                    f"UPDATE {facts.table} SET md5sum = 0x{last.md5_seen.hex()}, timestamp = timestamp "
+                    f"WHERE id = {facts.record.id} AND COALESCE(copied, 0) = 0"
+                ),
             )
         case "unreadable" if facts.at_source.state is not FileState.OK:
             yield (

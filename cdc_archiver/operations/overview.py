@@ -9,6 +9,7 @@ from typing import Any, Final
 from cdc_archiver.database.attempts import Attempts
 from cdc_archiver.database.engine import ANSWER_TIMEOUT
 from cdc_archiver.database.lock import SourceLocks
+from cdc_archiver.database.search import waiting_targets
 from cdc_archiver.errors import ArchiverError
 from cdc_archiver.operations.desk import Desk, open_desk
 from cdc_archiver.operations.running import NoService, status_of, works_on
@@ -96,7 +97,7 @@ def _count(desk: Desk) -> dict[str, dict[str, Any]]:
                 for source in desk.settings.sources
             }
         else:
-            targets = tuple(desk.files.targets(connection))
+            targets = tuple(waiting_targets(connection, desk.files))
             counted = {"all targets": (targets, "", desk.files.census(connection, targets))}
     return {
         name: {"targets": list(targets), "host": host, "files": asdict(census)}

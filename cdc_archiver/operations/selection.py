@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Final
 
 from cdc_archiver.database.files_table import Row
-from cdc_archiver.database.search import Criteria, RowState, state_of, walk
+from cdc_archiver.database.search import Criteria, RowState, is_pattern, state_of, walk
 from cdc_archiver.errors import RowLocked
 from cdc_archiver.operations.desk import Desk, require_history
 
@@ -26,12 +26,14 @@ class Selection:
     Attributes:
         reasons: why the last try failed; any, where there is none.
         wanted: the states that are changed; files in other states are counted and left alone.
+        newest: none that was registered after this id; any, where there is none.
     """
 
     criteria: Criteria
     wanted: frozenset[RowState]
     reasons: tuple[str, ...] = ()
     charged: bool = False
+    newest: int | None = None
 
 
 @dataclass(slots=True)
@@ -42,6 +44,8 @@ class Plan:
         states: of the files that are meant and changed.
         left_alone: of those that were named and are not.
         unknown: ids that no row has.
+        unknown_paths: paths that no row has.
+        newest: the highest id of those that are meant; what came after it, nobody has been shown.
         examples: some of them, newest first.
         moved_on: rows that changed meanwhile, so that we left them alone.
         locked: rows that somebody else's open transaction holds.
@@ -50,8 +54,9 @@ class Plan:
 
     states: Counter[RowState] = field(default_factory=Counter)
     left_alone: Counter[RowState] = field(default_factory=Counter)
-    left_ids: list[int] = field(default_factory=list)
     unknown: tuple[int, ...] = ()
+    unknown_paths: tuple[str, ...] = ()
+    newest: int = 0
     examples: list[Row] = field(default_factory=list)
     moved_on: int = 0
     locked: int = 0
@@ -73,19 +78,22 @@ def plan(desk: Desk, selection: Selection) -> Plan:
         require_history(desk, "--reason")
     found = Plan()
     seen: set[int] = set()
+    paths = {path for path in selection.criteria.paths if not is_pattern(path)}
     for row, meant in _named(desk, selection):
         state = state_of(row, desk.settings.max_attempts)
         if row.record.id in selection.criteria.ids:
             seen.add(row.record.id)
+        paths.discard(row.record.path)
         if not meant:
             found.left_alone[state] += 1
-            if len(found.left_ids) < _EXAMPLES:
-                found.left_ids.append(row.record.id)
             continue
         found.states[state] += 1
+        found.newest = max(found.newest, row.record.id)
         if len(found.examples) < _EXAMPLES:
             found.examples.append(row)
-    found.unknown = tuple(id_ for id_ in selection.criteria.ids if id_ not in seen)
+    if not selection.reasons:
+        found.unknown = tuple(id_ for id_ in selection.criteria.ids if id_ not in seen)
+        found.unknown_paths = tuple(sorted(paths))
     return found
 
 
@@ -148,7 +156,8 @@ def _named(desk: Desk, selection: Selection) -> Iterator[tuple[Row, bool]]:
     criteria = selection.criteria
     if not criteria.names_files:
         criteria = _with_states(criteria, selection)
-    for rows in _chunks(walk(desk.database, desk.files, criteria)):
+    after = None if selection.newest is None else selection.newest + 1  # walk goes down
+    for rows in _chunks(walk(desk.database, desk.files, criteria, after=after)):
         yield from _meant(desk, selection, rows)
 
 

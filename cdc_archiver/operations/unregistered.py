@@ -6,21 +6,43 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from cdc_archiver.database import schema
 from cdc_archiver.database.files_table import FilesTable
-from cdc_archiver.database.search import Criteria, walk
-from cdc_archiver.errors import LayoutRefused
+from cdc_archiver.database.search import Criteria, RowState, walk
+from cdc_archiver.errors import LayoutRefused, Misconfigured
 from cdc_archiver.operations.desk import Desk
 from cdc_archiver.transfer import layout
 from cdc_archiver.transfer.staging import INCOMING, MARKER
 
 _OURS: Final = frozenset({INCOMING, MARKER})
+_FILE_SYSTEMS: Final = "lost+found"
+"""At the top of a disk, for root alone."""
+
+_FileId: TypeAlias = tuple[int, int]
+
+
+def require_rows_below(desk: Desk, data_dir: Path) -> None:
+    """Asks whether this is the folder that rows name: under another name of it, every good file would have no row.
+
+    Raises:
+        Misconfigured: it is not, or this is not the table.
+    """
+    archived = Criteria(paths=(f"{data_dir}/*",), states=frozenset({RowState.ARCHIVED}))
+    if next(walk(desk.database, desk.files, archived, limit=1), None) is None:
+        raise Misconfigured(
+            f"no archived row of {desk.files.name} is below {data_dir}, so nobody can say which files have none",
+            "--data-dir is the archive's folder as the rows name it",
+        )
 
 
 def unregistered(
-    desk: Desk, data_dir: Path, stopped: Callable[[], bool], on_progress: Callable[[int], None] = lambda files: None
+    desk: Desk,
+    data_dir: Path,
+    stopped: Callable[[], bool],
+    on_unseen: Callable[[Path, str], None],
+    on_progress: Callable[[int], None] = lambda files: None,
 ) -> list[Path]:
     """The files below data_dir that no row of any table of files names, in order.
 
@@ -29,12 +51,13 @@ def unregistered(
 
     Args:
         stopped: asked now and then whether to give up.
+        on_unseen: told of each folder that cannot be looked into, and why.
         on_progress: told how many files were seen.
     """
-    named = _named(desk, data_dir, stopped)
+    named, _ = _named(desk, data_dir, stopped)
     seen = 0
     candidates = []
-    for path in _files(data_dir, top=True):
+    for path in _files(data_dir, on_unseen, top=True):
         seen += 1
         if seen % 1000 == 0:
             on_progress(seen)
@@ -46,12 +69,19 @@ def unregistered(
     if not candidates:
         return []
     # What was archived while we looked has a row by now.
-    named = _named(desk, data_dir, stopped)
-    return sorted(path for path in candidates if _digest(str(path)) not in named and os.path.lexists(path))
+    named, elsewhere = _named(desk, data_dir, stopped)
+    return sorted(
+        path
+        for path in candidates
+        if _digest(str(path)) not in named and (file := _file(path)) and file not in elsewhere
+    )
 
 
-def _named(desk: Desk, data_dir: Path, stopped: Callable[[], bool]) -> set[int]:
+def _named(desk: Desk, data_dir: Path, stopped: Callable[[], bool]) -> tuple[set[int], set[_FileId]]:
+    """What rows name: paths; and the files that they name under another folder's name, a link or a second mount."""
     names: set[int] = set()
+    elsewhere: set[_FileId] = set()
+    below = f"{data_dir}/"
     with desk.database.connect() as connection:
         older = schema.older_versions(connection, desk.database.name, desk.files.name)
     tables = [desk.files, *(FilesTable(name, 0, desk.settings.max_attempts) for name in older)]
@@ -61,25 +91,41 @@ def _named(desk: Desk, data_dir: Path, stopped: Callable[[], bool]) -> set[int]:
                 break
             if row.copied:
                 names.add(_digest(row.record.path))
+                if not row.record.path.startswith(below) and (file := _file(row.record.path)):
+                    elsewhere.add(file)
                 continue
             try:
                 names.add(_digest(f"{data_dir}/{layout.archived_path(row.record)}"))
             except LayoutRefused:
                 continue
-    return names
+    return names, elsewhere
 
 
-def _files(folder: Path, *, top: bool = False) -> Iterator[Path]:
+def _file(path: Path | str) -> _FileId | None:
+    """The file itself, whatever its path is called."""
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _files(folder: Path, on_unseen: Callable[[Path, str], None], *, top: bool = False) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
-    except FileNotFoundError:  # tidied up while we looked
+    except (FileNotFoundError, NotADirectoryError):  # tidied up while we looked
+        return
+    except OSError as error:
+        on_unseen(folder, error.strerror or str(error))
         return
     for entry in listed:
-        if top and entry.name in _OURS:
+        if top and (
+            entry.name in _OURS or (entry.name == _FILE_SYSTEMS and not os.access(entry.path, os.R_OK | os.X_OK))
+        ):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path))
+            yield from _files(Path(entry.path), on_unseen)
         else:
             yield Path(entry.path)
 

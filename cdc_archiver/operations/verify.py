@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.search import Criteria, walk
-from cdc_archiver.errors import DestinationUnavailable, ExitStatus, Misconfigured
+from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import Reason
 from cdc_archiver.operations.desk import Desk
 from cdc_archiver.operations.hashing import NoFile, Stopped, hash_file
+from cdc_archiver.operations.mounted import ArchiveAway, require_folder, require_mounted
 from cdc_archiver.operations.requeue import Requeue
-from cdc_archiver.transfer.staging import MARKER
 
 _AHEAD: Final = 4
 """Files in hand for each job: enough that none waits, few enough that little is done twice after a stop."""
 _REQUEUE_AT: Final = 100
 """Files that are asked for on their source together: each question is a login."""
+_REQUEUE_AFTER: Final = 15.0
+"""Seconds that a file waits for others to be asked for with: a run that goes on reads these seconds' files again."""
 _PAGE: Final = 500
 _TICK: Final = 0.5
 
@@ -36,6 +39,8 @@ class Verdict(StrEnum):
     MISSING = "missing"
     CHANGED = "changed"
     UNREADABLE = "unreadable"
+    ELSEWHERE = "elsewhere"
+    """The row names a place that is not below data_dir: another archive's file, and not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +87,13 @@ class Tally:
         return sum(count for verdict, count in self.verdicts.items() if verdict != Verdict.OK)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Plan:
     """What is to be read.
 
     Attributes:
         sample: the ids drawn by lot, ascending; None for all that the criteria mean.
+        tally: how far a run has come with nothing left to say or to do for the files before: where another goes on.
     """
 
     criteria: Criteria
@@ -120,33 +126,8 @@ def draw(desk: Desk, criteria: Criteria, sample: str) -> tuple[int, ...] | None:
         return tuple(sorted(desk.files.sample(connection, *conditions, size=size)))
 
 
-def require_mounted(data_dir: Path | None) -> bool:
-    """Asks whether the archive is here: on a bare mount point every file is missing.
-
-    Returns:
-        Whether its marker file is there, too.
-
-    Raises:
-        Misconfigured: data_dir is not known.
-        ArchiveAway: it is not there, or empty and without its marker.
-    """
-    if data_dir is None:
-        raise Misconfigured("there is no data_dir", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
-    try:
-        names = set(os.listdir(data_dir))
-    except OSError as error:
-        raise ArchiveAway(
-            Reason.DESTINATION_MISSING, f"data_dir {data_dir} cannot be read: {error.strerror}", "is its disk mounted?"
-        ) from error
-    if not names:
-        raise ArchiveAway(Reason.DESTINATION_MISSING, f"data_dir {data_dir} is empty", "is its disk mounted?")
-    return MARKER in names
-
-
-class ArchiveAway(DestinationUnavailable):
-    """The archive's disk is not here: nothing can be said of its files."""
-
-    exit_status = ExitStatus.UNREACHABLE
+class _NotBelow(Exception):
+    """A row's path is not below data_dir."""
 
 
 class Verification:
@@ -176,9 +157,10 @@ class Verification:
         self._on_problem = on_problem
         self._on_progress = on_progress
         self._stop = threading.Event()
-        self._marked = require_mounted(desk.settings.data_dir)
+        self._marked = require_mounted(desk)
         self._wrong: list[tuple[Row, Problem]] = []
-        self.tally = plan.tally
+        self._settle_at = 0.0
+        self.tally = copy.deepcopy(plan.tally)
 
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler."""
@@ -193,11 +175,23 @@ class Verification:
         Raises:
             ArchiveAway: the archive's disk went away.
         """
+        try:
+            self._read()
+            self._settle()
+        except BaseException:
+            # Whoever goes on finds them again, by Plan.tally; nobody may.
+            for _, problem in self._wrong:
+                self._on_problem(replace(problem, requeue_note="the run ended before that was done"))
+            raise
+        self._on_progress(self.tally)
+        return not self._stop.is_set()
+
+    def _read(self) -> None:
         waiting: deque[tuple[Row, Future[tuple[bytes, int]]]] = deque()
         with ThreadPoolExecutor(self._jobs, "verify") as pool:
             try:
                 for row in self._rows():
-                    waiting.append((row, pool.submit(hash_file, row.record.path, self._stop, aside=True)))
+                    waiting.append((row, pool.submit(self._hash, row.record.path)))
                     if len(waiting) >= self._jobs * _AHEAD:
                         self._judge(*waiting.popleft())
                     if self._stop.is_set():
@@ -208,9 +202,12 @@ class Verification:
                 pass
             finally:
                 self._stop_reading(waiting)
-        self._settle()
-        self._on_progress(self.tally)
-        return not self._stop.is_set()
+
+    def _hash(self, path: str) -> tuple[bytes, int]:
+        below = os.path.join(os.path.normpath(self._desk.settings.data_dir or "/"), "")
+        if not os.path.normpath(path).startswith(below):
+            raise _NotBelow
+        return hash_file(path, self._stop, aside=True)
 
     def _stop_reading(self, waiting: deque[tuple[Row, Future[tuple[bytes, int]]]]) -> None:
         if waiting:
@@ -237,16 +234,20 @@ class Verification:
             self.tally.verdicts[verdict] += 1
             self.tally.size += size
             if verdict is not Verdict.OK:
+                self._settle_at = self._settle_at if self._wrong else time.monotonic() + _REQUEUE_AFTER
                 self._wrong.append((row, Problem(row.record.id, row.record.path, verdict, detail)))
-                if self._requeue is None or len(self._wrong) >= _REQUEUE_AT:
-                    self._settle()
         self.tally.after = row.record.id
+        if self._requeue is None or len(self._wrong) >= _REQUEUE_AT or time.monotonic() > self._settle_at:
+            self._settle()
         self._on_progress(self.tally)
 
     def _verdict(self, row: Row, future: Future[tuple[bytes, int]]) -> tuple[Verdict, str, int]:
         md5 = row.record.md5sum
         try:
             seen, size = _result(future)
+        except _NotBelow:
+            data_dir = self._desk.settings.data_dir
+            return Verdict.ELSEWHERE, f"it is not below {data_dir}: is --data-dir the folder that rows name?", 0
         except (FileNotFoundError, NotADirectoryError):
             self._require_still_mounted()
             return Verdict.MISSING, "it is not there", 0
@@ -261,7 +262,7 @@ class Verification:
         return Verdict.CHANGED, f"md5 {seen.hex()}, the row says {md5.hex() or 'none'}", size
 
     def _require_still_mounted(self) -> None:
-        if require_mounted(self._desk.settings.data_dir) is not self._marked:
+        if not require_folder(self._desk.settings.data_dir) and self._marked:
             raise ArchiveAway(
                 Reason.DESTINATION_MISSING,
                 f"{self._desk.settings.data_dir} has lost its marker file while it was read: its disk was unmounted",
@@ -274,16 +275,20 @@ class Verification:
         return now != row
 
     def _settle(self) -> None:
-        """Says what is wrong, and has it archived anew where that is wanted."""
+        """Says what is wrong, and has it archived anew where that is wanted. What cannot be read here may be as good as ever: its row
+        is all that names it."""
+        again = [row for row, problem in self._wrong if problem.verdict is not Verdict.UNREADABLE]
+        notes = self._requeue.ask_again(again) if self._requeue and again else {}
         wrong, self._wrong = self._wrong, []
-        notes = self._requeue.ask_again([row for row, _ in wrong]) if self._requeue and wrong else {}
         for row, problem in wrong:
             note = notes.get(row.record.id)
             if note is None:
-                self._on_problem(problem)
+                unread = "it cannot be read here: mend that first" if self._requeue else ""
+                self._on_problem(replace(problem, requeue_note=unread))
                 continue
             self.tally.requeued += note == ""
-            self._on_problem(Problem(problem.id, problem.path, problem.verdict, problem.detail, note == "", note))
+            self._on_problem(replace(problem, requeued=note == "", requeue_note=note))
+        self._plan.tally = copy.deepcopy(self.tally)
 
 
 def _result(future: Future[tuple[bytes, int]]) -> tuple[bytes, int]:

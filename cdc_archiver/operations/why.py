@@ -15,11 +15,12 @@ import sqlalchemy as sa
 
 from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import Row
-from cdc_archiver.database.search import Criteria, RowState, state_of
+from cdc_archiver.database.search import Criteria, RowState, is_id, state_of
 from cdc_archiver.errors import ArchiverError, LayoutRefused
 from cdc_archiver.model import FileRecord, Reason
 from cdc_archiver.operations.desk import Desk
 from cdc_archiver.operations.hashing import hash_file
+from cdc_archiver.operations.mounted import ArchiveAway, require_mounted
 from cdc_archiver.operations.running import NoService, ask, status_of, works_on
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import layout
@@ -85,6 +86,7 @@ class InService:
 
     Attributes:
         answered: whether one answers that works on this table; the note says why not.
+        nobodys: why it will never take the file up; empty where it may.
         source: its state of the file's source, None where it has no such source.
         in_hand: where the file is on its way through it, None where it is not.
     """
@@ -93,6 +95,7 @@ class InService:
     note: str = ""
     state: str = ""
     why: str = ""
+    nobodys: str = ""
     source: dict[str, Any] | None = None
     destination: dict[str, Any] | None = None
     in_hand: dict[str, Any] | None = None
@@ -125,8 +128,7 @@ def find(desk: Desk, wanted: str) -> list[Row]:
     """The rows that an id, a path or a part of one may mean, newest first; one more than are shown, where there are more."""
     most = MOST_MATCHES + 1
     with desk.database.connect() as connection:
-        is_id = wanted.isascii() and wanted.isdigit() and int(wanted) < 2**63
-        if is_id and (found := list(desk.files.load(connection, [int(wanted)]).values())):
+        if is_id(wanted) and (found := list(desk.files.load(connection, [int(wanted)]).values())):
             return found
         for part in (False, True):
             criteria = Criteria(part=wanted) if part else Criteria(paths=(wanted,))
@@ -172,7 +174,7 @@ def look(desk: Desk, row: Row, *, hash_all: bool = False) -> Facts:
         targets=tuple(desk.settings.targets),
         place=_place(desk, row, most),
         at_source=_at_source(source, row, attempts, no_history, configured=bool(desk.settings.sources)),
-        service=_service(desk, record, source),
+        service=_service(desk, record),
         attempts=tuple(attempts),
         no_history=no_history,
     )
@@ -188,7 +190,7 @@ def seen_at_sources(desk: Desk, path: str) -> list[AtSource]:
 def _place(desk: Desk, row: Row, most: int | None) -> Place:
     record, data_dir = row.record, desk.settings.data_dir
     if row.copied:
-        return _look_at(Path(record.path), record.md5sum, most, data_dir)
+        return _look_at(desk, Path(record.path), record.md5sum, most)
     try:
         relative = layout.archived_path(record)
         path = str(data_dir / relative) if data_dir else str(relative)
@@ -201,11 +203,11 @@ def _place(desk: Desk, row: Row, most: int | None) -> Place:
         )
     if data_dir is None:
         return Place(path, PlaceState.NOT_LOOKED, "the archive's folder is not known here: --data-dir")
-    return _look_at(Path(path), record.md5sum, most, data_dir)
+    return _look_at(desk, Path(path), record.md5sum, most)
 
 
-def _look_at(path: Path, md5: bytes, most: int | None, data_dir: Path | None) -> Place:
-    text = str(path)
+def _look_at(desk: Desk, path: Path, md5: bytes, most: int | None) -> Place:
+    text, data_dir = str(path), desk.settings.data_dir
     try:
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -214,9 +216,16 @@ def _look_at(path: Path, md5: bytes, most: int | None, data_dir: Path | None) ->
             return Place(text, PlaceState.THERE, "not hashed: --hash does it", size=found.st_size)
         seen, _ = hash_file(path)
     except (FileNotFoundError, NotADirectoryError):
-        if data_dir is not None and not os.path.isdir(data_dir):
-            return Place(text, PlaceState.NOT_LOOKED, f"{data_dir} is not there: is its disk mounted on this machine?")
-        if data_dir is None and not os.path.isdir(path.parent):
+        if data_dir is not None:
+            if not text.startswith(f"{data_dir}/"):
+                return Place(
+                    text, PlaceState.NOT_LOOKED, f"it is not below --data-dir, {data_dir}: is it another node's?"
+                )
+            try:
+                require_mounted(desk)
+            except ArchiveAway as error:
+                return Place(text, PlaceState.NOT_LOOKED, str(error))
+        elif not os.path.isdir(path.parent):
             return Place(
                 text, PlaceState.NOT_LOOKED, "its folder is not on this machine; with --data-dir it counts as missing"
             )
@@ -281,22 +290,36 @@ def _record_of(path: str) -> FileRecord:
     return FileRecord(0, path, b"", None, None, None, False, None, "", None)
 
 
-def _service(desk: Desk, record: FileRecord, source: SourceSettings | None) -> InService:
+def _service(desk: Desk, record: FileRecord) -> InService:
     try:
         status = status_of(desk.settings)
         if other := works_on(desk.settings, status, desk.files.name):
             return InService(False, f"the service that answers works on {other}")
-        sources = [each for each in status["sources"] if record.instance_id in each.get("targets", ())]
-        if not sources and source is not None:
-            sources = [each for each in status["sources"] if each.get("state", {}).get("name") == source.name]
+        folded = record.instance_id.casefold().rstrip()  # as the service compares them
+        theirs = [target for each in status["sources"] for target in each.get("targets", ())]
+        sources = [
+            each for each in status["sources"] if folded in {target.casefold().rstrip() for target in each["targets"]}
+        ]
         answer = ask(desk.settings, f"/api/file/{record.id}")
         return InService(
             answered=True,
             state=str(status["state"]),
             why=str(status.get("why") or ""),
+            nobodys=_nobodys(desk, record, status, theirs) if theirs and not sources else "",
             source=sources[0].get("state") if sources else None,
             destination=status.get("destination"),
             in_hand=answer.get("in_hand"),
         )
     except NoService as error:
         return InService(False, str(error))
+
+
+def _nobodys(desk: Desk, record: FileRecord, status: dict[str, Any], theirs: Sequence[str]) -> str:
+    """Why a service has nothing to do with a file."""
+    source = desk.source_of(record.instance_id)
+    elsewhere = {str(each["name"]): str(each["holder"]) for each in status.get("elsewhere", ())}
+    if source is not None and source.name in elsewhere:
+        return f"another archiver has its source {source.name}: {elsewhere[source.name]}"
+    words = f"the service that answers does not have its target {record.instance_id!r} (it has {', '.join(theirs)})"
+    others = "; ".join(f"{name}: {holder}" for name, holder in elsewhere.items())
+    return words + (f"; of other sources another archiver has {others}" if others else "")

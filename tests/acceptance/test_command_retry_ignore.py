@@ -13,12 +13,19 @@ from past import archived, failed
 from stage import HISTORY, TABLE, TARGET, Stage, new_stage
 from terminal import Terminal
 
+from cdc_archiver.commands import change
 from cdc_archiver.model import Reason
-from cdc_archiver.sandbox import DatabaseServer, SshServer
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 
 @pytest.fixture
-def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
     with new_stage(database_server, ssh_server, tmp_path) as made:
         yield made
 
@@ -27,7 +34,8 @@ def attempts(stage: Stage, *ids: int) -> list[int | None]:
     return [row.attempts for row in stage.rows(ids)]
 
 
-def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_log(stage: Stage) -> None:
+def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_log(either_stage: Stage) -> None:
+    stage = either_stage
     # Given files that a service has given up, and that are there again; sweeps are far apart.
     files = stage.files(2)
     for file in files:
@@ -50,7 +58,8 @@ def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_l
     assert [str(stage.place(file)) for file in files] == [row.path for row in stage.rows(ids)]
 
 
-def test_retry_touches_nothing_but_what_failed(stage: Stage) -> None:
+def test_retry_touches_nothing_but_what_failed(either_stage: Stage) -> None:
+    stage = either_stage
     # Given a row of each kind,
     file = stage.file("file.npy")
     done_id = archived(stage, stage.file("done.npy"))
@@ -74,7 +83,8 @@ def test_retry_touches_nothing_but_what_failed(stage: Stage) -> None:
     assert "left alone: 4 files, waiting already" in said.stdout
 
 
-def test_a_column_timestamp_that_updates_itself_stays_as_it_is(stage: Stage) -> None:
+def test_a_column_timestamp_that_updates_itself_stays_as_it_is(either_stage: Stage) -> None:
+    stage = either_stage
     # Given a table as old servers make it, where every UPDATE moves the timestamp, and with it the file's place,
     stage.sql(
         f"ALTER TABLE {TABLE} MODIFY timestamp TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP"
@@ -124,9 +134,29 @@ def test_retry_by_reason_by_path_and_by_source(stage: Stage) -> None:
 def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: Stage) -> None:
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     done = ask(stage, "retry", "--id", str(id_), "--id", "4711", "--yes")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "no row has the id 4711" in done.stderr
     assert attempts(stage, id_) == [0]
+    # A mistyped path is as little nothing to do as a mistyped id.
+    done = ask(stage, "ignore", f"{stage.sources}/fiel.npy", "--yes")
+    assert done.returncode == 2
+    assert f"no row has the path {stage.sources}/fiel.npy" in done.stderr
+
+
+def test_what_was_not_shown_is_not_changed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a question that somebody reads for a while, and a file that is registered meanwhile,
+    ids = stage.register(*stage.files(2))
+
+    def reading(question: str, *, yes: bool) -> bool:
+        assert question == "ignore 2 files?"
+        ids.extend(stage.register(stage.file("later.npy")))
+        return True
+
+    monkeypatch.setattr(change, "confirmed", reading)
+    # when he says yes, then it was not about that one.
+    done = ask(stage, "ignore", f"{stage.sources}/*")
+    assert done.stdout.splitlines()[-1] == "ignored 2 files"
+    assert attempts(stage, *ids) == [2000, 2000, 0]
 
 
 def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
@@ -144,6 +174,15 @@ def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
         terminal.type("n")
         assert terminal.end().returncode == 0
     assert attempts(stage, *ids) == [5, 5]
+    # as with Ctrl-C,
+    with Terminal(stage, ["retry", "--all-quarantined"]) as terminal:
+        terminal.wait_for("[y/N]")
+        terminal.interrupt()
+        done = terminal.end()
+    assert done.returncode == 130
+    assert "nothing was changed" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert attempts(stage, *ids) == [5, 5]
     # or yes.
     with Terminal(stage, ["retry", "--all-quarantined"]) as terminal:
         terminal.wait_for("[y/N]")
@@ -154,8 +193,9 @@ def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
 
 
 def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    either_stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stage = either_stage
     monkeypatch.setattr("cdc_archiver.database.engine._LOCK_WAIT", 1)
     ids = stage.register(*stage.files(3), failed_copy_attempts=5)
     with contextlib.closing(stage.connect(autocommit=False)) as other, other.cursor() as cursor:
@@ -221,7 +261,8 @@ def test_ignore_takes_paths_and_leaves_the_archived_alone(stage: Stage) -> None:
     assert "left alone: 1 file, not ignored" in undone.stdout
 
 
-def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(stage: Stage) -> None:
+def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(either_stage: Stage) -> None:
+    stage = either_stage
     ask(stage, "list")
     account = f"'{stage.user}'@'%'"
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)

@@ -17,6 +17,7 @@ from past import archived
 from prometheus_client.parser import text_string_to_metric_families
 from stage import HISTORY, TABLE, Stage, new_stage
 
+from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.operations import verify
 from cdc_archiver.operations.hashing import hash_file
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
@@ -62,9 +63,9 @@ def test_each_verdict_in_words_and_for_scripts(either_stage: Stage) -> None:
     stage.sql(f"UPDATE {TABLE} SET path = 'relative.npy' WHERE id = %s", (elsewhere,))
     # then each is called by its name,
     problems, sums = run(stage, status=3)
-    expected = {gone: "missing", changed: "changed", folder: "changed", looped: "unreadable", elsewhere: "missing"}
+    expected = {gone: "missing", changed: "changed", folder: "changed", looped: "unreadable", elsewhere: "elsewhere"}
     assert verdicts(problems) == expected
-    assert sums["verdicts"] == {"ok": 1, "missing": 2, "changed": 2, "unreadable": 1}
+    assert sums["verdicts"] == {"ok": 1, "missing": 1, "changed": 2, "unreadable": 1, "elsewhere": 1}
     assert (sums["total"], sums["complete"], sums["unregistered"], sums["requeued"]) == (6, True, None, 0)
     # also for a person,
     done = ask(stage, "verify", *stage.flags())
@@ -73,7 +74,7 @@ def test_each_verdict_in_words_and_for_scripts(either_stage: Stage) -> None:
     assert f"missing    {gone}  {stage.place(files[1])}: it is not there" in lines
     assert any(line.startswith("changed") and files[2].md5.hex() in line for line in lines)
     assert lines[-1].startswith("verified 6 files, ")
-    assert lines[-1].endswith(": 1 right, 2 missing, 2 changed, 1 unreadable")
+    assert lines[-1].endswith(": 1 right, 1 missing, 2 changed, 1 unreadable, 1 elsewhere")
     # and nothing has changed.
     assert stage.count("copied = 1") == 6
     # Where all is right, the status says so.
@@ -117,7 +118,7 @@ def test_what_is_not_right_is_archived_anew_by_the_running_service(either_stage:
     assert stage.count("copied = 1") == 5
     results = [entry["result"] for entry in stage.history(ids[0])]
     assert results == ["archived", "requeued", "archived"]
-    assert run(stage, status=3)[1]["verdicts"] == {"ok": 3, "missing": 1, "changed": 1, "unreadable": 0}
+    assert run(stage, status=3)[1]["verdicts"] == {"ok": 3, "missing": 1, "changed": 1, "unreadable": 0, "elsewhere": 0}
 
 
 def test_a_requeued_rows_timestamp_stays(stage: Stage) -> None:
@@ -181,7 +182,15 @@ def test_a_disk_that_is_not_mounted_is_no_archive_full_of_missing_files(stage: S
     done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 4
     assert "is empty (is its disk mounted?)" in done.stderr
-    stage.data_dir.rmdir()
+    # A mount point that holds something is still none.
+    (stage.data_dir / "lost+found").mkdir()
+    done = ask(stage, "verify", "--requeue", *stage.flags())
+    assert done.returncode == 4
+    assert "has no marker file .cdc_archiver, and the history knows archived files there" in done.stderr
+    told = ask(stage, "why", str(ids[0]), *stage.flags()).stdout
+    assert "cannot be seen from here" in told.splitlines()[0]
+    assert "has no marker file" in told.splitlines()[0]
+    shutil.rmtree(stage.data_dir)
     assert ask(stage, "verify", *stage.flags()).returncode == 4
     assert [row.copied for row in stage.rows(ids)] == [1, 1, 1]
     assert ask(stage, "verify").returncode == 2
@@ -208,8 +217,45 @@ def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: Stage, monkeypatch:
     assert stage.count("copied = 1") == 5
 
 
-def test_some_of_them_by_time_by_target_or_by_lot(either_stage: Stage) -> None:
-    stage = either_stage
+def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_ones(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a damaged file, one that cannot be read here, and a database that goes away a little later,
+    files = stage.files(6)
+    ids = [archived(stage, file) for file in files]
+    stage.place(files[0]).write_bytes(b"damaged")
+    away = [DatabaseUnavailable("the database went away")]
+
+    def reading(path: str, *more: Any, **options: Any) -> Any:
+        if path == str(stage.place(files[1])):
+            raise PermissionError(13, "Permission denied")
+        if path == str(stage.place(files[4])) and away:
+            raise away.pop()
+        return hash_file(path, *more, **options)
+
+    monkeypatch.setattr(verify, "hash_file", reading)
+    words = ["verify", "--json", "--requeue", "--jobs", "1", "--state", str(stage.folder / "state"), *stage.flags()]
+    # then what was found so far is told, and nothing is done about it;
+    first = ask(stage, *words)
+    assert first.returncode == 4
+    told = [json.loads(line) for line in first.stdout.splitlines()]
+    assert verdicts(told) == {ids[0]: "changed", ids[1]: "unreadable"}
+    assert {problem["requeue_note"] for problem in told} == {"the run ended before that was done"}
+    assert stage.count("copied = 1") == 6
+    # and the next run has it done, but for the one of which nothing is known.
+    problems, sums = run(stage, *words[2 : -len(stage.flags())], status=3)
+    assert {problem["id"]: problem["requeue_note"] for problem in problems} == {
+        ids[0]: "",
+        ids[1]: "it cannot be read here: mend that first",
+    }
+    assert sums["verdicts"] == {"ok": 4, "missing": 0, "changed": 1, "unreadable": 1, "elsewhere": 0}
+    assert [row.copied for row in stage.rows(ids)] == [0, 1, 1, 1, 1, 1]
+    # A single file is named.
+    assert run(stage, str(ids[2]))[1]["total"] == 1
+    assert ask(stage, "verify", "4711", *stage.flags()).returncode == 2
+
+
+def test_some_of_them_by_time_by_target_or_by_lot(stage: Stage) -> None:
     ids = [archived(stage, file) for file in stage.files(20, size=10)]
     stage.sql(f"UPDATE {TABLE} SET timestamp = '2021-01-01 00:00:00' WHERE id <= %s", (ids[4],))
     stage.sql(f"UPDATE {TABLE} SET instance_id = 'm2' WHERE id = %s", (ids[0],))
@@ -267,13 +313,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     # reads what is left and nothing twice, and its sums are those of both.
     assert len(read) - second_begins == total - done_before
     assert verdicts(second) == {ids[17]: "changed"}
-    assert sums["verdicts"] == {"ok": total - 2, "missing": 0, "changed": 2, "unreadable": 0}
+    assert sums["verdicts"] == {"ok": total - 2, "missing": 0, "changed": 2, "unreadable": 0, "elsewhere": 0}
     # What is complete is begun anew.
     assert sum(run(stage, "--state", str(state), *sample, status=3)[1]["verdicts"].values()) == total
 
 
-def test_files_that_no_row_names(either_stage: Stage) -> None:
-    stage = either_stage
+def test_files_that_no_row_names(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given files with a row, files that the running service has placed and not recorded yet, files of an older table,
     named, placed, older = stage.files(3)
     archived(stage, named)
@@ -298,6 +343,28 @@ def test_files_that_no_row_names(either_stage: Stage) -> None:
     assert (sums["unregistered"], sums["verdicts"]["ok"]) == (2, 1)
     words = ask(stage, "verify", "--unregistered", *stage.flags()).stdout
     assert rf"unregistered {stage.data_dir}/two\nlines.txt: no row names it" in words
+    # Under another name of the folder, every good file would be a stranger: nothing is told.
+    (stage.folder / "link").symlink_to(stage.data_dir)
+    done = ask(stage, "verify", "--unregistered", "--json", *stage.flags(data_dir=stage.folder / "link"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"no archived row of {TABLE} is below {stage.folder}/link" in done.stderr
+    stage.sql(f"UPDATE {TABLE} SET path = %s WHERE copied = 0", (f"{stage.folder}/link/two\nlines.txt",))
+    stage.sql(f"UPDATE {TABLE} SET copied = 1 WHERE copied = 0")
+    problems, _ = run(stage, "--unregistered", status=3)
+    assert stray not in {Path(problem["path"]) for problem in problems if problem["verdict"] == "unregistered"}
+    # A folder that may not be read is said, and the rest is looked at.
+    listed, closed = os.scandir, stage.place(named).parent
+
+    def scandir(folder: Any) -> Any:
+        if Path(folder) == closed:
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    done = ask(stage, "verify", "--unregistered", "--json", *stage.flags())
+    assert done.returncode == 3
+    assert f"{closed} was not looked into: Permission denied" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["sums"]["folders_not_seen"] == 1
 
 
 def test_the_sums_for_prometheus(stage: Stage) -> None:

@@ -48,8 +48,7 @@ def sentence(text: str) -> str:
     return text.splitlines()[0]
 
 
-def test_a_file_that_was_given_up_with_every_try_and_the_command_that_has_it_tried_again(either_stage: Stage) -> None:
-    stage = either_stage
+def test_a_file_that_was_given_up_with_every_try_and_the_command_that_has_it_tried_again(stage: Stage) -> None:
     # Given a file that a service has given up,
     file = stage.file("gone.npy")
     file.path.unlink()
@@ -84,8 +83,7 @@ def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_
     assert other != id_
 
 
-def test_several_matches_are_listed_newest_first_and_the_question_is_which(either_stage: Stage) -> None:
-    stage = either_stage
+def test_several_matches_are_listed_newest_first_and_the_question_is_which(stage: Stage) -> None:
     files = stage.files(25, size=10)
     ids = stage.register(*files)
     done = ask(stage, "why", ".npy")
@@ -148,7 +146,10 @@ def test_a_changed_file_is_shown_with_both_md5_sums(stage: Stage) -> None:
     failed(stage, id_, Reason.CHANGED, "it was changed", md5_seen=b"\xab" * 16)
     text = why(stage, id_)
     assert f"md5 registered {file.md5.hex()}, md5 of what arrived {'ab' * 16}" in text
-    assert f"UPDATE {TABLE} SET md5sum = 0x{'ab' * 16}, timestamp = timestamp WHERE id = {id_}" in text
+    assert (
+        f"UPDATE {TABLE} SET md5sum = 0x{'ab' * 16}, timestamp = timestamp WHERE id = {id_} AND COALESCE(copied, 0) = 0"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,7 +166,7 @@ def test_an_archived_file_that_is_not_right_any_more(stage: Stage, content: byte
         stage.place(file).unlink()
     text = why(stage, id_)
     assert says in sentence(text)
-    assert "cdc-archiver verify --requeue" in text
+    assert f"cdc-archiver verify --requeue {id_}" in text
 
 
 def test_a_large_archived_file_is_hashed_where_it_is_asked_for(stage: Stage) -> None:
@@ -191,6 +192,11 @@ def test_a_row_of_nobodys_target(stage: Stage) -> None:
     text = why(stage, id_)
     assert "nobody was asked to archive it: its instance_id 'another-monitor'" in sentence(text)
     assert TARGET in sentence(text)
+    # Nor is a file of another archive one that is gone.
+    stage.sql(f"UPDATE {TABLE} SET copied = 1, path = '/another/node/file.npy'")
+    assert "cannot be seen from here: it is not below --data-dir" in sentence(why(stage, id_))
+    # A number of any length is a name.
+    assert ask(stage, "why", "9" * 5000).returncode == 3
 
 
 def test_a_row_that_names_no_place_and_one_that_was_corrected(stage: Stage) -> None:
@@ -261,6 +267,16 @@ def test_a_file_that_waits_for_its_next_try_is_told_when_that_is(stage: Stage) -
         stage.wait_attempts(id_, 3)
         in_hand(service, id_, "waiting")
         text = why(stage, id_, http_port=service.port)
+        # It is the service that counts: with other settings here, it has it in hand all the same.
+        lower = why(stage, id_, http_port=service.port, max_attempts=2)
+        # What it was not asked for, it never takes up.
+        (others,) = stage.register(stage.file("others.npy"), instance_id="x; rm -rf ~")
+        words = ask(stage, "why", str(others), "--http-port", str(service.port)).stdout
+        configured = why(stage, others, http_port=service.port)
+    assert sentence(lower).startswith("It is not here yet: it waits for its next try. It was tried 3 times")
+    assert f"does not have its target 'x; rm -rf ~' (it has {TARGET})" in sentence(words)
+    assert "next sweep" not in words
+    assert "--target 'x; rm -rf ~'" in configured
     assert "it waits for its next try. It was tried 3 of 5 times" in sentence(text)
     assert "It is tried again in " in text
 

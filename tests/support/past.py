@@ -12,6 +12,7 @@ from cdc_archiver.database.engine import Database
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import Entry, History
 from cdc_archiver.model import Archived, Charged, FileRecord, Reason, Refused
+from cdc_archiver.transfer.staging import MARKER
 
 
 def failed(stage: Stage, id_: int, reason: Reason, detail: str = "said rsync", md5_seen: bytes | None = None) -> None:
@@ -29,6 +30,7 @@ def archived(stage: Stage, file: SourceFile, content: bytes | None = None) -> in
     place = stage.place(file)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(file.content if content is None else content)
+    (stage.data_dir / MARKER).touch()
     _tell(stage, id_, None, str(place), None)
     stage.sql(f"UPDATE {TABLE} SET path = %s, copied = 1 WHERE id = %s", (str(place), id_))
     return id_
