@@ -26,7 +26,8 @@ Files, or all files below a folder, as the monitor would have done it: their pat
 with flags.
 
 It runs on the machine that has the files, since it reads them, and needs the right to INSERT into the table. What is registered or
-archived already is left alone (archived files are recognised by the history).
+archived already is left alone: archived files are recognised by the history, or by an archived row of the target with the same name
+and md5.
 
 Examples:
 
@@ -115,5 +116,9 @@ def _time(text: str) -> datetime | None:
 
 def _tell(page: Page, done: Registered, *, dry_run: bool) -> None:
     word = "would" if dry_run and done.fate is Fate.REGISTERED else done.fate.value
-    more = {Fate.REGISTERED: f" -> {done.place}", Fate.KNOWN: "", Fate.UNUSABLE: f": {done.note}"}[done.fate]
+    more = {
+        Fate.REGISTERED: f" -> {done.place}",
+        Fate.KNOWN: f": {done.note}" if done.note else "",
+        Fate.UNUSABLE: f": {done.note}",
+    }[done.fate]
     page.line((f"{word:11}", _STYLES[done.fate]), f"{done.path}{more}")

@@ -12,13 +12,22 @@ import pytest
 from asking import ask
 from stage import TABLE, TARGET, Stage, new_stage
 
-from cdc_archiver.sandbox import DatabaseServer, SshServer
+from cdc_archiver.operations import register as operation
+from cdc_archiver.operations.hashing import hash_file
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 MOMENT = 1_589_517_264
 
 
 @pytest.fixture
-def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        made.server.execute(f"GRANT INSERT ON {made.database}.{TABLE} TO '{made.user}'@'%'")
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
     with new_stage(database_server, ssh_server, tmp_path) as made:
         made.server.execute(f"GRANT INSERT ON {made.database}.{TABLE} TO '{made.user}'@'%'")
         yield made
@@ -36,7 +45,8 @@ def register(stage: Stage, *arguments: object, status: int = 0, **changes: Any) 
     return fates
 
 
-def test_a_tree_is_registered_as_a_monitor_does_it_and_archived_by_the_running_service(stage: Stage) -> None:
+def test_a_tree_is_registered_as_a_monitor_does_it_and_archived_by_the_running_service(either_stage: Stage) -> None:
+    stage = either_stage
     # Given a tree on the readout server, with a plot, a link, and a name of all sorts,
     files = [stage.file(name) for name in ("day/a.npy", "day/two\nlines [x].npy", "day/sub/b.PNG")]
     (stage.sources / "day/link.npy").symlink_to(files[0].path)
@@ -87,7 +97,8 @@ def test_what_the_flags_say_goes_before_what_the_files_say(stage: Stage) -> None
     assert row == (MOMENT, 1, "m2", "2021-03-04 05:06:07")
 
 
-def test_what_cannot_be_archived_is_not_registered(stage: Stage) -> None:
+def test_what_cannot_be_archived_is_not_registered(either_stage: Stage) -> None:
+    stage = either_stage
     good = stage.file("good.npy")
     long = stage.file("x" * 200 + "/" + "y" * 200)
     foreign = stage.folder / "elsewhere.npy"
@@ -99,6 +110,15 @@ def test_what_cannot_be_archived_is_not_registered(stage: Stage) -> None:
     assert "is not below the source root" in notes[str(foreign)]
     assert notes[str(stage.sources / "pipe")] == "it is no regular file"
     assert [found["path"] for found in fates["registered"]] == [str(good.path)]
+    # What the table does not take is said of that file alone, and its neighbours are registered.
+    stage.file("bad/old.npy")
+    os.utime(stage.sources / "bad/old.npy", (0, 0))
+    stage.file("bad/new.npy")
+    fates = register(stage, stage.sources / "bad", stage.sources / "bad/new.npy", status=3)
+    (old,), (new,) = fates["unusable"], fates["registered"]
+    assert (old["path"], new["path"]) == (f"{stage.sources}/bad/old.npy", f"{stage.sources}/bad/new.npy")
+    assert "timestamp" in old["note"]
+    stage.sql(f"DELETE FROM {TABLE} WHERE path LIKE '%%/bad/%%'")
     # A row that would be refused is none to begin with.
     done = ask(stage, "register", str(good.path), "--action", "a/b", "--pub-id", "..", *stage.flags())
     assert "0 files" in done.stdout
@@ -120,6 +140,55 @@ def test_what_may_be_wrong_is_one_line(stage: Stage) -> None:
     done = ask(stage, *words, *stage.flags())
     assert done.returncode == 2
     assert f"GRANT INSERT ON {stage.database}.{TABLE} TO '{stage.user}'@'%'" in done.stderr.splitlines()[-1]
+
+
+def test_a_folder_that_may_not_be_read_is_said_and_a_file_that_goes_is_none(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, gone = stage.file("day/a.npy"), stage.file("day/.a.npy.x7")
+    stage.file("day/sub/b.npy")
+    listed, looked_at = os.scandir, os.lstat
+
+    def scandir(folder: Any) -> Any:
+        if str(folder) == f"{stage.sources}/day/sub":
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    def lstat(path: Any, **options: Any) -> Any:
+        if str(path) == str(gone.path):
+            gone.path.unlink(missing_ok=True)
+        return looked_at(path, **options)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "lstat", lstat)
+    fates = register(stage, stage.sources / "day", status=3)
+    assert [(found["path"], found["note"]) for found in fates["unusable"]] == [
+        (f"{stage.sources}/day/sub", "Permission denied")
+    ]
+    assert [found["path"] for found in fates["registered"]] == [str(there.path)]
+
+
+def test_what_another_has_registered_or_archived_is_known(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a file that an older archiver archived, of which no history tells,
+    before, meanwhile, new = stage.files(3)
+    (id_,) = stage.register(before)
+    stage.sql(f"UPDATE {TABLE} SET path = %s, copied = 1 WHERE id = %s", (f"{stage.place(before)}.2", id_))
+
+    # and one that the monitor registers while files are read,
+    def reading(path: str) -> Any:
+        if path == str(new.path):
+            stage.register(meanwhile)
+        return hash_file(path)
+
+    monkeypatch.setattr(operation, "hash_file", reading)
+    # then there is one row of each.
+    fates = register(stage, stage.sources)
+    assert {found["path"]: found["note"] for found in fates["known"]} == {
+        str(before.path): f"archived as {stage.place(before)}.2",
+        str(meanwhile.path): "",
+    }
+    assert [found["path"] for found in fates["registered"]] == [str(new.path)]
+    assert stage.count("1 = 1") == 3
 
 
 def test_many_files(stage: Stage) -> None:
