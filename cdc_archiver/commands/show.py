@@ -23,6 +23,7 @@ from cdc_archiver.errors import Misconfigured
 
 _MEASURED: Final = 200
 _WIDEST: Final = 60
+_INTERRUPTED: Final = 130
 
 STATE_STYLES: Final = {
     RowState.PENDING: "cyan",
@@ -177,7 +178,11 @@ def confirmed(question: str, *, yes: bool) -> bool:
         return True
     if not (sys.stdin is not None and sys.stdin.isatty()):
         raise Misconfigured("nobody can be asked here, so nothing was changed", "--yes does it, --dry-run only says it")
-    return typer.confirm(question, err=True)
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:  # Ctrl-C, Ctrl-D
+        complain("nothing was changed")
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def _words(cell: str | tuple[str, str]) -> str:

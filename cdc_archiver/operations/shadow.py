@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import re
 import threading
@@ -20,7 +21,7 @@ from cdc_archiver.events.delivered import IntervalSet
 from cdc_archiver.model import FileRecord
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.operations.desk import Desk
-from cdc_archiver.operations.hashing import hash_file
+from cdc_archiver.operations.hashing import Stopped, hash_file
 from cdc_archiver.transfer import layout
 
 _TICK: Final = 0.2
@@ -127,10 +128,12 @@ class Shadow:
         Returns:
             Whether all of it; False after a stop.
         """
-        for row in walk(self._desk.database, self._desk.files, Criteria(targets=self._targets), newest_first=False):
-            if self._stop.is_set():
-                break
-            self._judge(row)
+        rows = walk(self._desk.database, self._desk.files, Criteria(targets=self._targets), newest_first=False)
+        with contextlib.suppress(Stopped):
+            for row in rows:
+                if self._stop.is_set():
+                    break
+                self._judge(row)
         self._count_waiting()
         return not self._stop.is_set()
 
@@ -142,7 +145,8 @@ class Shadow:
         stream = BinlogStream(self._desk.database, self._desk.files.name, self, Metrics())
         stream.start()
         try:
-            self._follow(newest)
+            with contextlib.suppress(Stopped):
+                self._follow(newest)
         finally:
             stream.stop()
             stream.join(5.0)
@@ -208,9 +212,9 @@ class Shadow:
         id_ = row.record.id
         seen = self._waiting.get(id_)
         if row.copied:
-            self._waiting.pop(id_, None)
             if seen is not None or id_ not in self._compared:
                 self._compare(row, seen.record if seen else row.record)
+            self._waiting.pop(id_, None)  # not before: whoever stops it while a file is read has not compared it
             return
         if seen is None or _identity(seen.record) != _identity(row.record):
             seen = self._waiting[id_] = _Seen(row.record)
@@ -231,7 +235,6 @@ class Shadow:
         self._tell(Observation(seen.record.id, comparison, seen.record.path, ours, None, detail))
 
     def _compare(self, row: Row, before: FileRecord) -> None:
-        self._compared.add(row.record.id)
         theirs = row.record.path
         ours, refusal = self._ours(before)
         detail = refusal and f"we would refuse it: {refusal}"
@@ -239,6 +242,7 @@ class Shadow:
             detail = "another path"
         if not detail:
             detail = self._content(row.record)
+        self._compared.add(row.record.id)
         if refusal:
             self.sums.refused_and_archived += 1
         if detail:
@@ -267,7 +271,11 @@ class Shadow:
         return re.fullmatch(re.escape(ours) + r"(\.[1-9]\d*)?", theirs) is not None
 
     def _content(self, record: FileRecord) -> str:
-        """What is wrong with the old archiver's file; empty where it is right, or nobody looks."""
+        """What is wrong with the old archiver's file; empty where it is right, or nobody looks.
+
+        Raises:
+            Stopped: somebody asked to stop meanwhile.
+        """
         if self._archive_here is None:
             return ""
         place = self._archive_here / record.path.removeprefix(self._data_dir).lstrip("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,11 +15,19 @@ import pytest
 from asking import ask
 from stage import COMMAND, HISTORY, PATIENCE, TABLE, SourceFile, Stage, eventually, new_stage
 
-from cdc_archiver.sandbox import DatabaseServer, SshServer
+from cdc_archiver.operations import shadow as operation
+from cdc_archiver.operations.hashing import hash_file
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 
 @pytest.fixture
-def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
     with new_stage(database_server, ssh_server, tmp_path) as made:
         yield made
 
@@ -88,7 +97,8 @@ def following(stage: Stage, *arguments: str) -> Iterator[Follower]:
             process.wait()
 
 
-def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(stage: Stage) -> None:
+def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(either_stage: Stage) -> None:
+    stage = either_stage
     old = OldArchiver(stage)
     files = stage.files(6)
     before = stage.files(1, prefix="before")
@@ -149,7 +159,7 @@ def test_it_runs_beside_the_running_service_and_needs_no_right_to_write(stage: S
     assert ask(stage, "shadow", "--once", *stage.flags()).returncode == 0
 
 
-def test_once_compares_the_table_as_it_is(stage: Stage) -> None:
+def test_once_compares_the_table_as_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     old = OldArchiver(stage)
     files = stage.files(4)
     ids = stage.register(*files[:3])
@@ -175,6 +185,17 @@ def test_once_compares_the_table_as_it_is(stage: Stage) -> None:
     done = ask(stage, *found, "--archive-here", str(moved))
     assert done.returncode == 3
     assert json.loads(done.stdout.splitlines()[-1])["sums"]["differ"] == 1
+
+    # Ctrl-C while a file is read is no judgement of it.
+    def interrupted(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return hash_file(*arguments)
+
+    monkeypatch.setattr(operation, "hash_file", interrupted)
+    done = ask(stage, *found, "--archive-here", str(moved))
+    assert done.returncode == 130, done.stderr
+    sums = json.loads(done.stdout.splitlines()[-1])["sums"]
+    assert (sums["agree"], sums["differ"], sums["hashed"]) == (0, 0, 0)
 
 
 def test_without_a_right_to_stream_it_polls(stage: Stage) -> None:
