@@ -15,7 +15,7 @@ from stage import COMMAND, PATIENCE, TARGET, Stage, new_stage
 from terminal import Terminal
 
 from cdc_archiver.model import Reason
-from cdc_archiver.sandbox import DatabaseServer, SshServer
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 KEYS = {
     *(
@@ -36,7 +36,13 @@ KEYS = {
 
 
 @pytest.fixture
-def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
     with new_stage(database_server, ssh_server, tmp_path) as made:
         yield made
 
@@ -51,7 +57,8 @@ def ids(stage: Stage, *arguments: str) -> list[int]:
     return [found["id"] for found in objects(stage, *arguments)]
 
 
-def test_each_state_and_each_filter(stage: Stage) -> None:
+def test_each_state_and_each_filter(either_stage: Stage) -> None:
+    stage = either_stage
     file = stage.file("file.npy")
     done = archived(stage, stage.file("done.npy"))
     waits, charged, given_up, refused, ignored = (
@@ -90,7 +97,8 @@ def test_each_state_and_each_filter(stage: Stage) -> None:
     assert found["timestamp"] == "2020-05-15T04:34:24+00:00"
 
 
-def test_by_time_whatever_the_servers_zone(stage: Stage) -> None:
+def test_by_time_whatever_the_servers_zone(either_stage: Stage) -> None:
+    stage = either_stage
     file = stage.file("file.npy")
     first, second, third = (
         stage.register(file, timestamp=moment)[0]
@@ -174,7 +182,8 @@ def test_who_has_seen_enough_closes_the_pipe(stage: Stage) -> None:
     command.stderr.close()
 
 
-def test_each_row_once_whatever_targets_and_nulls_there_are(stage: Stage) -> None:
+def test_each_row_once_whatever_targets_and_nulls_there_are(either_stage: Stage) -> None:
+    stage = either_stage
     file = stage.file("one.npy")
     found = [
         stage.register(file, instance_id=target, copied=copied)[0]

@@ -26,8 +26,7 @@ def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_pat
         yield made
 
 
-def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(either_stage: Stage) -> None:
-    stage = either_stage
+def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage: Stage) -> None:
     gone = stage.file("gone.npy")
     gone.path.unlink()
     stage.register(gone, failed_copy_attempts=5)
