@@ -16,6 +16,7 @@ import structlog
 
 from cdc_archiver.database.keeper import LockKeeper
 from cdc_archiver.database.lock import SourceLocks
+from cdc_archiver.dispatch.ledger import Whereabouts
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus
 from cdc_archiver.observe.http import HttpServer
 from cdc_archiver.observe.metrics import Metrics
@@ -89,7 +90,9 @@ class Archiver:
         Raises:
             ArchiverError: with what a person has to mend, or the part that died.
         """
-        self.http = HttpServer(self._settings.http_host, self._settings.http_port, self.metrics, self.status)
+        self.http = HttpServer(
+            self._settings.http_host, self._settings.http_port, self.metrics, self.status, self.whereabouts
+        )
         self.http.on_end = self._ended
         self.http.start()
         _log.info("listening", address=f"http://{self._settings.http_host}:{self.http.port}")
@@ -166,6 +169,11 @@ class Archiver:
                 sum(self.metrics.total("copies_total", result=result) for result in ("archived", "adopted"))
             ),
         )
+
+    def whereabouts(self, id_: int) -> Whereabouts | None:
+        """Where a file is on its way through the house; None if it is not. Waits for nothing."""
+        shift = self._shift
+        return None if shift is None else shift.dispatcher.ledger.whereabouts(id_, time.monotonic())
 
     def _state(self, shift: Shift | None) -> tuple[ServiceState, str]:
         if self._failed:

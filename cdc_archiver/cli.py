@@ -15,8 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cdc_archiver import __version__, account
 from cdc_archiver.archiver import Archiver
+from cdc_archiver.commands import change, listing, why
+from cdc_archiver.commands import register as register_command
+from cdc_archiver.commands import shadow as shadow_command
+from cdc_archiver.commands import status as status_command
+from cdc_archiver.commands import verify as verify_command
 from cdc_archiver.errors import ArchiverError, ExitStatus
-from cdc_archiver.flags import with_settings
+from cdc_archiver.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.operations import init_db as init_db_operation
 from cdc_archiver.preflight import print_report, run_checks
@@ -93,6 +98,20 @@ def check(
     return report.exit_status
 
 
+_ARCHIVE: Final = DATABASE | SERVICE | SOURCE | {"data_dir"}
+
+app.command(help=status_command.HELP)(with_settings_of(DATABASE | SERVICE | {"target"})(status_command.status))
+app.command(help=why.HELP)(with_settings_of(_ARCHIVE)(why.why))
+app.command(help=change.RETRY_HELP)(with_settings_of(DATABASE)(change.retry))
+app.command(help=change.IGNORE_HELP)(with_settings_of(DATABASE)(change.ignore))
+app.command("list", help=listing.HELP)(with_settings_of(DATABASE | SERVICE)(listing.list_files))
+app.command(help=verify_command.HELP)(with_settings_of((_ARCHIVE - SERVICE) | {"data_dir"})(verify_command.verify))
+app.command("register", help=register_command.HELP)(
+    with_settings_of(DATABASE | {"source_root"})(register_command.register_files)
+)
+app.command(help=shadow_command.HELP)(with_settings_of(DATABASE | {"data_dir", "poll_interval"})(shadow_command.shadow))
+
+
 @app.command("init-db")
 @with_settings
 def init_db(
@@ -143,12 +162,16 @@ def main() -> None:
     if anew:
         os.execve(sys.executable, [sys.executable, "-m", "cdc_archiver", *sys.argv[1:]], {**os.environ, **anew})
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name="cdc-archiver")
+        sys.stdout.flush()
     except ArchiverError as error:
         print(f"cdc-archiver: {printable(str(error))}", file=sys.stderr)
         status = error.exit_status
     except KeyboardInterrupt:
         status = 130
+    except BrokenPipeError:  # `list | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = ExitStatus.OWN_FAULT
     except Exception as error:
         # A wrong flag or argument, as the library that reads them says it.
         if not hasattr(error, "format_message"):

@@ -211,6 +211,88 @@ class FilesTable:
         """Takes impossible rows out of the queue, unless they have moved on since they were read."""
         return self._set_attempts(connection, dict.fromkeys(records, REFUSED_FROM))
 
+    def set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> Written:
+        """Sets the counter as an operator wants it, unless a row has moved on since it was read; archived rows stay as they are.
+
+        Args:
+            attempts: what ``failed_copy_attempts`` becomes, by record.
+        """
+        return self._set_attempts(connection, attempts)
+
+    def requeue(self, connection: sa.Connection, sources: Mapping[FileRecord, str]) -> Written:
+        """Makes archived rows pending again, unless they have moved on since they were read.
+
+        Args:
+            sources: the file on its source, by record.
+        """
+        table = self._table
+        changed: set[int] = set()
+        for chunk in _chunks(sources):
+            rows = self._lock(connection, chunk)
+            unmoved = {
+                record.id: _storable(sources[record])
+                for record in chunk
+                if rows.get(record.id) == Row(record, copied=True)
+            }
+            if unmoved:
+                connection.execute(
+                    sa.update(table)
+                    .where(table.c.id.in_(unmoved))
+                    .values(
+                        path=sa.case(*((table.c.id == id_, sa.literal(path)) for id_, path in unmoved.items())),
+                        copied=0,
+                        failed_copy_attempts=0,
+                        timestamp=table.c.timestamp,
+                    )
+                )
+            changed.update(unmoved)
+        return Written(changed, already=set())
+
+    def register(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Inserts rows, as a monitor does it.
+
+        Args:
+            rows: values by column, the same columns in each.
+        """
+        connection.execute(sa.insert(self._table).values([dict(row) for row in rows]))
+
+    def targets(self, connection: sa.Connection) -> list[str]:
+        """Every instance_id that has a row which is not archived."""
+        table = self._table
+        found = sa.select(table.c.instance_id).where(sa.func.coalesce(table.c.copied, 0) == 0).distinct()
+        return [_text(name) or "" for name in connection.execute(found).scalars() if name is not None]
+
+    def column(self, name: str) -> sa.Column[Any]:
+        """A column, for a condition of :meth:`rows`."""
+        return self._table.c[name]
+
+    def rows(
+        self, connection: sa.Connection, *conditions: sa.ColumnElement[bool], newest_first: bool, limit: int
+    ) -> list[Row]:
+        """Rows that meet all conditions, by id.
+
+        Args:
+            limit: that many at the most.
+        """
+        id_ = self._table.c.id
+        found = sa.select(*self._columns).where(*conditions).order_by(id_.desc() if newest_first else id_)
+        return [_row(row) for row in connection.execute(found.limit(limit))]
+
+    def count(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
+        """How many rows meet all conditions."""
+        return int(
+            connection.execute(sa.select(sa.func.count()).select_from(self._table).where(*conditions)).scalar_one()
+        )
+
+    def sample(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool], size: int) -> list[int]:
+        """The ids of some rows that meet all conditions, drawn by lot.
+
+        Args:
+            size: that many at the most.
+        """
+        drawn = sa.select(self._table.c.id).where(*conditions).order_by(sa.func.rand()).limit(size)
+        return [int(id_) for id_ in connection.execute(drawn).scalars()]
+
     def _set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> Written:
         table = self._table
         changed: set[int] = set()

@@ -37,7 +37,12 @@ TABLE: Final = sa.Table(
     sa.Column("file_id", sa.BigInteger, nullable=False),
     sa.Column("instance_id", sa.String(64), nullable=False),
     sa.Column("source", sa.String(64), nullable=False),
-    sa.Column("result", sa.String(16), nullable=False, comment="archived, adopted, charged, refused"),
+    sa.Column(
+        "result",
+        sa.String(16),
+        nullable=False,
+        comment="archived, adopted, charged, refused; retried, ignored, restored, requeued",
+    ),
     sa.Column("reason", sa.String(32)),
     sa.Column("detail", _text),
     sa.Column("source_path", _text, nullable=False),

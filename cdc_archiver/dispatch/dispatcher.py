@@ -74,7 +74,7 @@ class Dispatcher:
         self._clock = clock
         self._random = random.Random()
         self._changed = threading.Condition()
-        self._ledger = Ledger()
+        self._ledger = self.ledger = Ledger()
         self._sources: dict[str, SourceQueues] = {}
         self._watch = Watch(clock)
         self._destination = self._watch.destination

@@ -62,6 +62,21 @@ class Entry:
     again: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """An id in hand, as an operator sees it.
+
+    Attributes:
+        known_for: seconds since we were told of it.
+        retry_in: seconds until it is tried again, while it waits for that.
+    """
+
+    state: State
+    origin: Origin
+    known_for: float
+    retry_in: float | None
+
+
 class Ledger:
     """The ids in hand. Times are seconds of one clock, the caller's."""
 
@@ -76,6 +91,20 @@ class Ledger:
 
     def __getitem__(self, id_: int) -> Entry:
         return self._entries[id_]
+
+    def whereabouts(self, id_: int, now: float) -> Whereabouts | None:
+        """Where an id is, for an operator; None if nobody has it in hand.
+
+        The one look that needs no lock: what changes meanwhile makes it a moment old, no more.
+
+        Args:
+            now: seconds of the caller's clock.
+        """
+        entry = self._entries.get(id_)
+        if entry is None:
+            return None
+        retry_in = max(0.0, entry.due - now) if entry.state is State.WAITING else None
+        return Whereabouts(entry.state, entry.origin, max(0.0, now - entry.woken_at), retry_in)
 
     def count(self, state: State) -> int:
         """How many ids are in this state."""

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from cdc_archiver.dispatch.ledger import Whereabouts
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.operations.status import Status
@@ -27,6 +28,7 @@ _INDEX = """cdc_archiver
 /healthz      200 while the process and its threads live
 /readyz       200 while files can be archived, or another archiver does it; else 503 and why
 /api/status   all of it, as JSON
+/api/file/ID  where a file is on its way through the service, as JSON
 """
 
 
@@ -35,13 +37,20 @@ class HttpServer(Part):
 
     Args:
         host, port: where it listens; port 0 takes any free one, see :attr:`port`.
-        status: asked at each request.
+        status, whereabouts: asked at each request.
 
     Raises:
         Misconfigured: the address cannot be had.
     """
 
-    def __init__(self, host: str, port: int, metrics: Metrics, status: Callable[[], Status]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        metrics: Metrics,
+        status: Callable[[], Status],
+        whereabouts: Callable[[int], Whereabouts | None],
+    ) -> None:
         super().__init__("http")
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -53,7 +62,7 @@ class HttpServer(Part):
             ) from error
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
-            application(metrics, status),
+            application(metrics, status, whereabouts),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -69,11 +78,13 @@ class HttpServer(Part):
         self._server.should_exit = True
 
 
-def application(metrics: Metrics, status: Callable[[], Status]) -> Starlette:
+def application(
+    metrics: Metrics, status: Callable[[], Status], whereabouts: Callable[[int], Whereabouts | None]
+) -> Starlette:
     """The application, for a server or a test.
 
     Args:
-        status: asked at each request.
+        status, whereabouts: asked at each request.
     """
 
     def index(_request: Request) -> Response:
@@ -99,6 +110,11 @@ def application(metrics: Metrics, status: Callable[[], Status]) -> Starlette:
     def api_status(_request: Request) -> Response:
         return JSONResponse(_plain(asdict(status())))
 
+    def api_file(request: Request) -> Response:
+        id_ = request.path_params["id"]
+        found = whereabouts(id_)
+        return JSONResponse({"id": id_, "in_hand": None if found is None else _plain(asdict(found))})
+
     return Starlette(
         routes=[
             Route("/", index),
@@ -106,6 +122,7 @@ def application(metrics: Metrics, status: Callable[[], Status]) -> Starlette:
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             Route("/api/status", api_status),
+            Route("/api/file/{id:int}", api_file),
         ]
     )
 

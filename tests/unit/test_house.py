@@ -31,6 +31,7 @@ FLOORS = [
     {"observe.http", "observe.notify", "site", "shift", "archiver", "reconciliation"},
     {"sandbox", "flags"},
     {"demo"},
+    {"commands"},
     {"cli", "__main__"},
 ]
 

@@ -1,0 +1,230 @@
+"""Which rows an operator means: by state, target, time, path; read page by page, so that a million of them cost no memory."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from cdc_archiver.database.engine import Database
+from cdc_archiver.database.files_table import FilesTable, Row
+from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM
+
+_PAGE: Final = 1000
+
+
+class RowState(StrEnum):
+    """What a row says of its file, in design.md's words."""
+
+    PENDING = "pending"
+    QUARANTINED = "quarantined"
+    REFUSED = "refused"
+    IGNORED = "ignored"
+    ARCHIVED = "archived"
+
+
+NOT_ARCHIVED: Final = frozenset(RowState) - {RowState.ARCHIVED}
+
+
+def state_of(row: Row, max_attempts: int) -> RowState:
+    """What a row says of its file.
+
+    Args:
+        max_attempts: charged attempts from which it is quarantined.
+    """
+    attempts = row.record.attempts
+    if row.copied:
+        return RowState.ARCHIVED
+    if attempts >= IGNORED_FROM:
+        return RowState.IGNORED
+    if attempts >= REFUSED_FROM:
+        return RowState.REFUSED
+    return RowState.QUARANTINED if attempts >= max_attempts else RowState.PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class Criteria:
+    """Which rows are meant; what is empty asks for nothing.
+
+    Attributes:
+        ids, paths: the row is one of these. A path may have ``*`` and ``?``, as a shell has them.
+        part: a part of the path.
+        charged: only with failed attempts.
+        since, until: of the column timestamp, aware.
+    """
+
+    ids: tuple[int, ...] = ()
+    paths: tuple[str, ...] = ()
+    part: str = ""
+    states: frozenset[RowState] = frozenset()
+    charged: bool = False
+    targets: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    pub_ids: tuple[str, ...] = ()
+    since: datetime | None = None
+    until: datetime | None = None
+
+    @property
+    def names_files(self) -> bool:
+        """Whether single files are named, and not a kind of them."""
+        return bool(self.ids or self.paths)
+
+    def conditions(self, files: FilesTable) -> list[sa.ColumnElement[bool]]:
+        """The same for the database."""
+        found: list[sa.ColumnElement[bool]] = []
+        timestamp = files.column("timestamp")
+        named = [_equal("path", path) if not _is_pattern(path) else _alike("path", _like(path)) for path in self.paths]
+        if self.ids:
+            named.append(files.column("id").in_(self.ids))
+        if named:
+            found.append(sa.or_(*named))
+        if self.part:
+            found.append(_alike("path", f"%{escaped(self.part)}%"))
+        for name, values in (("instance_id", self.targets), ("action", self.actions), ("pub_id", self.pub_ids)):
+            if values:
+                plain = [value for value in values if value.isascii()]
+                found.append(
+                    sa.or_(
+                        files.column(name).in_(plain), *(_equal(name, value) for value in values if not value.isascii())
+                    )
+                )
+        if self.since is not None:
+            found.append(timestamp >= self.since.replace(tzinfo=None))
+        if self.until is not None:
+            found.append(timestamp < self.until.replace(tzinfo=None))
+        if self.states:
+            found.append(sa.or_(*(_condition(files, state) for state in sorted(self.states))))
+        if self.charged:
+            found.append(sa.func.coalesce(files.column("failed_copy_attempts"), 0) > 0)
+        return found
+
+    def means(self, row: Row) -> bool:
+        """Whether a row that the database found is really named: it compares without case, a file system does not."""
+        if not self.paths or row.record.id in self.ids:
+            return True
+        return any(_matches(row.record.path, path) for path in self.paths)
+
+
+def walk(
+    database: Database,
+    files: FilesTable,
+    criteria: Criteria,
+    *,
+    newest_first: bool = True,
+    after: int | None = None,
+    limit: int | None = None,
+) -> Iterator[Row]:
+    """The rows, page by page; no connection is kept busy while the caller works.
+
+    Args:
+        after: beyond this id, in the order asked for.
+        limit: that many at the most.
+    """
+    branches = (
+        _pages(database, files, branch, newest_first=newest_first, after=after) for branch in _branches(files, criteria)
+    )
+    rows = heapq.merge(*branches, key=lambda row: row.record.id, reverse=newest_first)
+    # Two spellings that the database takes for one target find each row twice.
+    once = (next(same) for _, same in itertools.groupby(rows, key=lambda row: row.record.id))
+    yield from itertools.islice((row for row in once if criteria.means(row)), limit)
+
+
+def _branches(files: FilesTable, criteria: Criteria) -> list[list[sa.ColumnElement[bool]]]:
+    """The conditions, in parts of which each is one range of the index for what is not archived; `copied = 0 OR copied IS NULL` is
+    none, nor are several targets."""
+    conditions = criteria.conditions(files)
+    if not criteria.states or RowState.ARCHIVED in criteria.states:
+        return [conditions]
+    copied, target = files.column("copied"), files.column("instance_id")
+    plain = len(criteria.targets) > 1 and all(name.isascii() for name in criteria.targets)
+    names = criteria.targets if plain else ()
+    return [
+        [*conditions, waits, *of_target]
+        for waits in (copied == 0, copied.is_(None))
+        for of_target in ([[target == name] for name in names] or [[]])
+    ]
+
+
+def _pages(
+    database: Database,
+    files: FilesTable,
+    conditions: list[sa.ColumnElement[bool]],
+    *,
+    newest_first: bool,
+    after: int | None,
+) -> Iterator[Row]:
+    id_ = files.column("id")
+    while True:
+        beyond = [] if after is None else [id_ < after if newest_first else id_ > after]
+        with database.connect() as connection:
+            rows = files.rows(connection, *conditions, *beyond, newest_first=newest_first, limit=_PAGE)
+        yield from rows
+        if len(rows) < _PAGE:
+            return
+        after = rows[-1].record.id
+
+
+def escaped(text: str) -> str:
+    """A text as a pattern of LIKE with ``!`` as its escape, that matches it alone."""
+    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
+
+
+def _equal(name: str, value: str) -> sa.ColumnElement[bool]:
+    column, value_there = _comparable(name, value)
+    return column == value_there
+
+
+def _alike(name: str, pattern: str) -> sa.ColumnElement[bool]:
+    column, pattern_there = _comparable(name, pattern)
+    return column.like(pattern_there, escape="!")
+
+
+def _comparable(name: str, value: str) -> tuple[sa.ColumnElement[Any], str | bytes]:
+    """A column and a value that can be compared: a table in Latin-1 takes a text that it cannot hold for an error."""
+    if value.isascii():
+        return sa.column(name, sa.String()), value
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a name that is no UTF-8, as only a binary column holds it
+        binary: sa.ColumnElement[Any] = sa.literal_column(f"CAST(`{name}` AS BINARY)", sa.String())
+        return binary, value.encode("utf-8", "surrogateescape")
+    return sa.literal_column(f"CONVERT(`{name}` USING utf8mb4)", sa.String()), value
+
+
+def _condition(files: FilesTable, state: RowState) -> sa.ColumnElement[bool]:
+    copied, attempts = files.column("copied"), sa.func.coalesce(files.column("failed_copy_attempts"), 0)
+    waits = sa.or_(copied == 0, copied.is_(None))
+    most = files.max_attempts
+    match state:
+        case RowState.ARCHIVED:
+            return copied != 0
+        case RowState.PENDING:
+            return sa.and_(waits, attempts < most)
+        case RowState.QUARANTINED:
+            return sa.and_(waits, attempts >= most, attempts < REFUSED_FROM)
+        case RowState.REFUSED:
+            return sa.and_(waits, attempts >= REFUSED_FROM, attempts < IGNORED_FROM)
+        case RowState.IGNORED:
+            return sa.and_(waits, attempts >= IGNORED_FROM)
+
+
+def _is_pattern(path: str) -> bool:
+    return "*" in path or "?" in path
+
+
+def _like(pattern: str) -> str:
+    return escaped(pattern).replace("*", "%").replace("?", "_")
+
+
+def _matches(path: str, wanted: str) -> bool:
+    if not _is_pattern(wanted):
+        return path == wanted
+    regular = re.escape(wanted).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.fullmatch(regular, path, re.DOTALL) is not None

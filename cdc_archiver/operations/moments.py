@@ -1,0 +1,52 @@
+"""Times as an operator writes and reads them: ``2h``, ``3d ago``, ``2026-05-15``; pure."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from cdc_archiver.errors import Misconfigured
+
+_UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_AGO: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)(?:\s+ago)?")
+
+
+def moment(text: str, now: datetime) -> datetime:
+    """A point in time: so long ago (``2h``, ``3d ago``), or ISO 8601, in UTC where it names no zone.
+
+    Args:
+        now: aware.
+
+    Raises:
+        Misconfigured: it is neither.
+    """
+    wanted = text.strip().lower()
+    try:
+        if ago := _AGO.fullmatch(wanted):
+            return now - timedelta(seconds=float(ago[1]) * _UNITS[ago[2]])
+        if wanted in ("now", "today", "yesterday"):
+            midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+            return {"now": now, "today": midnight, "yesterday": midnight - timedelta(days=1)}[wanted]
+        found = datetime.fromisoformat(text.strip())
+        return (found.replace(tzinfo=UTC) if found.tzinfo is None else found).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise Misconfigured(f"{text!r} is no time", "say 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30") from None
+
+
+def span(seconds: float) -> str:
+    """A duration in one or two words: ``12 s``, ``3 min``, ``5 h``, ``2 days``."""
+    for limit, unit, word in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {word}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def ago(then: datetime, now: datetime) -> str:
+    """How long ago something was."""
+    return f"{span(max(0.0, (now - then).total_seconds()))} ago"
+
+
+def clock(moment: datetime) -> str:
+    """A time for a person: to the second, UTC."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,0 +1,130 @@
+"""`register`: files by hand, as the monitor would have registered them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import ask
+from stage import TABLE, TARGET, Stage, new_stage
+
+from cdc_archiver.sandbox import DatabaseServer, SshServer
+
+MOMENT = 1_589_517_264
+
+
+@pytest.fixture
+def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(database_server, ssh_server, tmp_path) as made:
+        made.server.execute(f"GRANT INSERT ON {made.database}.{TABLE} TO '{made.user}'@'%'")
+        yield made
+
+
+def register(stage: Stage, *arguments: object, status: int = 0, **changes: Any) -> dict[str, list[dict[str, Any]]]:
+    """What became of the files, by fate."""
+    words = [*map(str, arguments), "--action", "take_iv", "--pub-id", "crate1slot2", "--json"]
+    done = ask(stage, "register", *words, *stage.flags(**changes))
+    assert done.returncode == status, done.stderr
+    fates: dict[str, list[dict[str, Any]]] = {}
+    for line in done.stdout.splitlines():
+        found = json.loads(line)
+        fates.setdefault(found["fate"], []).append(found)
+    return fates
+
+
+def test_a_tree_is_registered_as_a_monitor_does_it_and_archived_by_the_running_service(stage: Stage) -> None:
+    # Given a tree on the readout server, with a plot, a link, and a name of all sorts,
+    files = [stage.file(name) for name in ("day/a.npy", "day/two\nlines [x].npy", "day/sub/b.PNG")]
+    (stage.sources / "day/link.npy").symlink_to(files[0].path)
+    for file in files:
+        os.utime(file.path, (MOMENT, MOMENT))
+    with stage.service(sweep_interval=3600) as service:
+        service.wait_settled()
+        # when it is registered there,
+        fates = register(stage, stage.sources / "day")
+        assert [found["path"] for found in fates["registered"]] == [str(file.path) for file in files]
+        ids = [row[0] for row in stage.sql(f"SELECT id FROM {TABLE} ORDER BY id")]
+        # then the service archives it, each file in its place, and the stream told it so.
+        rows = stage.wait_archived(*ids)
+        assert service.metric("sweep_found_total") == 0
+    assert [row.path for row in rows] == [str(stage.place(file, plot=file is files[2])) for file in files]
+    assert [f"{stage.data_dir}/{found['place']}" for found in fates["registered"]] == [row.path for row in rows]
+    columns = "action, action_timestamp, format, plot, pub_id, instance_id, md5sum, UNIX_TIMESTAMP(timestamp)"
+    (row,) = stage.sql(f"SELECT {columns} FROM {TABLE} WHERE id = {ids[0]}")
+    assert row[:-1] == ("take_iv", MOMENT, "npy", 0, "crate1slot2", TARGET, files[0].md5)
+    # Again, nothing is registered twice: neither what waits nor what is archived and has another path by now.
+    new = stage.file("day/new.npy")
+    stage.register(new)
+    fates = register(stage, stage.sources / "day", new.path)
+    assert {found["path"] for found in fates["known"]} == {str(file.path) for file in [*files, new]}
+    assert "registered" not in fates
+    assert stage.count("1 = 1") == 4
+
+
+def test_a_dry_run_says_it_and_does_nothing(stage: Stage) -> None:
+    file = stage.file("a.npy")
+    os.utime(file.path, (MOMENT, MOMENT))
+    words = ["register", str(file.path), "--action", "take_iv", "--pub-id", "crate1slot2", "--dry-run"]
+    done = ask(stage, *words, *stage.flags())
+    assert done.returncode == 0
+    place = stage.place(file).relative_to(stage.data_dir)
+    assert done.stdout.splitlines() == [
+        f"would      {file.path} -> {place}",
+        "would register 1 file, 0 known already, 0 unusable",
+    ]
+    assert stage.count("1 = 1") == 0
+
+
+def test_what_the_flags_say_goes_before_what_the_files_say(stage: Stage) -> None:
+    file = stage.file("a.npy")
+    moments = ("--timestamp", "2021-03-04T05:06:07", "--action-timestamp", str(MOMENT))
+    register(stage, file.path, *moments, "--plot", "--target", "m2", target=None)
+    (row,) = stage.sql(f"SELECT action_timestamp, plot, instance_id, CAST(timestamp AS CHAR) FROM {TABLE}")
+    assert row == (MOMENT, 1, "m2", "2021-03-04 05:06:07")
+
+
+def test_what_cannot_be_archived_is_not_registered(stage: Stage) -> None:
+    good = stage.file("good.npy")
+    long = stage.file("x" * 200 + "/" + "y" * 200)
+    foreign = stage.folder / "elsewhere.npy"
+    foreign.write_bytes(b"")
+    os.mkfifo(stage.sources / "pipe")
+    fates = register(stage, good.path, long.path, foreign, stage.sources / "pipe", source_root=stage.sources, status=3)
+    notes = {found["path"]: found["note"] for found in fates["unusable"]}
+    assert "characters, the column takes 260" in notes[str(long.path)]
+    assert "is not below the source root" in notes[str(foreign)]
+    assert notes[str(stage.sources / "pipe")] == "it is no regular file"
+    assert [found["path"] for found in fates["registered"]] == [str(good.path)]
+    # A row that would be refused is none to begin with.
+    done = ask(stage, "register", str(good.path), "--action", "a/b", "--pub-id", "..", *stage.flags())
+    assert "0 files" in done.stdout
+    assert stage.count("1 = 1") == 1
+
+
+def test_what_may_be_wrong_is_one_line(stage: Stage) -> None:
+    file = stage.file("a.npy")
+    words = ["register", str(file.path), "--action", "a", "--pub-id", "p"]
+    # No target, or several; nothing there; no right to insert.
+    done = ask(stage, *words)
+    assert (done.returncode, done.stderr) == (2, "cdc-archiver: whose files are these? (--target NAME)\n")
+    two = {"CDC_ARCHIVER_TARGET": "m1,m2"}
+    assert "(--target, one of m1, m2)" in ask(stage, *words, *stage.flags(target=None), environment=two).stderr
+    done = ask(stage, "register", "/nowhere", "--action", "a", "--pub-id", "p", *stage.flags())
+    assert done.returncode == 2
+    assert "register runs on the machine that has the files" in done.stderr
+    stage.server.execute(f"REVOKE INSERT ON {stage.database}.{TABLE} FROM '{stage.user}'@'%'")
+    done = ask(stage, *words, *stage.flags())
+    assert done.returncode == 2
+    assert f"GRANT INSERT ON {stage.database}.{TABLE} TO '{stage.user}'@'%'" in done.stderr.splitlines()[-1]
+
+
+def test_many_files(stage: Stage) -> None:
+    for number in range(450):
+        stage.file(f"many/{number}.npy", b"x")
+    assert len(register(stage, stage.sources / "many")["registered"]) == 450
+    assert stage.count("copied = 0") == 450
+    assert len(register(stage, stage.sources / "many")["known"]) == 450

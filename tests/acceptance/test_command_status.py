@@ -1,0 +1,114 @@
+"""`status`: how things are, from the service or, where none answers, from the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from asking import ask
+from stage import TABLE, Stage, eventually, new_stage
+from terminal import Terminal
+
+from cdc_archiver.sandbox import DatabaseServer, SshServer
+
+
+@pytest.fixture
+def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(database_server, ssh_server, tmp_path) as made:
+        yield made
+
+
+def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage: Stage) -> None:
+    gone = stage.file("gone.npy")
+    gone.path.unlink()
+    stage.register(gone, failed_copy_attempts=5)
+    stage.register(gone, failed_copy_attempts=2000)
+    with stage.service() as service:
+        service.wait_settled()
+        ids = stage.register(*stage.files(3, size=1000))
+        stage.wait_archived(*ids)
+        service.wait_metric(3, "copies_total", result="archived")
+        flags = stage.flags(http_port=service.port)
+        done = ask(stage, "status", *flags)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(ask(stage, "status", "--json", *flags).stdout)
+    words = done.stdout
+    assert words.splitlines()[0].startswith("service      streaming")
+    assert "connected at " in words
+    assert "lag " in words
+    assert f"{stage.ssh.host} up, 0 queued, 0 in flight" in words
+    assert "0 pending, 1 quarantined, 0 refused, 1 ignored" in words
+    assert f"{stage.data_dir} up, " in words
+    assert "archived     3 files since the start" in words
+    assert "last hour    3 files, 3.0 kB archived" in words
+    assert "\x1b" not in words
+    assert found["service"]["state"] == "streaming"
+    assert found["service"]["sources"][0]["files"]["quarantined"] == 1
+    assert found["rate"] == {"files": 3, "size": 3000}
+
+
+def test_without_a_service_the_database_is_counted_and_it_says_so(stage: Stage) -> None:
+    file = stage.file("file.npy")
+    stage.register(file)
+    stage.register(file, failed_copy_attempts=5, instance_id="another-monitor")
+    # With the database's settings alone, all targets are counted,
+    done = ask(stage, "status", "--http-port", "1")
+    assert done.returncode == 0, done.stderr
+    assert "no service answers at 127.0.0.1:1" in done.stdout
+    assert f"what follows was counted in the database just now, table {TABLE}" in done.stdout
+    assert "all targets" in done.stdout
+    assert (
+        "1 pending, 1 quarantined, 0 refused, 0 ignored; the oldest pending is of 2020-05-15 04:34:24Z" in done.stdout
+    )
+    # with those of the service, its sources.
+    found = json.loads(ask(stage, "status", "--json", *stage.flags()).stdout)
+    assert found["service"] is None
+    assert found["sources"][stage.ssh.host]["files"]["quarantined"] == 0
+    assert found["holder"] is None
+    # A service that is only somewhere else holds the lock.
+    with stage.service():
+        done = ask(stage, "status", *stage.flags(http_port=1))
+        assert "but an archiver holds these targets: connection " in done.stdout
+
+
+def test_a_source_in_trouble_is_named_with_its_reason(stage: Stage) -> None:
+    stage.ssh.stop()
+    stage.register(stage.file("file.npy"))
+    with stage.service(until="no source") as service:
+        words = ask(stage, "status", *stage.flags(http_port=service.port)).stdout
+    assert words.startswith("service      no source ")
+    assert f"{stage.ssh.host} DOWN host_unreachable: " in words
+    assert "(again in " in words
+
+
+def test_neither_answers(stage: Stage) -> None:
+    done = ask(stage, "status", "--http-port", "1", environment={"MYSQL_PORT": "1"})
+    assert done.returncode == 4
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert "no service answers at 127.0.0.1:1" in line
+    assert "127.0.0.1:1 cannot be used" in line
+
+
+def test_the_service_answers_for_itself_while_we_cannot_reach_the_database(stage: Stage) -> None:
+    with stage.service() as service:
+        done = ask(stage, "status", "--http-port", str(service.port), environment={"MYSQL_PORT": "1"})
+    assert done.returncode == 0
+    assert done.stdout.startswith("service      streaming")
+    assert "last hour    not known: the database 127.0.0.1:1 cannot be used" in done.stdout
+
+
+def test_watch_goes_on_until_it_is_interrupted(stage: Stage) -> None:
+    with stage.service() as service:
+        with Terminal(
+            stage, ["status", "--watch", "--every", "300ms", *stage.flags(http_port=service.port)]
+        ) as terminal:
+            terminal.wait_for("0 files since the start")
+            stage.wait_archived(*stage.register(stage.file("file.npy")))
+            terminal.wait_for("1 file since the start")
+            terminal.interrupt()
+            assert terminal.end().returncode == 0
+        assert "Traceback" not in terminal.seen
+        assert eventually(lambda: "\x1b[" in terminal.seen, "it is drawn anew in its place")

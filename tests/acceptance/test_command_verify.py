@@ -1,0 +1,320 @@
+"""`verify`: what has become of archived files, and how they are archived anew."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import ask
+from past import archived
+from prometheus_client.parser import text_string_to_metric_families
+from stage import HISTORY, TABLE, Stage, new_stage
+
+from cdc_archiver.operations import verify
+from cdc_archiver.operations.hashing import hash_file
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(database_server, ssh_server, tmp_path) as made:
+        yield made
+
+
+def run(stage: Stage, *arguments: str, status: int = 0) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What a script is told: the files that are not right, and the sums."""
+    done = ask(stage, "verify", "--json", *arguments, *stage.flags())
+    assert done.returncode == status, done.stderr
+    *problems, last = [json.loads(line) for line in done.stdout.splitlines()]
+    return problems, last["sums"]
+
+
+def verdicts(problems: list[dict[str, Any]]) -> dict[int, str]:
+    return {problem["id"]: problem["verdict"] for problem in problems}
+
+
+def test_each_verdict_in_words_and_for_scripts(either_stage: Stage) -> None:
+    stage = either_stage
+    # Given files that were archived, and what years do to them; and some that are not archived,
+    files = stage.files(6)
+    right, gone, changed, folder, looped, elsewhere = (archived(stage, file) for file in files)
+    stage.register(files[0])
+    stage.place(files[1]).unlink()
+    stage.place(files[2]).write_bytes(b"another")
+    stage.place(files[3]).unlink()
+    stage.place(files[3]).mkdir()
+    loop = stage.data_dir / "loop"
+    loop.symlink_to(loop)
+    stage.sql(f"UPDATE {TABLE} SET path = %s WHERE id = %s", (f"{loop}/x.npy", looped))
+    stage.sql(f"UPDATE {TABLE} SET path = 'relative.npy' WHERE id = %s", (elsewhere,))
+    # then each is called by its name,
+    problems, sums = run(stage, status=3)
+    expected = {gone: "missing", changed: "changed", folder: "changed", looped: "unreadable", elsewhere: "missing"}
+    assert verdicts(problems) == expected
+    assert sums["verdicts"] == {"ok": 1, "missing": 2, "changed": 2, "unreadable": 1}
+    assert (sums["total"], sums["complete"], sums["unregistered"], sums["requeued"]) == (6, True, None, 0)
+    # also for a person,
+    done = ask(stage, "verify", *stage.flags())
+    assert done.returncode == 3
+    lines = done.stdout.splitlines()
+    assert f"missing    {gone}  {stage.place(files[1])}: it is not there" in lines
+    assert any(line.startswith("changed") and files[2].md5.hex() in line for line in lines)
+    assert lines[-1].startswith("verified 6 files, ")
+    assert lines[-1].endswith(": 1 right, 2 missing, 2 changed, 1 unreadable")
+    # and nothing has changed.
+    assert stage.count("copied = 1") == 6
+    # Where all is right, the status says so.
+    stage.sql(f"DELETE FROM {TABLE} WHERE id > %s", (right,))
+    assert run(stage)[0] == []
+
+
+def test_what_is_not_right_is_archived_anew_by_the_running_service(either_stage: Stage) -> None:
+    stage = either_stage
+    files = stage.files(5)
+    with stage.service(sweep_interval=3600) as service:
+        service.wait_settled()
+        ids = stage.register(*files)
+        stage.wait_archived(*ids)
+        # Given a file that is gone, one that is damaged, one that its source does not have any more either,
+        stage.place(files[0]).unlink()
+        stage.place(files[1]).write_bytes(b"damaged")
+        stage.place(files[2]).unlink()
+        files[2].path.unlink()
+        # and one whose row somebody has changed, so that the history knows nothing of it,
+        (stage.data_dir / "moved.npy").write_bytes(b"x")
+        stage.sql(f"UPDATE {TABLE} SET path = %s WHERE id = %s", (f"{stage.data_dir}/moved.npy", ids[3]))
+        # when they are requeued,
+        problems, sums = run(stage, "--requeue", status=3)
+        notes = {problem["id"]: (problem["requeued"], problem["requeue_note"]) for problem in problems}
+        assert notes == {
+            ids[0]: (True, ""),
+            ids[1]: (True, ""),
+            ids[2]: (False, "its source does not have it any more"),
+            ids[3]: (False, "the history does not know where it came from"),
+        }
+        assert sums["requeued"] == 2
+        # then the service archives them anew, and the stream told it so; the damaged one is kept beside.
+        stage.wait_archived(ids[0], ids[1])
+        assert service.metric("sweep_found_total") == 0
+    place = stage.place(files[1])
+    assert stage.row(ids[0]).path == str(stage.place(files[0]))
+    assert stage.row(ids[1]).path == f"{place}.1"
+    assert (place.read_bytes(), Path(f"{place}.1").read_bytes()) == (b"damaged", files[1].content)
+    assert stage.row(ids[2]).path == str(stage.place(files[2]))
+    assert stage.count("copied = 1") == 5
+    results = [entry["result"] for entry in stage.history(ids[0])]
+    assert results == ["archived", "requeued", "archived"]
+    assert run(stage, status=3)[1]["verdicts"] == {"ok": 3, "missing": 1, "changed": 1, "unreadable": 0}
+
+
+def test_a_requeued_rows_timestamp_stays(stage: Stage) -> None:
+    stage.sql(
+        f"ALTER TABLE {TABLE} MODIFY timestamp TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP"
+    )
+    file = stage.file("file.npy")
+    id_ = archived(stage, file)
+    stage.sql(f"UPDATE {TABLE} SET timestamp = '2020-05-15 04:34:24'")
+    stage.place(file).unlink()
+    (stage.data_dir / "15895/other").write_bytes(b"")
+    run(stage, "--requeue", status=3)
+    (row,) = stage.sql(f"SELECT path, copied, failed_copy_attempts, timestamp FROM {TABLE} WHERE id = {id_}")
+    assert row[:3] == (str(file.path), 0, 0)
+    assert str(row[3]) == "2020-05-15 04:34:24"
+
+
+def test_a_name_that_is_no_utf_8_is_archived_anew_too(either_stage: Stage) -> None:
+    stage = either_stage
+    stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NOT NULL")
+    file = stage.file("caf\udce9.npy")
+    stage.register(stage.file("other.npy"))
+    with stage.service(sweep_interval=3600) as service:
+        service.wait_settled()
+        (id_,) = stage.register(file, path=os.fsencode(file.path))
+        stage.wait_archived(id_)
+        stage.place(file).unlink()
+        problems, _ = run(stage, "--requeue", status=3)
+        assert [problem["requeued"] for problem in problems] == [True]
+        stage.wait_archived(id_)
+    assert os.fsencode(stage.place(file)) == stage.sql(f"SELECT path FROM {TABLE} WHERE id = {id_}")[0][0]
+    assert stage.place(file).read_bytes() == file.content
+    # A person sees its bytes as escapes, and finds it by its name.
+    words = ask(stage, "why", "caf\udce9", *stage.flags()).stdout
+    assert words.startswith("It is here: archived")
+    assert r"caf\udce9.npy" in words
+
+
+def test_requeue_wants_the_history_and_a_look_at_the_source(stage: Stage) -> None:
+    file = stage.file("file.npy")
+    id_ = archived(stage, file)
+    stage.place(file).write_bytes(b"damaged")
+    # A restricted key cannot be looked through: nothing is promised that may not be there.
+    problems, _ = run(stage, "--requeue", "--restricted-key", "--source-root", str(stage.sources), status=3)
+    assert "is restricted to rsync, so nobody can look" in problems[0]["requeue_note"]
+    done = ask(stage, "verify", "--requeue", "--data-dir", str(stage.data_dir))
+    assert done.returncode == 2
+    assert "--requeue wants to ask the sources" in done.stderr
+    stage.sql(f"DROP TABLE {HISTORY}")
+    done = ask(stage, "verify", "--requeue", *stage.flags())
+    assert done.returncode == 2
+    assert "--requeue needs the history" in done.stderr
+    assert stage.row(id_).copied == 1
+
+
+def test_a_disk_that_is_not_mounted_is_no_archive_full_of_missing_files(stage: Stage) -> None:
+    files = stage.files(3)
+    ids = [archived(stage, file) for file in files]
+    shutil.rmtree(stage.data_dir)
+    stage.data_dir.mkdir()
+    done = ask(stage, "verify", "--requeue", *stage.flags())
+    assert done.returncode == 4
+    assert "is empty (is its disk mounted?)" in done.stderr
+    stage.data_dir.rmdir()
+    assert ask(stage, "verify", *stage.flags()).returncode == 4
+    assert [row.copied for row in stage.rows(ids)] == [1, 1, 1]
+    assert ask(stage, "verify").returncode == 2
+
+
+def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = stage.files(5)
+    for file in files:
+        archived(stage, file)
+    marker = stage.data_dir / ".cdc_archiver"
+    marker.write_text("")
+    calls = itertools.count()
+
+    def unmounting(path: str, *more: Any, **options: Any) -> Any:
+        if next(calls) == 2:
+            for entry in stage.data_dir.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return hash_file(path, *more, **options)
+
+    monkeypatch.setattr(verify, "hash_file", unmounting)
+    done = ask(stage, "verify", "--requeue", "--jobs", "1", *stage.flags())
+    assert done.returncode == 4
+    assert "is its disk mounted?" in done.stderr
+    assert stage.count("copied = 1") == 5
+
+
+def test_some_of_them_by_time_by_target_or_by_lot(either_stage: Stage) -> None:
+    stage = either_stage
+    ids = [archived(stage, file) for file in stage.files(20, size=10)]
+    stage.sql(f"UPDATE {TABLE} SET timestamp = '2021-01-01 00:00:00' WHERE id <= %s", (ids[4],))
+    stage.sql(f"UPDATE {TABLE} SET instance_id = 'm2' WHERE id = %s", (ids[0],))
+    assert run(stage, "--since", "2021-01-01")[1]["total"] == 4
+    assert run(stage, "--until", "2021-01-01")[1]["total"] == 15
+    assert run(stage, "--sample", "7")[1]["verdicts"]["ok"] == 7
+    assert run(stage, "--sample", "50%", "--source", stage.ssh.host)[1]["verdicts"]["ok"] == 10
+    assert run(stage, "--sample", "1000")[1]["verdicts"]["ok"] == 19
+    everybodys = ask(stage, "verify", "--json", "--data-dir", str(stage.data_dir))
+    assert json.loads(everybodys.stdout)["sums"]["total"] == 20
+    for wrong in ("0", "none", "101%", "-3"):
+        done = ask(stage, "verify", f"--sample={wrong}", *stage.flags())
+        assert done.returncode == 2
+        assert "is no sample" in done.stderr
+
+
+@pytest.mark.parametrize("sample", [(), ("--sample", "40")], ids=["all", "sample"])
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, sample: tuple[str, ...]
+) -> None:
+    # Given fifty files, two of them damaged, and a run with a state,
+    files = stage.files(50, size=10)
+    ids = [archived(stage, file) for file in files]
+    for number in (3, 45):
+        stage.place(files[number]).write_bytes(b"damaged")
+    if sample:
+        lost = (f"{TABLE} WHERE id <= {ids[49]} AND id > {ids[39]}", f"{TABLE} WHERE id = {ids[45]}")
+        stage.sql(f"DELETE FROM {lost[0]} AND id <> {ids[45]}")
+        sample = ("--sample", "41")
+    total = 41 if sample else 50
+    state = stage.folder / "verify.state"
+    read: list[str] = []
+
+    def interrupted(path: str, *more: Any, **options: Any) -> Any:
+        read.append(path)
+        if len(read) == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return hash_file(path, *more, **options)
+
+    monkeypatch.setattr(verify, "hash_file", interrupted)
+    # when it is interrupted,
+    first, sums = run(stage, "--state", str(state), "--jobs", "1", *sample, status=130)
+    assert sums["complete"] is False
+    done_before = sum(sums["verdicts"].values())
+    assert 0 < done_before < total
+    assert verdicts(first) == {ids[3]: "changed"}
+    # then another run says that it goes on,
+    done = ask(stage, "verify", "--state", str(state), "--since", "2d", *stage.flags())
+    assert done.returncode == 2
+    assert "is of another run: its since" in done.stderr
+    read.clear()
+    read.extend([""] * 1000)  # no interruption any more
+    second_begins = len(read)
+    second, sums = run(stage, "--state", str(state), *sample, status=3)
+    # reads what is left and nothing twice, and its sums are those of both.
+    assert len(read) - second_begins == total - done_before
+    assert verdicts(second) == {ids[45]: "changed"}
+    assert sums["verdicts"] == {"ok": total - 2, "missing": 0, "changed": 2, "unreadable": 0}
+    # What is complete is begun anew.
+    assert sum(run(stage, "--state", str(state), *sample, status=3)[1]["verdicts"].values()) == total
+
+
+def test_files_that_no_row_names(either_stage: Stage) -> None:
+    stage = either_stage
+    # Given files with a row, files that the running service has placed and not recorded yet, files of an older table,
+    named, placed, older = stage.files(3)
+    archived(stage, named)
+    stage.register(placed)
+    stage.place(placed).write_bytes(placed.content)
+    old_id = archived(stage, older)
+    stage.sql(f"CREATE TABLE {TABLE}_v0 LIKE {TABLE}")
+    stage.sql(f"INSERT INTO {TABLE}_v0 SELECT * FROM {TABLE} WHERE id = %s", (old_id,))
+    stage.sql(f"DELETE FROM {TABLE} WHERE id = %s", (old_id,))
+    # the archiver's own, and what a crash of another program left behind,
+    (stage.data_dir / ".incoming/x").mkdir(parents=True)
+    (stage.data_dir / ".incoming/x/part").write_bytes(b"part")
+    (stage.data_dir / ".cdc_archiver").write_text("")
+    left = Path(f"{stage.place(named)}.1")
+    left.write_bytes(named.content)
+    stray = stage.data_dir / "two\nlines.txt"
+    stray.write_bytes(b"")
+    # then these two are told, where it is asked for.
+    assert run(stage)[1]["unregistered"] is None
+    problems, sums = run(stage, "--unregistered", status=3)
+    assert {problem["path"] for problem in problems} == {str(left), str(stray)}
+    assert (sums["unregistered"], sums["verdicts"]["ok"]) == (2, 1)
+    words = ask(stage, "verify", "--unregistered", *stage.flags()).stdout
+    assert rf"unregistered {stage.data_dir}/two\nlines.txt: no row names it" in words
+
+
+def test_the_sums_for_prometheus(stage: Stage) -> None:
+    file = stage.file("file.npy", size=1234)
+    archived(stage, file)
+    metrics = stage.folder / "verify.prom"
+    run(stage, "--metrics-file", str(metrics))
+    found = {
+        (sample.name, sample.labels.get("result", "")): sample.value
+        for family in text_string_to_metric_families(metrics.read_text())
+        for sample in family.samples
+    }
+    assert found["cdc_archiver_verify_files", "ok"] == 1
+    assert found["cdc_archiver_verify_files", "missing"] == 0
+    assert found["cdc_archiver_verify_bytes", ""] == 1234
+    assert found["cdc_archiver_verify_complete", ""] == 1
+    assert found["cdc_archiver_verify_timestamp_seconds", ""] > 1_500_000_000
+    assert (metrics.stat().st_mode & 0o777) == 0o644
+    done = ask(stage, "verify", "--metrics-file", "/nowhere/x.prom", *stage.flags())
+    assert done.returncode == 2

@@ -1,0 +1,305 @@
+"""`why`: the answer to "why is this file not here?", case by case."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asking import ask
+from past import archived, failed
+from stage import HISTORY, TABLE, TARGET, Done, Service, Stage, eventually, new_stage
+
+from cdc_archiver.model import Reason
+from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
+
+NASTY = "two\nlines \x1b[31m[red]and a bell\x07.npy"
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(database_server, ssh_server, tmp_path) as made:
+        yield made
+
+
+def why(stage: Stage, file: object, *more: str, status: int = 0, **changes: Any) -> str:
+    """What a person is told, with all flags of `run`."""
+    done = ask(stage, "why", str(file), *more, *stage.flags(**changes))
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def as_object(done: Done) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def sentence(text: str) -> str:
+    return text.splitlines()[0]
+
+
+def test_a_file_that_was_given_up_with_every_try_and_the_command_that_has_it_tried_again(either_stage: Stage) -> None:
+    stage = either_stage
+    # Given a file that a service has given up,
+    file = stage.file("gone.npy")
+    file.path.unlink()
+    with stage.service(max_attempts=1) as service:
+        (id_,) = stage.register(file)
+        stage.wait_attempts(id_, 1)
+        # when an operator asks,
+        text = why(stage, id_, http_port=service.port, max_attempts=1)
+    # then the first line says it, and the rest shows it.
+    assert sentence(text).startswith("It is not here because it was given up after 1 failed attempts")
+    assert "missing: it was not on its source" in sentence(text)
+    assert "No such file or directory" in text  # rsync's own words
+    assert f"{file.path}: it is not there now" in text
+    assert f"{stage.place(file)} is not there" in text
+    assert "streaming; it does not have this file in hand" in text
+    assert f"cdc-archiver retry --id {id_}" in text
+    assert f"cdc-archiver ignore {id_} --reason" in text
+
+
+def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_either(either_stage: Stage) -> None:
+    stage = either_stage
+    # Given an archived file, whose row no longer has the path that it came from,
+    file = stage.file("session/one.npy")
+    id_ = archived(stage, file)
+    other = archived(stage, stage.file("session/other.npy"))
+    # then each of its names leads to it.
+    for name in (id_, file.path, stage.place(file), "session/one.n", "outputs/one"):
+        found = as_object(ask(stage, "why", str(name), "--json", *stage.flags()))
+        assert found["facts"]["record"]["id"] == id_, name
+        assert found["facts"]["place"]["state"] == "right"
+        assert found["facts"]["at_source"] == {"path": str(file.path), "state": "ok", "note": ""}
+    assert other != id_
+
+
+def test_several_matches_are_listed_newest_first_and_the_question_is_which(either_stage: Stage) -> None:
+    stage = either_stage
+    files = stage.files(25, size=10)
+    ids = stage.register(*files)
+    done = ask(stage, "why", ".npy")
+    assert done.returncode == 2
+    listed = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [int(line[0]) for line in listed] == ids[:4:-1]
+    assert listed[0] == [str(ids[-1]), "pending", str(files[-1].path)]
+    (line,) = done.stderr.splitlines()
+    assert "more than 20 files match '.npy': which one?" in line
+
+
+def test_a_path_with_wild_cards_in_it_is_that_path(stage: Stage) -> None:
+    ids = stage.register(stage.file("100%_a.npy"), stage.file("100xxa.npy"), stage.file("10_%.npy"))
+    for id_, name in zip(ids, ("100%_a", "100xxa", "10_%"), strict=True):
+        found = as_object(ask(stage, "why", name, "--json"))
+        assert found["facts"]["record"]["id"] == id_
+
+
+def test_a_file_that_nobody_registered(stage: Stage) -> None:
+    file = stage.file("unknown.npy")
+    text = why(stage, file.path, status=3)
+    assert sentence(text) == f"No row of {TABLE} names '{file.path}': the monitor has not registered it."
+    assert f"{file.path}: ok" in text
+    assert "cdc-archiver register" in text
+    missing = ask(stage, "why", "4711", "--json")
+    assert missing.returncode == 3
+    assert json.loads(missing.stdout)["matches"] == []
+
+
+@pytest.mark.parametrize(
+    "column", ["VARCHAR(260) CHARACTER SET latin1", "VARCHAR(260) CHARACTER SET utf8mb4", "VARBINARY(260)"]
+)
+def test_names_in_any_script_whatever_the_column_holds(either_stage: Stage, column: str) -> None:
+    stage = either_stage
+    stage.sql(f"ALTER TABLE {TABLE} MODIFY path {column} NOT NULL")
+    (id_,) = stage.register(stage.file("höhe.npy"))
+    for name in ("höhe", "öhe.npy", str(stage.sources / "höhe.npy")):
+        assert as_object(ask(stage, "why", name, "--json"))["facts"]["record"]["id"] == id_
+    assert ask(stage, "list", "--path", "*/hö?e.npy").stdout.startswith(f"{id_}\t")
+    # What no row can be called is nobody, and no error.
+    for name in ("→ 4.npy", "\udcff.npy"):
+        assert ask(stage, "why", name).returncode == 3
+
+
+def test_the_database_settings_are_enough_and_it_says_what_it_could_not_look_at(stage: Stage) -> None:
+    (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
+    failed(stage, id_, Reason.UNREADABLE, "Permission denied (13)")
+    done = ask(stage, "why", str(id_), "--http-port", "1")
+    assert done.returncode == 0
+    assert "given up after 5 failed attempts" in sentence(done.stdout)
+    assert "Permission denied (13)" in done.stdout
+    assert "was not looked at (the archive's folder is not known here: --data-dir)" in done.stdout
+    assert "was not looked at: no source is given: --host and --target" in done.stdout
+    assert "not asked: no service answers at 127.0.0.1:1" in done.stdout
+
+
+def test_a_changed_file_is_shown_with_both_md5_sums(stage: Stage) -> None:
+    file = stage.file("changed.npy")
+    (id_,) = stage.register(file, failed_copy_attempts=5)
+    failed(stage, id_, Reason.CHANGED, "it was changed", md5_seen=b"\xab" * 16)
+    text = why(stage, id_)
+    assert f"md5 registered {file.md5.hex()}, md5 of what arrived {'ab' * 16}" in text
+    assert f"UPDATE {TABLE} SET md5sum = 0x{'ab' * 16}, timestamp = timestamp WHERE id = {id_}" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"damaged", "what is in its place now is another file"),
+        (None, "is not in its place any more"),
+    ],
+)
+def test_an_archived_file_that_is_not_right_any_more(stage: Stage, content: bytes | None, says: str) -> None:
+    file = stage.file("file.npy")
+    id_ = archived(stage, file, content)
+    if content is None:
+        stage.place(file).unlink()
+    text = why(stage, id_)
+    assert says in sentence(text)
+    assert "cdc-archiver verify --requeue" in text
+
+
+def test_a_large_archived_file_is_hashed_where_it_is_asked_for(stage: Stage) -> None:
+    file = stage.file("large.npy", size=5000)
+    id_ = archived(stage, file, os.urandom(5000))
+    text = why(stage, id_, small_limit=1000)
+    assert sentence(text) == "It is here: archived, and the file is in its place."
+    assert f"cdc-archiver why {id_} --hash" in text
+    assert "is another file" in sentence(why(stage, id_, "--hash", small_limit=1000))
+
+
+def test_an_unmounted_archive_is_not_a_missing_file(stage: Stage) -> None:
+    file = stage.file("file.npy")
+    id_ = archived(stage, file)
+    stage.data_dir.rename(stage.folder / "elsewhere")
+    text = why(stage, id_)
+    assert "cannot be seen from here" in sentence(text)
+    assert "is its disk mounted" in sentence(text)
+
+
+def test_a_row_of_nobodys_target(stage: Stage) -> None:
+    (id_,) = stage.register(stage.file("file.npy"), instance_id="another-monitor")
+    text = why(stage, id_)
+    assert "nobody was asked to archive it: its instance_id 'another-monitor'" in sentence(text)
+    assert TARGET in sentence(text)
+
+
+def test_a_row_that_names_no_place_and_one_that_was_corrected(stage: Stage) -> None:
+    (id_,) = stage.register(stage.file("file.npy"), pub_id=None, failed_copy_attempts=1000)
+    failed(stage, id_, Reason.NO_PUB_ID, "the row has no pub_id")
+    text = why(stage, id_)
+    assert sentence(text) == "It is not here because its row was refused: the row has no pub_id."
+    assert f"UPDATE {TABLE} SET pub_id = …, timestamp = timestamp WHERE id = {id_}" in text
+    stage.sql(f"UPDATE {TABLE} SET pub_id = 'crate' WHERE id = {id_}")
+    text = why(stage, id_)
+    assert "the row as it is now names a place" in sentence(text)
+    assert f"cdc-archiver retry --id {id_}" in text
+
+
+def test_a_pending_row_that_names_no_place_is_told_before_its_first_try(stage: Stage) -> None:
+    (id_,) = stage.register(stage.file("file.npy"), pub_id="../..")
+    text = why(stage, id_)
+    assert sentence(text).startswith("It is not here, and cannot be: pub_id: '../..'")
+    assert "It is refused at its next try." in text
+
+
+def test_a_file_whose_source_is_down_names_the_source_and_charges_nobody(stage: Stage) -> None:
+    # Given a source that is down,
+    stage.ssh.stop()
+    (id_,) = stage.register(stage.file("file.npy"))
+    with stage.service(until="no source") as service:
+        # when an operator asks,
+        text = why(stage, id_, http_port=service.port)
+    # then it is the source that he hears of.
+    assert f"because its source {stage.ssh.host} is in trouble: host_unreachable" in sentence(text)
+    assert "nobody is charged" in text
+    assert "was not looked at: " in text
+    assert "cdc-archiver check" in text
+
+
+def test_a_file_on_its_way_and_one_behind_it(stage: Stage) -> None:
+    # Given one worker, busy with a slow file,
+    with stage.service(bwlimit="200", workers=1) as service:
+        (slow,) = stage.register(stage.file("slow.npy", size=600_000))
+        eventually(lambda: service.metric("in_flight") == 1, "it is on its way")
+        (behind,) = stage.register(stage.file("behind.npy"))
+        eventually(lambda: service.metric("queue_depth") == 1, "the other waits")
+        # then each is told where it is.
+        port = service.port
+        assert sentence(why(stage, slow, http_port=port)) == "It is being copied just now."
+        assert "it is in the queue" in sentence(why(stage, behind, http_port=port))
+        found = json.loads(service.get(f"/api/file/{slow}")[1])
+        assert found["in_hand"]["state"] == "in_flight"
+        stage.wait_archived(slow, behind)
+        in_hand(service, slow, None)
+        assert service.get("/api/file/x")[0] == 404
+
+
+def in_hand(service: Service, id_: int, state: str | None) -> None:
+    """Waits for what the service says of a file."""
+
+    def asked() -> bool:
+        found: dict[str, Any] = json.loads(service.get(f"/api/file/{id_}")[1])
+        return (found["in_hand"] or {}).get("state") == state
+
+    eventually(asked, f"{id_} is {state}")
+
+
+def test_a_file_that_waits_for_its_next_try_is_told_when_that_is(stage: Stage) -> None:
+    file = stage.file("gone.npy")
+    file.path.unlink()
+    with stage.service() as service:
+        (id_,) = stage.register(file, failed_copy_attempts=2)
+        stage.wait_attempts(id_, 3)
+        in_hand(service, id_, "waiting")
+        text = why(stage, id_, http_port=service.port)
+    assert "it waits for its next try. It was tried 3 of 5 times" in sentence(text)
+    assert "It is tried again in " in text
+
+
+def test_a_service_on_another_database_is_not_believed(stage: Stage, tmp_path: Path) -> None:
+    (id_,) = stage.register(stage.file("file.npy"))
+    (tmp_path / "other").mkdir()
+    with (
+        new_stage(stage.server, stage.ssh, tmp_path / "other") as other,
+        other.service() as service,
+    ):
+        text = why(stage, id_, http_port=service.port)
+    assert f"the service that answers works on 127.0.0.1:{stage.server.port}/{other.database}" in text
+    assert "no service can be asked about it" in sentence(text)
+
+
+def test_without_a_history_it_says_so_and_tells_the_rest(stage: Stage) -> None:
+    stage.server.execute(f"REVOKE CREATE, SELECT, INSERT, DELETE ON {stage.database}.{HISTORY} FROM '{stage.user}'@'%'")
+    (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
+    text = why(stage, id_)
+    assert "given up after 5 failed attempts; why is not known: the history" in sentence(text)
+    assert "What was tried is not known: the history" in text
+
+
+def test_a_restricted_key_cannot_be_looked_through(stage: Stage) -> None:
+    (id_,) = stage.register(stage.file("file.npy"))
+    text = why(stage, id_, "--restricted-key", source_root=stage.sources)
+    assert "is restricted to rsync, so nobody can look" in text
+
+
+def test_a_nasty_name_is_printed_escaped(stage: Stage) -> None:
+    file = stage.file(NASTY)
+    file.path.unlink()
+    with stage.service(max_attempts=1):
+        (id_,) = stage.register(file)
+        stage.wait_attempts(id_, 1)
+    text = why(stage, id_)
+    assert r"two\nlines \x1b[31m[red]and a bell\x07.npy" in text
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert as_object(ask(stage, "why", str(id_), "--json"))["facts"]["record"]["path"] == str(file.path)

@@ -1,0 +1,53 @@
+"""A past for files: what the history tells of them, without a service that made it so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from stage import TABLE, SourceFile, Stage
+
+from cdc_archiver.database import history
+from cdc_archiver.database.engine import Database
+from cdc_archiver.database.files_table import FilesTable
+from cdc_archiver.database.history import Entry, History
+from cdc_archiver.model import Archived, Charged, FileRecord, Reason, Refused
+
+
+def failed(stage: Stage, id_: int, reason: Reason, detail: str = "said rsync", md5_seen: bytes | None = None) -> None:
+    """Tells of a try at a file that failed. The row stays as it is."""
+    _tell(stage, id_, reason, detail, md5_seen)
+
+
+def archived(stage: Stage, file: SourceFile, content: bytes | None = None) -> int:
+    """A file that was archived: its row, its history, and the file in its place.
+
+    Arguments:
+        content: what is in its place instead.
+    """
+    (id_,) = stage.register(file)
+    place = stage.place(file)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(file.content if content is None else content)
+    _tell(stage, id_, None, str(place), None)
+    stage.sql(f"UPDATE {TABLE} SET path = %s, copied = 1 WHERE id = %s", (str(place), id_))
+    return id_
+
+
+def _tell(stage: Stage, id_: int, reason: Reason | None, words: str, md5_seen: bytes | None) -> None:
+    database = Database(stage.settings())
+    try:
+        with database.connect() as connection:
+            assert history.open_history(connection) == ""
+            record: FileRecord = FilesTable(TABLE, 260, 5).load(connection, [id_])[id_].record
+            record = replace(record, failed_copy_attempts=0)
+            outcome: Archived | Charged | Refused
+            if reason is None:
+                outcome = Archived(record, words, Path(words).stat().st_size)
+            elif reason.fault == "row":
+                outcome = Refused(record, reason, words)
+            else:
+                outcome = Charged(record, reason, words, md5_seen)
+            History(TABLE, 0).write(connection, [Entry(stage.ssh.host, outcome, 0.0)])
+    finally:
+        database.close()

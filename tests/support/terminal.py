@@ -1,0 +1,64 @@
+"""A terminal for a command: what a person sees, who types the answers."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Self
+
+from stage import COMMAND, PATIENCE, Done, Stage, eventually
+
+
+class Terminal:
+    """``cdc-archiver`` on a terminal of its own. It is killed at the end of the ``with`` block."""
+
+    def __init__(self, stage: Stage, arguments: Sequence[str]) -> None:
+        self.seen = ""
+        self._ours, theirs = pty.openpty()
+        os.set_blocking(self._ours, False)
+        self._process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            env=stage.environment() | {"TERM": "xterm-256color", "COLUMNS": "200"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._ours)
+
+    def wait_for(self, words: str) -> str:
+        """Waits until it has printed something; all that it printed."""
+        eventually(lambda: words in self._read(), f"{words!r} is printed, and not {self.seen!r}")
+        return self.seen
+
+    def type(self, words: str) -> None:
+        """Types a line."""
+        os.write(self._ours, words.encode() + b"\n")
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> Done:
+        """Waits for its end."""
+        eventually(lambda: [self._read(), self._process.poll() is not None][1], "it ends", PATIENCE)
+        self._read()
+        return Done(self._process.returncode, self.seen, "")
+
+    def _read(self) -> str:
+        with suppress(BlockingIOError, OSError):  # nothing yet; or, at its end, EIO
+            while chunk := os.read(self._ours, 65536):
+                self.seen += chunk.decode()
+        return self.seen
