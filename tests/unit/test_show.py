@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cdc_archiver.commands.show import Page, as_plain, printable, size_words
+from cdc_archiver.commands.show import Page, printable, size_words
+from cdc_archiver.plain import as_plain
 from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.operations.moments import moment, span
