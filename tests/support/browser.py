@@ -10,11 +10,12 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from cdc_archiver.sandbox.packages import Tool, find
 
@@ -23,12 +24,19 @@ _PATIENCE: Final = 30.0
 _FONTS: Final = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
 <fontconfig>{folders}<cachedir>{cache}</cachedir>
-<match><test name="family"><string>system-ui</string></test><edit name="family" mode="prepend" binding="strong">
-<string>DejaVu Sans</string></edit></match>
+<match><edit name="family" mode="append" binding="strong"><string>DejaVu Sans</string></edit></match>
+<alias binding="strong"><family>sans-serif</family><prefer><family>DejaVu Sans</family></prefer></alias>
+<alias binding="strong"><family>system-ui</family><prefer><family>DejaVu Sans</family></prefer></alias>
 </fontconfig>
 """
-
-_T = TypeVar("_T")
+_LAUNCH: Final = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.closerange(5, 256)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -48,7 +56,7 @@ class Browser:
         fonts.write_text(_FONTS.format(folders=folders, cache=folder / "fonts"))
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        # It reads from descriptor 3 and writes to 4, whatever ours are called: a shell puts them there.
+        # It reads from descriptor 3 and writes to 4, whatever ours are called.
         words = tool.command(
             "--remote-debugging-pipe",
             "--no-sandbox",  # root may have none; all that it sees is our own page
@@ -61,7 +69,7 @@ class Browser:
         )
         self._log = (folder / "browser.log").open("w")
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'exec "$@" 3<&{to_browser} 4>&{from_browser}', "browser", *words],
+            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(to_browser), str(from_browser), *words],
             env=tool.environ() | {"FONTCONFIG_FILE": str(fonts), "HOME": str(folder)},
             pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL,
@@ -153,13 +161,12 @@ class Browser:
             time.sleep(0.05)
         return seen
 
-    def wait(self, expression: str, what: str, within: float = _PATIENCE) -> Any:
+    def wait(self, expression: str, what: str, within: float = _PATIENCE) -> None:
         """Waits until an expression is true."""
         deadline = time.monotonic() + within
-        while not (value := self.ask(expression)):
+        while not self.ask(f"Boolean({expression})"):
             assert time.monotonic() < deadline, f"not within {within} s: {what}"
             time.sleep(0.05)
-        return value
 
     def press(self, key: str, code: int) -> None:
         """A key on the keyboard."""
@@ -217,13 +224,3 @@ def new_browser() -> Iterator[Browser]:
             yield browser
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def settled(question: Callable[[], _T], pause: float = 0.2) -> _T:
-    """The answer, once it has stopped changing: a page that is being laid out has none yet."""
-    before = question()
-    while True:
-        time.sleep(pause)
-        if (after := question()) == before:
-            return after
-        before = after

@@ -81,7 +81,7 @@ function show(status, activity) {
   board.show(activity.minutes);
   renew(place("numbers"), numbers(status, now), (all) => all.map((each) => number(...each)));
   renew(inside("sources"), [status.sources, status.elsewhere, status.destination, status.words, status.state], () => sources(status, now));
-  renew(inside("failing"), [activity.failing, activity.forgotten, givenUp(status)], () => failing(activity, status, now));
+  renew(inside("failing"), [activity.failing, activity.forgotten, givenUp(status), status.state], () => failing(activity, status, now));
   renew(inside("newest"), activity.newest, () => newest(activity.newest, status));
   if (place("minutes").open) renew(place("minutes").querySelector("div"), activity.minutes, () => minutesTable(activity.minutes));
 }
@@ -115,12 +115,12 @@ function numbers(status, now) {
     ["Pending", count(total(status, "pending")), oldest],
     ["In flight", count(sum("in_flight")), mine.length ? `${count(sum("queued"))} queued` : ""],
     ["Quarantined", count(quarantined), quarantined ? "no tries left" : "", quarantined ? "bad" : ""],
-    ["Refused", count(refused), refused ? "their rows name no place" : "", refused ? "warning" : ""],
-    ["Ignored", count(total(status, "ignored")), "given up by a person"],
+    ["Refused", count(refused), refused ? "rows to correct" : "", refused ? "warning" : ""],
+    ["Ignored", count(total(status, "ignored")), "by a person"],
     ["Archived", count(status.archived), "since its start"],
     ["Disk free", size(free), status.destination ? shown(status.destination.path) : ""],
     ["Last sweep", status.last_sweep ? ago(new Date(status.last_sweep), now) : "–", status.last_sweep ? "" : "none yet"],
-    ["Stream", stream?.connected ? "connected" : "none", stream?.connected ? stream.position : shown(stream?.why ?? ""), stream && !stream.connected ? "warning" : ""],
+    ["Stream", stream ? (stream.connected ? "open" : "none") : "–", stream?.connected ? stream.position : shown(stream?.why ?? ""), stream && !stream.connected ? "warning" : ""],
   ];
 }
 
@@ -176,9 +176,13 @@ function failing(activity, status, now) {
   const [quarantined, refused] = givenUp(status);
   const known = activity.failing.filter((each) => ["file", "row"].includes(each.fault)).reduce((sum, each) => sum + each.files, 0);
   const before = (quarantined ?? 0) + (refused ?? 0) > known ? element("p", { class: "note" }, `${files((quarantined ?? 0) + (refused ?? 0))} given up in all, some of them before this service's start: `, element("code", {}, "cdc-archiver list")) : "";
-  if (!activity.failing.length) return [element("p", { class: "quiet" }, "Nothing has failed since this service's start that is not archived by now."), before];
+  if (!activity.failing.length) {
+    const elsewhere = status.state === "standby";
+    const words = elsewhere ? "Not known: another archiver has these files." : "Nothing: whatever failed since this service's start is archived by now.";
+    return [element("p", { class: "quiet" }, words), before];
+  }
   const groups = activity.failing.map((each) => element("li", {},
-    element("h3", {}, badge(each.fault === "nobody" ? "warning" : "bad"), `${files(each.files)}: `, element("code", {}, each.reason), each.words !== each.reason ? element("span", {}, ` ${each.words}`) : "", element("span", { class: "quiet" }, ` ${FAULTS[each.fault]} fault`)),
+    element("h3", {}, badge(each.fault === "nobody" ? "warning" : "bad"), `${files(each.files)}: `, element("code", {}, each.reason), element("span", {}, each.words !== each.reason ? ` (${each.words}), ` : ", "), element("span", { class: "quiet" }, `${FAULTS[each.fault]} fault`)),
     element("p", {}, `Newest, ${moment(new Date(each.newest.at))}, of ${shown(each.newest.source)}: `, asks(each.newest.id, "failing"), " ", path(each.newest.path)),
     each.newest.detail ? element("p", { class: "detail" }, shown(each.newest.detail)) : "",
   ));
@@ -196,13 +200,13 @@ function newest(found, status) {
     cell("Size", size(each.size)),
     cell("After", each.adopted ? "was here already" : each.latency === null ? "found by a sweep" : latency(each.latency)),
   ));
-  return table(["Time", "Id", "Source", "Path", "Size", "After"], rows, "newest");
+  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "newest-title" }, table(["Time", "Id", "Source", "Path", "Size", "After"], rows, "newest"));
 }
 
 function minutesTable(minutes) {
   const rows = minutes.toReversed().map((each) => element("tr", {},
-    element("th", { scope: "row" }, minute(new Date(each.at))), cell("Files", count(each.files)), cell("Failed tries", count(each.failed)), cell("Bytes", size(each.size)), cell("Half within", latency(each.p50)), cell("99 of 100 within", latency(each.p99))));
-  return table(["Minute", "Files", "Failed tries", "Bytes", "Half within", "99 of 100 within"], rows, "minutes");
+    element("th", { scope: "row" }, minute(new Date(each.at))), cell("Files", count(each.files)), cell("Failed tries", count(each.failed)), cell("Bytes", size(each.size)), cell("50 % within", latency(each.p50)), cell("99 % within", latency(each.p99))));
+  return table(["Minute", "Files", "Failed tries", "Bytes", "50 % within", "99 % within"], rows, "minutes");
 }
 
 // Searching.

@@ -39,8 +39,13 @@ class Plot {
     this.figure = element("figure", {}, element("figcaption", {}, element("h3", {}, title), words), this.output, this.drawing);
   }
 
+  /** How much larger than usual everything is drawn: text on a wall is read from afar. */
+  get scale() {
+    return parseFloat(getComputedStyle(document.documentElement).fontSize) / 15;
+  }
+
   get width() {
-    return Math.max(240, this.drawing.clientWidth);
+    return Math.max(240, this.drawing.clientWidth / this.scale);
   }
 
   get step() {
@@ -52,7 +57,7 @@ class Plot {
   }
 
   at(event) {
-    const index = Math.floor((event.clientX - this.drawing.getBoundingClientRect().left - LEFT) / this.step);
+    const index = Math.floor(((event.clientX - this.drawing.getBoundingClientRect().left) / this.scale - LEFT) / this.step);
     return Math.min(MINUTES - 1, Math.max(0, index));
   }
 
@@ -67,13 +72,13 @@ class Plot {
 
   draw() {
     const { minutes } = this.board;
-    const { marks, words, y } = this.scale(minutes);
+    const { marks, words, y } = this.axis(minutes);
     const width = this.width;
     const bottom = HEIGHT - BOTTOM;
     const parts = [];
     const first = minutes.findIndex((each) => each.there);
     if (first > 0) parts.push(drawn("rect", { class: "before", x: LEFT, y: TOP, width: this.x(first) - LEFT, height: bottom - TOP }));
-    if (first > 11) parts.push(drawn("text", { class: "before-words", x: (LEFT + this.x(first)) / 2, y: (TOP + bottom) / 2 }, "before its start"));
+    if (first > 11) parts.push(drawn("text", { class: "before-words", x: (LEFT + this.x(first)) / 2, y: TOP + (bottom - TOP) * 0.3 }, "before its start"));
     marks.forEach((mark, index) => {
       parts.push(drawn("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(mark), y2: y(mark) }));
       parts.push(drawn("text", { class: "y", x: LEFT - 6, y: y(mark) + 4 }, words[index]));
@@ -91,7 +96,7 @@ class Plot {
       parts.push(drawn("line", { class: "cross", x1: middle, x2: middle, y1: TOP, y2: bottom }));
     }
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    this.drawing.setAttribute("height", String(HEIGHT));
+    this.drawing.setAttribute("height", String(Math.round(HEIGHT * this.scale)));
     this.drawing.replaceChildren(...parts);
     this.say(minutes, chosen);
   }
@@ -120,7 +125,7 @@ class Plot {
 }
 
 class FilesPlot extends Plot {
-  scale(minutes) {
+  axis(minutes) {
     return this.linear(Math.max(...minutes.map((each) => each.files + each.failed)), 4, (mark) => count(mark));
   }
 
@@ -133,7 +138,7 @@ class FilesPlot extends Plot {
 }
 
 class BytesPlot extends Plot {
-  scale(minutes) {
+  axis(minutes) {
     return this.linear(Math.max(...minutes.map((each) => each.size)), 1000, (mark) => size(mark).replace(".0 ", " "));
   }
 
@@ -143,7 +148,7 @@ class BytesPlot extends Plot {
 }
 
 class LatencyPlot extends Plot {
-  scale(minutes) {
+  axis(minutes) {
     const seen = minutes.flatMap((each) => [each.p50, each.p99]).filter((each) => each !== null);
     const low = Math.floor(Math.log10(Math.min(0.1, ...seen)) + 1e-9);
     const high = Math.max(low + 2, Math.ceil(Math.log10(Math.max(1, ...seen)) - 1e-9));
@@ -182,7 +187,7 @@ export class Board {
     this.plots = [
       new FilesPlot(this, "Files per minute", [["bar", "archived"], ["bar failed", "tries that failed"]], (each) => `${files(each.files)}${each.failed ? `, ${count(each.failed)} failed` : ""}`),
       new BytesPlot(this, "Bytes per minute", [["bar", "copied"]], (each) => size(each.size)),
-      new LatencyPlot(this, "From event to archived", [["p50", "half of the files"], ["p99", "99 of 100"]], (each) => (each.p50 === null ? "no events" : `half within ${latency(each.p50)}, 99 of 100 within ${latency(each.p99)}`)),
+      new LatencyPlot(this, "From event to archived", [["p50", "50 % of files"], ["p99", "99 %"]], (each) => (each.p50 === null ? "no events" : `${latency(each.p50)} (50 %), ${latency(each.p99)} (99 %)`)),
     ];
     home.replaceChildren(...this.plots.map((plot) => plot.figure));
     new ResizeObserver(() => this.draw()).observe(home);
