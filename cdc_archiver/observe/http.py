@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from cdc_archiver.words import printable
 
 _LONGEST_QUESTION: Final = 1024
 """Characters: more than a path has."""
+_PATHS: Final = frozenset({"path", "source_path", "archived_path"})
+_SUM: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{8})[0-9a-f]{24}(?![0-9a-f])")
 
 _log = structlog.get_logger(__name__)
 
@@ -126,7 +129,7 @@ def application(views: Views, host: str, address: str) -> Starlette:
         seen = as_plain(metrics.activity.seen())
         for group in seen["failing"]:
             group["words"] = reason_words(group["reason"])
-        return _Json(seen)
+        return _Json(_shortened(seen))
 
     def api_file(request: Request) -> Response:
         id_ = request.path_params["id"]
@@ -140,7 +143,7 @@ def application(views: Views, host: str, address: str) -> Starlette:
                 400, f"Say ?q= and an id, a path or a part of one, of at most {_LONGEST_QUESTION} characters."
             )
         try:
-            return _Json(await inquirer.answer(wanted))
+            return _Json(_shortened(await inquirer.answer(wanted)))
         except Busy:
             return _complaint(429, "Others are being answered: ask again in a moment.", {"Retry-After": "2"})
         except TimeoutError:
@@ -183,6 +186,16 @@ class _Json(Response):
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _shortened(value: Any) -> Any:
+    """An answer without whole md5 sums, but in paths: who knows a file's sum and may write rows can have the file archived,
+    and whoever may open a page is not to learn it there."""
+    if isinstance(value, dict):
+        return {key: inner if key in _PATHS else _shortened(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shortened(inner) for inner in value]
+    return _SUM.sub(r"\1…", value) if isinstance(value, str) else value
 
 
 def _complaint(status: int, sentence: str, headers: Any = None) -> Response:

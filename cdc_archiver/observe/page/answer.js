@@ -15,6 +15,8 @@ const SEEN = {
   missing: "it is not there now",
   unreadable: "it is there now, and the account may not read it",
   not_a_file: "what is there now is no regular file",
+  cannot_tell: "nobody can tell",
+  unreachable: "its host cannot be reached now",
   root_gone: "the source's root is missing or empty now: its disk is not mounted",
 };
 
@@ -35,6 +37,7 @@ export function answerOf(found, ask) {
     ...found.advice.map(({ when, command }) => element("p", {}, `${shown(when)}: `, element("code", {}, shown(command)))),
     element("dl", { class: "facts" }, ...rows(facts).flatMap(([name, text]) => [element("dt", {}, name), element("dd", {}, shown(text))])),
     ...tried(facts),
+    element("p", { class: "quiet" }, "md5 sums are shortened here; ", element("code", {}, `cdc-archiver why ${facts.record.id}`), " tells them whole."),
   ].filter(Boolean);
 }
 
