@@ -54,7 +54,7 @@ function sayNoAnswer(error) {
   document.body.classList.add("stale");
   const since = answered ? `No answer since ${moment(new Date(answered.getTime() + offset)).slice(11)}` : "No answer from the service";
   say("unknown", since);
-  const words = error.name === "TimeoutError" ? "it takes too long" : error.name === "TypeError" ? "it cannot be reached" : error.message;
+  const words = error.name === "TimeoutError" ? "It takes too long" : error.name === "TypeError" ? "It cannot be reached" : error.message;
   place("subline").textContent = `${shown(words)}. ${answered ? "What follows is how things were then. " : ""}Asking again every ${EVERY / 1000} s.`;
 }
 
@@ -178,7 +178,7 @@ function failing(activity, status, now) {
   const before = (quarantined ?? 0) + (refused ?? 0) > known ? element("p", { class: "note" }, `${files((quarantined ?? 0) + (refused ?? 0))} given up in all, some of them before this service's start: `, element("code", {}, "cdc-archiver list")) : "";
   if (!activity.failing.length) {
     const elsewhere = status.state === "standby";
-    const words = elsewhere ? "Not known: another archiver has these files." : "Nothing: whatever failed since this service's start is archived by now.";
+    const words = elsewhere ? "Not known: another archiver has these files." : "Nothing: whatever failed since this service's start is archived, or was given up, by now.";
     return [element("p", { class: "quiet" }, words), before];
   }
   const groups = activity.failing.map((each) => element("li", {},
