@@ -46,8 +46,8 @@ format: install ## let ruff lay the code out
 
 install: $(VENV)/installed ## the project and its tools into .venv, at the tested versions
 
-servers: install ## private MariaDB, MySQL, sshd and Prometheus into the cache folder, where they are not installed
-	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh prometheus
+servers: install ## private MariaDB, MySQL, sshd, Prometheus and a browser into the cache folder, where they are not installed
+	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh prometheus browser
 
 # IMAGE_BASE=python:3.12-slim takes the base from a registry; otherwise it is made of Debian's packages. ENGINE=podman make image.
 ENGINE ?= docker

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import structlog
 
@@ -18,9 +19,11 @@ from cdc_archiver.database.keeper import LockKeeper
 from cdc_archiver.database.lock import SourceLocks
 from cdc_archiver.dispatch.ledger import Whereabouts
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus
-from cdc_archiver.observe.http import HttpServer
+from cdc_archiver.observe.http import HttpServer, Views
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.notify import Notifier
+from cdc_archiver.operations.desk import open_desk
+from cdc_archiver.operations.inquiry import inquire
 from cdc_archiver.operations.status import (
     DestinationStatus,
     Elsewhere,
@@ -31,6 +34,7 @@ from cdc_archiver.operations.status import (
     is_ready,
     overall,
 )
+from cdc_archiver.operations.wording import in_words
 from cdc_archiver.preflight import Status as Answer
 from cdc_archiver.preflight import run_checks
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
@@ -44,6 +48,8 @@ _WAKE: Final = 0.5
 """Seconds after which a signal is heeded that interrupted no wait."""
 _PATIENCE: Final = 10.0
 """Seconds after which a database that says nothing is said to say nothing."""
+_ANSWER: Final = 20.0
+"""Seconds that one statement may take for somebody who searches on the status page."""
 
 _log = structlog.get_logger(__name__)
 
@@ -94,9 +100,9 @@ class Archiver:
         Raises:
             ArchiverError: with what a person has to mend, or the part that died.
         """
-        self.http = HttpServer(
-            self._settings.http_host, self._settings.http_port, self.metrics, self.status, self.whereabouts
-        )
+        words = partial(in_words, poll_interval=self._settings.poll_interval)
+        views = Views(self.metrics, self.status, words, self.whereabouts, self.why)
+        self.http = HttpServer(self._settings.http_host, self._settings.http_port, views)
         self.http.on_end = self._ended
         self.http.start()
         _log.info("listening", address=f"http://{self._settings.http_host}:{self.http.port}")
@@ -178,6 +184,19 @@ class Archiver:
         """Where a file is on its way through the house; None if it is not. Waits for nothing."""
         shift = self._shift
         return None if shift is None else shift.dispatcher.ledger.whereabouts(id_, time.monotonic())
+
+    def why(self, wanted: str) -> dict[str, Any]:
+        """What `why --json` says of a file; asks database, archive and source, by connections of its own.
+
+        Args:
+            wanted: an id, a path or a part of one.
+
+        Raises:
+            ArchiverError: it cannot be told.
+        """
+        port = self.http.port if self.http is not None else 0
+        with open_desk(self._settings.model_copy(update={"http_port": port}), _ANSWER) as desk:
+            return inquire(desk, wanted, datetime.now(UTC))
 
     def _state(self, shift: Shift | None) -> tuple[ServiceState, str]:
         if self._failed:

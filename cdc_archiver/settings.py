@@ -236,7 +236,7 @@ class Settings(SourceOptions, BaseSettings):
     )
     drain_timeout: Seconds = Field(10.0, description="How long running copies may finish at a stop.")
 
-    http_host: str = Field("127.0.0.1", description="Address of /metrics, /healthz, /readyz, /api.")
+    http_host: str = Field("127.0.0.1", description="Address of the status page, /metrics, /healthz, /readyz, /api.")
     http_port: int = Field(9184, ge=0, le=65535, description="Its port. 0: any free one, named in the log.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="Lines for people or JSON.")
     log_level: LogLevel = Field(LogLevel.INFO, description="Least severe line that is logged.")

@@ -6,11 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from datetime import datetime
-from enum import Enum
 from itertools import chain, islice
-from pathlib import PurePath
 from typing import Any, Final
 
 import typer
@@ -20,6 +16,7 @@ from rich.text import Text
 
 from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
+from cdc_archiver.plain import as_plain
 
 _MEASURED: Final = 200
 _WIDEST: Final = 60
@@ -56,23 +53,6 @@ def size_words(size: float) -> str:
 def files_words(count: int) -> str:
     """So many files."""
     return "1 file" if count == 1 else f"{count} files"
-
-
-def as_plain(value: Any) -> Any:
-    """JSON's types: dataclasses as objects, times in ISO 8601, md5 sums in hexadecimal digits."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): as_plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [as_plain(inner) for inner in value]
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, Enum):
-        return value.value
-    return str(value) if isinstance(value, PurePath) else value
 
 
 def print_json(value: Any, *, line: bool = False) -> None:

@@ -14,6 +14,7 @@ from cdc_archiver.database.search import state_of
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.kinds import LogLevel
 from cdc_archiver.observe.logs import set_up_logs
+from cdc_archiver.operations import inquiry
 from cdc_archiver.operations.advice import Answer, answer, at_source_words, reason_words
 from cdc_archiver.operations.desk import open_desk
 from cdc_archiver.operations.moments import clock
@@ -59,26 +60,18 @@ def why(
         facts = look(desk, rows[0], hash_all=hash_all)
     told = answer(facts, now)
     if as_json:
-        print_json(
-            {
-                "answer": told.sentence,
-                "next": told.following,
-                "advice": [{"when": when, "command": command} for when, command in told.advice],
-                "facts": facts,
-            }
-        )
+        print_json(inquiry.told(facts, told))
     else:
         _print(Page(), facts, told)
     return ExitStatus.DONE
 
 
 def _nobody(table: str, wanted: str, seen: list[AtSource], *, as_json: bool) -> ExitStatus:
-    sentence = f"No row of {table} names {wanted!r}: the monitor has not registered it."
     if as_json:
-        print_json({"answer": sentence, "matches": [], "at_sources": seen})
+        print_json(inquiry.nobody(table, wanted, seen))
         return ExitStatus.NOT_RIGHT
     page = Page()
-    page.line(sentence)
+    page.line(inquiry.nobody_words(table, wanted))
     for each in seen:
         page.line(f"on the source: {each.path}: {each.state.value if each.state else each.note}")
     page.line("if it should be: `cdc-archiver register` does it by hand, where the file is")
@@ -89,8 +82,7 @@ def _which(rows: list[Row], wanted: str, max_attempts: int, *, as_json: bool) ->
     shown, more = rows[:MOST_MATCHES], len(rows) > MOST_MATCHES
     listed = [(row, state_of(row, max_attempts)) for row in shown]
     if as_json:
-        matches = [{"id": row.record.id, "state": state, "path": row.record.path} for row, state in listed]
-        print_json({"answer": None, "matches": matches, "more": more})
+        print_json(inquiry.which(rows, max_attempts))
     else:
         Page().table(
             ("ID", "STATE", "PATH"),

@@ -232,8 +232,10 @@ class Dispatcher:
         if wanted:
             self._want_sweep()
 
-    def dismiss(self, id_: int) -> None:
-        """The row is no work: done, given up, or another's."""
+    def dismiss(self, id_: int, *, failed: bool = False) -> None:
+        """The row is no work: done, given up, or another's; or it has failed for good, and a person should look."""
+        if not failed:
+            self._metrics.activity.dismissed(id_)
         with self._changed:
             if self._ledger.finished(id_):
                 self._reoffer(id_)
@@ -356,9 +358,8 @@ class Dispatcher:
             state.in_flight -= 1
             entry = self._ledger[record.id]
             if counted:
-                self._metrics.count(source, outcome)
-                if isinstance(outcome, Archived) and entry.origin is Origin.STREAM:
-                    self._metrics.event_to_archived.labels(source).observe(now - entry.woken_at)
+                by_event = isinstance(outcome, Archived) and entry.origin is Origin.STREAM
+                self._metrics.count(source, outcome, now - entry.woken_at if by_event else None)
             entry.blank_tries = 0
             if not counted:
                 # The row has moved on, or cannot be written: what it says now decides, after a moment.

@@ -12,6 +12,7 @@ from cdc_archiver.database.files_table import FilesTable, Row
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.targets import Targets
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
+from cdc_archiver.model import IGNORED_FROM
 from cdc_archiver.threads import Part
 
 _IDS: Final = 1000
@@ -68,7 +69,9 @@ class Router(Part):
             self._dispatcher.not_visible(id_)
             return
         source = self._targets.source_of(row.record.instance_id)
-        if source is None or row.copied or row.record.attempts >= self._files.max_attempts:
+        if source is None or row.copied or row.record.attempts >= IGNORED_FROM:
             self._dispatcher.dismiss(id_)
+        elif row.record.attempts >= self._files.max_attempts:
+            self._dispatcher.dismiss(id_, failed=True)
         else:
             self._dispatcher.enqueue(source, row.record)

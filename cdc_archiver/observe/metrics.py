@@ -12,15 +12,21 @@ from prometheus_client.process_collector import ProcessCollector
 
 from cdc_archiver import __version__
 from cdc_archiver.model import Archived, Charged, Deferred, Reason, Refused
+from cdc_archiver.observe.activity import Activity
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
 _FILES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10000)
 
 
 class Metrics:
-    """The metrics of one service, in a registry of their own."""
+    """The metrics of one service, in a registry of their own.
+
+    Attributes:
+        activity: what the status page shows: told of the same outcomes, so that it never says other than the counters.
+    """
 
     def __init__(self) -> None:
+        self.activity = Activity()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -130,11 +136,13 @@ class Metrics:
         for gauge in self._of_sources:
             with contextlib.suppress(KeyError):
                 gauge.remove(source)
+        self.activity.forget(source)
 
     def forget_sources(self) -> None:
         """Nothing is known of the sources any more: another archiver has them."""
         for gauge in self._of_sources:
             gauge.clear()
+        self.activity.forget()
         self.last_sweep.set(math.nan)
 
     def set_mode(self, mode: str) -> None:
@@ -142,8 +150,17 @@ class Metrics:
         for name in ("stream", "polling", "standby"):
             self.mode.labels(name).set(name == mode)
 
-    def count(self, source: str, outcome: Archived | Charged | Refused | Deferred) -> None:
-        """Counts what became of a file."""
+    def count(
+        self, source: str, outcome: Archived | Charged | Refused | Deferred, latency: float | None = None
+    ) -> None:
+        """Counts what became of a file.
+
+        Args:
+            latency: seconds from the event that told of it, where it is archived and one did.
+        """
+        self.activity.note(source, outcome, latency)
+        if latency is not None:
+            self.event_to_archived.labels(source).observe(latency)
         match outcome:
             case Archived(adopted=adopted, size=size, steps=steps):
                 self.copies.labels(source, "adopted" if adopted else "archived").inc()

@@ -110,8 +110,8 @@ def test_two_services_share_the_sources_and_each_takes_over_from_a_dead_one(stag
         # Given two services that hold two sources each,
         eventually(lambda: len(sources_of(first)) == len(sources_of(second)) == 2, "they share")
         assert sources_of(first) | sources_of(second) == set(names)
-        elsewhere = lambda: {each["name"] for each in first.status()["elsewhere"]}
-        eventually(lambda: elsewhere() == sources_of(second), "it says where the others are")
+        said = lambda: {each["name"] for each in first.status()["elsewhere"]} == sources_of(second)
+        eventually(said, "it says where the others are")
         # when one is killed with files on their way, and more are registered,
         ids = []
         for name in names:

@@ -29,8 +29,12 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[S
 def await_copy(stage: Stage, program: Program) -> None:
     """Until rsync has brought the first bytes of a file that takes long."""
     incoming = stage.data_dir / ".incoming"
-    rsync_runs = lambda: any("rsync" in line and "--files-from" in line for line in processes_of(stage.folder))
-    eventually(lambda: rsync_runs() and any(path.is_file() for path in incoming.rglob("*")), "rsync is at work")
+
+    def at_work() -> bool:
+        runs = any("rsync" in line and "--files-from" in line for line in processes_of(stage.folder))
+        return runs and any(path.is_file() for path in incoming.rglob("*"))
+
+    eventually(at_work, "rsync is at work")
 
 
 def test_what_does_not_end_in_time_is_killed_with_its_children(stage: Stage) -> None:

@@ -30,7 +30,11 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_o
     assert wheel.name == f"cdc_archiver-{VERSION}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    ours = {str(path.relative_to(ROOT)) for path in (ROOT / "cdc_archiver").rglob("*.py")}
+    ours = {
+        str(path.relative_to(ROOT))
+        for kind in ("py", "html", "css", "js")
+        for path in (ROOT / "cdc_archiver").rglob(f"*.{kind}")
+    }
     assert names == ours | {"cdc_archiver/py.typed"}
 
     with tarfile.open(sdist) as archive_of_source:

@@ -385,7 +385,7 @@ def test_names_are_nothing_but_names(
         stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL")
         files = [stage.file(name) for name in NAMES]
         # and right below the root, so that rsync's list begins with them.
-        changes = {"host": ""} if where == "on this machine" else {}
+        changes: dict[str, Any] = {"host": ""} if where == "on this machine" else {}
         with stage.service(workers=1, source_root=str(stage.sources), **changes) as service:
             with one_batch(service, len(files)):
                 ids = stage.register(*files)

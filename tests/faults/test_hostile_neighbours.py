@@ -266,12 +266,12 @@ def test_it_can_be_read_and_nothing_else_and_odd_requests_harm_nobody(service: S
         b"\0\x01\x02\xff" * 100,
         b"GET\r\n\r\n",
         b"GET /healthz HTTP/9.9\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
-        b"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: \xff\xfe, application/openmetrics-text; version=\xff\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: \xff\xfe, application/openmetrics-text; version=\xff\r\n\r\n",
         b"GET http://elsewhere.example/metrics HTTP/1.1\r\nHost: elsewhere.example\r\n\r\n",
-        b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ):
         answer = raw(port, request)
@@ -287,8 +287,12 @@ def test_it_listens_on_loopback_alone_and_no_page_of_another_site_may_read_it(se
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", service.port), timeout=5)
     # A browser hands an answer to another site's script where the answer says so: none does.
-    request = b"GET /api/status HTTP/1.1\r\nHost: x\r\nOrigin: http://evil.example\r\n\r\n"
+    request = b"GET /api/status HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n"
     answer = eventually(lambda: raw(service.port, request), "it answers")
     assert b"200 OK" in answer
     assert b"access-control-allow" not in answer.lower()
     assert b"server:" not in answer.lower()
+    # A site whose name has been given our address is no other site to a browser: it is known by the name.
+    rebound = eventually(lambda: raw(service.port, request.replace(b"localhost", b"evil.example")), "it answers")
+    assert rebound.startswith(b"HTTP/1.1 421 ")
+    assert b"streaming" not in rebound

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cdc_archiver.commands.show import Page, as_plain, printable, size_words
+from cdc_archiver.commands.show import Page, printable, size_words
 from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.operations.moments import moment, span
+from cdc_archiver.plain import as_plain
 
 NOW = datetime(2026, 5, 15, 12, 30, 15, tzinfo=UTC)
 

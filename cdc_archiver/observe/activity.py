@@ -1,0 +1,229 @@
+"""What the status page shows of the last hour: rates and latencies by the minute, the newest files, what fails; in memory, bounded."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final
+
+from cdc_archiver.model import Archived, Charged, Deferred, Reason, Refused
+
+MINUTES: Final = 60
+NEWEST: Final = 50
+FAILING_MOST: Final = 5000
+"""Files that are known to fail; of more, the longest unheard of are forgotten."""
+_LONGEST_WORDS: Final = 500
+
+# Latencies are kept as counts in classes that grow by a tenth, so that a minute with a million files takes no more room than
+# one with a hundred: a quantile is right to 5 %.
+_SHORTEST: Final = 0.001
+_GROWTH: Final = math.log(1.1)
+_CLASSES: Final = 240
+
+
+@dataclass(frozen=True, slots=True)
+class Minute:
+    """What was archived within one minute.
+
+    Attributes:
+        at: its begin, UTC.
+        files: archived, the adopted ones among them.
+        size: bytes copied; adopted files were here before.
+        failed: tries that archived nothing.
+        p50, p99: seconds from a file's event to its row saying that it is archived; None where no event told of one.
+    """
+
+    at: datetime
+    files: int
+    size: int
+    failed: int
+    p50: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file that was archived.
+
+    Attributes:
+        path: where it is now.
+        latency: seconds since its event; None where a sweep found it.
+    """
+
+    id: int
+    at: datetime
+    source: str
+    path: str
+    size: int
+    adopted: bool
+    latency: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A file's last try, which failed."""
+
+    id: int
+    at: datetime
+    source: str
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """All files whose last try failed for one reason.
+
+    Attributes:
+        fault: whose it is.
+        newest: of these tries.
+    """
+
+    reason: str
+    fault: str
+    files: int
+    newest: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """All of it, as of now.
+
+    Attributes:
+        minutes: oldest first, the current one last; none before the service was there.
+        newest: newest first.
+        failing: by reason, the most frequent first.
+        forgotten: failing files that there was no room for.
+    """
+
+    at: datetime
+    minutes: tuple[Minute, ...]
+    newest: tuple[NewFile, ...]
+    failing: tuple[Failing, ...]
+    forgotten: int
+
+
+@dataclass(slots=True)
+class _Bucket:
+    number: int
+    files: int = 0
+    size: int = 0
+    failed: int = 0
+    latencies: Counter[int] = field(default_factory=Counter)
+
+    def seen(self) -> Minute:
+        return Minute(
+            datetime.fromtimestamp(self.number * 60, UTC),
+            self.files,
+            self.size,
+            self.failed,
+            _quantile(self.latencies, 0.5),
+            _quantile(self.latencies, 0.99),
+        )
+
+
+class Activity:
+    """Kept by those who count the outcomes, in any thread; read by the status page.
+
+    Args:
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._began = int(clock() // 60)
+        self._buckets: deque[_Bucket] = deque(maxlen=MINUTES)
+        self._newest: deque[NewFile] = deque(maxlen=NEWEST)
+        self._failing: OrderedDict[int, Failure] = OrderedDict()
+        self._forgotten = 0
+
+    def note(self, source: str, outcome: Archived | Charged | Refused | Deferred, latency: float | None) -> None:
+        """Something came of a file.
+
+        Args:
+            latency: seconds from the event that told of it, where one did.
+        """
+        now = self._clock()
+        at = datetime.fromtimestamp(now, UTC)
+        id_ = outcome.record.id
+        with self._lock:
+            bucket = self._bucket(now)
+            if isinstance(outcome, Archived):
+                self._failing.pop(id_, None)
+                bucket.files += 1
+                bucket.size += 0 if outcome.adopted else outcome.size
+                if latency is not None:
+                    bucket.latencies[_class_of(latency)] += 1
+                new = NewFile(id_, at, source, outcome.path, outcome.size, outcome.adopted, latency)
+                self._newest.appendleft(new)
+            elif outcome.reason is not Reason.STOPPING:
+                bucket.failed += 1
+                words = outcome.detail[:_LONGEST_WORDS]
+                self._failing[id_] = Failure(id_, at, source, outcome.record.path, outcome.reason.value, words)
+                self._failing.move_to_end(id_)
+                if len(self._failing) > FAILING_MOST:
+                    self._failing.popitem(last=False)
+                    self._forgotten += 1
+
+    def dismissed(self, id_: int) -> None:
+        """A file is no work any more: another archived it, or a person gave it up."""
+        with self._lock:
+            self._failing.pop(id_, None)
+
+    def forget(self, source: str | None = None) -> None:
+        """What fails is another archiver's concern now.
+
+        Args:
+            source: of this source; None for all.
+        """
+        with self._lock:
+            for id_ in [id_ for id_, each in self._failing.items() if source in (None, each.source)]:
+                del self._failing[id_]
+            if not self._failing:
+                self._forgotten = 0
+
+    def seen(self) -> Seen:
+        """How it is now."""
+        now = self._clock()
+        with self._lock:
+            self._bucket(now)
+            current = self._buckets[-1].number
+            by_number = {bucket.number: bucket for bucket in self._buckets}
+            first = max(current - MINUTES + 1, self._began)
+            buckets = [by_number.get(number) or _Bucket(number) for number in range(first, current + 1)]
+            minutes = tuple(bucket.seen() for bucket in buckets)
+            newest = tuple(self._newest)
+            counts = Counter(failure.reason for failure in self._failing.values())
+            last = {failure.reason: failure for failure in self._failing.values()}
+            forgotten = self._forgotten
+        failing = tuple(
+            Failing(reason, Reason(reason).fault.value, files, last[reason]) for reason, files in counts.most_common()
+        )
+        return Seen(datetime.fromtimestamp(now, UTC), minutes, newest, failing, forgotten)
+
+    def _bucket(self, now: float) -> _Bucket:
+        number = int(now // 60)
+        if not self._buckets or self._buckets[-1].number < number:
+            self._buckets.append(_Bucket(number))
+        # A clock that was set back: the newest minute goes on until it is past it again.
+        return self._buckets[-1]
+
+
+def _class_of(seconds: float) -> int:
+    return min(_CLASSES, max(0, math.ceil(math.log(max(seconds, _SHORTEST) / _SHORTEST) / _GROWTH)))
+
+
+def _quantile(latencies: Counter[int], share: float) -> float | None:
+    wanted = math.ceil(share * latencies.total())
+    for class_ in sorted(latencies):
+        wanted -= latencies[class_]
+        if wanted <= 0:
+            return _SHORTEST * math.exp(_GROWTH * (class_ - 0.5))
+    return None
