@@ -47,7 +47,7 @@ Say of files that they will never come.
 
 They are tried no more, and are no alarm. --undo takes it back.
 
-FILE is an id or a path, which may have * and ? in quotes. Who and why is kept in the history.
+FILE is an id or a path, which may have * and ? in quotes; * matches / as well. Who and why is kept in the history.
 
 Examples:
 
@@ -75,7 +75,9 @@ def retry(
     ids: Annotated[list[int] | None, typer.Option("--id", metavar="ID", help="This file; may be repeated.")] = None,
     path: Annotated[
         list[str] | None,
-        typer.Option("--path", metavar="PATH", help="This path, or with * and ? these; may be repeated."),
+        typer.Option(
+            "--path", metavar="PATH", help="This path, or with * and ? these (* matches / as well); may be repeated."
+        ),
     ] = None,
     reason: choose.Reasons = None,
     source: choose.Source = None,
@@ -190,8 +192,6 @@ def _carry_out(
     for path in planned.unknown_paths:
         complain(f"no row has the path {path} (`cdc-archiver why` finds what was archived from there)")
     unknown = planned.unknown or planned.unknown_paths
-    if unknown and not planned.files and not planned.left_alone:
-        return ExitStatus.USAGE
     return ExitStatus.NOT_RIGHT if unchanged or unknown else ExitStatus.DONE
 
 

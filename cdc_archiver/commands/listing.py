@@ -59,8 +59,8 @@ _State = Annotated[
     Shown | None,
     typer.Option(
         "--state",
-        help="pending: waiting; charged: waiting, with failed attempts; deferred: waiting for a source or disk that the running "
-        "service says is in trouble; the others as they say.",
+        help="pending: waiting; charged: pending ones with failed attempts; deferred: pending ones whose source or disk the "
+        "running service says is in trouble (both are listed as pending); the others as they say.",
     ),
 ]
 
@@ -73,7 +73,8 @@ def list_files(
     action: Annotated[list[str] | None, typer.Option("--action", metavar="NAME", help="Of this action.")] = None,
     pub_id: Annotated[list[str] | None, typer.Option("--pub-id", metavar="NAME", help="Of this pub_id.")] = None,
     path: Annotated[
-        list[str] | None, typer.Option("--path", metavar="PATH", help="With this path; * and ? as a shell has them.")
+        list[str] | None,
+        typer.Option("--path", metavar="PATH", help="With this path, or with * and ? these; * matches / as well."),
     ] = None,
     since: choose.Since = None,
     until: choose.Until = None,

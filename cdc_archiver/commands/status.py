@@ -136,8 +136,10 @@ def _of_service(seen: Overview, service: dict[str, Any]) -> Iterator[_Line]:
             yield [("stream       ", "dim"), (words, "green")]
         else:
             yield [("stream       ", "dim"), ("none", "yellow"), f": {stream['why']}"]
+    last = service.get("last_sweep")
+    as_of = f", as of the last sweep, {clock(datetime.fromisoformat(last))}" if last else ""
     for source in service["sources"]:
-        yield from _source(source["state"]["name"], source, seen.at)
+        yield from _source(source["state"]["name"], source, seen.at, as_of)
     for other in service.get("elsewhere", ()):
         yield [("source       ", "dim"), f"{other['name']} is another archiver's: {other['holder']}"]
     destination = service.get("destination")
@@ -153,13 +155,12 @@ def _of_service(seen: Overview, service: dict[str, Any]) -> Iterator[_Line]:
                 (" DOWN", "bold red"),
                 f" {destination['reason']}: {destination['detail']}",
             ]
-    last = service.get("last_sweep")
     if state != "standby":
         yield [("last sweep   ", "dim"), ago(datetime.fromisoformat(last), seen.at) if last else "none yet"]
     yield [("archived     ", "dim"), f"{files_words(service['archived'])} since the start"]
 
 
-def _source(name: str, source: dict[str, Any], now: datetime) -> Iterator[_Line]:
+def _source(name: str, source: dict[str, Any], now: datetime, as_of: str = "") -> Iterator[_Line]:
     state, files = source.get("state"), source.get("files")
     line: _Line = [("source       ", "dim"), name]
     if state is not None:
@@ -178,4 +179,4 @@ def _source(name: str, source: dict[str, Any], now: datetime) -> Iterator[_Line]
     if oldest is not None:
         then = datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest
         counted.append(f"; the oldest pending is of {clock(then)}, {ago(then, now)}")
-    yield counted
+    yield [*counted, as_of]

@@ -10,7 +10,7 @@ import typer
 from cdc_archiver.commands.show import STATE_STYLES, Page, complain, print_json, size_words
 from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import Row
-from cdc_archiver.database.search import state_of
+from cdc_archiver.database.search import is_id, state_of
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.kinds import LogLevel
 from cdc_archiver.observe.logs import set_up_logs
@@ -18,7 +18,17 @@ from cdc_archiver.operations import inquiry
 from cdc_archiver.operations.advice import Answer, answer, at_source_words, reason_words
 from cdc_archiver.operations.desk import open_desk
 from cdc_archiver.operations.moments import clock
-from cdc_archiver.operations.why import MOST_MATCHES, AtSource, Facts, PlaceState, find, look, seen_at_sources
+from cdc_archiver.operations.why import (
+    MOST_MATCHES,
+    AtSource,
+    Facts,
+    OlderRow,
+    PlaceState,
+    find,
+    look,
+    older_rows,
+    seen_at_sources,
+)
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
@@ -54,7 +64,7 @@ def why(
     with open_desk(settings) as desk:
         rows = find(desk, file)
         if not rows:
-            return _nobody(desk.files.name, file, seen_at_sources(desk, file), as_json=as_json)
+            return _nobody(desk.files.name, file, older_rows(desk, file), seen_at_sources(desk, file), as_json=as_json)
         if len(rows) > 1:
             return _which(rows, file, settings.max_attempts, as_json=as_json)
         facts = look(desk, rows[0], hash_all=hash_all)
@@ -66,15 +76,18 @@ def why(
     return ExitStatus.DONE
 
 
-def _nobody(table: str, wanted: str, seen: list[AtSource], *, as_json: bool) -> ExitStatus:
+def _nobody(table: str, wanted: str, older: list[OlderRow], seen: list[AtSource], *, as_json: bool) -> ExitStatus:
     if as_json:
-        print_json(inquiry.nobody(table, wanted, seen))
+        print_json(inquiry.nobody(table, wanted, older, seen))
         return ExitStatus.NOT_RIGHT
     page = Page()
-    page.line(inquiry.nobody_words(table, wanted))
+    page.line(inquiry.nobody_words(table, wanted, older))
     for each in seen:
         page.line(f"on the source: {each.path}: {each.state.value if each.state else each.note}")
-    page.line("if it should be: `cdc-archiver register` does it by hand, where the file is")
+    if older:
+        page.line(f"to look at it there: cdc-archiver why {older[0].id} --table {older[0].table}")
+    elif not is_id(wanted):
+        page.line("if it should be: `cdc-archiver register` does it by hand, where the file is")
     return ExitStatus.NOT_RIGHT
 
 

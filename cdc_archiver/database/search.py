@@ -54,7 +54,7 @@ class Criteria:
     """Which rows are meant; what is empty asks for nothing.
 
     Attributes:
-        ids, paths: the row is one of these. A path may have ``*`` and ``?``, as a shell has them.
+        ids, paths: the row is one of these. A path may have ``*``, which matches ``/`` as well, and ``?``.
         part: a part of the path.
         charged: only with failed attempts.
         since, until: of the column timestamp, aware.

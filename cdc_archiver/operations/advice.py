@@ -189,6 +189,15 @@ def _pending(facts: Facts, now: datetime) -> Answer:
             "It is refused at its next try.",
             (*_mend_row(facts, facts.place.refused.value), _ignore(facts)),
         )
+    if facts.at_source.outside:
+        return Answer(
+            f"It is not here because nobody reads it: {facts.at_source.note}",
+            "Nothing: it is left as it is, and nobody is charged.",
+            (
+                *_mend_row(facts, Reason.BAD_PATH.value),
+                ("or, where the folder is meant to be read", "--source-root PATH"),
+            ),
+        )
     last = _last_failure(facts)
     tried = ""
     if record.attempts:
@@ -234,6 +243,12 @@ def _waits(facts: Facts) -> tuple[str, str]:
         case "in_flight":
             return "It is being copied just now.", "It is archived in a moment, or charged with an attempt."
         case "waiting":
+            if not facts.record.attempts:
+                return (
+                    "It is not here yet: it was put off, by no fault of its own (the service's log says why; a path outside its "
+                    + "--source-root would do this).",
+                    f"It is tried again in {span(float(hand.get('retry_in') or 0.0))}; nobody is charged.",
+                )
             return (
                 "It is not here yet: it waits for its next try.",
                 f"It is tried again in {span(float(hand.get('retry_in') or 0.0))}.",

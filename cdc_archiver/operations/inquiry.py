@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any
 
 from cdc_archiver.database.files_table import Row
-from cdc_archiver.database.search import state_of
+from cdc_archiver.database.search import is_id, state_of
 from cdc_archiver.operations.advice import Answer, answer
 from cdc_archiver.operations.desk import Desk
-from cdc_archiver.operations.why import MOST_MATCHES, AtSource, Facts, find, look
+from cdc_archiver.operations.why import MOST_MATCHES, AtSource, Facts, OlderRow, find, look, older_rows
 from cdc_archiver.plain import as_plain
 
 
@@ -25,20 +25,25 @@ def inquire(desk: Desk, wanted: str, now: datetime) -> dict[str, Any]:
     """
     rows = find(desk, wanted)
     if not rows:
-        return nobody(desk.files.name, wanted, ())
+        return nobody(desk.files.name, wanted, older_rows(desk, wanted), ())
     if len(rows) > 1:
         return which(rows, desk.settings.max_attempts)
     facts = look(desk, rows[0])
     return told(facts, answer(facts, now))
 
 
-def nobody(table: str, wanted: str, seen: Sequence[AtSource]) -> dict[str, Any]:
+def nobody(table: str, wanted: str, older: Sequence[OlderRow], seen: Sequence[AtSource]) -> dict[str, Any]:
     """No row names it."""
-    return {"answer": nobody_words(table, wanted), "matches": [], "at_sources": as_plain(seen)}
+    return {"answer": nobody_words(table, wanted, older), "matches": [], "at_sources": as_plain(seen)}
 
 
-def nobody_words(table: str, wanted: str) -> str:
+def nobody_words(table: str, wanted: str, older: Sequence[OlderRow]) -> str:
     """Why it is not here, when no row names it."""
+    if older:
+        rows = ", ".join(f"{row.table} has it as {row.id}" for row in older)
+        return f"No row of {table} names {wanted!r}, but an older table does, which nobody works on: {rows}."
+    if is_id(wanted):
+        return f"No row of {table} has the id {wanted}, or it in its path."
     return f"No row of {table} names {wanted!r}: the monitor has not registered it."
 
 

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from cdc_archiver.database import schema
 from cdc_archiver.database.attempts import Attempt
-from cdc_archiver.database.files_table import Row
-from cdc_archiver.database.search import Criteria, RowState, is_id, state_of
+from cdc_archiver.database.files_table import FilesTable, Row
+from cdc_archiver.database.search import Criteria, RowState, is_id, state_of, walk
 from cdc_archiver.errors import ArchiverError, LayoutRefused
 from cdc_archiver.model import FileRecord, Reason
 from cdc_archiver.operations.desk import Desk
@@ -73,11 +74,13 @@ class AtSource:
     Attributes:
         path: there; None where it is not known.
         state: None where nobody has looked; the note says why.
+        outside: the path is not below the source's root, so nobody ever looks.
     """
 
     path: str | None
     state: FileState | None
     note: str = ""
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +183,27 @@ def look(desk: Desk, row: Row, *, hash_all: bool = False) -> Facts:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class OlderRow:
+    """A row of a table that nobody works on any more."""
+
+    table: str
+    id: int
+
+
+def older_rows(desk: Desk, path: str) -> list[OlderRow]:
+    """Rows of exactly this path in the older tables of files, one of each table."""
+    if not posixpath.isabs(path):
+        return []
+    found = []
+    with desk.database.connect() as connection:
+        for name in schema.older_versions(connection, desk.database.name, desk.files.name):
+            older = FilesTable(name, 0, desk.settings.max_attempts)
+            rows = walk(desk.database, older, Criteria(paths=(path,)), limit=1)
+            found += [OlderRow(name, row.record.id) for row in rows if row.record.path == path]
+    return found
+
+
 def seen_at_sources(desk: Desk, path: str) -> list[AtSource]:
     """Whether a file that no row names is on any source."""
     if not posixpath.isabs(path):
@@ -260,7 +284,7 @@ def _seen(source: SourceSettings, path: str) -> AtSource:
     try:
         path = posixpath.join("/", source.source_root, layout.source_entry(_record_of(path), source.source_root))
     except LayoutRefused as refusal:
-        return AtSource(path, None, refusal.message)
+        return AtSource(path, None, refusal.message, outside=refusal.reason is Reason.OUTSIDE_ROOT)
     state, words = source_files(source, [path])[path]
     return AtSource(path, state, words)
 

@@ -139,7 +139,7 @@ def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: Stage) -
     assert attempts(stage, id_) == [0]
     # A mistyped path is as little nothing to do as a mistyped id.
     done = ask(stage, "ignore", f"{stage.sources}/fiel.npy", "--yes")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert f"no row has the path {stage.sources}/fiel.npy" in done.stderr
 
 

@@ -79,7 +79,7 @@ def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_
         found = as_object(ask(stage, "why", str(name), "--json", *stage.flags()))
         assert found["facts"]["record"]["id"] == id_, name
         assert found["facts"]["place"]["state"] == "right"
-        assert found["facts"]["at_source"] == {"path": str(file.path), "state": "ok", "note": ""}
+        assert found["facts"]["at_source"] == {"path": str(file.path), "state": "ok", "note": "", "outside": False}
     assert other != id_
 
 
@@ -110,7 +110,24 @@ def test_a_file_that_nobody_registered(stage: Stage) -> None:
     assert "cdc-archiver register" in text
     missing = ask(stage, "why", "4711", "--json")
     assert missing.returncode == 3
-    assert json.loads(missing.stdout)["matches"] == []
+    assert json.loads(missing.stdout) == {
+        "answer": f"No row of {TABLE} has the id 4711, or it in its path.",
+        "matches": [],
+        "at_sources": [],
+    }
+    # One of an older table is no file that nobody registered, to be registered anew.
+    stage.sql(f"CREATE TABLE {TABLE}_v0 LIKE {TABLE}")
+    (id_,) = stage.register(file)
+    stage.sql(f"INSERT INTO {TABLE}_v0 SELECT * FROM {TABLE}")
+    stage.sql(f"DELETE FROM {TABLE}")
+    text = why(stage, file.path, status=3)
+    assert f"an older table does, which nobody works on: {TABLE}_v0 has it as {id_}." in sentence(text)
+    assert "register" not in text.splitlines()[-1]
+    # Nor is one outside the source's root one that waits for a try.
+    (id_,) = stage.register(file)
+    text = why(stage, id_, source_root=stage.sources / "elsewhere")
+    assert f"is not below the source root {stage.sources}/elsewhere: is --source-root right?" in sentence(text)
+    assert f"UPDATE {TABLE} SET path = …" in text
 
 
 @pytest.mark.parametrize(
