@@ -34,8 +34,7 @@ def attempts(stage: Stage, *ids: int) -> list[int | None]:
     return [row.attempts for row in stage.rows(ids)]
 
 
-def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_log(either_stage: Stage) -> None:
-    stage = either_stage
+def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_log(stage: Stage) -> None:
     # Given files that a service has given up, and that are there again; sweeps are far apart.
     files = stage.files(2)
     for file in files:
@@ -193,9 +192,8 @@ def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
 
 
 def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
-    either_stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = either_stage
     monkeypatch.setattr("cdc_archiver.database.engine._LOCK_WAIT", 1)
     ids = stage.register(*stage.files(3), failed_copy_attempts=5)
     with contextlib.closing(stage.connect(autocommit=False)) as other, other.cursor() as cursor:

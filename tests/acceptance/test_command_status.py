@@ -80,6 +80,21 @@ def test_without_a_service_the_database_is_counted_and_it_says_so(either_stage: 
         assert "but an archiver holds these targets: connection " in done.stdout
 
 
+def test_without_a_target_it_reads_what_is_not_archived_and_no_table_of_years(either_stage: Stage) -> None:
+    stage = either_stage
+    stage.register(*[stage.file("one.npy")] * 3000, copied=1)
+    stage.register(stage.file("waits.npy"), instance_id="m2")
+    stage.sql(f"CREATE INDEX sweep ON {TABLE} (copied, instance_id, id)")
+
+    def read() -> int:
+        return sum(int(count) for _, count in stage.sql("SHOW GLOBAL STATUS LIKE 'Handler_read%'"))
+
+    before = read()
+    seen = json.loads(ask(stage, "status", "--json", "--http-port", "1").stdout)
+    assert read() - before < 1500
+    assert seen["sources"]["all targets"]["targets"] == ["m2"]
+
+
 def test_a_source_in_trouble_is_named_with_its_reason(stage: Stage) -> None:
     stage.ssh.stop()
     stage.register(stage.file("file.npy"))
