@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from cdc_archiver import __version__
 from cdc_archiver.commands.show import Page, files_words, print_json, printable, size_words
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.kinds import LogLevel
@@ -99,7 +100,11 @@ def _text(line: _Line) -> Text:
 
 def _lines(seen: Overview) -> Iterator[_Line]:
     if seen.service is not None:
-        yield from _of_service(seen, seen.service)
+        try:
+            yield from _of_service(seen, seen.service)
+        except KeyError as error:
+            words = f"it is version {seen.service.get('version')}, this is {__version__}: it does not say {error}"
+            yield [("             ", "dim"), (words, "yellow")]
     else:
         yield [("service      ", "dim"), (f"{seen.why_no_service}", "yellow")]
         if seen.holder:
