@@ -41,8 +41,6 @@ BACKLOG_MOST: Final = 4_000
 """Of these, the ones that a sweep may put there: the rest is kept free for what comes fresh."""
 REFILL_BELOW: Final = 2_000
 
-_INVISIBLE_DELAYS: Final = (0.005, 0.02, 0.1, 0.5)
-"""Seconds after which a row that is not visible yet is looked for again; then it is the sweep's."""
 _CHARGED_DELAYS: Final = (5.0, 30.0, 120.0, 600.0)
 """Seconds after a file's n-th charged attempt; the last one for all further."""
 _NOT_COUNTED_DELAY: Final = 5.0
@@ -152,7 +150,7 @@ class Dispatcher:
         return taken
 
     def room(self, source: str) -> int:
-        """How many records a sweep may still bring for a source; a sweep that would bring more is asked for later."""
+        """How many records a sweep may still bring for a source."""
         with self._changed:
             state = self._sources.get(source)
             if state is None or state.retired:
@@ -226,6 +224,7 @@ class Dispatcher:
                 state.starved = True
             else:
                 self._ledger.queued(record.id)
+                self._ledger[record.id].looks = 0
                 state.lanes[Lane.SMALL].push(record, fresh=self._ledger[record.id].fresh)
                 self._changed.notify_all()
             wanted = state.wants_refill(REFILL_BELOW)
@@ -243,12 +242,16 @@ class Dispatcher:
     def not_visible(self, id_: int) -> None:
         """There is no such row, or not yet."""
         with self._changed:
-            entry = self._ledger[id_]
-            entry.blank_tries += 1
-            if entry.blank_tries > len(_INVISIBLE_DELAYS):
+            if not self._ledger.look_again(id_, self._clock()):
                 self._ledger.drop(id_)
-            else:
-                self._ledger.retry(id_, self._clock() + _INVISIBLE_DELAYS[entry.blank_tries - 1])
+
+    def seems_no_work(self, id_: int, *, failed: bool = False) -> None:
+        """The row says that it is done or given up. Of one that an event told of, this may be how it was before: a change
+        becomes visible some milliseconds after its event, like a new row."""
+        with self._changed:
+            if self._ledger[id_].origin is Origin.STREAM and self._ledger.look_again(id_, self._clock()):
+                return
+        self.dismiss(id_, failed=failed)
 
     # The workers: records become outcomes.
 
@@ -283,11 +286,10 @@ class Dispatcher:
         return None
 
     def judge(self, batch: Batch, outcome: Outcome) -> Outcome:
-        """Takes note of an outcome of a batch, as soon as its worker has it.
+        """Takes note of an outcome, and returns what it really is in the light of its neighbours.
 
-        Returns:
-            The outcome, or what it really is in the light of its neighbours. An ``Archived``, ``Charged`` or ``Refused`` goes
-            to the table next, and comes back by :meth:`settled`; the others are dealt with here.
+        An ``Archived``, ``Charged`` or ``Refused`` goes to the table next, and comes back by :meth:`settled`; the others are
+        dealt with here.
         """
         source = batch.source
         with self._telling():

@@ -16,6 +16,8 @@ from cdc_archiver.model import Origin
 _ECHO_SECONDS: Final = 60.0
 _ECHOES_MOST: Final = 20_000
 _WAITING_MOST: Final = 50_000
+_LOOK_DELAYS: Final = (0.005, 0.02, 0.1, 0.5)
+"""Seconds until the next look at a row that does not show yet what its event told of."""
 
 
 class State(StrEnum):
@@ -43,12 +45,13 @@ class Entry:
     """What is known of an id in hand.
 
     Attributes:
-        origin: what told us of it first.
+        origin: what told us of it: a sweep, or, from then on, the stream.
         woken_at: when, by the caller's clock, in seconds.
         fresh: goes before the backlog.
         taken_at: when a worker took it.
         due: when it is tried again, while it waits.
         blank_tries: tries in a row that came to nothing and said nothing.
+        looks: how often its row was read without finding what its event told of.
         again: its row was touched while it was in hand, so what we read of it may be old.
     """
 
@@ -59,6 +62,7 @@ class Entry:
     taken_at: float = 0.0
     due: float = 0.0
     blank_tries: int = 0
+    looks: int = 0
     again: bool = False
 
 
@@ -120,6 +124,8 @@ class Ledger:
             self._counts[State.OFFERED] += 1
             return Answer.OFFERED
         if origin is Origin.STREAM:
+            entry.origin = origin  # what is read of it from now on may be older than what we were told
+            entry.looks = 0
             if entry.state is State.WAITING:  # somebody touched the row: its wait is over
                 self._move(id_, State.OFFERED)
                 entry.fresh = True
@@ -164,6 +170,19 @@ class Ledger:
         entry.again = False
         self._move(id_, State.WAITING)
         heapq.heappush(self._waiting, (entry.due, id_))
+
+    def look_again(self, id_: int, now: float) -> bool:
+        """Its row is read once more in a moment, since a change is visible some milliseconds after its event.
+
+        Returns:
+            Whether it is; not after some looks: then it is the sweep's.
+        """
+        entry = self._entries[id_]
+        entry.looks += 1
+        if entry.looks > len(_LOOK_DELAYS):
+            return False
+        self.retry(id_, now + _LOOK_DELAYS[entry.looks - 1])
+        return True
 
     def finished(self, id_: int) -> bool:
         """It is out of our hands, unless its row was touched meanwhile.

@@ -69,9 +69,10 @@ class Router(Part):
             self._dispatcher.not_visible(id_)
             return
         source = self._targets.source_of(row.record.instance_id)
-        if source is None or row.copied or row.record.attempts >= IGNORED_FROM:
+        if source is None:
             self._dispatcher.dismiss(id_)
-        elif row.record.attempts >= self._files.max_attempts:
-            self._dispatcher.dismiss(id_, failed=True)
+        elif row.copied or row.record.attempts >= self._files.max_attempts:
+            given_up = not row.copied and row.record.attempts < IGNORED_FROM
+            self._dispatcher.seems_no_work(id_, failed=given_up)
         else:
             self._dispatcher.enqueue(source, row.record)

@@ -270,10 +270,14 @@ class Sweeper(Part):
         return "requeued" if pending.id in self._delivered else ""
 
     def _position(self, connection: sa.Connection) -> Position | None:
+        """Where the server is; None where that cannot be asked, or is behind the stream: then its log was reset, and the stream
+        will find out."""
+        reached = self._stream.position
         try:
-            return server.position(connection, server.identify(connection))
+            place = server.position(connection, server.identify(connection))
         except StreamUnavailable:
             return None
+        return None if reached is not None and place < reached else place
 
     def _count_missed(self) -> None:
         """Those that the stream has told of by now were only fast; those that it has passed without a word were missed."""

@@ -28,7 +28,7 @@ class SocketFolder:
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self.path = path
-        self._descriptor = descriptor
+        self._descriptor: int | None = descriptor
 
     @classmethod
     def make(cls) -> SocketFolder | None:
@@ -45,8 +45,10 @@ class SocketFolder:
         return None
 
     def remove(self) -> None:
-        """It is needed no more."""
-        _remove(self.path, self._descriptor)
+        """It is needed no more. May be called often."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            _remove(self.path, descriptor)
 
 
 def _lock(path: Path) -> int | None:

@@ -128,7 +128,7 @@ def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, sta
     # Given a service that works, one that has no database, and one that does not answer,
     with (
         nobody() as port,
-        stage.service(sweep_interval=1.0) as service,
+        stage.service(sweep_interval=1.0, preflight=True) as service,
         stage.service(until="no database", mysql_port=port, data_dir=stage.folder) as other,
         watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}") as prometheus,
     ):

@@ -360,3 +360,29 @@ def test_a_source_that_is_ours_no_longer_is_forgotten_when_nothing_of_it_is_unde
     stage.dispatcher.add_source(source)
     stage.queue([2, 3])
     assert stage.ids() == [2, 3]
+
+
+def test_a_row_that_seems_to_be_done_when_its_event_came_is_looked_at_again() -> None:
+    """What is read a moment after an event may be how the row was before."""
+    stage = Stage()
+    stage.dispatcher.offer([1], Origin.STREAM, fresh=True)
+    looks = 0
+    for _ in range(100):
+        for id_ in stage.dispatcher.take_ids(10, 0.0):
+            looks += 1
+            stage.dispatcher.seems_no_work(id_)
+        stage.clock.now += 0.01
+    assert looks == 5
+    assert stage.dispatcher.idle
+    # What a sweep found, and was done by then, is done.
+    stage.dispatcher.offer([2], Origin.SWEEP, fresh=False)
+    (id_,) = stage.dispatcher.take_ids(10, 0.0)
+    stage.dispatcher.seems_no_work(id_)
+    assert stage.dispatcher.idle
+    # Unless somebody touched it while it was in hand.
+    stage.dispatcher.offer([3], Origin.SWEEP, fresh=False)
+    stage.dispatcher.offer([3], Origin.STREAM, fresh=True)
+    (id_,) = stage.dispatcher.take_ids(10, 0.0)
+    stage.dispatcher.seems_no_work(id_)
+    stage.clock.now += 0.01
+    assert stage.dispatcher.take_ids(10, 0.0) == [3]
