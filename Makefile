@@ -54,7 +54,7 @@ ENGINE ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 image: ## the container image cdc_archiver, with the engine of this machine
-	$(ENGINE) build --target runtime --build-arg VERSION=$(VERSION) \
+	$(ENGINE) build --target runtime --build-arg VERSION=$(VERSION) $(if $(IMAGE_BASE),--build-arg BASE=$(IMAGE_BASE)) \
 	  --build-arg REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) --tag cdc_archiver:$(VERSION) .
 
 image-test: servers ## the image without an engine, as root: built, run, files archived with it

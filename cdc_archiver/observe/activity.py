@@ -196,7 +196,7 @@ class Activity:
             self._bucket(now)
             current = self._buckets[-1].number
             by_number = {bucket.number: bucket for bucket in self._buckets}
-            first = max(current - MINUTES + 1, self._began)
+            first = max(current - MINUTES + 1, min(self._began, self._buckets[0].number))
             buckets = [by_number.get(number) or _Bucket(number) for number in range(first, current + 1)]
             minutes = tuple(bucket.seen() for bucket in buckets)
             newest = tuple(self._newest)

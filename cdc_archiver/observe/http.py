@@ -132,7 +132,10 @@ def application(views: Views, host: str, address: str) -> Starlette:
         return _Json(_shortened(seen))
 
     def api_file(request: Request) -> Response:
-        id_ = request.path_params["id"]
+        text = request.path_params["id"]
+        if not (text.isascii() and text.isdecimal() and len(text) <= 20):
+            raise HTTPException(404)
+        id_ = int(text)
         found = views.whereabouts(id_)
         return _Json({"id": id_, "in_hand": None if found is None else as_plain(found)})
 
@@ -172,7 +175,7 @@ def application(views: Views, host: str, address: str) -> Starlette:
             Route("/api/status", api_status),
             Route("/api/activity", api_activity),
             Route("/api/why", api_why),
-            Route("/api/file/{id:int}", api_file),
+            Route("/api/file/{id}", api_file),
         ],
         middleware=[Middleware(Doorkeeper, host=host, address=address)],
         exception_handlers={HTTPException: complain},

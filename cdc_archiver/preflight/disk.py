@@ -7,6 +7,7 @@ import os
 import pwd
 import re
 import shlex
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -80,8 +81,9 @@ def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable 
     staging = folder / INCOMING  # where the next run clears away what a kill leaves behind
     place = staging if staging.is_dir() else folder
     try:
-        with tempfile.TemporaryDirectory(prefix=".check-", dir=place) as name:
-            trial = Path(name)
+        # Not a TemporaryDirectory: at the end of the process it would tidy up beside this thread, and trip over it.
+        trial = Path(tempfile.mkdtemp(prefix=".check-", dir=place))
+        try:
             files = [Staged(trial / f"staged-{n}", trial / "placed" / str(n), b"") for n in range(18)]
             for file in files:
                 file.staged.write_bytes(b"")
@@ -90,6 +92,8 @@ def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable 
             for result in (*archive.place(files[:1]), *archive.place(files[1:])):
                 if isinstance(result, DestinationUnavailable):
                     return result
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
     except DestinationUnavailable as error:
         return error
     except OSError as error:

@@ -11,6 +11,7 @@ root=${DESTDIR:-}
 
 install -D -m 644 "$here/cdc-archiver.service" "$root/etc/systemd/system/cdc-archiver.service"
 install -D -m 644 "$here/cdc-archiver.sysusers" "$root/etc/sysusers.d/cdc-archiver.conf"
+install -D -m 755 "$here/cdc-archiver.sh" "$root/usr/local/sbin/cdc-archiver"
 [ -e "$root/etc/default/cdc-archiver" ] || install -D -m 644 "$here/cdc-archiver.default" "$root/etc/default/cdc-archiver"
 [ -e "$root/etc/cdc_archiver/archiver.toml" ] \
     || install -D -m 644 "$here/archiver.toml" "$root/etc/cdc_archiver/archiver.toml"

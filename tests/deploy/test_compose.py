@@ -119,8 +119,13 @@ def test_the_archivers_variables_are_settings_and_lead_to_what_is_mounted() -> N
 def test_ports_are_the_ones_that_are_listened_on() -> None:
     settings = load({"target": ("m",)}, environment={})
     published = {name: each["ports"][0].split(":")[-1] for name, each in SERVICES.items() if "ports" in each}
-    assert published == {"archiver": str(settings.http_port), "prometheus": "9090", "grafana": "3000"}
-    assert all(port.startswith("127.0.0.1:") for each in SERVICES.values() for port in each.get("ports", ()))
+    databases = dict.fromkeys(("mysql", "mariadb"), str(settings.mysql_port))
+    assert published == {"archiver": str(settings.http_port), "prometheus": "9090", "grafana": "3000", **databases}
+    assert all(
+        port.startswith(("127.0.0.1:", "${MYSQL_PUBLISH:-127.0.0.1}:"))
+        for each in SERVICES.values()
+        for port in each.get("ports", ())
+    )
     scraped = read(DEPLOY / "prometheus/prometheus.yaml")["scrape_configs"]
     assert scraped[0]["static_configs"][0]["targets"] == [f"archiver:{settings.http_port}"]
     assert f"CDC_ARCHIVER_HTTP_PORT={settings.http_port}" in DOCKERFILE

@@ -195,6 +195,7 @@ export class Board {
 
   /** What /api/activity says of the minutes. */
   show(minutes) {
+    if (!minutes.length) return;
     const known = new Map(minutes.map((each) => [Date.parse(each.at), each]));
     const last = Math.max(...known.keys());
     this.minutes = Array.from({ length: MINUTES }, (_, index) => {
