@@ -7,7 +7,7 @@ MINUTES ?= 20
 # Both servers, unless somebody has asked for one.
 SOAK_DB := $(if $(filter file,$(origin DB)),mariadb mysql,$(DB))
 # Tests wait for servers more than they compute; each process starts servers of its own.
-JOBS ?= 4
+JOBS ?= 6
 # make bench CASES=idle,burst: some of them.  FULL=1 make bench: the sizes that the aims speak of, an hour or more.
 CASES ?=
 FULL ?=
@@ -29,6 +29,7 @@ test: lint servers ## lint, types and all tests, on real servers
 
 soak: install servers ## every fault at once for MINUTES=20 on each server (DB=mysql: on that alone), and an audit of what came of it
 	@export PYTHONPATH=tests/support:tests/faults; \
+	$(BIN)/python -m pytest -m long --numprocesses 2 || exit 1; \
 	$(BIN)/python -m fuzz --inputs 1000000 || exit 1; \
 	for database in $(SOAK_DB); do $(BIN)/python -m soak --minutes $(MINUTES) --db $$database || exit 1; done
 

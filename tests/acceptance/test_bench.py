@@ -46,7 +46,11 @@ def bench(place: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("database", "cases"), RUNS.values(), ids=RUNS.keys())
+@pytest.mark.parametrize(
+    ("database", "cases"),
+    [RUNS["files"], pytest.param(*RUNS["rows"], marks=pytest.mark.long)],
+    ids=RUNS.keys(),
+)
 def test_each_case_measures_all_that_its_aims_speak_of(
     request: pytest.FixtureRequest, ssh_server: SshServer, place: Path, database: str, cases: tuple[str, ...]
 ) -> None:
