@@ -107,7 +107,7 @@ app.command(help=why.HELP)(with_settings_of(_ARCHIVE)(why.why))
 app.command(help=change.RETRY_HELP)(with_settings_of(DATABASE)(change.retry))
 app.command(help=change.IGNORE_HELP)(with_settings_of(DATABASE)(change.ignore))
 app.command("list", help=listing.HELP)(with_settings_of(DATABASE | SERVICE)(listing.list_files))
-app.command(help=verify_command.HELP)(with_settings_of((_ARCHIVE - SERVICE) | {"data_dir"})(verify_command.verify))
+app.command(help=verify_command.HELP)(with_settings_of(_ARCHIVE - SERVICE)(verify_command.verify))
 app.command("register", help=register_command.HELP)(
     with_settings_of(DATABASE | {"source_root"})(register_command.register_files)
 )

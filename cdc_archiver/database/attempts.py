@@ -11,8 +11,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from cdc_archiver.database.engine import error_code
+from cdc_archiver.database.files_table import escaped
 from cdc_archiver.database.history import HISTORY_ERRORS, NAME, TABLE
-from cdc_archiver.database.search import escaped
 from cdc_archiver.model import FileRecord
 
 _MOST: Final = 1000

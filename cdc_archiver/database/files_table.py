@@ -160,7 +160,7 @@ class FilesTable:
             self._attempts() < self.max_attempts,
             table.c.instance_id.in_(targets),
             table.c.path.startswith("/"),
-            table.c.path.not_like(_escaped(prefix) + "%", escape="!"),
+            table.c.path.not_like(escaped(prefix) + "%", escape="!"),
         )
         return int(connection.execute(waiting).scalar_one())
 
@@ -174,7 +174,6 @@ class FilesTable:
         Args:
             places: archived path, by record.
         """
-        table = self._table
         changed: set[int] = set()
         already: set[int] = set()
         for chunk in _chunks(places):
@@ -191,33 +190,17 @@ class FilesTable:
                 elif row.copied and replace(as_read, path=record.path) == record and row.record.path == places[record]:
                     already.add(record.id)
             if unmoved:
-                connection.execute(
-                    sa.update(table)
-                    .where(table.c.id.in_(unmoved))
-                    .values(
-                        path=sa.case(*((table.c.id == id_, sa.literal(path)) for id_, path in unmoved.items())),
-                        copied=1,
-                        timestamp=table.c.timestamp,
-                    )
-                )
+                self._move(connection, unmoved, copied=1)
             changed.update(unmoved)
         return Written(changed, already)
 
     def charge(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
         """Counts one failed attempt for each record, unless the row has moved on since it was read."""
-        return self._set_attempts(connection, {record: record.attempts + 1 for record in records})
+        return self.set_attempts(connection, {record: record.attempts + 1 for record in records})
 
     def refuse(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
         """Takes impossible rows out of the queue, unless they have moved on since they were read."""
-        return self._set_attempts(connection, dict.fromkeys(records, REFUSED_FROM))
-
-    def set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> Written:
-        """Sets the counter as an operator wants it, unless a row has moved on since it was read; archived rows stay as they are.
-
-        Args:
-            attempts: what ``failed_copy_attempts`` becomes, by record.
-        """
-        return self._set_attempts(connection, attempts)
+        return self.set_attempts(connection, dict.fromkeys(records, REFUSED_FROM))
 
     def requeue(self, connection: sa.Connection, sources: Mapping[FileRecord, str]) -> Written:
         """Makes archived rows pending again, unless they have moved on since they were read.
@@ -225,7 +208,6 @@ class FilesTable:
         Args:
             sources: the file on its source, by record.
         """
-        table = self._table
         changed: set[int] = set()
         for chunk in _chunks(sources):
             rows = self._lock(connection, chunk)
@@ -235,16 +217,7 @@ class FilesTable:
                 if rows.get(record.id) == Row(record, copied=True)
             }
             if unmoved:
-                connection.execute(
-                    sa.update(table)
-                    .where(table.c.id.in_(unmoved))
-                    .values(
-                        path=sa.case(*((table.c.id == id_, sa.literal(path)) for id_, path in unmoved.items())),
-                        copied=0,
-                        failed_copy_attempts=0,
-                        timestamp=table.c.timestamp,
-                    )
-                )
+                self._move(connection, unmoved, copied=0, failed_copy_attempts=0)
             changed.update(unmoved)
         return Written(changed, already=set())
 
@@ -255,12 +228,6 @@ class FilesTable:
             rows: values by column, the same columns in each.
         """
         connection.execute(sa.insert(self._table).values([dict(row) for row in rows]))
-
-    def targets(self, connection: sa.Connection) -> list[str]:
-        """Every instance_id that has a row which is not archived."""
-        table = self._table
-        found = sa.select(table.c.instance_id).where(sa.func.coalesce(table.c.copied, 0) == 0).distinct()
-        return [_text(name) or "" for name in connection.execute(found).scalars() if name is not None]
 
     def column(self, name: str) -> sa.Column[Any]:
         """A column, for a condition of :meth:`rows`."""
@@ -293,7 +260,12 @@ class FilesTable:
         drawn = sa.select(self._table.c.id).where(*conditions).order_by(sa.func.rand()).limit(size)
         return [int(id_) for id_ in connection.execute(drawn).scalars()]
 
-    def _set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> Written:
+    def set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> Written:
+        """Sets the counter as an operator wants it, unless a row has moved on since it was read; archived rows stay as they are.
+
+        Args:
+            attempts: what ``failed_copy_attempts`` becomes, by record.
+        """
         table = self._table
         changed: set[int] = set()
         for chunk in _chunks(attempts):
@@ -311,6 +283,14 @@ class FilesTable:
                 )
             changed.update(unmoved)
         return Written(changed, already=set())
+
+    def _move(self, connection: sa.Connection, paths: Mapping[int, str | bytes], **values: int) -> None:
+        """Writes each row's path, by id, and these values."""
+        table = self._table
+        path = sa.case(*((table.c.id == id_, sa.literal(path)) for id_, path in paths.items()))
+        connection.execute(
+            sa.update(table).where(table.c.id.in_(paths)).values(path=path, timestamp=table.c.timestamp, **values)
+        )
 
     def _lock(self, connection: sa.Connection, records: Sequence[FileRecord]) -> dict[int, Row]:
         """Locks the records' rows and reads them: what a compare-and-set compares.
@@ -351,7 +331,8 @@ def _row(row: Any) -> Row:
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text as a pattern of LIKE with ``!`` as its escape, that matches it alone."""
     return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
 
 

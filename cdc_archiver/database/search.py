@@ -14,7 +14,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from cdc_archiver.database.engine import Database
-from cdc_archiver.database.files_table import FilesTable, Row
+from cdc_archiver.database.files_table import FilesTable, Row, escaped
 from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM
 
 _PAGE: Final = 1000
@@ -191,11 +191,6 @@ def waiting_targets(connection: sa.Connection, files: FilesTable) -> list[str]:
 def is_id(word: str) -> bool:
     """Whether a word can be a row's id, and not a part of a path."""
     return word.isascii() and word.isdigit() and len(word) < 20 and int(word) < 2**63
-
-
-def escaped(text: str) -> str:
-    """A text as a pattern of LIKE with ``!`` as its escape, that matches it alone."""
-    return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
 
 
 def _equal(name: str, value: str) -> sa.ColumnElement[bool]:

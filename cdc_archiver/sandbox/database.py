@@ -3,17 +3,16 @@
 import contextlib
 import hashlib
 import os
-import re
 import shutil
 import signal
 import socket
 import tempfile
 import time
 import weakref
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import pymysql
 from pymysql.connections import Connection
@@ -21,20 +20,18 @@ from pymysql.connections import Connection
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.packages import Tool, cache_folder, find, workshop
 from cdc_archiver.sandbox.process import ChildProcess, free_port
+from cdc_archiver.sandbox.server import Server
 
 Kind = Literal["mariadb", "mysql"]
 
 _START_LIMIT = 60.0
 """Seconds a server may take to its first answer; crash recovery included."""
 
-_PORT_TRIES = 5
 _SOCKET_LIMIT = 100
 """Bytes of a path that a Unix socket surely takes (the kernel's limit is 107)."""
 
-_PORT_TAKEN = re.compile(r"Address already in use|Do you already have another .* server running on port", re.IGNORECASE)
 
-
-class DatabaseServer(ABC):
+class DatabaseServer(Server):
     """One private server with row binlog on and, but for what costs time or memory, its own defaults.
 
     The administrator is `root` without a password, by way of a Unix socket in the server's folder, which only this
@@ -51,29 +48,12 @@ class DatabaseServer(ABC):
             options: further server options, which win over the ones here: `--binlog-row-metadata=FULL`,
                 `--skip-log-bin`, `--server-id=7`.
         """
+        super().__init__(self.kind)
         self.folder = folder.absolute()
         self.options = tuple(options)
         self.data = self.folder / "data"
         self.log = self.folder / f"{self.kind}.log"
-        self._port: int | None = None
-        self._process: ChildProcess | None = None
         self._socket_folder: Path | None = None
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop it; its folder stays."""
-        self.stop()
-
-    @property
-    def port(self) -> int:
-        """Its TCP port on 127.0.0.1, the same for all its life; SandboxError before the first start."""
-        if self._port is None:
-            raise SandboxError(f"{self.kind} was not started yet: it has no port")
-        return self._port
 
     @property
     def socket(self) -> Path:
@@ -85,18 +65,6 @@ class DatabaseServer(ABC):
             self._socket_folder = Path(tempfile.mkdtemp(prefix="cdc-socket-"))
             weakref.finalize(self, shutil.rmtree, self._socket_folder, ignore_errors=True)
         return self._socket_folder / "server.sock"
-
-    @property
-    def running(self) -> bool:
-        """Whether its process is there."""
-        return self._process is not None and self._process.running
-
-    @property
-    def pid(self) -> int:
-        """Its process id; SandboxError where it was never started."""
-        if self._process is None:
-            raise SandboxError(f"{self.kind} was not started")
-        return self._process.pid
 
     def prepare(self) -> None:
         """Get its program and a data folder, which may take a download; `start` does it otherwise."""
@@ -115,23 +83,9 @@ class DatabaseServer(ABC):
             return
         self.prepare()
         program = self._program()
-        for attempt in range(_PORT_TRIES):
-            port = self._port if self._port is not None else free_port()
-            process = self._launch(program, port)
-            try:
-                self._await_answer(process, timeout)
-            except SandboxError:
-                process.kill()
-                # Somebody else may take a port between the choice and the bind. Who has a port already keeps it: its
-                # clients know it.
-                if not _PORT_TAKEN.search(process.log_tail(200)) or attempt == _PORT_TRIES - 1:
-                    raise
-                continue
-            except BaseException:
-                process.kill()
-                raise
-            self._process, self._port = process, port
-            return
+        self._start_on_a_port(
+            lambda port: self._launch(program, port), lambda process, _: self._await_answer(process, timeout)
+        )
 
     def stop(self, timeout: float = 60.0) -> None:
         """Shut it down in good order (SIGTERM); what has not ended after `timeout` seconds is killed."""

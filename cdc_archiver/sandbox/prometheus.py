@@ -8,14 +8,14 @@ import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.packages import find
-from cdc_archiver.sandbox.process import ChildProcess, free_port
+from cdc_archiver.sandbox.process import ChildProcess
+from cdc_archiver.sandbox.server import Server
 
 _START_LIMIT = 30.0
-_PORT_TRIES = 5
 _ANSWER_LIMIT = 10.0
 
 
@@ -64,7 +64,7 @@ class Past:
             yield f"{self.name}{{{labels}}} {value} {self.since + number * step:.3f}"
 
 
-class PrometheusServer:
+class PrometheusServer(Server):
     """One private Prometheus; everything that it keeps is in its folder."""
 
     def __init__(
@@ -85,6 +85,7 @@ class PrometheusServer:
             interval: seconds between two scrapes, and between two evaluations of the rules.
             external_labels: what every alert is labelled with.
         """
+        super().__init__("Prometheus")
         self.folder = folder.absolute()
         self.log = self.folder / "prometheus.log"
         self._data = self.folder / "data"
@@ -100,24 +101,6 @@ class PrometheusServer:
                 {"job_name": job, "static_configs": [{"targets": list(targets)}]} for job, targets in jobs.items()
             ],
         }
-        self._port: int | None = None
-        self._process: ChildProcess | None = None
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop it; its folder stays."""
-        self.stop()
-
-    @property
-    def port(self) -> int:
-        """Its TCP port; SandboxError before the first start."""
-        if self._port is None:
-            raise SandboxError("Prometheus was not started yet: it has no port")
-        return self._port
 
     def remember(self, *past: Past) -> None:
         """Give it a past, before it is started.
@@ -142,8 +125,8 @@ class PrometheusServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "prometheus.yml"
         configuration.write_text(json.dumps(self._configuration))  # YAML takes it
-        for attempt in range(_PORT_TRIES):
-            port = self._port if self._port is not None else free_port()
+
+        def launch(port: int) -> ChildProcess:
             command = program.command(
                 f"--config.file={configuration}",
                 f"--storage.tsdb.path={self._data}",
@@ -152,19 +135,9 @@ class PrometheusServer:
             )
             process = ChildProcess("prometheus", command, self.log, program.environ())
             process.start()
-            try:
-                _await_ready(process, port)
-            except SandboxError:
-                process.kill()
-                # Somebody else may take a port between the choice and the bind.
-                if "address already in use" not in process.log_tail(200) or attempt == _PORT_TRIES - 1:
-                    raise
-                continue
-            except BaseException:
-                process.kill()
-                raise
-            self._port, self._process = port, process
-            return
+            return process
+
+        self._start_on_a_port(launch, _await_ready)
 
     def stop(self) -> None:
         """End it: nobody reads its data again, and so nothing is waited for."""

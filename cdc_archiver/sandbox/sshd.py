@@ -6,14 +6,13 @@ import signal
 import socket
 import time
 from pathlib import Path
-from typing import Self
 
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.packages import Tool, bin_folder, find, find_library
-from cdc_archiver.sandbox.process import ChildProcess, free_port
+from cdc_archiver.sandbox.process import ChildProcess
+from cdc_archiver.sandbox.server import Server
 
 _START_LIMIT = 15.0
-_PORT_TRIES = 5
 _NOBODY = 65_534
 _NSS_WRAPPER = "libnss_wrapper.so"
 _REMOTE_PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -22,7 +21,7 @@ NO_PROGRAMS = "/nonexistent"
 """A remote PATH on which nothing is found, rsync included."""
 
 
-class SshServer:
+class SshServer(Server):
     """One private sshd that lets one key into one account, `smurf`.
 
     The account is made up for this server alone (nss_wrapper): it has the uid of this process, a home folder of its own
@@ -38,6 +37,7 @@ class SshServer:
         Arguments:
             folder: its own folder, made where it is absent; keys found there are used again.
         """
+        super().__init__("sshd")
         self.folder = folder.absolute()
         self.home = self.folder / "home"
         self.key = self.folder / "client_key"
@@ -45,41 +45,11 @@ class SshServer:
         self.log = self.folder / "sshd.log"
         self._host_key = self.folder / "host_key"
         self._authorized_keys = self.folder / "authorized_keys"
-        self._port: int | None = None
-        self._process: ChildProcess | None = None
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop it; its folder stays."""
-        self.stop()
 
     @property
     def host(self) -> str:
         """The address that it listens on."""
         return "127.0.0.1"
-
-    @property
-    def port(self) -> int:
-        """Its TCP port, the same for all its life; SandboxError before the first start."""
-        if self._port is None:
-            raise SandboxError("sshd was not started yet: it has no port")
-        return self._port
-
-    @property
-    def running(self) -> bool:
-        """Whether its process is there."""
-        return self._process is not None and self._process.running
-
-    @property
-    def pid(self) -> int:
-        """Its process id; SandboxError where it was never started."""
-        if self._process is None:
-            raise SandboxError("sshd was not started")
-        return self._process.pid
 
     def prepare(self) -> None:
         """Get what it needs onto the machine, which may take a download; `start` does it otherwise."""
@@ -93,25 +63,10 @@ class SshServer:
             return
         self.prepare()
         self._furnish()
-        for attempt in range(_PORT_TRIES):
-            port = self._port if self._port is not None else free_port()
-            process = self._launch(port)
-            try:
-                _await_banner(process, port)
-            except SandboxError:
-                process.kill()
-                # Somebody else may take a port between the choice and the bind. Who has a port already keeps it.
-                if "Address already in use" not in process.log_tail(200) or attempt == _PORT_TRIES - 1:
-                    raise
-                continue
-            except BaseException:
-                process.kill()
-                raise
-            if self._port is None:
-                self._port = port
-                self._write_known_hosts()
-            self._process = process
-            return
+        first = self._port is None
+        self._start_on_a_port(self._launch, _await_banner)
+        if first:
+            self._write_known_hosts()
 
     def stop(self) -> None:
         """End it and every session that it has open."""

@@ -23,11 +23,10 @@ from cdc_archiver.sandbox import (
     Sandbox,
     SandboxError,
     SshServer,
-    database,
     free_port,
     open_database,
-    sshd,
 )
+from cdc_archiver.sandbox import server as sandbox_server
 
 
 @pytest.fixture
@@ -145,7 +144,7 @@ def test_a_port_that_somebody_takes_first_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         taken = somebody.getsockname()[1]
         ports = iter([taken, free_port()])
-        monkeypatch.setattr(database, "free_port", lambda: next(ports))
+        monkeypatch.setattr(sandbox_server, "free_port", lambda: next(ports))
 
         with open_database(database_server.kind, tmp_path) as server:
             assert server.port != taken
@@ -280,7 +279,7 @@ def test_sshd_gives_up_a_port_that_somebody_takes_first(
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         taken = somebody.getsockname()[1]
         ports = iter([taken, free_port()])
-        monkeypatch.setattr(sshd, "free_port", lambda: next(ports))
+        monkeypatch.setattr(sandbox_server, "free_port", lambda: next(ports))
 
         with SshServer(tmp_path) as server:
             assert server.port != taken
