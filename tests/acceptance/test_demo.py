@@ -95,7 +95,9 @@ def test_every_file_is_archived_and_proved(database: str, place: Path) -> None:
     assert re.search(r"under load +\d+ files, [\d.]+ MB in [\d.]+ s: \d+ files/s, [\d.]+ [kM]B/s", out)
     assert re.search(r"latency, alone +p50 [\d.]+ m?s, p99 [\d.]+ m?s \(6 files\)", out)
     assert re.search(r"latency, all +p50 [\d.]+ m?s, p99 [\d.]+ m?s \(57 files\)", out)
-    assert re.search(r"sweeps +\d+; they found 3 backlog, .*\b0 stream_missed", out)
+    # The anchor's sweep may find the first of those that came after the service's start, too.
+    backlog = re.search(r"sweeps +\d+; they found (\d+) backlog, .*\b0 stream_missed", out)
+    assert backlog and int(backlog[1]) >= 3, out
     # A sweep may be first with a row; then the stream tells of one that is known.
     assert sum(int(count) for count in re.findall(r"(\d+) (?:offered|known)", out)) == 57
     for line in (
