@@ -79,6 +79,20 @@ def promtool() -> Tool:
     return tool
 
 
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    """A site, where it does not matter on which database server."""
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    """A site on each of the database servers in turn."""
+    with new_stage(database_server, ssh_server, tmp_path) as made:
+        yield made
+
+
 @pytest.fixture(scope="session", params=["mariadb", "mysql"])
 def doomed_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
     """A server of each kind for tests that break it; they leave it as they found it, or stopped."""

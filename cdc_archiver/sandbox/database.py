@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import signal
 import socket
 import tempfile
 import time
@@ -91,26 +90,6 @@ class DatabaseServer(Server):
         """Shut it down in good order (SIGTERM); what has not ended after `timeout` seconds is killed."""
         if self._process is not None:
             self._process.stop(timeout)
-
-    def kill(self) -> None:
-        """End it as a power cut does (SIGKILL); its data stays."""
-        if self._process is not None:
-            self._process.kill()
-
-    def restart(self) -> None:
-        """Stop it in good order and start it again on the same port with the same data."""
-        self.stop()
-        self.start()
-
-    def pause(self) -> None:
-        """Freeze it: connections stay open and nothing answers, until `resume`."""
-        if self._process is not None:
-            self._process.send_to_all(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let a frozen server go on."""
-        if self._process is not None:
-            self._process.send_to_all(signal.SIGCONT)
 
     def wait_ready(self, timeout: float = _START_LIMIT) -> None:
         """Wait until it answers; SandboxError where it has not after `timeout` seconds, or has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Self
@@ -43,7 +44,27 @@ class Server(ABC):
 
     @abstractmethod
     def stop(self) -> None:
-        """End it."""
+        """End it in good order."""
+
+    def kill(self) -> None:
+        """End it at once, and every session that it has, as a power cut does (SIGKILL); its data stays."""
+        if self._process is not None:
+            self._process.kill()
+
+    def restart(self) -> None:
+        """Stop it in good order and start it again, on the same port and with the same data."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Freeze it, sessions included: connections stay open and nothing answers, until `resume`."""
+        if self._process is not None:
+            self._process.send_to_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen server go on."""
+        if self._process is not None:
+            self._process.send_to_all(signal.SIGCONT)
 
     @property
     def port(self) -> int:

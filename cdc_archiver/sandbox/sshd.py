@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import signal
 import socket
 import time
 from pathlib import Path
@@ -72,26 +71,6 @@ class SshServer(Server):
         """End it and every session that it has open."""
         if self._process is not None:
             self._process.stop(5.0)
-
-    def kill(self) -> None:
-        """End it and every session at once, as a machine that loses power does."""
-        if self._process is not None:
-            self._process.kill()
-
-    def restart(self) -> None:
-        """Stop it, sessions included, and start it again on the same port."""
-        self.stop()
-        self.start()
-
-    def pause(self) -> None:
-        """Freeze it and its sessions: connections stay open and nothing answers, until `resume`."""
-        if self._process is not None:
-            self._process.send_to_all(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let a frozen server go on."""
-        if self._process is not None:
-            self._process.send_to_all(signal.SIGCONT)
 
     def authorize(self, *, read_only: Path | None = None, path: str | None = None) -> None:
         """Say what the client's key may do, from the next connection on; without arguments, everything.

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
-from stage import PASSWORD, TABLE, Stage, eventually, new_stage
-
-from cdc_archiver.sandbox import MariaDb, SshServer
+from services import PASSWORD
+from stage import TABLE, Stage
+from waiting import eventually
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(\w+) *\] .*")
 
@@ -115,12 +114,6 @@ MISTAKES = {
     "a host that hides an option": Mistake(["host"], ["--host", "smurf@-oProxyCommand=x"]),
     "a user that is an option": Mistake(["user"], ["--user", "-oProxyCommand=x"]),
 }
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 def everything(stage: Stage) -> tuple[object, ...]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 from asking import ask
 from past import archived, failed
-from stage import COMMAND, PATIENCE, TARGET, Stage, new_stage
+from services import COMMAND
+from stage import TARGET, Stage
 from terminal import Terminal
+from waiting import PATIENCE
 
 from cdc_archiver.model import Reason
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 KEYS = {
     *(
@@ -33,18 +31,6 @@ KEYS = {
     ),
     *("reason", "detail", "path"),
 }
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
 
 
 def objects(stage: Stage, *arguments: str) -> list[dict[str, Any]]:

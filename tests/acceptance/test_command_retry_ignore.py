@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from asking import ask
 from past import archived, failed
-from stage import HISTORY, TABLE, TARGET, Stage, new_stage
+from stage import HISTORY, TABLE, TARGET, Stage
 from terminal import Terminal
 
 from cdc_archiver.commands import change
 from cdc_archiver.model import Reason
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
 
 
 def attempts(stage: Stage, *ids: int) -> list[int | None]:

@@ -13,23 +13,12 @@ from typing import Any
 
 import pytest
 from asking import ask
-from stage import COMMAND, HISTORY, PATIENCE, TABLE, SourceFile, Stage, eventually, new_stage
+from services import COMMAND
+from stage import HISTORY, TABLE, SourceFile, Stage
+from waiting import PATIENCE, eventually
 
 from cdc_archiver.operations import shadow as operation
 from cdc_archiver.operations.hashing import hash_file
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
 
 
 class OldArchiver:

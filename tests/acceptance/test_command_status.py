@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
 from asking import ask
-from stage import TABLE, Stage, eventually, new_stage
+from stage import TABLE, Stage
 from terminal import Terminal
-
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
+from waiting import eventually
 
 
 def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage: Stage) -> None:

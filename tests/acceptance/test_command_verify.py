@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +14,11 @@ import pytest
 from asking import ask
 from past import archived
 from prometheus_client.parser import text_string_to_metric_families
-from stage import HISTORY, TABLE, Stage, new_stage
+from stage import HISTORY, TABLE, Stage
 
 from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.operations import verify
 from cdc_archiver.operations.hashing import hash_file
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
 
 
 def run(stage: Stage, *arguments: str, status: int = 0) -> tuple[list[dict[str, Any]], dict[str, Any]]:

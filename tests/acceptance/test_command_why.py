@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import ask
 from past import archived, failed
-from stage import HISTORY, TABLE, TARGET, Done, Service, Stage, eventually, new_stage
+from services import Service
+from stage import HISTORY, TABLE, TARGET, Done, Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.model import Reason
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 NASTY = "two\nlines \x1b[31m[red]and a bell\x07.npy"
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
 
 
 def why(stage: Stage, file: object, *more: str, status: int = 0, **changes: Any) -> str:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Stage, new_stage
+from stage import Stage
 
 from cdc_archiver import cli
-from cdc_archiver.sandbox import MariaDb, SshServer
 
 COMMANDS = ("status", "why", "list", "retry", "ignore", "verify", "register", "shadow")
 README = Path(__file__).parents[2] / "README.md"
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -97,7 +97,8 @@ def test_every_file_is_archived_and_proved(database: str, place: Path) -> None:
     assert re.search(r"latency, all +p50 [\d.]+ m?s, p99 [\d.]+ m?s \(57 files\)", out)
     # The anchor's sweep may find the first of those that came after the service's start, too.
     backlog = re.search(r"sweeps +\d+; they found (\d+) backlog, .*\b0 stream_missed", out)
-    assert backlog and int(backlog[1]) >= 3, out
+    assert backlog is not None, out
+    assert int(backlog[1]) >= 3, out
     # A sweep may be first with a row; then the stream tells of one that is known.
     assert sum(int(count) for count in re.findall(r"(\d+) (?:offered|known)", out)) == 57
     for line in (

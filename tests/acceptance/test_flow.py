@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import TABLE, TARGET, Stage, eventually, new_stage
+from stage import TABLE, TARGET, Stage
+from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher
-from cdc_archiver.sandbox import MariaDb, SshServer
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 def test_one_huge_file_does_not_hold_up_small_ones(stage: Stage) -> None:

@@ -5,22 +5,15 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
-from stage import Program, Served, Stage, eventually, new_stage
-
-from cdc_archiver.sandbox import MariaDb, SshServer
+from services import Program, Served
+from stage import Stage
+from waiting import eventually
 
 SHORT = (3, 0.7, 1.0, 0.2, 2.0)
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 def write_config(stage: Stage, sources: Mapping[str, Mapping[str, Any]], **top: Any) -> Path:

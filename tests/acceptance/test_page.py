@@ -6,7 +6,6 @@ import http.client
 import json
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +13,9 @@ import pytest
 from asking import ask
 from browser import Browser, new_browser
 from conftest import needed
-from stage import PASSWORD, TABLE, Service, Stage, eventually, new_stage
+from services import PASSWORD, Service
+from stage import TABLE, Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.model import Archived, FileRecord
 from cdc_archiver.sandbox import MariaDb, SshServer, free_port
@@ -71,12 +72,6 @@ def browser(one_browser: Browser) -> Iterator[Browser]:
     outside = [url for url in one_browser.requests() if not url.startswith(("http://127.0.0.1:", "about:", "data:"))]
     one_browser.open("about:blank")
     assert outside == []
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 def show(browser: Browser, service: Service) -> None:

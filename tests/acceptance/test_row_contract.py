@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import HISTORY, PASSWORD, TABLE, TARGET, Stage, eventually, new_stage
+from services import PASSWORD
+from stage import HISTORY, TABLE, TARGET, Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer

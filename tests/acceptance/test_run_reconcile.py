@@ -6,35 +6,22 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from stage import COMMAND, Done, Stage, eventually, new_stage
+from services import COMMAND
+from stage import Done, Stage
+from waiting import eventually
 
 from cdc_archiver import reconciliation
 from cdc_archiver.dispatch import dispatcher, health
 from cdc_archiver.model import Fault
 from cdc_archiver.reconciliation import Reconciliation
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trouble is waited for a moment, not half a minute."""
     monkeypatch.setattr(reconciliation, "_PATIENCE", 1.0)
-
-
-@pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
 
 
 def test_it_copies_what_was_missed_and_exits_with_0(either_stage: Stage) -> None:

@@ -5,25 +5,18 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from stage import PATIENCE, Program, Stage, eventually, new_stage, processes_of
+from services import Program
+from stage import Stage
+from waiting import PATIENCE, eventually, processes_of
 
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.router import Router
 from cdc_archiver.dispatch.worker import Worker
 from cdc_archiver.events.binlog import BinlogStream
 from cdc_archiver.events.sweep import Sweeper
-from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.threads import Part
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 def await_copy(stage: Stage, program: Program) -> None:

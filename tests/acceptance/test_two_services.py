@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import TABLE, TARGET, Stage, eventually, new_stage
+from stage import TABLE, TARGET, Stage, new_stage
 from structlog.testing import capture_logs
+from waiting import eventually
 
 from cdc_archiver.database.lock import LockTiming, lock_name
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer

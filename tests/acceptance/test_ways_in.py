@@ -9,7 +9,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from stage import TABLE, Service, Stage, insert, new_stage
+from services import Service
+from stage import TABLE, Stage, insert, new_stage
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from stage import PASSWORD, TABLE, TARGET, Served, Stage, eventually, new_stage
+from services import PASSWORD, Served
+from stage import TABLE, TARGET, Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, Kind, MariaDb, SshServer, open_database
 from cdc_archiver.transfer.staging import MARKER
@@ -44,12 +46,6 @@ CONTRACT = {
     "build_info": ("version",),
 }
 """Samples, by name without prefix, and their labels: design.md, "What the operator sees"."""
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture(params=["mariadb", "mysql"])

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Stage, eventually, new_stage
+from stage import Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher, health
 from cdc_archiver.model import Fault

@@ -15,7 +15,9 @@ from typing import Any
 import pymysql
 import pytest
 from deployed import DEPLOY, ROOT, VERSION, interpolated, read, seconds, validate
-from stage import TABLE, Service, Stage, eventually, new_stage, run_here
+from services import Service
+from stage import TABLE, Stage, new_stage, run_here
+from waiting import eventually
 
 from cdc_archiver.database import schema
 from cdc_archiver.sandbox import DatabaseServer, SandboxError, SshServer, ensure_tools

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Program, Stage, new_stage
+from services import Program
+from stage import Stage, new_stage
 
 from cdc_archiver.sandbox import MariaDb, SshServer
 

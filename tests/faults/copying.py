@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from proxy import Proxy
-from stage import HISTORY, Served, Service, SourceFile, Stage, eventually
+from services import Served, Service
+from stage import HISTORY, SourceFile, Stage
+from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher, health
 from cdc_archiver.model import Fault

@@ -7,7 +7,9 @@ from typing import Any
 
 import pymysql
 from prometheus_client.parser import text_string_to_metric_families
-from stage import PATIENCE, Service, SourceFile, Stage, eventually, eventually_or_not
+from services import Service
+from stage import SourceFile, Stage
+from waiting import PATIENCE, eventually, eventually_or_not
 
 from cdc_archiver.database.lock import LockTiming
 from cdc_archiver.events.binlog import BinlogStream, Pace

@@ -20,8 +20,10 @@ from copying import (
 )
 from fakes import FakeRsync, ends_early, spoils
 from proxy import Proxy
+from services import COMMAND
 from small_disk import SmallDisk
-from stage import COMMAND, Stage, eventually, new_stage
+from stage import Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver import shift
 from cdc_archiver.sandbox import MariaDb, SshServer

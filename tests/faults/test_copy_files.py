@@ -20,7 +20,8 @@ from copying import (
     wait_failures,
 )
 from fakes import DROPS_CAPABILITIES, FakeRsync, says_nothing_of
-from stage import TABLE, SourceFile, Stage, eventually, new_stage
+from stage import TABLE, SourceFile, Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher
 from cdc_archiver.dispatch.dispatcher import Dispatcher

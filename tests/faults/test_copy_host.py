@@ -23,7 +23,8 @@ from copying import (
 )
 from fakes import FakeRsync, ends_early
 from proxy import Proxy
-from stage import SourceFile, Stage, eventually, new_stage
+from stage import SourceFile, Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.sandbox import NO_PROGRAMS, MariaDb, SshServer
 from cdc_archiver.sandbox.packages import bin_folder

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import crash_at
 import pytest
 from audit import Book, Expected, Fate, Standing, Watcher, audit
 from soak.site import children_of, send
-from stage import PATIENCE, TABLE, SourceFile, Stage, eventually, new_stage
+from stage import TABLE, SourceFile, Stage
+from waiting import PATIENCE, eventually
 
 from cdc_archiver.database import history, schema
-from cdc_archiver.sandbox import ChildProcess, DatabaseServer, MariaDb, SshServer
+from cdc_archiver.sandbox import ChildProcess
 from cdc_archiver.transfer.staging import INCOMING
 
 IN_THE_DATABASE = ("row-written", "history-written", "committed", "charge-written")
@@ -30,18 +31,6 @@ def some_of(steps: tuple[str, ...], *short: str) -> list[Any]:
 
 
 LARGE = 1_500_000
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
 
 
 class Told:

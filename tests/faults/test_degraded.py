@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from doomed import Story
-from stage import Stage, eventually
+from stage import Stage
 from structlog.testing import capture_logs
+from waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("quick_stream")
 

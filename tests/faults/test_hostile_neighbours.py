@@ -14,18 +14,12 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from stage import COMMAND, PASSWORD, Program, Service, Stage, eventually, new_stage
-
-from cdc_archiver.sandbox import MariaDb, SshServer
+from services import COMMAND, PASSWORD, Program, Service
+from stage import Stage
+from waiting import eventually
 
 ROOT = os.geteuid() == 0
 SOMEBODY = 65_534
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 def mode(path: Path) -> int:

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from stage import CREATE_TABLE, PASSWORD, TABLE, Done, Stage, eventually, insert, new_stage
+from services import PASSWORD
+from stage import CREATE_TABLE, TABLE, Done, Stage, insert, new_stage
+from waiting import eventually
 
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
+from cdc_archiver.sandbox import DatabaseServer, SshServer
 
 CANARY = Path(f"/tmp/p{os.getpid()}")
 """What each command would touch; short, for the columns have 32 characters."""
@@ -55,18 +57,6 @@ def nothing_is_executed() -> Iterator[None]:
     assert not touched, "somebody's words were executed"
 
 
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def stage_on_either(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
-        yield made
-
-
 def beside_the_archive(stage: Stage) -> list[tuple[str, bytes]]:
     """Everything in the site's folder but the archive and the logs: what nobody may write to."""
     return sorted(
@@ -95,8 +85,8 @@ def register_hostile(stage: Stage) -> dict[int, bytes]:
 @pytest.mark.parametrize(
     ("database_server", "log_format"), [("mariadb", "console"), ("mysql", "json")], indirect=["database_server"]
 )
-def test_no_value_of_a_row_is_anything_but_a_value(stage_on_either: Stage, log_format: str) -> None:
-    stage = stage_on_either
+def test_no_value_of_a_row_is_anything_but_a_value(either_stage: Stage, log_format: str) -> None:
+    stage = either_stage
     # Given rows in which each text is what somebody would try,
     ids = register_hostile(stage)
     after = stage.file("after.npy")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from stage import SourceFile, Stage, eventually, new_stage
+from stage import SourceFile, Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher, health
 from cdc_archiver.model import Fault

@@ -10,7 +10,8 @@ import pymysql
 import pytest
 from doomed import FORGET_THE_LOG, LINK_OR_LOCK, UNLOOKING, Story, connections_of
 from proxy import Proxy
-from stage import TABLE, SourceFile, Stage, eventually, insert
+from stage import TABLE, SourceFile, Stage, insert
+from waiting import eventually
 
 from cdc_archiver.events import binlog
 

@@ -22,7 +22,9 @@ from doomed import (
 from proxy import Proxy
 from pymysqlreplication import binlogstream
 from pymysqlreplication.event import XidEvent
-from stage import HISTORY, PASSWORD, Stage, eventually, insert, new_stage
+from services import PASSWORD
+from stage import HISTORY, Stage, insert, new_stage
+from waiting import eventually
 
 from cdc_archiver.database import lock
 from cdc_archiver.errors import ExitStatus, ServerIdTaken

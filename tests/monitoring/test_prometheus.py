@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from stage import PATIENCE, Service, Stage, eventually, eventually_or_not, insert, new_stage
+from services import Service
+from stage import Stage, insert
+from waiting import PATIENCE, eventually, eventually_or_not
 from watching import ALERTS, RULES, expressions
 
-from cdc_archiver.sandbox import MariaDb, PrometheusServer, SshServer
+from cdc_archiver.sandbox import PrometheusServer
 from cdc_archiver.sandbox.packages import Tool
 from cdc_archiver.sandbox.prometheus import Past
 from cdc_archiver.transfer.staging import MARKER
@@ -36,12 +37,6 @@ cdc_archiver_verify_files{result="ok"} 498
 cdc_archiver_verify_files{result="changed"} 2
 """
 HOME = "https://git.example.org/cdc_archiver/blob/main/"
-
-
-@pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
-        yield made
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from stage import PATIENCE, eventually
+from waiting import PATIENCE, eventually
 
 from cdc_archiver.sandbox.packages import cache_folder
 from cdc_archiver.sandbox.sources import debian_sources, read_sources

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from stage import PATIENCE
+from waiting import PATIENCE
 
 
 class Manager:

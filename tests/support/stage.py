@@ -1,38 +1,33 @@
-"""What the acceptance tests share: a site of their own on the real servers, the service in a thread or as a program, a patient wait."""
+"""What the acceptance tests share: a site of their own on the real servers."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import http.client
 import io
 import itertools
-import json
 import logging
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 from unittest import mock
 
 import pymysql
 import pytest
 import structlog
-from prometheus_client.parser import text_string_to_metric_families
+from services import COMMAND, PASSWORD, Program, Service
+from waiting import PATIENCE, eventually, eventually_or_not, processes_of, threads_since
 
 from cdc_archiver import cli
-from cdc_archiver.archiver import Archiver
-from cdc_archiver.errors import ExitStatus
-from cdc_archiver.sandbox import ChildProcess, DatabaseServer, SshServer
+from cdc_archiver.sandbox import DatabaseServer, SshServer
 from cdc_archiver.settings import Settings, load
 
 TABLE = "pysmurf_files"
@@ -46,14 +41,8 @@ CREATE TABLE {TABLE} (
 )
 """
 """As the monitors of the Simons Observatory make it, and not as we would."""
-PASSWORD = "tr0ub4dor-and-3"
 TARGET = "pysmurf-monitor"
-PATIENCE = 30.0
-"""Seconds: a bound for a busy machine; no test waits that long where all is well."""
 
-COMMAND = (sys.executable, "-m", "cdc_archiver")
-
-_T = TypeVar("_T")
 _numbers = itertools.count(1)
 
 
@@ -349,160 +338,6 @@ def new_stage(server: DatabaseServer, ssh: SshServer, folder: Path, *, table: bo
     assert eventually_or_not(lambda: not threads_since(threads), 10.0), f"threads are left: {threads_since(threads)}"
 
 
-class Served:
-    """A service to ask over HTTP."""
-
-    port = 0
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Status and body."""
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)) as connection:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode()
-
-    def status(self) -> dict[str, Any]:
-        """What /api/status says."""
-        answer: dict[str, Any] = json.loads(self.get("/api/status")[1])
-        return answer
-
-    def state(self) -> str:
-        """What /readyz says, in one or two words."""
-        return self.get("/readyz")[1].partition(":")[0].strip()
-
-    def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels; without the prefix."""
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(self.get("/metrics")[1])
-            for sample in family.samples
-            if sample.name == f"cdc_archiver_{name}" and labels.items() <= sample.labels.items()
-        )
-
-    def wait_metric(self, value: float, name: str, **labels: str) -> None:
-        """Waits until a metric has a value: a row is seen to be archived before the metrics count it."""
-        if not eventually_or_not(lambda: self.metric(name, **labels) == value, PATIENCE):
-            raise AssertionError(f"{name} {labels} is not {value}, but {self.metric(name, **labels)}")
-
-    def wait_state(self, state: str, within: float = PATIENCE) -> None:
-        """Waits until /readyz says so."""
-        if not eventually_or_not(lambda: self.state() == state, within):
-            raise AssertionError(f"not {state!r} within {within} s, but {self.get('/readyz')}")
-
-    def wait_settled(self) -> None:
-        """Waits until the sweeps of the start are done, of which the last is 1.5 s after the stream's begin: what comes from
-        now on comes by the stream."""
-        self.wait_state("streaming")
-        began = time.time()
-        last_look = lambda: self.metric("last_sweep_timestamp_seconds") > began + 1 or time.time() > began + 3
-        eventually(last_look, "the second look of the start is done")
-
-
-class Service(Served):
-    """The service in a thread. It ends with the ``with`` block, and must end well there unless :meth:`failure` was asked."""
-
-    def __init__(self, settings: Settings, until: str | None) -> None:
-        self.archiver = Archiver(settings)
-        self._until = until
-        self.ended: ExitStatus | Exception | None = None
-        self.looked = False
-        self._thread = threading.Thread(target=self._run, name="acceptance-service", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        try:
-            eventually(lambda: self.archiver.http is not None or self.ended, "the HTTP server is there")
-            if self.archiver.http is not None:
-                self.port = self.archiver.http.port
-            if self._until is not None:
-                self.wait_state(self._until)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self.stop()
-        if kind is None and not self.looked:
-            assert self.ended is ExitStatus.DONE, f"the service ended with {self.ended!r}"
-
-    def stop(self) -> None:
-        """As SIGTERM does it."""
-        self.archiver.stop()
-        self._thread.join(60.0)
-        assert not self._thread.is_alive(), "the service did not end within 60 s"
-
-    def failure(self) -> Exception:
-        """What it died of by itself."""
-        self._thread.join(PATIENCE)
-        self.looked = True
-        assert isinstance(self.ended, Exception), f"the service did not fail: {self.ended!r}"
-        return self.ended
-
-    def _run(self) -> None:
-        try:
-            self.ended = self.archiver.run()
-        except Exception as error:
-            self.ended = error
-
-
-class Program(Served):
-    """``cdc-archiver`` as a process of its own. It is killed at the end of the ``with`` block, and has written no secret there."""
-
-    may_trace = False
-    """Whether a traceback may be in its log: where a bug is part of the test."""
-
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, until: str | None) -> None:
-        self._process = ChildProcess("cdc-archiver", command, log, environment)
-        self._until = until
-
-    def __enter__(self) -> Self:
-        self._process.start()
-        try:
-            self.port = int(eventually(self._listens_at, "it says where it listens, or ends"))
-            if self._until is not None:
-                self.wait_state(self._until)
-        except BaseException as error:
-            self._process.kill()
-            error.add_note(f"the program said:\n{self.said}")
-            raise
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._process.kill()
-        if kind is None:
-            assert PASSWORD not in self.said
-            assert self.may_trace or "Traceback" not in self.said, self.said
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def said(self) -> str:
-        """All that it wrote, without colours."""
-        return self._process.log_tail(10_000)
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send(number)
-
-    def wait(self, within: float = PATIENCE) -> int:
-        """Waits for its end; its exit status."""
-        assert self._process.wait(within), f"it has not ended after {within} s; it said:\n{self.said}"
-        assert self._process.returncode is not None
-        return self._process.returncode
-
-    def kill(self) -> None:
-        """SIGKILL, to it alone."""
-        self._process.send(signal.SIGKILL)
-        self._process.wait(PATIENCE)
-
-    def _listens_at(self) -> str:
-        assert self._process.running, f"it ended with status {self._process.returncode}; it said:\n{self.said}"
-        match = re.search(r"address\W+http://[^:]+:(\d+)", self.said)
-        return match[1] if match else ""
-
-
 def run_here(arguments: Sequence[str], environment: Mapping[str, str]) -> Done:
     """What ``cdc-archiver`` does when it is typed; afterwards this process is as it was."""
     stdout, stderr = io.StringIO(), io.StringIO()
@@ -541,40 +376,3 @@ def insert(cursor: Any, rows: Sequence[Mapping[str, Any]], verb: str = "INSERT",
         [row[name] for row in rows for name in columns],
     )
     return int(cursor.lastrowid)
-
-
-def eventually_or_not(question: Callable[[], object], within: float) -> bool:
-    """Asks until the answer is true; whether it was, within so many seconds."""
-    deadline = time.monotonic() + within
-    while not question():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def eventually(question: Callable[[], _T | None], what: str, within: float = PATIENCE) -> _T:
-    """Asks until the answer is true, and returns it; fails after some seconds."""
-    deadline = time.monotonic() + within
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.02)
-    return answer
-
-
-def threads_since(before: Collection[threading.Thread]) -> list[str]:
-    """Threads that were not there before; the sandbox keeps one for all its children."""
-    new = [thread for thread in threading.enumerate() if thread not in before]
-    return [thread.name for thread in new if thread.name != "sandbox-spawner"]
-
-
-def processes_of(folder: Path) -> list[str]:
-    """The command lines that name a folder: rsync on both sides, ssh, an archiver."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            with contextlib.suppress(OSError):
-                words = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if str(folder) in words:
-                    found.append(words)
-    return found

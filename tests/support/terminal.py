@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Self
 
-from stage import COMMAND, PATIENCE, Done, Stage, eventually
+from services import COMMAND
+from stage import Done, Stage
+from waiting import PATIENCE, eventually
 
 
 class Terminal:

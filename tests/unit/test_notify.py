@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from manager import Manager
-from stage import eventually
+from waiting import eventually
 
 from cdc_archiver.observe.notify import Notifier
 from cdc_archiver.operations.status import ServiceState, Status

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from audit import Book
 from proxy import Proxy
-from stage import COMMAND, PASSWORD, Stage, new_stage
+from services import COMMAND, PASSWORD
+from stage import Stage, new_stage
 
 from cdc_archiver.sandbox import ChildProcess, DatabaseServer, Kind, SshServer, ensure_tools, open_database
 
