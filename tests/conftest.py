@@ -16,6 +16,8 @@ from cdc_archiver.events import binlog
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools, open_database
 from cdc_archiver.sandbox.packages import Tool, find
 
+pytest_plugins = ["good_site"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def logs_beside_what_commands_print() -> None:

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+from files_table import TABLE
 from services import PASSWORD
-from stage import TABLE, Stage
+from stage import Stage
 from waiting import eventually
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(\w+) *\] .*")

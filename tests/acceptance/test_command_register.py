@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from asking import ask
-from stage import TABLE, TARGET, Stage, new_stage
+from files_table import TABLE
+from stage import TARGET, Stage, new_stage
 
 from cdc_archiver.operations import register as operation
 from cdc_archiver.operations.hashing import hash_file

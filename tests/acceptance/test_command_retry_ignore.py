@@ -7,8 +7,9 @@ import json
 
 import pytest
 from asking import ask
+from files_table import TABLE
 from past import archived, failed
-from stage import HISTORY, TABLE, TARGET, Stage
+from stage import HISTORY, TARGET, Stage
 from terminal import Terminal
 
 from cdc_archiver.commands import change

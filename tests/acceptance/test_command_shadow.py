@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from asking import ask
+from files_table import TABLE
 from services import COMMAND
-from stage import HISTORY, TABLE, SourceFile, Stage
+from stage import HISTORY, SourceFile, Stage
 from waiting import PATIENCE, eventually
 
 from cdc_archiver.operations import shadow as operation

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 from asking import ask
-from stage import TABLE, Stage
+from files_table import TABLE
+from stage import Stage
 from terminal import Terminal
 from waiting import eventually
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from asking import ask
+from files_table import TABLE
 from past import archived
 from prometheus_client.parser import text_string_to_metric_families
-from stage import HISTORY, TABLE, Stage
+from stage import HISTORY, Stage
 
 from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.operations import verify

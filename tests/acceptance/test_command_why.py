@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from asking import ask
+from files_table import TABLE
 from past import archived, failed
 from services import Service
-from stage import HISTORY, TABLE, TARGET, Done, Stage, new_stage
+from stage import HISTORY, TARGET, Done, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.model import Reason

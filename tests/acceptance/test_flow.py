@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import TABLE, TARGET, Stage
+from files_table import TABLE
+from stage import TARGET, Stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher

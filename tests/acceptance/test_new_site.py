@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import HISTORY, TABLE, Stage, new_stage
+from files_table import TABLE
+from stage import HISTORY, Stage, new_stage
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 

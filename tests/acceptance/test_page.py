@@ -13,8 +13,9 @@ import pytest
 from asking import ask
 from browser import Browser, new_browser
 from conftest import needed
+from files_table import TABLE
 from services import PASSWORD, Service
-from stage import TABLE, Stage, new_stage
+from stage import Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.model import Archived, FileRecord

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from files_table import TABLE
 from services import PASSWORD
-from stage import HISTORY, TABLE, TARGET, Stage, new_stage
+from stage import HISTORY, TARGET, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import TABLE, TARGET, Stage, new_stage
+from files_table import TABLE
+from stage import TARGET, Stage, new_stage
 from structlog.testing import capture_logs
 from waiting import eventually
 

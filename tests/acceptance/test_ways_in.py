@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from files_table import TABLE
 from services import Service
-from stage import TABLE, Stage, insert, new_stage
+from stage import Stage, insert, new_stage
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 

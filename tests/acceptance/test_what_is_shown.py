@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from files_table import TABLE
 from prometheus_client.parser import text_string_to_metric_families
 from services import PASSWORD, Served
-from stage import TABLE, TARGET, Stage, new_stage
+from stage import TARGET, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, Kind, MariaDb, SshServer, open_database

@@ -15,8 +15,9 @@ from typing import Any
 import pymysql
 import pytest
 from deployed import DEPLOY, ROOT, VERSION, interpolated, read, seconds, validate
+from files_table import TABLE
 from services import Service
-from stage import TABLE, Stage, new_stage, run_here
+from stage import Stage, new_stage, run_here
 from waiting import eventually
 
 from cdc_archiver.database import schema

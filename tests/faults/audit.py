@@ -14,7 +14,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
-from stage import HISTORY, TABLE, Stage
+from files_table import TABLE
+from stage import HISTORY, Stage
 
 from cdc_archiver.model import REFUSED_FROM
 from cdc_archiver.transfer.rsync import PARTIAL

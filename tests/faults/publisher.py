@@ -16,7 +16,8 @@ from typing import Any
 
 import pymysql
 from audit import Book, Expected, Fate, Standing
-from stage import TABLE, Stage, insert
+from files_table import TABLE
+from stage import Stage, insert
 
 DISK = "disk"
 """The one folder below the stage's sources: whoever moves it takes all files away at once."""

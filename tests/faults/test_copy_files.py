@@ -20,7 +20,8 @@ from copying import (
     wait_failures,
 )
 from fakes import DROPS_CAPABILITIES, FakeRsync, says_nothing_of
-from stage import TABLE, SourceFile, Stage, new_stage
+from files_table import TABLE
+from stage import SourceFile, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher

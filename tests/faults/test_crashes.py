@@ -13,8 +13,9 @@ from typing import Any
 import crash_at
 import pytest
 from audit import Book, Expected, Fate, Standing, Watcher, audit
+from files_table import TABLE
 from soak.site import children_of, send
-from stage import TABLE, SourceFile, Stage
+from stage import SourceFile, Stage
 from waiting import PATIENCE, eventually
 
 from cdc_archiver.database import history, schema

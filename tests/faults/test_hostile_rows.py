@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from files_table import CREATE_TABLE, TABLE
 from prometheus_client.parser import text_string_to_metric_families
 from services import PASSWORD
-from stage import CREATE_TABLE, TABLE, Done, Stage, insert, new_stage
+from stage import Done, Stage, insert, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer

@@ -9,8 +9,9 @@ from typing import Any
 import pymysql
 import pytest
 from doomed import FORGET_THE_LOG, LINK_OR_LOCK, UNLOOKING, Story, connections_of
+from files_table import TABLE
 from proxy import Proxy
-from stage import TABLE, SourceFile, Stage, insert
+from stage import SourceFile, Stage, insert
 from waiting import eventually
 
 from cdc_archiver.events import binlog

@@ -18,8 +18,10 @@ from typing import Any
 import pymysql
 import pytest
 import structlog
-from kit import CREATE_TABLE, PASSWORD, TABLE, World, eventually, new_world
+from files_table import CREATE_TABLE, TABLE
 from proxy import Proxy
+from waiting import eventually
+from world import PASSWORD, World, new_world
 
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.server import Position

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kit import eventually
 from records import record
+from waiting import eventually
 
 from cdc_archiver.model import Archived, Batch, Charged, Deferred, FileRecord, Lane, Outcome, Oversize, Reason, Refused
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer

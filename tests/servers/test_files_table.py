@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
-from kit import PASSWORD, TABLE, World, new_world
+from files_table import TABLE
 from rows import allow_history, database_of, files_table, register, states
+from world import PASSWORD, World, new_world
 
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.engine import Database

@@ -11,8 +11,10 @@ from functools import partial
 from typing import Self
 
 import pytest
-from kit import PASSWORD, TABLE, World, eventually, new_world
+from files_table import TABLE
 from proxy import Proxy
+from waiting import eventually
+from world import PASSWORD, World, new_world
 
 from cdc_archiver.database.engine import Database
 from cdc_archiver.database.keeper import LockKeeper

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
-from kit import TABLE, World, eventually, new_world
+from files_table import TABLE
 from rows import allow_history, database_of, files_table, register, states
+from waiting import eventually
+from world import World, new_world
 
 from cdc_archiver.database import history
 from cdc_archiver.database.engine import Database

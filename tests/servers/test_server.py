@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from kit import PASSWORD, TABLE, World, new_world
+from files_table import TABLE
 from proxy import Proxy
+from world import PASSWORD, World, new_world
 
 from cdc_archiver.database import engine
 from cdc_archiver.database import server as servers

@@ -11,9 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from good_site import Source
 
 from cdc_archiver.errors import HostUnavailable
 from cdc_archiver.model import Reason
@@ -25,54 +25,14 @@ from cdc_archiver.transfer.ssh import ControlMaster
 from cdc_archiver.transfer.ssh_words import Peer, SshFailure, classify_ssh_failure
 
 
-@pytest.fixture(autouse=True)
-def as_it_was(ssh_server: SshServer) -> Iterator[None]:
-    """Whatever a test does to the shared server is undone."""
-    yield
-    ssh_server.resume()
-    ssh_server.start()
-    ssh_server.authorize()
-    ssh_server.trust_host_key()
-
-
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """A source root with a file."""
-    folder = tmp_path / "source root"
-    folder.mkdir()
-    (folder / "file").write_text("what was measured")
-    return folder
-
-
-@pytest.fixture
-def source(ssh_server: SshServer, root: Path) -> Callable[..., SourceSettings]:
-    def make(**values: Any) -> SourceSettings:
-        return SourceSettings(
-            **{
-                "name": "readout",
-                "host": ssh_server.host,
-                "user": ssh_server.user,
-                "target": ("monitor",),
-                "ssh_port": ssh_server.port,
-                "ssh_key": ssh_server.key,
-                "known_hosts": ssh_server.known_hosts,
-                "ssh_config": "/dev/null",
-                "source_root": str(root),
-                **values,
-            }
-        )
-
-    return make
-
-
-@pytest.fixture
-def master(source: Callable[..., SourceSettings]) -> Iterator[ControlMaster]:
+def master(source: Source) -> Iterator[ControlMaster]:
     started = ControlMaster(source())
     yield started
     started.close()
 
 
-Source = Callable[..., SourceSettings]
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 def fetch(source: SourceSettings, folder: Path, control_path: Path | None = None) -> subprocess.CompletedProcess[str]:

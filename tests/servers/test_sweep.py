@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from kit import TABLE, World, eventually, new_world
+from files_table import TABLE
 from rows import files_table, register
+from waiting import eventually
+from world import World, new_world
 
 from cdc_archiver.database.server import Position
 from cdc_archiver.events.delivered import IntervalSet

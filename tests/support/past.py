@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from stage import TABLE, SourceFile, Stage
+from files_table import TABLE
+from stage import SourceFile, Stage
 
 from cdc_archiver.database import history
 from cdc_archiver.database.engine import Database

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from kit import TABLE, World
+from files_table import TABLE
+from world import World
 
 from cdc_archiver.database import history
 from cdc_archiver.database.engine import Database

@@ -23,6 +23,7 @@ from unittest import mock
 import pymysql
 import pytest
 import structlog
+from files_table import CREATE_TABLE, TABLE
 from services import COMMAND, PASSWORD, Program, Service
 from waiting import PATIENCE, eventually, eventually_or_not, processes_of, threads_since
 
@@ -30,17 +31,7 @@ from cdc_archiver import cli
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 from cdc_archiver.settings import Settings, load
 
-TABLE = "pysmurf_files"
 HISTORY = "cdc_archiver_history"
-CREATE_TABLE = f"""
-CREATE TABLE {TABLE} (
-    id INT AUTO_INCREMENT PRIMARY KEY, path VARCHAR(260) NOT NULL, action VARCHAR(32), timestamp TIMESTAMP NULL,
-    action_timestamp INT, format VARCHAR(32), plot TINYINT(1), site VARCHAR(32), pub_id VARCHAR(32), script_id VARCHAR(32),
-    instance_id VARCHAR(32), copied TINYINT(1), failed_copy_attempts INT, md5sum BINARY(16) NOT NULL,
-    pysmurf_version VARCHAR(64), socs_version VARCHAR(64)
-)
-"""
-"""As the monitors of the Simons Observatory make it, and not as we would."""
 TARGET = "pysmurf-monitor"
 
 _numbers = itertools.count(1)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 import pymysql
 from audit import BALLAST
+from files_table import TABLE
 from publisher import DISK
-from stage import TABLE, TARGET
+from stage import TARGET
 
 from cdc_archiver.database.lock import lock_name
 from cdc_archiver.sandbox import ChildProcess, SandboxError

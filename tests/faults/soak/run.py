@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from audit import Audit, Fate, Watcher, audit
+from files_table import TABLE
 from publisher import Publisher
-from stage import HISTORY, TABLE
+from stage import HISTORY
 
 from cdc_archiver.model import REFUSED_FROM
 from cdc_archiver.sandbox import Kind

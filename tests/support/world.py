@@ -1,31 +1,20 @@
-"""What the tests of stream, server facts and lock share: a database of their own, a patient wait."""
+"""A database of its own with the table of files and the archiver's account: what tests below the whole service share."""
 
 import contextlib
 import itertools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
+from files_table import CREATE_TABLE, TABLE
 
 from cdc_archiver.database.engine import Database
 from cdc_archiver.sandbox import DatabaseServer
 from cdc_archiver.settings import load
 
 PASSWORD = "correct-horse-7"
-_T = TypeVar("_T")
 _numbers = itertools.count(1)
-
-TABLE = "pysmurf_files"
-CREATE_TABLE = f"""
-CREATE TABLE {TABLE} (
-    id INT AUTO_INCREMENT PRIMARY KEY, path VARCHAR(260) NOT NULL, action VARCHAR(32), timestamp TIMESTAMP NULL,
-    action_timestamp INT, format VARCHAR(32), plot TINYINT(1), site VARCHAR(32), pub_id VARCHAR(32), script_id VARCHAR(32),
-    instance_id VARCHAR(32), copied TINYINT(1), failed_copy_attempts INT, md5sum BINARY(16) NOT NULL,
-    pysmurf_version VARCHAR(64), socs_version VARCHAR(64)
-) ENGINE = InnoDB
-"""
 
 
 @dataclass(frozen=True)
@@ -111,12 +100,3 @@ def new_world(server: DatabaseServer) -> Iterator[World]:
     finally:
         if server.running:
             as_root(server, f"DROP DATABASE {world.name}", f"DROP USER IF EXISTS {account}")
-
-
-def eventually(question: Callable[[], _T], what: str, within: float = 15.0) -> _T:
-    """Asks until the answer is true; fails after some seconds."""
-    deadline = time.monotonic() + within
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.01)
-    return answer

@@ -1,0 +1,34 @@
+"""What the tests of `check` ask of its findings."""
+
+from typing import Any
+
+from world import PASSWORD, World
+
+from cdc_archiver.preflight import Finding, Status
+from cdc_archiver.settings import Settings, load
+
+
+def settings(world: World | None = None, **flags: Any) -> Settings:
+    where = (
+        {
+            "mysql_port": world.server.port,
+            "mysql_database": world.name,
+            "mysql_user": world.user,
+            "mysql_password": PASSWORD,
+        }
+        if world
+        else {}
+    )
+    return load(flags={"target": ("monitor",), **where, **flags}, environment={})
+
+
+def not_ok(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.status is not Status.OK]
+
+
+def the_only(findings: list[Finding]) -> Finding:
+    """The one finding that is not ok. It says how to mend it."""
+    wrong = not_ok(findings)
+    assert len(wrong) == 1, wrong
+    assert wrong[0].mend
+    return wrong[0]

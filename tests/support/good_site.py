@@ -1,0 +1,93 @@
+"""A site, a source and a disk where all is as it should be, for tests to look at or to spoil."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from files_table import TABLE
+from world import PASSWORD, World, new_world
+
+from cdc_archiver.database import schema
+from cdc_archiver.sandbox import DatabaseServer, SshServer
+from cdc_archiver.settings import SourceSettings
+
+Source = Callable[..., SourceSettings]
+
+
+@contextmanager
+def good_world(server: DatabaseServer) -> Iterator[World]:
+    """A site where all is as it should be, the index and the right to the side table included."""
+    with new_world(server) as made:
+        made.sql(schema.index_statement(TABLE))
+        made.server.create_archiver_user(made.user, PASSWORD, made.name, table=TABLE, history="cdc_archiver_history")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def good(database_server: DatabaseServer) -> Iterator[World]:
+    """A good site that no test changes."""
+    with good_world(database_server) as made:
+        yield made
+
+
+@pytest.fixture
+def world(database_server: DatabaseServer) -> Iterator[World]:
+    """A good site for one test to spoil."""
+    with good_world(database_server) as made:
+        yield made
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A source root with a file."""
+    folder = tmp_path / "source root"
+    folder.mkdir()
+    (folder / "file").write_text("what was measured")
+    return folder
+
+
+@pytest.fixture
+def as_it_was(ssh_server: SshServer) -> Iterator[None]:
+    """Whatever a test does to the shared server is undone."""
+    yield
+    ssh_server.resume()
+    ssh_server.start()
+    ssh_server.authorize()
+    ssh_server.trust_host_key()
+
+
+@pytest.fixture
+def source(ssh_server: SshServer, as_it_was: None, root: Path) -> Source:
+    """A source with a file, on a server where all is as it should be again afterwards."""
+
+    def make(**values: Any) -> SourceSettings:
+        return SourceSettings.model_validate(
+            {
+                "name": "readout",
+                "host": ssh_server.host,
+                "user": ssh_server.user,
+                "target": ("monitor",),
+                "ssh_port": ssh_server.port,
+                "ssh_key": ssh_server.key,
+                "known_hosts": ssh_server.known_hosts,
+                "ssh_config": "/dev/null",
+                "source_root": str(root),
+                **values,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A folder that other accounts can get to, which pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="cdc-") as name:
+        os.chmod(name, 0o755)
+        folder = Path(name) / "the archive"
+        folder.mkdir()
+        yield folder
