@@ -11,7 +11,6 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cdc_archiver import __version__, account
 from cdc_archiver.archiver import Archiver
@@ -20,6 +19,7 @@ from cdc_archiver.commands import register as register_command
 from cdc_archiver.commands import shadow as shadow_command
 from cdc_archiver.commands import status as status_command
 from cdc_archiver.commands import verify as verify_command
+from cdc_archiver.commands.show import counting, size_words
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
 from cdc_archiver.observe.logs import set_up_logs
@@ -188,15 +188,12 @@ def main() -> None:
 
 
 def _reconcile(settings: Settings, wait: float) -> ExitStatus:
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("files", total=None, rate="")
+    with counting("files", None) as show:
 
-        def show(now: Reconciled) -> None:
-            bar.update(task, total=now.total, completed=now.done, rate=f"{now.size / 1e6:.1f} MB")
+        def on_progress(now: Reconciled) -> None:
+            show(now.done, total=now.total, beside=size_words(now.size))
 
-        reconciliation = Reconciliation(settings, wait, show)
+        reconciliation = Reconciliation(settings, wait, on_progress)
         _on_signals(reconciliation.stop)
         result = reconciliation.run()
     print(_sentence(result))

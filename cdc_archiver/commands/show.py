@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.text import Text
 from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.plain import as_plain
+from cdc_archiver.words import printable
 
 _MEASURED: Final = 200
 _WIDEST: Final = 60
@@ -29,16 +30,6 @@ STATE_STYLES: Final = {
     RowState.IGNORED: "dim",
     RowState.ARCHIVED: "green",
 }
-
-
-def printable(text: str) -> str:
-    """A text from a row, a file's name or a program, that moves no cursor, starts no line and hides nothing."""
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def size_words(size: float) -> str:
@@ -126,18 +117,37 @@ class Page:
         return count - 1
 
 
+class Show(Protocol):
+    """Takes how far it is."""
+
+    def __call__(self, done: int, *, total: int | None = None, beside: str = "") -> None:
+        """Draws it.
+
+        Args:
+            done: files.
+            total: of how many, where that has changed.
+            beside: what is said besides: a size, a rate.
+        """
+
+
 @contextmanager
-def counting(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar for what takes a while, on a terminal; takes how many files are done.
+def counting(what: str, total: int | None) -> Iterator[Show]:
+    """A bar for what takes a while, on a terminal.
 
     Args:
-        total: None where it is not known.
+        total: files; None where it is not known.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[beside]}"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(what, total=total, beside="")
+
+        def show(done: int, *, total: int | None = None, beside: str = "") -> None:
+            bar.update(task, completed=done, total=total, beside=beside)
+
+        yield show
 
 
 def complain(words: str) -> None:

@@ -14,13 +14,14 @@ from rich.live import Live
 from rich.text import Text
 
 from cdc_archiver import __version__
-from cdc_archiver.commands.show import Page, files_words, print_json, printable, size_words
+from cdc_archiver.commands.show import Page, files_words, print_json, size_words
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.kinds import LogLevel
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.operations.moments import ago, clock, span
 from cdc_archiver.operations.overview import Overview, overview
 from cdc_archiver.settings import Settings, duration
+from cdc_archiver.words import printable
 
 HELP: Final = """
 Say how things are.

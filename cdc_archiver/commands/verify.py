@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +14,6 @@ from typing import Annotated, Any, Final
 
 import typer
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cdc_archiver.commands import choose
 from cdc_archiver.commands.show import Page, complain, counting, files_words, print_json, size_words
@@ -136,10 +133,12 @@ def verify(
         if files and not kept.plan.tally.total:
             raise Misconfigured(f"no archived file is {' or '.join(files)}", "`cdc-archiver why FILE` says what it is")
         page = Page()
-        with _progress(kept.plan.tally.total) as show:
+        with counting("verify", kept.plan.tally.total) as show:
+            began, before = time.monotonic(), kept.plan.tally.size
 
             def on_progress(tally: Tally) -> None:
-                show(tally)
+                rate = (tally.size - before) / max(0.001, time.monotonic() - began)
+                show(tally.done, total=max(tally.total, tally.done), beside=f"{size_words(rate)}/s")
                 kept.save()
 
             run = Verification(desk, kept.plan, jobs, again, lambda problem: _tell(page, problem, as_json), on_progress)
@@ -219,23 +218,6 @@ def _state(
     kept = _State(path, kind, Plan(criteria, ids, Tally(total=total)))
     kept.save(now=True)
     return kept
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[Tally], None]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("verify"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, rate="")
-        began, before = time.monotonic(), 0
-
-        def show(tally: Tally) -> None:
-            nonlocal before
-            before = before or tally.size
-            rate = (tally.size - before) / max(0.001, time.monotonic() - began)
-            bar.update(task, completed=tally.done, total=max(tally.total, tally.done), rate=f"{size_words(rate)}/s")
-
-        yield show
 
 
 def _on_signals(stop: Callable[[], None]) -> list[int]:

@@ -6,11 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cdc_archiver.commands.show import Page, printable, size_words
+from cdc_archiver.commands.show import Page, size_words
 from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.operations.moments import moment, span
 from cdc_archiver.plain import as_plain
+from cdc_archiver.words import printable
 
 NOW = datetime(2026, 5, 15, 12, 30, 15, tzinfo=UTC)
 
