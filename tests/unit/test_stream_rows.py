@@ -30,11 +30,19 @@ class Catalogue:
 
 
 def event(table_id: int, types: list[int], *rows: list[Any], names: list[str] | None = None, key: str = "") -> Any:
-    """An insert's event, with names where the metadata is FULL."""
+    """An insert's event, with names where the metadata is FULL; whole rows are all that can be had of it."""
     columns = [SimpleNamespace(type=kind, name=names[n] if names else None) for n, kind in enumerate(types)]
     keys = names or [f"UNKNOWN_COL{n}" for n in range(len(types))]
     values = [{"values": dict(zip(keys, row, strict=True))} for row in rows]
-    return SimpleNamespace(table_id=table_id, columns=columns, primary_key=key, rows=values)
+    return SimpleNamespace(
+        table_id=table_id,
+        columns=columns,
+        primary_key=key,
+        rows=values,
+        complete=False,
+        packet=SimpleNamespace(read_bytes=30),
+        event_size=30,
+    )
 
 
 def test_one_question_serves_all_events_of_one_definition() -> None:
@@ -104,3 +112,11 @@ def test_a_row_without_an_integer_for_its_key_is_unreadable(value: object) -> No
 )
 def test_an_unsigned_key_gets_its_value_back(kind: int, shown: int, value: int) -> None:
     assert KeyReader(Catalogue(ordinal=0, columns=1)).ids(event(7, [kind], [shown])) == [value]
+
+
+def test_rows_that_do_not_end_where_their_event_does_are_unreadable() -> None:
+    """The library goes on behind the end, into the checksum."""
+    longer = event(7, [INT, TEXT], [1, "a"])
+    longer.packet.read_bytes += 3
+    with pytest.raises(Unreadable, match="end"):
+        KeyReader(Catalogue(ordinal=0, columns=2)).ids(longer)
