@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from cdc_archiver.events.delivered import IntervalSet
 from cdc_archiver.events.line import Line
 from cdc_archiver.events.listener import StreamListener
 from cdc_archiver.events.progress import Progress
-from cdc_archiver.events.reader import Gap, Mark, Reader, Rows
+from cdc_archiver.events.reader import Mark, Reader, Rows
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.threads import Part
 
@@ -129,6 +128,8 @@ class BinlogStream(Part):
         )
         for reason in ("shutdown", "link", "position", "stalled", "killed", "decode", "server_id", "unavailable"):
             metrics.stream_reconnects.labels(reason)
+        progress = self._progress  # and not all of a stream, which has its day
+        metrics.stream_lag.set_function(lambda: progress.lag)
 
     @property
     def position(self) -> Position | None:
@@ -194,7 +195,6 @@ class BinlogStream(Part):
             self._anchored = False
             self._progress.end()
             self._metrics.stream_connected.set(0)
-            self._metrics.stream_lag.set(math.nan)
             self._line.hang_up()
         return 0.0
 
@@ -246,37 +246,41 @@ class BinlogStream(Part):
         self._told = ""
         self._progress.begin(start)
         self._metrics.stream_connected.set(1)
-        self._metrics.stream_lag.set(0)
         self._listener.on_anchor()
         self._follow(reader, server, key)
 
     def _follow(self, reader: Reader, server: Server, key: KeyColumn) -> None:
+        """Reads until the stream ends.
+
+        What is done here for a transaction of other tables is done as often as the server writes, so it is next to nothing.
+        """
         collected: list[int] = []
+        well = False
         chores = self._chores(server)
         chore_due = next(chores)
         while not self.stopping.is_set():
             seen = reader.next()
-            match seen:
-                case Rows():
-                    collected += seen.ids
-                    if seen.doubt:
-                        self._report_gap(seen.doubt)
-                    if len(collected) >= _CHUNK:
-                        self._hand_over(collected)
-                        collected = []
-                case Mark():
-                    if collected:
-                        self._hand_over(collected)
-                        collected = []
-                    self._progress.advance(seen.position)
-                    self._set_lag(seen)
+            if isinstance(seen, Mark):
+                if collected:
+                    self._hand_over(collected)
+                    collected = []
+                self._progress.advance(seen)
+                if not well:
+                    well = True
                     self._retry.reset()
                     self._ask_again.reset()
-                case Gap():
-                    self._report_gap(seen.why)
-            if self._progress.anchor_max_id is None:  # at the start, and after a gap
+            elif isinstance(seen, Rows):
+                collected += seen.ids
+                if seen.doubt:
+                    self._report_gap(seen.doubt)
+                    chore_due = min(chore_due, time.monotonic() + self._pace.settle)
+                if len(collected) >= _CHUNK:
+                    self._hand_over(collected)
+                    collected = []
+            else:
+                self._report_gap(seen.why)
                 chore_due = min(chore_due, time.monotonic() + self._pace.settle)
-            if time.monotonic() >= chore_due:
+            if reader.heard_at >= chore_due:
                 chore_due = next(chores)
 
     def _hand_over(self, ids: list[int]) -> None:
@@ -289,13 +293,6 @@ class BinlogStream(Part):
         self._metrics.stream_events.labels("unreadable").inc()
         self._progress.unsettle()
         self._listener.on_gap(why)
-
-    def _set_lag(self, mark: Mark) -> None:
-        if mark.idle:
-            self._metrics.stream_lag.set(0)
-        elif mark.written_at is not None:
-            # The two clocks may disagree: an event from the future is no less than fresh.
-            self._metrics.stream_lag.set(max(0.0, time.time() - mark.written_at))
 
     def _chores(self, server: Server) -> Iterator[float]:
         """What is to be done now and then beside the reading; yields when (monotonic seconds) the next thing is due."""
@@ -312,7 +309,8 @@ class BinlogStream(Part):
             except DatabaseUnavailable as error:
                 # The stream knows best whether the server is gone.
                 _log.debug("stream_look_failed", detail=str(error))
-            yield time.monotonic() + self._pace.look
+            settled = self._progress.anchor_max_id is not None
+            yield time.monotonic() + (self._pace.look if settled else self._pace.settle)
 
     def _require_way(self, connection: sa.Connection, server: Server) -> None:
         obstacles = servers.stream_obstacles(connection, server, self._database.name, self._table)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +12,7 @@ from typing import Final
 
 from cdc_archiver.database.server import Position
 from cdc_archiver.events.delivered import IntervalSet
+from cdc_archiver.events.reader import Mark
 
 _SUSPECTS_MOST: Final = 10_000
 
@@ -23,11 +26,15 @@ class _Suspects:
 
 
 class Progress:
-    """One thread writes, any may ask. Begins anew with each anchor."""
+    """One thread writes, any may ask. Begins anew with each anchor.
+
+    How far the stream is changes with each transaction of the server, and hardly anybody asks: so that is one reference, written and
+    read without the lock. What is made of it is made for those who ask.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._position: Position | None = None
+        self._mark: Mark | None = None
         self._anchor_max_id: int | None = None
         self._delivered = IntervalSet()
         self._suspects: list[_Suspects] = []
@@ -36,7 +43,7 @@ class Progress:
     def begin(self, position: Position) -> None:
         """The stream is open at this position."""
         with self._lock:
-            self._position = position
+            self._mark = Mark(position.file, position.offset, 0, 0.0, idle=True)
             self._anchor_max_id = None
             self._delivered = IntervalSet()
             self._suspects.clear()  # this anchor answers for them
@@ -47,11 +54,13 @@ class Progress:
             for number in ids:
                 self._delivered.add(number)
 
-    def advance(self, position: Position) -> None:
-        """Everything before this position was handed over."""
-        with self._lock:
-            self._position = position
-            self._judge()
+    def advance(self, mark: Mark) -> None:
+        """Everything before this mark was handed over."""
+        # In this order: whoever adds suspects looks at the mark after that, so that one of us sees what the other wrote.
+        self._mark = mark
+        if self._suspects:
+            with self._lock:
+                self._judge()
 
     def settle(self, max_id: int) -> None:
         """Every row that was committed before the anchor, or before the gap, has this id or a lower one."""
@@ -67,14 +76,26 @@ class Progress:
     def end(self) -> None:
         """The stream is closed."""
         with self._lock:
-            self._position = self._anchor_max_id = None
+            self._mark = self._anchor_max_id = None
             self._suspects.clear()  # the next anchor answers for them
 
     @property
     def position(self) -> Position | None:
         """Everything before it was handed over; None without a stream."""
-        with self._lock:
-            return self._position
+        mark = self._mark
+        return None if mark is None else Position(mark.file, mark.offset)
+
+    @property
+    def lag(self) -> float:
+        """Age of the newest event when it was read, in seconds; 0 while the server is idle, NaN without a stream."""
+        mark = self._mark
+        if mark is None:
+            return math.nan
+        if mark.idle or not mark.written_at:
+            return 0.0
+        read_at = time.time() - (time.monotonic() - mark.heard_at)
+        # The two clocks may disagree: an event from the future is no less than fresh.
+        return max(0.0, read_at - mark.written_at)
 
     @property
     def anchor_max_id(self) -> int | None:
@@ -99,7 +120,7 @@ class Progress:
             position: of the server, before anybody was told of the ids.
         """
         with self._lock:
-            if self._position is not None and self._anchor_max_id is not None:
+            if self._mark is not None and self._anchor_max_id is not None:
                 self._suspects.append(_Suspects(tuple(islice(ids, _SUSPECTS_MOST)), position))
                 self._judge()
 
@@ -110,8 +131,9 @@ class Progress:
             return missed
 
     def _judge(self) -> None:
-        assert self._position is not None
-        for group in [group for group in self._suspects if not self._position < group.position]:
+        reached = self.position
+        assert reached is not None
+        for group in [group for group in self._suspects if not reached < group.position]:
             self._suspects.remove(group)
             floor = self._anchor_max_id
             if floor is not None:

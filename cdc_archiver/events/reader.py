@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import pymysql
 from pymysqlreplication import binlogstream
@@ -45,6 +45,8 @@ _EVENTS: Final = (
     NotImplementedEvent,
 )
 
+_MARKS: Final = (XidEvent, XAPrepareEvent, RotateEvent, HeartbeatLogEvent)
+
 # Events that mysql-replication has no class for, and that carry no row: ignorable, GTIDs anonymous and tagged, the two of
 # group replication, another heartbeat; MariaDB's compressed statement. Whatever else we do not know may have been rows: 40 is
 # MySQL's compressed transaction, 0xA6 and its neighbours are MariaDB's compressed rows, 26 says that the log is incomplete.
@@ -74,18 +76,25 @@ class Rows:
     doubt: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """No transaction is under way: everything before ``position`` has been returned.
+class Mark(NamedTuple):
+    """No transaction is under way: everything before this place has been returned.
+
+    There is one for each transaction of the server, whoever it is of, so it is made of what is at hand: what a reader of it wants to
+    know, he computes.
 
     Attributes:
-        written_at: seconds since the epoch by the server's clock; None where the event has no time.
+        file: of the log.
+        offset: in it.
+        written_at: of the newest event that has a time: seconds since the epoch by the server's clock; 0 before there was one.
+        heard_at: when it was read: seconds of the monotonic clock.
         idle: the server had nothing to send for a while.
     """
 
-    position: Position
-    written_at: float | None
-    idle: bool = False
+    file: str
+    offset: int
+    written_at: int
+    heard_at: float
+    idle: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +118,9 @@ class Reader:
         ask_key: looks them up again.
         server_id: ours, among the server's replicas.
         heartbeat: seconds after which a server with nothing to say says so.
+
+    Attributes:
+        heard_at: when an event came last: seconds of the monotonic clock.
     """
 
     def __init__(
@@ -131,7 +143,8 @@ class Reader:
         self._opened = False
         self._stream_dialled = False
         self._checksum: int | None = None
-        self._heard = time.monotonic()
+        self._written_at = 0
+        self.heard_at = time.monotonic()
         self._address = f"{settings['host']}:{settings['port']}"
         self._reader = _LIBRARY(
             # A dict of its own: the library changes it.
@@ -177,25 +190,29 @@ class Reader:
             StreamLost: the stream has ended.
             StreamUnavailable: likewise, and it cannot be had again as things are.
         """
+        reader = self._reader
         while True:
             try:
                 event = self._fetch()
             except Unreadable as error:
                 return Gap(str(error))
+            self._written_at = event.timestamp or self._written_at
             if isinstance(event, RowsEvent):
                 try:
                     ids = self._keys.ids(event)
                 except Unreadable as error:
                     return Gap(str(error))
                 return Rows(ids, self._keys.doubt())
+            if isinstance(event, _MARKS):
+                return Mark(
+                    reader.log_file,
+                    reader.log_pos,
+                    self._written_at,
+                    self.heard_at,
+                    isinstance(event, HeartbeatLogEvent),
+                )
             if isinstance(event, FormatDescriptionEvent):
                 self._require_format(event)
-            elif not isinstance(event, NotImplementedEvent):
-                return Mark(
-                    Position(self._reader.log_file, self._reader.log_pos),
-                    float(event.timestamp) if event.timestamp else None,
-                    idle=isinstance(event, HeartbeatLogEvent),
-                )
             elif event.event_type not in _WITHOUT_ROWS:
                 return Gap(f"an event of type {event.event_type} that may hold compressed rows")
 
@@ -218,6 +235,7 @@ class Reader:
             if not self._opened:
                 raise StreamLost(f"the stream cannot be opened: {type(error).__name__}: {error}", "decode") from error
             why = f"{type(error).__name__} while an event was decoded: {error}"
+            self.heard_at = time.monotonic()
             self._unreadable += 1
             if self._unreadable >= _HOPELESS:
                 raise StreamLost(f"{_HOPELESS} events in a row could not be read: {why}", "decode") from error
@@ -225,7 +243,7 @@ class Reader:
         self._unreadable = 0
         if event is None:
             raise StreamLost(f"the server {self._address} ended the stream: it shuts down", "shutdown")
-        self._heard = time.monotonic()
+        self.heard_at = time.monotonic()
         return event
 
     def _dial(self, **settings: Any) -> Any:
@@ -234,14 +252,14 @@ class Reader:
             settings["database"] = settings.pop("db")
         elif self._stream_dialled:
             # It lost the connection and would go on by itself, past our checks and metrics.
-            silent = time.monotonic() - self._heard
+            silent = time.monotonic() - self.heard_at
             if silent >= self._silence:
                 raise StreamLost(f"nothing was heard of the server {self._address} for {silent:.1f} s", "stalled")
             raise StreamLost(f"the connection to the server {self._address} broke", "link")
         else:
             self._stream_dialled = True
         connection = self._line.dial(settings)
-        self._heard = time.monotonic()
+        self.heard_at = time.monotonic()
         return connection
 
     def _ending(self, error: Exception) -> StreamLost | StreamUnavailable:

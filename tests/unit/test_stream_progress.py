@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
+
+import pytest
 
 from cdc_archiver.database.server import Position
 from cdc_archiver.events.binlog import Wait
 from cdc_archiver.events.progress import Progress
+from cdc_archiver.events.reader import Mark
 
 HERE, THERE, BEYOND = Position("binlog.000009", 100), Position("binlog.000009", 200), Position("binlog.000010", 4)
+
+
+def mark(position: Position, *, age: float = 0.0, read: float = 0.0, idle: bool = False) -> Mark:
+    """The end of a transaction that was written some seconds before it was read, and read some seconds ago."""
+    written_at = round(time.time() - age - read)
+    return Mark(position.file, position.offset, written_at, time.monotonic() - read, idle)
 
 
 def begun() -> Progress:
@@ -24,7 +35,7 @@ def test_missed_is_what_is_above_the_anchor_and_not_delivered_when_it_is_passed(
     progress.suspect([49, 50, 51, 52, 53, 60], THERE)
     assert progress.take_missed() == [], "they may still come"
     progress.deliver([53])
-    progress.advance(THERE)
+    progress.advance(mark(THERE))
     progress.deliver([51])  # too late: this is the echo of what was done to it since
     assert progress.take_missed() == [51]
     assert progress.take_missed() == [], "it is told once"
@@ -32,7 +43,7 @@ def test_missed_is_what_is_above_the_anchor_and_not_delivered_when_it_is_passed(
 
 def test_what_is_passed_already_is_judged_at_once() -> None:
     progress = begun()
-    progress.advance(BEYOND)
+    progress.advance(mark(BEYOND))
     progress.suspect([51], THERE)
     assert progress.take_missed() == [51]
 
@@ -48,7 +59,7 @@ def test_before_the_anchor_is_settled_and_after_a_gap_nothing_is_missed() -> Non
     progress.unsettle()
     assert progress.anchor_max_id is None
     progress.suspect([51], THERE)
-    progress.advance(THERE)
+    progress.advance(mark(THERE))
     assert progress.take_missed() == []
     progress.settle(60)
     progress.suspect([60, 61], THERE)
@@ -65,9 +76,25 @@ def test_a_new_anchor_answers_for_what_the_old_one_did_not() -> None:
     progress.suspect([51, 52], HERE)
     progress.begin(THERE)
     progress.settle(50)
-    progress.advance(BEYOND)
+    progress.advance(mark(BEYOND))
     assert progress.take_missed() == []
     assert 51 not in progress.delivered
+
+
+def test_position_and_lag_are_of_the_newest_mark_whenever_they_are_asked() -> None:
+    progress = Progress()
+    assert math.isnan(progress.lag)
+    progress.begin(HERE)
+    assert (progress.position, progress.lag) == (HERE, 0)
+    progress.advance(mark(THERE, age=100, read=1000))
+    assert progress.position == THERE
+    assert progress.lag == pytest.approx(100, abs=30), "its age when it was read, however long ago that was"
+    progress.advance(mark(BEYOND, age=-100))
+    assert progress.lag == 0, "the server's clock is ahead"
+    progress.advance(mark(BEYOND, age=100, idle=True))
+    assert (progress.position, progress.lag) == (BEYOND, 0)
+    progress.end()
+    assert math.isnan(progress.lag)
 
 
 def test_waits_grow_to_their_limit_with_jitter_and_begin_anew_after_success() -> None:
