@@ -25,10 +25,9 @@ _FIXED: Final = {
     FIELD_TYPE.DOUBLE: 8,
     FIELD_TYPE.YEAR: 1,
     FIELD_TYPE.DATE: 3,
-    # The three of tables that are older than fractions of a second, and of MariaDB without mysql56_temporal_format.
-    FIELD_TYPE.TIME: 3,
+    # Of a table that is older than fractions of a second. With a fraction, which MariaDB could give it and the event does not tell, it
+    # would be longer, and the rows not end where they should. TIME and DATETIME of old could make up for each other: not here.
     FIELD_TYPE.TIMESTAMP: 4,
-    FIELD_TYPE.DATETIME: 8,
 }
 _WITH_FRACTION: Final = {FIELD_TYPE.TIME2: 3, FIELD_TYPE.TIMESTAMP2: 4, FIELD_TYPE.DATETIME2: 5}
 _WITH_LENGTH: Final = frozenset({FIELD_TYPE.BLOB, FIELD_TYPE.JSON, FIELD_TYPE.GEOMETRY})
