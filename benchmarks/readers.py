@@ -132,6 +132,7 @@ def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
         filter_non_implemented_events=False,
         only_schemas=[database.name],
         only_tables=[table],
+        freeze_schema=True,
         ignore_decode_errors=True,
         enable_logging=False,
     )

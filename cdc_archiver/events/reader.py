@@ -79,13 +79,13 @@ class Rows:
 class Mark(NamedTuple):
     """No transaction is under way: everything before this place has been returned.
 
-    There is one for each transaction of the server, whoever it is of, so it is made of what is at hand: what a reader of it wants to
-    know, he computes.
+    There is one for each transaction of the server, whoever it is of, so it is made of what is at hand; whoever wants to know more
+    computes it.
 
     Attributes:
         file: of the log.
         offset: in it.
-        written_at: of the newest event that has a time: seconds since the epoch by the server's clock; 0 before there was one.
+        written_at: the newest time of a mark: seconds since the epoch by the server's clock; 0 before there was one.
         heard_at: when it was read: seconds of the monotonic clock.
         idle: the server had nothing to send for a while.
     """
@@ -196,7 +196,6 @@ class Reader:
                 event = self._fetch()
             except Unreadable as error:
                 return Gap(str(error))
-            self._written_at = event.timestamp or self._written_at
             if isinstance(event, RowsEvent):
                 try:
                     ids = self._keys.ids(event)
@@ -204,6 +203,7 @@ class Reader:
                     return Gap(str(error))
                 return Rows(ids, self._keys.doubt())
             if isinstance(event, _MARKS):
+                self._written_at = event.timestamp or self._written_at
                 return Mark(
                     reader.log_file,
                     reader.log_pos,

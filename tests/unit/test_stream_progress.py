@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,25 @@ def test_position_and_lag_are_of_the_newest_mark_whenever_they_are_asked() -> No
     assert (progress.position, progress.lag) == (BEYOND, 0)
     progress.end()
     assert math.isnan(progress.lag)
+
+
+def test_suspects_that_come_while_the_stream_passes_their_position_are_judged_at_once() -> None:
+    """The stream looks for suspects without the lock; a sweep may have some when it has just looked."""
+    progress = begun()
+
+    class SeenEmpty(list[Any]):
+        def __bool__(self) -> bool:
+            if not self.swept:
+                self.swept = True
+                progress.suspect([51], THERE)
+                return False
+            return len(self) > 0
+
+        swept = False
+
+    progress._suspects = SeenEmpty()
+    progress.advance(mark(THERE))
+    assert progress.take_missed() == [51]
 
 
 def test_waits_grow_to_their_limit_with_jitter_and_begin_anew_after_success() -> None:
