@@ -196,21 +196,16 @@ class Reader:
                 event = self._fetch()
             except Unreadable as error:
                 return Gap(str(error))
+            if isinstance(event, _MARKS):  # first of all: most of what a busy server writes is not ours
+                self._written_at = event.timestamp or self._written_at
+                idle = event.__class__ is HeartbeatLogEvent
+                return Mark(reader.log_file, reader.log_pos, self._written_at, self.heard_at, idle)
             if isinstance(event, RowsEvent):
                 try:
                     ids = self._keys.ids(event)
                 except Unreadable as error:
                     return Gap(str(error))
                 return Rows(ids, self._keys.doubt())
-            if isinstance(event, _MARKS):
-                self._written_at = event.timestamp or self._written_at
-                return Mark(
-                    reader.log_file,
-                    reader.log_pos,
-                    self._written_at,
-                    self.heard_at,
-                    isinstance(event, HeartbeatLogEvent),
-                )
             if isinstance(event, FormatDescriptionEvent):
                 self._require_format(event)
             elif event.event_type not in _WITHOUT_ROWS:
