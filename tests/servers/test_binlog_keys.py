@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
-from kit import World, new_world
 from pymysqlreplication import binlogstream
 from pymysqlreplication.row_event import PartialUpdateRowsEvent, RowsEvent, UpdateRowsEvent, WriteRowsEvent
+from world import World, new_world
 
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.server import Position
