@@ -1,0 +1,73 @@
+"""The stream on real servers: how far it says it is, and what it therefore has missed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from doomed import UNLOOKING
+from files_table import TABLE
+from streaming import passed, position, streaming
+from waiting import eventually
+from world import World, new_world
+
+from cdc_archiver.database.server import Position
+from cdc_archiver.events.binlog import Pace
+from cdc_archiver.sandbox import DatabaseServer
+
+
+@pytest.fixture
+def world(database_server: DatabaseServer) -> Iterator[World]:
+    with new_world(database_server) as made:
+        yield made
+
+
+def test_traffic_in_other_tables_moves_the_position(world: World) -> None:
+    world.sql("CREATE TABLE other (a INT AUTO_INCREMENT PRIMARY KEY)")
+    with streaming(world, Pace(heartbeat=60.0)) as running:
+        world.sql("INSERT INTO other VALUES ()")
+        there = position(world)
+        eventually(lambda: passed(running, there), f"{there} passed, at {running.stream.position}")
+        assert running.heard.ids == []
+
+
+def test_on_an_idle_server_a_heartbeat_moves_the_position(world: World) -> None:
+    """A DDL makes events of which none is handed to us."""
+    with streaming(world) as running:
+        world.sql("CREATE TABLE other (a INT)", "DROP TABLE other")
+        there = position(world)
+        eventually(lambda: passed(running, there), "the position passed within two heartbeats", 3)
+
+
+def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: World) -> None:
+    """And what was there before the anchor, or was delivered, is not."""
+    before = world.insert("/old")
+    with streaming(world, UNLOOKING) as running:
+        eventually(lambda: running.stream.anchor_max_id, "the anchor settled")
+        assert running.stream.anchor_max_id == before[0]
+        seen = world.insert("/seen")
+        unseen = world.insert("/unseen", before="SET SESSION sql_log_bin = 0")
+        world.insert("/later")
+        there = position(world)
+        ahead = Position(there.file, there.offset + 1)
+        running.stream.suspect(before + seen + unseen, ahead)
+        eventually(lambda: passed(running, there), "the position passed")
+        assert running.stream.take_missed() == [], "it may still come"
+        running.stream.suspect(before + seen + unseen, there)
+        assert running.stream.take_missed() == unseen
+
+
+def test_lag_is_the_age_of_an_event_and_nothing_while_idle(world: World) -> None:
+    calm = replace(UNLOOKING, heartbeat=60.0)
+    with streaming(world, calm) as running:
+        assert running.metric("stream_connected") == 1
+        world.sql("SET TIMESTAMP = UNIX_TIMESTAMP() - 100", f"INSERT INTO {TABLE} (path, md5sum) VALUES ('/a', 0x01)")
+        eventually(lambda: 95 < running.metric("stream_lag_seconds") < 130, "the lag of an old event")
+    assert running.metric("stream_connected") == 0
+    assert math.isnan(running.metric("stream_lag_seconds"))
+    with streaming(world) as running:
+        world.sql("SET TIMESTAMP = UNIX_TIMESTAMP() - 100", f"INSERT INTO {TABLE} (path, md5sum) VALUES ('/b', 0x01)")
+        running.heard.await_ids([2])
+        eventually(lambda: running.metric("stream_lag_seconds") == 0, "no lag after a heartbeat")

@@ -1,0 +1,112 @@
+"""A stream alone, without a service around it, and a listener that remembers what it was told."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from doomed import QUICK
+from files_table import TABLE
+from waiting import eventually
+from world import World
+
+from cdc_archiver.database import server as servers
+from cdc_archiver.database.server import Position
+from cdc_archiver.events.binlog import BinlogStream, Pace
+from cdc_archiver.observe.metrics import Metrics
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.batches: list[list[int]] = []
+
+    def on_ids(self, ids: Sequence[int]) -> None:
+        self.batches.append(list(ids))
+
+    def on_anchor(self) -> None:
+        self.calls.append(("anchor", ""))
+
+    def on_gap(self, why: str) -> None:
+        self.calls.append(("gap", why))
+
+    def on_lost(self, reason: str) -> None:
+        self.calls.append(("lost", reason))
+
+    def on_unavailable(self, why: str) -> None:
+        self.calls.append(("unavailable", why))
+
+    @property
+    def ids(self) -> list[int]:
+        return [number for batch in self.batches for number in batch]
+
+    def all(self, kind: str) -> list[str]:
+        return [what for name, what in self.calls if name == kind]
+
+    def await_anchors(self, count: int) -> None:
+        eventually(lambda: len(self.all("anchor")) >= count, f"{count} anchors, heard {self.calls}", 30)
+
+    def await_ids(self, ids: Sequence[int]) -> None:
+        eventually(lambda: set(ids) <= set(self.ids), f"ids {ids} in {self.ids}, heard {self.calls}")
+
+    def await_one(self, kind: str, words: str = "") -> str:
+        return eventually(
+            lambda: next((what for what in self.all(kind) if words in what), None) or "",
+            f"{kind} with {words!r}, heard {self.calls}",
+        )
+
+
+class Streaming:
+    """A stream, who hears it, and its metrics."""
+
+    def __init__(self, world: World, pace: Pace = QUICK, **options: Any) -> None:
+        database = options.pop("database", None) or world.database()
+        self.heard = Heard()
+        self.metrics = Metrics()
+        self.stream = BinlogStream(
+            database,
+            TABLE,
+            self.heard,
+            self.metrics,
+            pace=pace,
+            chance=options.pop("chance", random.Random()),
+            **options,
+        )
+
+    def metric(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(f"cdc_archiver_{name}", labels) or 0.0
+
+
+@contextlib.contextmanager
+def streaming(world: World, pace: Pace = QUICK, *, anchored: bool = True, **options: Any) -> Iterator[Streaming]:
+    """A stream that is open, and that must end of its own accord in good order."""
+    running = Streaming(world, pace, **options)
+    running.stream.start()
+    try:
+        if anchored:
+            running.heard.await_anchors(1)
+        yield running
+    finally:
+        running.stream.stop()
+        assert running.stream.join(5)
+    assert running.stream.failure is None
+
+
+def position(world: World) -> Position:
+    with world.connection() as connection:
+        return servers.position(connection, servers.identify(connection))
+
+
+def passed(running: Streaming, there: Position) -> bool:
+    here = running.stream.position
+    return here is not None and not here < there
+
+
+def kill_dump_thread(world: World) -> None:
+    for row in world.sql("SHOW PROCESSLIST"):
+        if row[1] == world.user and row[4] == "Binlog Dump":
+            world.sql(f"KILL {row[0]}")
