@@ -1,7 +1,7 @@
 # cdc_archiver as a container: `make image` builds it, `make image-test` builds it, runs it and archives files with it.
 #
 # BASE is a Debian (trixie or later, for rsync 3.4) with Python 3.11 or later as python3.
-ARG BASE=python:3.12-slim
+ARG BASE=python:3.12-slim-trixie
 
 FROM ${BASE} AS build
 # Exactly the versions that were tested together, for what builds the wheel as well (pip calls that differently since 25.3).

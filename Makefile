@@ -50,7 +50,8 @@ install: $(VENV)/installed ## the project and its tools into .venv, at the teste
 servers: install ## private MariaDB, MySQL, sshd, Prometheus and a browser into the cache folder, where they are not installed
 	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh prometheus browser
 
-# IMAGE_BASE=python:3.12-slim takes the base from a registry; otherwise it is made of Debian's packages. ENGINE=podman make image.
+# IMAGE_BASE=… names another base. Without it image takes the Dockerfile's, from a registry, and image-test one that it makes of
+# Debian's packages. ENGINE=podman make image: with Podman.
 ENGINE ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 

@@ -71,7 +71,9 @@ class HttpServer(Part):
         super().__init__("http")
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._socket = socket.create_server((host, port), family=family, backlog=64)
+            # All addresses are those of IPv4 as well: without it a scrape of one of these would be refused.
+            everywhere = host == "::" and socket.has_dualstack_ipv6()
+            self._socket = socket.create_server((host, port), family=family, backlog=64, dualstack_ipv6=everywhere)
         except (OSError, OverflowError) as error:
             raise Misconfigured(
                 f"the HTTP server cannot listen on {host}:{port}: {error}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,10 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from container import Container, Image, build, missing
-from deployed import DEPLOY
-from services import PASSWORD, Served
-from stage import TARGET, Stage, new_stage
-from waiting import eventually
+from deployed import DEPLOY, interpolated, read
+from stage import PASSWORD, TARGET, Served, Stage, eventually, new_stage
 
 from cdc_archiver.sandbox import MariaDb, SshServer, ensure_tools, free_port
 from cdc_archiver.sandbox.packages import Bundle, fetch
@@ -43,7 +41,11 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[S
 
 
 class InContainer(Served):
-    """The service in a container, to be asked over HTTP."""
+    """The service in a container, to be asked over HTTP.
+
+    Args:
+        variables: of its environment; an empty one is left out.
+    """
 
     def __init__(self, image: Image, stage: Stage, uid: int = 9000, **variables: str) -> None:
         self.port = free_port()
@@ -61,19 +63,21 @@ class InContainer(Served):
             image,
             stage.folder / "container.log",
             user="" if uid == 9000 else f"{uid}:{uid}",
-            environment={
-                "MYSQL_HOST": "127.0.0.1",
-                "MYSQL_PORT": str(stage.server.port),
-                "MYSQL_DATABASE": stage.database,
-                "MYSQL_USER": stage.user,
-                "MYSQL_PASSWORD_FILE": "/run/secrets/mysql_password",
-                "CDC_ARCHIVER_DATA_DIR": "/data",
-                "CDC_ARCHIVER_HOST": f"{stage.ssh.user}@{stage.ssh.host}",
-                "CDC_ARCHIVER_SSH_PORT": str(stage.ssh.port),
-                "CDC_ARCHIVER_TARGET": TARGET,
-                "CDC_ARCHIVER_HTTP_PORT": str(self.port),
-                **variables,
-            },
+            environment=_given(
+                {
+                    "MYSQL_HOST": "127.0.0.1",
+                    "MYSQL_PORT": str(stage.server.port),
+                    "MYSQL_DATABASE": stage.database,
+                    "MYSQL_USER": stage.user,
+                    "MYSQL_PASSWORD_FILE": "/run/secrets/mysql_password",
+                    "CDC_ARCHIVER_DATA_DIR": "/data",
+                    "CDC_ARCHIVER_HOST": f"{stage.ssh.user}@{stage.ssh.host}",
+                    "CDC_ARCHIVER_SSH_PORT": str(stage.ssh.port),
+                    "CDC_ARCHIVER_TARGET": TARGET,
+                    "CDC_ARCHIVER_HTTP_PORT": str(self.port),
+                    **variables,
+                }
+            ),
             mounts={"/data": stage.data_dir, "/home/ocs": home, "/run/secrets/mysql_password": secret},
         )
 
@@ -95,6 +99,10 @@ class InContainer(Served):
             return bool(self.get("/healthz"))
         except OSError:
             return False
+
+
+def _given(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if value}
 
 
 def test_what_the_image_says_of_itself(image: Image) -> None:
@@ -129,6 +137,25 @@ def test_files_are_archived_by_uid_9000_on_a_read_only_file_system(image: Image,
     assert '"event": "stopped"' in running.said
     assert PASSWORD not in running.said
     assert "Traceback" not in running.said
+
+
+def test_an_observatorys_entry_archives_and_commands_in_it_know_its_settings(image: Image, stage: Stage) -> None:
+    site = {"MYSQL_HOST": "127.0.0.1", "MYSQL_USER": stage.user, "MYSQL_PASSWORD": PASSWORD}
+    entry = interpolated(read(DEPLOY / "compose.ocs.yaml"), site)["services"]["pysmurf-archiver"]
+    here = {"MYSQL_DATABASE": stage.database, "CDC_ARCHIVER_HOST": stage.ssh.host, "CDC_ARCHIVER_USER": stage.ssh.user}
+    (stage.data_dir / "pysmurf").mkdir()
+    os.chown(stage.data_dir / "pysmurf", 9000, 9000)
+    file = stage.file("a.npy")
+    with (served := InContainer(image, stage, MYSQL_PASSWORD_FILE="", **{**entry["environment"], **here})) as running:
+        stage.wait_archived(*stage.register(file))
+        served.wait_state("streaming")
+        # As `docker compose exec pysmurf-archiver cdc-archiver …` does it.
+        for command in ("check", "status"):
+            done = running.execute("cdc-archiver", command)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert running.execute(*image.health_check).returncode == 0
+        assert running.stop() == 0
+    assert [path.relative_to(stage.data_dir).parts[0] for path in stage.archived_files()] == ["pysmurf"] * 2
 
 
 def test_a_uid_that_the_image_does_not_know_archives_as_well(image: Image, stage: Stage) -> None:

@@ -173,16 +173,53 @@ def test_a_stop_gives_more_time_than_draining_takes(service: dict[str, Any]) -> 
 
 def test_the_entry_for_an_observatory_takes_what_its_neighbours_take(tmp_path: Path) -> None:
     service = OCS["services"]["pysmurf-archiver"]
-    assert service["environment"].keys() == {"MYSQL_HOST", "MYSQL_DATABASE", "MYSQL_USER", "MYSQL_PASSWORD"}
+    variables: dict[str, str] = service["environment"]
+    neighbours = {"MYSQL_HOST", "MYSQL_DATABASE", "MYSQL_USER", "MYSQL_PASSWORD"}
+    assert {name for name in variables if not name.startswith("CDC_ARCHIVER_")} == neighbours
     mounts = {volume.split(":")[1] for volume in service["volumes"]}
     assert mounts == {"/config", "/home/ocs", "/data"}
     assert service["user"] == "9000:9000"
+    # All of it is in the environment, where `docker compose exec` and `run` have it too.
+    assert not service.keys() & {"command", "entrypoint"}
+    settings = load(environment=variables)
+    (source,) = settings.sources
+    assert (source.host, source.user, source.target) == ("smurf-srv", "cryo", ("pysmurf-monitor",))
+    assert str(settings.data_dir) == "/data/pysmurf"
     # It gets as far as the folder of the archive, which is not here.
-    home = {"PATH": os.environ["PATH"], **service["environment"], "MYSQL_HOST": "127.0.0.1", "MYSQL_PORT": "1"}
-    words = [word.replace("/data/", f"{tmp_path}/none/") for word in service["command"]]
-    assert words[0] == "run"
-    done = run_here(["check", *words[1:], "--host", ""], home)
+    elsewhere = {"MYSQL_HOST": "127.0.0.1", "MYSQL_PORT": "1", "CDC_ARCHIVER_DATA_DIR": f"{tmp_path}/none/pysmurf"}
+    done = run_here(["check", "--host", ""], {"PATH": os.environ["PATH"], **variables, **elsewhere})
     assert f"data_dir {tmp_path}/none/pysmurf does not exist" in " ".join(done.stdout.split()), done
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("deploy/compose.yaml", "deploy/compose.ocs.yaml", "deploy/container/healthcheck.py", "Dockerfile"),
+        *("deploy/systemd/cdc-archiver.default", "deploy/systemd/cdc-archiver.service", "docs/installation.md"),
+    ],
+)
+def test_every_variable_that_is_named_is_one(path: str) -> None:
+    known = {*re.findall(r"`((?:CDC_ARCHIVER|MYSQL)_\w+)`", (ROOT / "docs/configuration.md").read_text())}
+    # Those of the database's image, of compose.yaml itself, and the one that Kubernetes would make.
+    others = {"MYSQL_ROOT_PASSWORD_FILE", "MYSQL_PUBLISH", "CDC_ARCHIVER_PORT"}
+    named = set(re.findall(r"\b(?:CDC_ARCHIVER|MYSQL)_[A-Z_]*[A-Z]\b", (ROOT / path).read_text()))
+    assert named
+    assert named - others <= known
+
+
+def test_services_and_profiles_that_pages_name_are_there() -> None:
+    words = "".join(
+        (ROOT / name).read_text() for name in ("docs/installation.md", "docs/runbook.md", "deploy/compose.yaml")
+    )
+    words += (DEPLOY / "compose.ocs.yaml").read_text()
+    there = SERVICES.keys() | OCS["services"].keys()
+    asked = re.findall(
+        r"docker compose(?: --profile [\w-]+)? (?:exec|run|up|ps|logs)(?: --?[\w-]+)* ([a-z][\w-]*)", words
+    )
+    assert set(asked) > {"pysmurf-archiver"}
+    assert set(asked) <= there
+    profiles = {profile for each in SERVICES.values() for profile in each.get("profiles", ())}
+    assert set(re.findall(r"--profile ([\w-]+)", words)) <= profiles
 
 
 def test_secrets_are_made_once_and_are_all_that_are_asked_for(secrets: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import http.server
 import os
 import socket
@@ -10,10 +11,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from deployed import DEPLOY
 
+from cdc_archiver.observe.http import HttpServer, Views
+from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.sandbox import free_port
 
 
@@ -58,6 +62,28 @@ def test_health_is_what_healthz_says(status: int, health: int) -> None:
 def test_a_service_that_listens_everywhere_is_asked_here(host: str) -> None:
     with answering(200) as port:
         assert check(host, port).returncode == 0
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_service_on_all_addresses_is_reached_by_the_old_and_the_new(host: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6: {error}")
+    server = HttpServer("::", 0, Views(Metrics(), _not_asked, _not_asked, _not_asked, _not_asked))
+    thread = threading.Thread(target=server.work, daemon=True)
+    thread.start()
+    try:
+        with contextlib.closing(http.client.HTTPConnection(host, server.port, timeout=30)) as connection:
+            connection.request("GET", "/metrics")
+            assert connection.getresponse().status == 200
+    finally:
+        server.interrupt()
+        thread.join()
+
+
+def _not_asked(*_: object) -> Any:
+    raise AssertionError("nobody asks this here")
 
 
 def test_nobody_there_is_no_health() -> None:

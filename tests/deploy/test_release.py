@@ -48,7 +48,8 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_o
         "Makefile",
     }
     assert wanted <= names
-    assert not [name for name in names if "secrets/" in name]
+    assert "benchmarks/__main__.py" in names
+    assert not [name for name in names if "secrets/" in name or "config/" in name or name.endswith(".env")]
 
     fresh = _installed(wheel, tmp_path / "fresh")
     clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
@@ -64,12 +65,13 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_o
 
 
 def _built(folder: Path) -> tuple[Path, Path]:
-    """The sdist, and the wheel that was built from it, of a tree with secrets in it as compose and kustomize want them."""
+    """The sdist, and the wheel that was built from it, of a tree with what a site keeps beside compose and kustomize files."""
     tree = folder / "cdc_archiver"
     shutil.copytree(ROOT, tree, ignore=_NOT_OURS)
-    for secrets in ("deploy/secrets", "deploy/kubernetes/secrets"):
-        (tree / secrets).mkdir(exist_ok=True)
-        (tree / secrets / "mysql_password").write_text("hunter2")
+    for name in ("secrets/mysql_password", "kubernetes/secrets/mysql_password", "config/cdc_archiver.toml", ".env"):
+        kept = tree / "deploy" / name
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text("MYSQL_PASSWORD=hunter2")
     done = subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation"], check=False, capture_output=True, text=True, cwd=tree
     )
@@ -138,9 +140,10 @@ def test_the_workflow_tests_each_python_that_is_promised() -> None:
     promised = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
     assert promised
     assert min(tested, key=lambda version: [int(part) for part in version.split(".")]) == promised[1]
-    base = re.search(r"^ARG BASE=python:([\d.]+)-slim$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    base = re.search(r"^ARG BASE=(python:([\d.]+)-slim-\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert base
-    assert base[1] in tested
+    assert base[2] in tested
+    assert f"make image-test IMAGE_BASE={base[1]}\n" in WORKFLOW.read_text()
 
 
 def test_links_and_versions_in_the_guide_are_right() -> None:
