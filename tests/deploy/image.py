@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
 import yaml
 from container import Container, Image, build, missing
-from deployed import DEPLOY, interpolated, read
+from deployed import DEPLOY, interpolated, read, set_up_database
 from stage import PASSWORD, TARGET, Served, Stage, eventually, new_stage
 
 from cdc_archiver.sandbox import MariaDb, SshServer, ensure_tools, free_port
@@ -201,22 +203,91 @@ def test_the_build_and_the_sandbox_leave_nothing_in_it(image: Image, tmp_path: P
         assert container.said == ""
 
 
-def test_the_demos_readout_server_has_a_configuration_that_sshd_takes(tmp_path: Path) -> None:
+def test_the_demos_services_archive_as_compose_runs_them(
+    image: Image, mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path
+) -> None:
     demo = build("demo", VERSION=VERSION, REVISION="test")
-    key = tmp_path / "host_key"
+    secrets, port, ssh_port = tmp_path / "secrets", free_port(), free_port()
     ensure_tools("ssh-keygen")
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    shell = "install -m 600 /run/secrets/demo_host_key /tmp/host_key; sed 's:/run/host_key:/tmp/host_key:' /opt/demo/sshd_config > /tmp/c; "
-    with Container(
-        demo,
-        tmp_path / "log",
-        user="0:0",
-        mounts={"/run/secrets/demo_host_key": key},
-        entry_point=["sh", "-c"],
-        arguments=[shell + "/usr/sbin/sshd -t -f /tmp/c && /opt/cdc_archiver/bin/python /opt/demo/publisher.py --help"],
-    ) as running:
-        assert running.wait() == 0, running.said
-        assert "--folder" in running.said
+    subprocess.run([DEPLOY / "make-secrets", secrets], check=True)
+    # Engines give each service an address of its own, and its name; here they share the machine's.
+    database = {"MYSQL_HOST": "127.0.0.1", "MYSQL_PORT": str(mariadb.port)}
+    (secrets / "known_hosts").write_text(
+        (secrets / "known_hosts").read_text().replace("source ", f"[127.0.0.1]:{ssh_port} ")
+    )
+    (tmp_path / "sshd_config").write_text(
+        (DEPLOY / "demo/sshd_config").read_text().replace("Port 22\n", f"Port {ssh_port}\n")
+    )
+    with new_stage(mariadb, ssh_server, tmp_path, table=False) as stage:
+        site = {**database, "MYSQL_DATABASE": stage.database, "READOUT_HOST": "ocs@127.0.0.1"}
+        compose = interpolated(read(DEPLOY / "compose.yaml"), site)
+        volumes = {name: tmp_path / "volumes" / name for name in compose["volumes"]}
+        for folder in volumes.values():
+            folder.mkdir(parents=True)
+            os.chown(folder, 9000, 9000)  # as the image's /data is, of which a new volume is a copy
+
+        def service(name: str, of: Image, more: Mapping[str, str], mounts: Mapping[str, Path]) -> Container:
+            given = compose["services"][name]
+            places = {place: volumes[volume] for volume, place, *_ in (each.split(":") for each in given["volumes"])}
+            places |= {f"/run/secrets/{secret}": _of_compose(compose, secret, secrets) for secret in given["secrets"]}
+            environment = {**given.get("environment", {}), **more}
+            return Container(
+                *(of, tmp_path / f"{name}.log", given.get("user", ""), environment, {**places, **mounts}),
+                arguments=given.get("command"),
+            )
+
+        served = Served()
+        served.port = port
+        here = {"CDC_ARCHIVER_SSH_PORT": str(ssh_port), "CDC_ARCHIVER_HTTP_PORT": str(port)}
+        config = {"/opt/demo/sshd_config": tmp_path / "sshd_config"}
+        with (
+            set_up_database(stage, secrets),
+            service("source", demo, {}, config) as source,
+            service("archiver", image, here, {}) as archiver,
+            service("publisher", demo, site, {}) as publisher,
+        ):
+            eventually(lambda: stage.count("copied = 1") >= 16, "two actions are archived")
+            check = archiver.execute("cdc-archiver", "check")
+            assert (check.returncode, "warning" in check.stdout) == (0, False), check.stdout + check.stderr
+            assert served.get("/readyz") == (200, "streaming\n")
+            assert [each.stop() for each in (publisher, archiver)] == [0, 0]
+            assert "take_iv: 8 files\n" in publisher.said
+            assert "Read-only" not in source.said
+        assert len([path for path in volumes["archive"].rglob("*.npy") if path.stat().st_uid == 9000]) >= 8
+
+
+def _of_compose(compose: Mapping[str, Any], secret: str, folder: Path) -> Path:
+    return folder / Path(compose["secrets"][secret]["file"]).name
+
+
+@pytest.mark.parametrize("profile", ["mysql", "mariadb", "demo", "demo-mariadb", ""])
+def test_compose_makes_of_its_files_what_is_meant(profile: str) -> None:
+    root = fetch(Bundle("compose", ("docker-compose",), ("docker-compose",), suite="trixie"))
+    libraries = next(root.glob("usr/lib/*-linux-gnu*"))
+    loader = next(libraries.glob("ld-linux-*"))
+    (program,) = root.glob("usr/libexec/docker/cli-plugins/docker-compose")
+    command: list[str | Path] = [loader, "--library-path", libraries, program]
+    environment = {"PATH": os.environ["PATH"], "MYSQL_USER": "u", "MYSQL_PASSWORD": "p"}
+
+    def asked(file: str, *words: str) -> Any:
+        done = subprocess.run(
+            [*command, "--file", DEPLOY / file, "--profile", profile, "config", "--format", "json", *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    there = asked("compose.yaml")["services"]
+    assert {"archiver", "prometheus", "grafana"} <= there.keys()
+    assert there["archiver"]["environment"]["MYSQL_USER"] == "u"
+    assert there.keys() & {"mysql", "mariadb"} == (
+        {"mariadb"} if "mariadb" in profile else {"mysql"} if profile else set()
+    )
+    assert ({"source", "publisher"} <= there.keys()) is profile.startswith("demo")
+    assert asked("compose.ocs.yaml")["services"].keys() == {"pysmurf-archiver"}
 
 
 def test_kustomize_makes_of_the_base_what_kubernetes_takes(tmp_path: Path) -> None:

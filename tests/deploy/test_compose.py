@@ -8,21 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pymysql
 import pytest
-from deployed import DEPLOY, ROOT, VERSION, interpolated, read, seconds, validate
-from files_table import TABLE
-from services import Service
-from stage import Stage, new_stage, run_here
-from waiting import eventually
+from deployed import DEPLOY, ROOT, VERSION, interpolated, read, seconds, set_up_database, validate
+from stage import TABLE, Service, Stage, eventually, new_stage, run_here
 
 from cdc_archiver.database import schema
-from cdc_archiver.sandbox import DatabaseServer, SandboxError, SshServer, ensure_tools
-from cdc_archiver.sandbox.packages import find
+from cdc_archiver.sandbox import DatabaseServer, SshServer, ensure_tools
+from cdc_archiver.sandbox.packages import Tool
 from cdc_archiver.settings import load
 
 COMPOSE: dict[str, Any] = interpolated(read(DEPLOY / "compose.yaml"), {})
@@ -147,22 +144,26 @@ def test_grafana_and_prometheus_find_what_is_mounted_for_them() -> None:
     assert {path.suffix for path in (DEPLOY / "prometheus/rules").iterdir()} <= {Path(rules).suffix, ""}
 
 
-def test_prometheus_takes_its_configuration() -> None:
-    try:
-        promtool = find("promtool")
-    except SandboxError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"promtool is not to be had: {error}")
-    # Its rules are elsewhere here; that they are found there is the test above.
+@pytest.mark.parametrize("given", ["compose.yaml", "installation.md"])
+def test_prometheus_takes_its_configuration(given: str, promtool: Tool, tmp_path: Path) -> None:
+    # The rules of compose.yaml are elsewhere here; that they are found there is the test above.
+    text = (DEPLOY / "prometheus/prometheus.yaml").read_text()
+    if given == "installation.md":
+        shutil.copytree(DEPLOY / "prometheus/rules", tmp_path / "rules")
+        block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/installation.md").read_text(), re.DOTALL)
+        assert block
+        text = textwrap.dedent(f"   {block[1]}")
+    config = tmp_path / "prometheus.yml"
+    config.write_text(text)
     done = subprocess.run(
-        promtool.command("check", "config", DEPLOY / "prometheus/prometheus.yaml"),
+        promtool.command("check", "config", config),
         check=False,
         capture_output=True,
         text=True,
         env=promtool.environ(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert given == "compose.yaml" or "1 rule files found" in done.stdout
 
 
 @pytest.mark.parametrize("service", [SERVICES["archiver"], OCS["services"]["pysmurf-archiver"]])
@@ -252,7 +253,7 @@ def test_the_table_is_the_one_that_init_db_makes() -> None:
 def test_the_database_is_set_up_for_an_archiver_and_a_monitor_and_they_work_together(
     database_server: DatabaseServer, ssh_server: SshServer, secrets: Path, tmp_path: Path
 ) -> None:
-    with new_stage(database_server, ssh_server, tmp_path, table=False) as stage, _set_up(stage, secrets):
+    with new_stage(database_server, ssh_server, tmp_path, table=False) as stage, set_up_database(stage, secrets):
         password = (secrets / "mysql_password").read_text()
         # As the archiver's own account sees it: nothing is missing but the history, which it makes itself.
         changes = {"mysql_user": "archiver", "mysql_password": password}
@@ -281,35 +282,6 @@ def test_a_databases_options_are_ones_that_it_has(database_server: DatabaseServe
         name = name.replace("-", "_")
         ((_, found),) = database_server.execute(f"SHOW GLOBAL VARIABLES LIKE '{name}'")
         assert name not in ("binlog_format", "log_bin") or found in (value, "ON")
-
-
-@contextlib.contextmanager
-def _set_up(stage: Stage, secrets: Path) -> Iterator[None]:
-    """Does what the database's image does with the folder at its first start."""
-    for file in sorted((DEPLOY / "database").iterdir()):
-        if file.suffix == ".sql":
-            text = file.read_text()
-        else:
-            # The image runs a script that is executable as a program of its own, which would not know the function.
-            assert not os.access(file, os.X_OK)
-            script = file.read_text().replace("/run/secrets", str(secrets))
-            shell = shutil.which("bash")
-            assert shell
-            text = subprocess.run(
-                [shell, "-euc", f"docker_process_sql() {{ cat; }}\n{script}"],
-                check=True,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "MYSQL_DATABASE": stage.database},
-            ).stdout
-        for statement in re.sub("^--.*", "", text, flags=re.MULTILINE).split(";"):
-            if statement.strip():
-                stage.sql(statement)
-    try:
-        yield
-    finally:
-        for user in ("archiver", "monitor"):
-            stage.server.execute(f"DROP USER '{user}'@'%'")
 
 
 def _publish(stage: Stage, secrets: Path) -> None:

@@ -38,7 +38,8 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_o
     assert names == ours | {"cdc_archiver/py.typed"}
 
     with tarfile.open(sdist) as archive_of_source:
-        names = {name.partition("/")[2] for name in archive_of_source.getnames()}
+        modes = {member.name.partition("/")[2]: member.mode for member in archive_of_source.getmembers()}
+    names = set(modes)
     wanted = {
         "Dockerfile",
         "constraints.txt",
@@ -49,6 +50,8 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_o
     }
     assert wanted <= names
     assert "benchmarks/__main__.py" in names
+    programs = ("deploy/make-secrets", "deploy/demo/readout.sh", "deploy/systemd/install.sh")
+    assert all(modes[name] & 0o111 for name in programs)
     assert not [name for name in names if "secrets/" in name or "config/" in name or name.endswith(".env")]
 
     fresh = _installed(wheel, tmp_path / "fresh")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from cdc_archiver.sandbox.packages import Bundle, fetch, find_on_system
 from cdc_archiver.settings import load
 
 UNIT = Path(__file__).parents[2] / "deploy" / "systemd" / "cdc-archiver.service"
+UNIT_PROGRAM = "/opt/cdc_archiver/bin/cdc-archiver"
 EXPOSURE = 20
 """In tenths, as systemd-analyze counts; without hardening it is above 90."""
 
@@ -113,6 +115,7 @@ def test_the_unit_stops_the_service_as_it_wants_to_be_stopped(unit: dict[str, di
     assert service["KillMode"] == "mixed"  # with control-group, running copies would get SIGTERM as well
     assert service["RestartPreventExitStatus"] == "2"
     assert service["Type"] == "notify"
+    assert service["ExecStart"] == f"{UNIT_PROGRAM} run"
     assert int(service["WatchdogSec"]) >= 30
 
 
@@ -155,6 +158,33 @@ def test_an_installation_leaves_a_configuration_as_it_is(tmp_path: Path) -> None
     assert {path.read_text() for path in kept} == {"# mine\n"}
     assert (tmp_path / "etc/cdc_archiver/mysql_password").read_text() == "mine"
     assert (tmp_path / "etc/systemd/system/cdc-archiver.service").read_text() == UNIT.read_text()
+
+
+def test_commands_run_as_the_service_with_its_settings_and_password_or_one_that_is_given(tmp_path: Path) -> None:
+    install(tmp_path)
+    (tmp_path / "etc/cdc_archiver/mysql_password").write_text("the service's\n")
+    words = (tmp_path / "usr/local/sbin/cdc-archiver").read_text()
+    (told,) = re.findall(r"^exec setpriv (.*) (/opt/\S+) \"\$@\"$", words, re.MULTILINE)
+    assert told == ("--reuid cdc-archiver --regid cdc-archiver --init-groups", UNIT_PROGRAM)
+    # Other places, and nobody else's rights: the rest is as it is.
+    script = words.replace("/etc/", f"{tmp_path}/etc/").replace(" ".join(("setpriv", *told)), "env")
+
+    def variables(**given: str) -> dict[str, str]:
+        done = subprocess.run(
+            ["sh", "-c", script], check=True, capture_output=True, text=True, env={"PATH": os.environ["PATH"], **given}
+        )
+        return dict(line.split("=", 1) for line in done.stdout.splitlines())
+
+    assert (
+        variables().items()
+        >= {
+            "MYSQL_PASSWORD": "the service's",
+            "CDC_ARCHIVER_CONFIG": "/etc/cdc_archiver/archiver.toml",
+            "HOME": "/var/lib/cdc_archiver",
+        }.items()
+    )
+    assert variables(MYSQL_USER="root", MYSQL_PASSWORD="root's")["MYSQL_PASSWORD"] == "root's"
+    assert "MYSQL_PASSWORD" not in variables(MYSQL_PASSWORD_FILE="/another")
 
 
 def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: Stage) -> None:

@@ -111,8 +111,7 @@ class Container:
             *(self.image.config["Entrypoint"] if self.entry_point is None else self.entry_point),
             *(self.image.config["Cmd"] if self.arguments is None else self.arguments),
         ]
-        folder = self.image.config.get("WorkingDir") or "/"
-        script.append(f'exec chroot "$ROOT" {shlex.join([*self._as_user(), "env", f"--chdir={folder}", *command])}')
+        script.append(f'exec chroot "$ROOT" {shlex.join([*self._as_user(), *self._in_its_folder(), *command])}')
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*_NAMESPACES, "sh", "-c", "\n".join(script)],
@@ -151,7 +150,12 @@ class Container:
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Runs a program beside the others in it, as an engine does for a health check."""
         return subprocess.run(
-            ["nsenter", f"--target={self.first}", "--mount", "--pid", "--root", "--", *self._as_user(), *command],
+            [
+                *("nsenter", f"--target={self.first}", "--mount", "--pid", "--root", "--"),
+                *self._as_user(),
+                *self._in_its_folder(),
+                *command,
+            ],
             check=False,
             env=self._variables(),
             capture_output=True,
@@ -170,6 +174,9 @@ class Container:
 
     def _variables(self) -> dict[str, str]:
         return {**self.image.environment, **self.environment}
+
+    def _in_its_folder(self) -> list[str]:
+        return ["env", f"--chdir={self.image.config.get('WorkingDir') or '/'}"]
 
     def _as_user(self) -> list[str]:
         uid, _, gid = (self.user or self.image.config["User"]).partition(":")

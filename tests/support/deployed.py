@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shutil
+import subprocess
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,6 +17,7 @@ from typing import Any
 
 import jsonschema
 import yaml
+from stage import Stage
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -53,6 +58,35 @@ def seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+)(s|m)", text)
     assert match, f"{text!r} is no duration that this test knows"
     return int(match[1]) * {"s": 1, "m": 60}[match[2]]
+
+
+@contextlib.contextmanager
+def set_up_database(stage: Stage, secrets: Path) -> Iterator[None]:
+    """Does what the database's image does with the folder at its first start."""
+    for file in sorted((DEPLOY / "database").iterdir()):
+        if file.suffix == ".sql":
+            text = file.read_text()
+        else:
+            # The image runs a script that is executable as a program of its own, which would not know the function.
+            assert not os.access(file, os.X_OK)
+            script = file.read_text().replace("/run/secrets", str(secrets))
+            shell = shutil.which("bash")
+            assert shell
+            text = subprocess.run(
+                [shell, "-euc", f"docker_process_sql() {{ cat; }}\n{script}"],
+                check=True,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "MYSQL_DATABASE": stage.database},
+            ).stdout
+        for statement in re.sub("^--.*", "", text, flags=re.MULTILINE).split(";"):
+            if statement.strip():
+                stage.sql(statement)
+    try:
+        yield
+    finally:
+        for user in ("archiver", "monitor"):
+            stage.server.execute(f"DROP USER '{user}'@'%'")
 
 
 def _word(match: re.Match[str], environment: Mapping[str, str]) -> str:
