@@ -6,7 +6,10 @@ set -a
 . /etc/default/cdc-archiver
 set +a
 [ -n "${MYSQL_PASSWORD:-}${MYSQL_PASSWORD_FILE:-}" ] || MYSQL_PASSWORD=$(cat /etc/cdc_archiver/mysql_password)
-HOME=/var/lib/cdc_archiver
-export HOME
 [ -z "${MYSQL_PASSWORD:-}" ] || export MYSQL_PASSWORD
-exec setpriv --reuid cdc-archiver --regid cdc-archiver --init-groups /opt/cdc_archiver/bin/cdc-archiver "$@"
+# `systemctl edit cdc-archiver` may have named another account.
+user=$(systemctl show --property=User --value cdc-archiver)
+group=$(systemctl show --property=Group --value cdc-archiver)
+HOME=$(getent passwd "$user" | cut -d: -f6)
+export HOME
+exec setpriv --reuid "$user" --regid "$group" --init-groups /opt/cdc_archiver/bin/cdc-archiver "$@"

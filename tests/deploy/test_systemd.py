@@ -5,7 +5,6 @@ from __future__ import annotations
 import configparser
 import ctypes
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -163,28 +162,40 @@ def test_an_installation_leaves_a_configuration_as_it_is(tmp_path: Path) -> None
 def test_commands_run_as_the_service_with_its_settings_and_password_or_one_that_is_given(tmp_path: Path) -> None:
     install(tmp_path)
     (tmp_path / "etc/cdc_archiver/mysql_password").write_text("the service's\n")
-    words = (tmp_path / "usr/local/sbin/cdc-archiver").read_text()
-    (told,) = re.findall(r"^exec setpriv (.*) (/opt/\S+) \"\$@\"$", words, re.MULTILINE)
-    assert told == ("--reuid cdc-archiver --regid cdc-archiver --init-groups", UNIT_PROGRAM)
-    # Other places, and nobody else's rights: the rest is as it is.
-    script = words.replace("/etc/", f"{tmp_path}/etc/").replace(" ".join(("setpriv", *told)), "env")
+    script = (tmp_path / "usr/local/sbin/cdc-archiver").read_text().replace("/etc/", f"{tmp_path}/etc/")
+    # What it asks the machine, and whom it runs: here they say what they were given.
+    for name, words in {
+        "systemctl": 'case "$*" in *=User*) echo ocs;; *=Group*) echo smurf;; esac',
+        "getent": 'echo "$2:x:9000:9000::/home/$2:/bin/sh"',
+        "setpriv": 'echo "WORDS=$*"; exec env',
+    }.items():
+        fake = tmp_path / "bin" / name
+        fake.parent.mkdir(exist_ok=True)
+        fake.write_text(f"#!/bin/sh\n{words}\n")
+        fake.chmod(0o755)
 
-    def variables(**given: str) -> dict[str, str]:
+    def told(**given: str) -> dict[str, str]:
+        path = f"{fake.parent}:{os.environ['PATH']}"
         done = subprocess.run(
-            ["sh", "-c", script], check=True, capture_output=True, text=True, env={"PATH": os.environ["PATH"], **given}
+            ["sh", "-c", script, "cdc-archiver", "why", "a b"],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={"PATH": path, **given},
         )
         return dict(line.split("=", 1) for line in done.stdout.splitlines())
 
     assert (
-        variables().items()
+        told().items()
         >= {
+            "WORDS": f"--reuid ocs --regid smurf --init-groups {UNIT_PROGRAM} why a b",
             "MYSQL_PASSWORD": "the service's",
             "CDC_ARCHIVER_CONFIG": "/etc/cdc_archiver/archiver.toml",
-            "HOME": "/var/lib/cdc_archiver",
+            "HOME": "/home/ocs",
         }.items()
     )
-    assert variables(MYSQL_USER="root", MYSQL_PASSWORD="root's")["MYSQL_PASSWORD"] == "root's"
-    assert "MYSQL_PASSWORD" not in variables(MYSQL_PASSWORD_FILE="/another")
+    assert told(MYSQL_USER="root", MYSQL_PASSWORD="root's")["MYSQL_PASSWORD"] == "root's"
+    assert "MYSQL_PASSWORD" not in told(MYSQL_PASSWORD_FILE="/another")
 
 
 def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: Stage) -> None:
