@@ -185,7 +185,8 @@ def test_its_health_is_that_of_healthz(image: Image, stage: Stage) -> None:
         assert served.get("/readyz")[0] == 503
         checked = running.execute(*image.health_check)
         assert (checked.returncode, checked.stdout) == (0, "200 no database\n")
-    idle = Container(image, stage.folder / "idle.log", arguments=["60"], entry_point=["sleep"])
+    nobody = {"CDC_ARCHIVER_HTTP_PORT": str(free_port())}
+    idle = Container(image, stage.folder / "idle.log", environment=nobody, arguments=["60"], entry_point=["sleep"])
     with idle as running:
         assert running.execute(*image.health_check).returncode == 1
 
