@@ -108,6 +108,9 @@ def test_the_archivers_variables_are_settings_and_lead_to_what_is_mounted() -> N
     assert secrets == {settings.mysql_password_file, source.ssh_key, source.known_hosts}
     assert str(settings.data_dir) in {volume.split(":")[-1] for volume in archiver["volumes"]}
     assert source.host_name == "source"
+    assert not source.restricted_key
+    answer = interpolated(read(DEPLOY / "compose.yaml"), {"READOUT_RESTRICTED_KEY": "yes"})
+    assert load(environment=answer["services"]["archiver"]["environment"]).sources[0].restricted_key
     publisher = SERVICES["publisher"]
     files = {name: [v.split(":")[1] for v in SERVICES[name]["volumes"]] for name in ("source", "publisher")}
     assert files["source"] == files["publisher"] == [source.source_root] == [publisher["command"][-1]]
@@ -206,6 +209,17 @@ def test_every_variable_that_is_named_is_one(path: str) -> None:
     named = set(re.findall(r"\b(?:CDC_ARCHIVER|MYSQL)_[A-Z_]*[A-Z]\b", (ROOT / path).read_text()))
     assert named
     assert named - others <= known
+
+
+def test_variables_for_a_site_are_told_at_the_top_and_those_of_the_guide_are_ones() -> None:
+    text = (DEPLOY / "compose.yaml").read_text()
+    told, _, used = text.partition("\nname: ")
+    words = set(re.findall(r"^#   ((?:[A-Z_]+(?:, )?)+) ", told, re.MULTILINE))
+    variables = set(re.findall(r"\$\{(\w+)", used))
+    assert {word for each in words for word in each.split(", ")} == variables
+    guide = re.search(r"cat >\.env <<END\n(.*?)END", (ROOT / "docs/installation.md").read_text(), re.DOTALL)
+    assert guide
+    assert set(re.findall(r"^(\w+)=", guide[1], re.MULTILINE)) <= variables
 
 
 def test_services_and_profiles_that_pages_name_are_there() -> None:
