@@ -252,6 +252,22 @@ def test_secrets_are_made_once_and_are_all_that_are_asked_for(secrets: Path) -> 
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().split()
 
 
+@pytest.mark.parametrize("said_by", ["the environment", ".env"])
+def test_the_key_is_the_archivers_alone_where_that_runs_as_who_made_it(tmp_path: Path, said_by: str) -> None:
+    ensure_tools("ssh-keygen")
+    folder, uid = tmp_path / "secrets", os.getuid()
+    make = [DEPLOY / "make-secrets", folder]
+    bare = {name: value for name, value in os.environ.items() if name != "ARCHIVER_USER"}
+    subprocess.run(make, check=True, env={**bare, "ARCHIVER_USER": f"{uid + 1}:1"})
+    assert (folder / "ssh_key").stat().st_mode & 0o777 == 0o644
+    if said_by == ".env":
+        (tmp_path / ".env").write_text(f"READOUT_ROOT=/data\nARCHIVER_USER={uid}:1\n")
+        subprocess.run(make, check=True, env=bare)
+    else:
+        subprocess.run(make, check=True, env={**bare, "ARCHIVER_USER": f"{uid}:1"})
+    assert (folder / "ssh_key").stat().st_mode & 0o777 == 0o600
+
+
 def test_the_demos_sshd_finds_its_keys() -> None:
     words = (DEPLOY / "demo/sshd_config").read_text() + (DEPLOY / "demo/readout.sh").read_text()
     assert set(re.findall(r"/run/secrets/(\w+)", words)) == set(SERVICES["source"]["secrets"])

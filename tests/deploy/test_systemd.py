@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,6 +106,32 @@ def test_the_unit_is_hardened(installed: Path, systemd: tuple[list[str], dict[st
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Overall exposure level" in done.stdout
+
+
+def test_the_unit_leaves_what_the_service_does(unit: dict[str, dict[str, str]]) -> None:
+    service = unit["Service"]
+    # Placing sets a file's group, which @privileged would forbid, and nobody would hear of it.
+    filters = re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE)
+    assert filters.index("@chown") > filters.index("~@privileged @resources")
+    # The metrics of the process itself are read from /proc/stat, too.
+    assert "ProcSubset" not in service
+    # ssh resolves names and makes sockets for its connections that are shared.
+    assert {"AF_UNIX", "AF_INET", "AF_INET6"} <= set(service["RestrictAddressFamilies"].split())
+
+
+def test_a_file_takes_the_group_of_a_folder_that_says_so(stage: Stage) -> None:
+    groups = [group for group in os.getgroups() if group != os.getegid()]
+    if not groups and os.getuid() != 0:
+        pytest.skip("this account has one group alone")
+    group = groups[0] if groups else 9000
+    file = stage.file("a.npy")
+    folder = stage.place(file).parent
+    folder.mkdir(parents=True)
+    os.chown(folder, -1, group)
+    folder.chmod(0o2755)
+    with stage.service():
+        stage.wait_archived(*stage.register(file))
+    assert stage.place(file).stat().st_gid == group
 
 
 def test_the_unit_stops_the_service_as_it_wants_to_be_stopped(unit: dict[str, dict[str, str]]) -> None:

@@ -81,6 +81,11 @@ def test_a_clock_that_is_set_back_loses_nothing(kept: Activity, clock: Clock) ->
     assert kept.seen().minutes[-1].files == 2
 
 
+def test_a_clock_that_was_ahead_at_the_start_shows_a_minute_all_the_same(kept: Activity, clock: Clock) -> None:
+    clock.now -= 600
+    assert len(kept.seen().minutes) == 1
+
+
 @pytest.mark.parametrize("scale", [0.004, 0.1, 3.0, 900.0])
 def test_quantiles_are_right_to_five_percent(kept: Activity, scale: float) -> None:
     for number in range(1, 101):

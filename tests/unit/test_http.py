@@ -116,6 +116,12 @@ def test_every_answer_forbids_a_browser_all_but_what_comes_from_here(path: str) 
     assert "access-control-allow-origin" not in headers
 
 
+@pytest.mark.parametrize("id_", ["x", "-1", "1.5", "٤", "9" * 21, "9" * 5000])
+def test_what_is_no_id_is_no_file(id_: str) -> None:
+    with asking() as client:
+        assert client.get(f"/api/file/{id_}").status_code == 404
+
+
 # The page.
 
 
