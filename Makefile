@@ -51,12 +51,12 @@ servers: install ## private MariaDB, MySQL, sshd, Prometheus and a browser into 
 	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh prometheus browser
 
 # IMAGE_BASE=… names another base. Without it image takes the Dockerfile's, from a registry, and image-test one that it makes of
-# Debian's packages. ENGINE=podman make image: with Podman.
+# Debian's packages. ENGINE=podman make image: with Podman, whose own format has no health check.
 ENGINE ?= docker
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 image: ## the container image cdc_archiver, with the engine of this machine
-	$(ENGINE) build --target runtime --build-arg VERSION=$(VERSION) $(if $(IMAGE_BASE),--build-arg BASE=$(IMAGE_BASE)) \
+	$(ENGINE) build $(if $(findstring podman,$(ENGINE)),--format docker) --target runtime --build-arg VERSION=$(VERSION) $(if $(IMAGE_BASE),--build-arg BASE=$(IMAGE_BASE)) \
 	  --build-arg REVISION=$$(git rev-parse --short HEAD 2>/dev/null || echo unknown) --tag cdc_archiver:$(VERSION) .
 
 image-test: servers ## the image without an engine, as root: built, run, files archived with it

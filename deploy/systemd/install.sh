@@ -22,6 +22,11 @@ if [ -z "$root" ]; then
     systemd-sysusers cdc-archiver.conf
     install -d -m 700 -o cdc-archiver -g cdc-archiver /var/lib/cdc_archiver /var/lib/cdc_archiver/.ssh
     systemctl daemon-reload
-    echo "Now: the password into /etc/cdc_archiver/mysql_password, the settings into /etc/cdc_archiver/archiver.toml,"
-    echo "key and known_hosts into /var/lib/cdc_archiver/.ssh; then: systemctl enable --now cdc-archiver"
+    if [ -s /etc/cdc_archiver/mysql_password ]; then
+        echo "Now: systemctl restart cdc-archiver"
+    else
+        echo "Now: the password into /etc/cdc_archiver/mysql_password, the settings into /etc/cdc_archiver/archiver.toml,"
+        echo "key and known_hosts into /var/lib/cdc_archiver/.ssh. \`cdc-archiver check\` says whether all is right; then:"
+        echo "systemctl enable --now cdc-archiver"
+    fi
 fi
