@@ -16,7 +16,9 @@ import pytest
 import yaml
 from container import Container, Image, build, missing
 from deployed import DEPLOY, interpolated, read, set_up_database
-from stage import PASSWORD, TARGET, Served, Stage, eventually, new_stage
+from services import PASSWORD, Served
+from stage import TARGET, Stage, new_stage
+from waiting import eventually
 
 from cdc_archiver.sandbox import MariaDb, SshServer, ensure_tools, free_port
 from cdc_archiver.sandbox.packages import Bundle, fetch

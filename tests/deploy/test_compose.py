@@ -15,7 +15,10 @@ from typing import Any
 import pymysql
 import pytest
 from deployed import DEPLOY, ROOT, VERSION, interpolated, read, seconds, set_up_database, validate
-from stage import TABLE, Service, Stage, eventually, new_stage, run_here
+from files_table import TABLE
+from services import Service
+from stage import Stage, new_stage, run_here
+from waiting import eventually
 
 from cdc_archiver.database import schema
 from cdc_archiver.sandbox import DatabaseServer, SshServer, ensure_tools
