@@ -105,7 +105,8 @@ class Archiver:
         self.http = HttpServer(self._settings.http_host, self._settings.http_port, views)
         self.http.on_end = self._ended
         self.http.start()
-        _log.info("listening", address=f"http://{self._settings.http_host}:{self.http.port}")
+        host = self._settings.http_host
+        _log.info("listening", address=f"http://{f'[{host}]' if ':' in host else host}:{self.http.port}")
         notifier = Notifier.from_environment(self.status)
         if notifier is not None:
             notifier.on_end = self._ended

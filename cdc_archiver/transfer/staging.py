@@ -313,12 +313,23 @@ class Archive:
             )
         for new in reversed(missing):
             try:
-                new.mkdir()
-                new.chmod(self._modes.folders)  # whatever the umask
+                new.mkdir(self._modes.folders)
+                self._set_mode(new)
             except FileExistsError:  # another worker made it just now
                 if not os.path.isdir(new):
                     raise
             touched.update((new, new.parent))
+
+    def _set_mode(self, folder: Path) -> None:
+        """Whatever the umask; and where the folder above hands on its group, this one does so too."""
+        made = stat.S_IMODE(os.stat(folder).st_mode)
+        wanted = self._modes.folders | made & stat.S_ISGID
+        if made == wanted:
+            return
+        try:
+            folder.chmod(wanted)
+        except PermissionError:  # systemd's RestrictSUIDSGID forbids that bit even where it is set already
+            folder.chmod(self._modes.folders)
 
     def _is_own_way(self, folder: Path) -> bool:
         """Whether no folder between data_dir and this one is somebody else's link: one of ours, or root's, may spread an

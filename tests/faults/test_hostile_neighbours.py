@@ -118,17 +118,26 @@ def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: Stage, log
 # What they can plant.
 
 
-@pytest.mark.parametrize("umask", ["000", "027", "077"])
-def test_modes_are_those_of_the_settings_whatever_the_umask(stage: Stage, umask: str) -> None:
+@pytest.mark.parametrize(
+    ("umask", "set_folders", "files", "folders"),
+    [
+        ("000", 0o755, 0o644, 0o755),
+        ("022", 0o755, 0o644, 0o2755),  # an archive that hands on its group does so all the way down
+        ("027", 0o2775, 0o664, 0o2775),
+        ("077", 0o700, 0o600, 0o700),
+    ],
+)
+def test_modes_are_those_of_the_settings_whatever_the_umask(
+    stage: Stage, umask: str, set_folders: int, files: int, folders: int
+) -> None:
     # Given a service that was started with some umask,
-    folders, files = {"000": (0o755, 0o644), "027": (0o2775, 0o664), "077": (0o700, 0o600)}[umask]
     groups = [SOMEBODY] if ROOT else [group for group in os.getgroups() if group != os.getegid()]
     if folders & stat.S_ISGID:
         os.chown(stage.data_dir, -1, groups[0] if groups else -1)
         os.chmod(stage.data_dir, folders)
     shell = ("sh", "-c", f'umask {umask}; exec "$@"', "sh", *COMMAND)
     slow = stage.file("slow.npy", size=200_000)
-    with stage.program(interpreter=shell, chmod=f"D{folders:o},F{files:o}", bwlimit="100") as service:
+    with stage.program(interpreter=shell, chmod=f"D{set_folders:o},F{files:o}", bwlimit="100") as service:
         # when files are archived,
         ids = stage.register(slow, stage.file("a.npy"), action="x") + stage.register(stage.file("b.npy"), plot=1)
         eventually(lambda: service.metric("in_flight"), "one is on its way")
