@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import fuzz
 import pytest
-from fuzz import Target
+from fuzz import words
+from fuzz.__main__ import main
+from fuzz.corpus import SECRET
+from fuzz.runner import Target, all_targets, attempt
+from fuzz.sites import Site
 
 COUNTS = {
     "line": 3000,
@@ -23,7 +26,7 @@ SEED = 7
 
 @pytest.fixture(scope="module")
 def targets() -> Iterator[dict[str, Target]]:
-    with fuzz.all_targets() as made:
+    with all_targets() as made:
         yield made
 
 
@@ -31,7 +34,7 @@ def targets() -> Iterator[dict[str, Target]]:
 def test_no_input_breaks_a_promise(targets: dict[str, Target], name: str) -> None:
     assert COUNTS.keys() == targets.keys()
     for index in range(COUNTS[name]):
-        if broken := fuzz.attempt(targets, name, SEED, index):
+        if broken := attempt(targets, name, SEED, index):
             raise AssertionError(
                 f"PYTHONPATH=tests/support:tests/faults python -m fuzz --seed {SEED} --one {name}:{index}"
             ) from broken.error
@@ -40,13 +43,13 @@ def test_no_input_breaks_a_promise(targets: dict[str, Target], name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("site", fuzz.Site(b"workers = " + b"[" * 3000, {}, {})),
-        ("site", fuzz.Site(b"workers = " + b"9" * 5000, {}, {})),
-        ("site", fuzz.Site(b'data_dir = "/data\\u0000"', {"target": ["m"]}, {})),
-        ("site", fuzz.Site(b'mysql_password_file = "/data\\u0000"', {"target": ["m"]}, {})),
-        ("site", fuzz.Site(b'[[sources]]\nname = "a"\ntarget = "m"\nssh_key = "/data\\u0000"', {}, {})),
-        ("site", fuzz.Site(b'mysql_password = ["hunter2-c0rrect"]', {}, {})),
-        ("site", fuzz.Site(None, {"chmod": "two\nlines\x1b[2J"}, {"MYSQL_PASSWORD": fuzz.SECRET})),
+        ("site", Site(b"workers = " + b"[" * 3000, {}, {})),
+        ("site", Site(b"workers = " + b"9" * 5000, {}, {})),
+        ("site", Site(b'data_dir = "/data\\u0000"', {"target": ["m"]}, {})),
+        ("site", Site(b'mysql_password_file = "/data\\u0000"', {"target": ["m"]}, {})),
+        ("site", Site(b'[[sources]]\nname = "a"\ntarget = "m"\nssh_key = "/data\\u0000"', {}, {})),
+        ("site", Site(b'mysql_password = ["hunter2-c0rrect"]', {}, {})),
+        ("site", Site(None, {"chmod": "two\nlines\x1b[2J"}, {"MYSQL_PASSWORD": SECRET})),
     ],
     ids=["nested", "long number", "NUL in data_dir", "NUL in password file", "NUL in a key", "password", "lines"],
 )
@@ -61,8 +64,8 @@ def test_a_broken_promise_is_shown_with_what_shows_it_again(capsys: pytest.Captu
         assert b"|" not in line
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fuzz, "check_line", reader)
-        assert fuzz.main(["--inputs", "1000", "--seed", "3"]) == 1
+        patch.setattr(words, "check_line", reader)
+        assert main(["--inputs", "1000", "--seed", "3"]) == 1
     said = capsys.readouterr().out
     assert "breaks a promise" in said
     assert "--seed 3 --one line:" in said
