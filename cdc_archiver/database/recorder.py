@@ -80,7 +80,8 @@ class Recorder(Part):
             if self._discarding:
                 return
             self._waiting.append(Entry(source, outcome, waited))
-            self._changed.notify()
+            if len(self._waiting) == 1:  # whoever was told of the first takes all that wait by then
+                self._changed.notify()
         self._hold_up_if_full()
 
     def discard(self) -> None:
@@ -140,6 +141,8 @@ class Recorder(Part):
             return True
 
     def _hold_up_if_full(self) -> None:
+        if (len(self._waiting) >= _HOLD_UP_AT) == self._held_up:
+            return
         with self._changed:
             full = len(self._waiting) >= _HOLD_UP_AT
             if full != self._held_up:

@@ -45,8 +45,6 @@ _CHARGED_DELAYS: Final = (5.0, 30.0, 120.0, 600.0)
 """Seconds after a file's n-th charged attempt; the last one for all further."""
 _NOT_COUNTED_DELAY: Final = 5.0
 _BLANK_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
-_BULK_FILES: Final = 8
-"""Files of a bulk batch: few, so that several bulk workers share them."""
 
 
 class Dispatcher:
@@ -212,6 +210,10 @@ class Dispatcher:
             for id_ in reversed(ids):
                 self._inboxes[self._ledger[id_].fresh].appendleft(id_)
 
+    def at_once(self) -> contextlib.AbstractContextManager[bool]:
+        """What is told inside the block, the workers see all together: one batch of it, and not one of its first file."""
+        return self._changed
+
     def enqueue(self, source: str, record: FileRecord) -> None:
         """A record waits for a worker of its source."""
         with self._changed:
@@ -225,8 +227,9 @@ class Dispatcher:
             else:
                 self._ledger.queued(record.id)
                 self._ledger[record.id].looks = 0
+                if not state.lanes[Lane.SMALL]:  # whoever was told of the first takes all that wait by then
+                    self._changed.notify_all()
                 state.lanes[Lane.SMALL].push(record, fresh=self._ledger[record.id].fresh)
-                self._changed.notify_all()
             wanted = state.wants_refill(REFILL_BELOW)
         if wanted:
             self._want_sweep()
@@ -296,8 +299,7 @@ class Dispatcher:
             state = self._sources[source]
             held = state.health.reason is Reason.SOURCE_NOT_MOUNTED
             outcome = state.absences.judge(batch.worker, outcome, held=held)
-            tries = self._ledger[outcome.record.id].blank_tries + 1
-            if self._watch.note(source, state.health, outcome, tries):
+            if self._watch.note(source, state.health, outcome, self._ledger[outcome.record.id].blank_tries + 1):
                 self._changed.notify_all()
             match outcome:
                 case Deferred(record=record):
@@ -363,6 +365,7 @@ class Dispatcher:
                 by_event = isinstance(outcome, Archived) and entry.origin is Origin.STREAM
                 self._metrics.count(source, outcome, now - entry.woken_at if by_event else None)
             entry.blank_tries = 0
+            next_due = self._ledger.next_due()
             if not counted:
                 # The row has moved on, or cannot be written: what it says now decides, after a moment.
                 self._ledger.retry(record.id, now + _NOT_COUNTED_DELAY)
@@ -371,7 +374,9 @@ class Dispatcher:
                 self._ledger.retry(record.id, now + delay * self._random.uniform(0.9, 1.1))
             elif self._ledger.finished(record.id):
                 self._reoffer(record.id)
-            self._changed.notify_all()
+            # What is done gives nobody anything to do, and to wake every thread for each file costs as much as the file.
+            if not state.in_flight or self._ledger.next_due() != next_due:
+                self._changed.notify_all()
 
     def hold_up(self, held_up: bool) -> None:
         """Stops handing out batches while the table cannot be written to, and starts again."""
@@ -443,8 +448,7 @@ class Dispatcher:
     def _collect(self, state: SourceQueues, lane: Lane, now: float) -> list[FileRecord]:
         queue = state.lanes[lane]
         records: list[FileRecord] = []
-        most = state.batch_files if lane is Lane.SMALL else min(state.batch_files, _BULK_FILES)
-        while queue and len(records) < most:
+        while queue and len(records) < state.most(lane):
             record = queue.pop()
             # What came to nothing twice, without a word, goes alone: then there is no neighbour to blame.
             alone = self._ledger[record.id].blank_tries >= 2
@@ -452,8 +456,7 @@ class Dispatcher:
                 queue.fresh.appendleft(record)
                 break
             if not self._ledger.taken(record.id, now):
-                self._inboxes[True].append(record.id)
-                self._changed.notify_all()
+                self._reoffer(record.id)
                 continue
             records.append(record)
             if alone:

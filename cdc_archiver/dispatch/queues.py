@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Final
 
 from cdc_archiver.dispatch.health import Health
 from cdc_archiver.model import FileRecord, Lane
 from cdc_archiver.transfer.absence import Absences
+
+_BULK_FILES: Final = 8
+"""Files of a bulk batch: few, so that several bulk workers share them."""
 
 
 @dataclass(slots=True)
@@ -72,6 +76,10 @@ class SourceQueues:
 
     def __bool__(self) -> bool:
         return True  # empty or not, it is there
+
+    def most(self, lane: Lane) -> int:
+        """Files of one batch at the most."""
+        return self.batch_files if lane is Lane.SMALL else min(self.batch_files, _BULK_FILES)
 
     def wants_refill(self, below: int) -> bool:
         """Whether a sweep left rows behind and there is room for them now: said once."""

@@ -61,8 +61,9 @@ class Router(Part):
                 continue
             self._on_database(True, "")
             pause = 0.1
-            for id_ in ids:
-                self._route(id_, rows.get(id_))
+            with self._dispatcher.at_once():
+                for id_ in ids:
+                    self._route(id_, rows.get(id_))
 
     def _route(self, id_: int, row: Row | None) -> None:
         if row is None:

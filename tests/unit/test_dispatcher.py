@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Self
 
 import pytest
+from kit import eventually
 from records import record
 
 from cdc_archiver.dispatch import dispatcher as module
@@ -39,11 +42,23 @@ class Clock:
         return self.now
 
 
+class RealClock(Clock):
+    """Time as it is. Whoever waits looks at it first, with the lock held: who has looked, waits as soon as the lock is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return time.monotonic()
+
+
 class Stage:
     """A dispatcher of one source, `srv`, and what it asked for."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.clock = Clock()
+    def __init__(self, clock: Clock | None = None, **settings: Any) -> None:
+        self.clock = clock or Clock()
         self.metrics = Metrics()
         self.sweeps_wanted = 0
         loaded = load({"target": ("pysmurf-monitor",), "host": "srv", **settings}, environment={})
@@ -386,3 +401,64 @@ def test_a_row_that_seems_to_be_done_when_its_event_came_is_looked_at_again() ->
     stage.dispatcher.seems_no_work(id_)
     stage.clock.now += 0.01
     assert stage.dispatcher.take_ids(10, 0.0) == [3]
+
+
+class Waiting:
+    """A call that waits for a dispatcher in a thread of its own, inside the ``with`` block at the longest."""
+
+    def __init__(self, stage: Stage, call: Callable[[], Any]) -> None:
+        self._stage = stage
+        self._threads = ThreadPoolExecutor(1)
+        self._future: Future[Any] = self._threads.submit(call)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stage.dispatcher.close()
+        self._threads.shutdown()
+
+    def answer(self) -> Any:
+        return self._future.result(30.0)
+
+
+def test_records_that_come_together_wake_a_worker_that_takes_them_all() -> None:
+    """Each batch is one rsync: to begin one for the first record alone would cost the others its time."""
+    clock = RealClock()
+    stage = Stage(clock)
+    stage.dispatcher.offer([1, 2, 3], Origin.STREAM, fresh=True)
+    ids = stage.dispatcher.take_ids(10, 0.0)
+    looks = clock.looks
+    with Waiting(stage, lambda: stage.dispatcher.take("srv", Lane.SMALL, "small-0", 600.0)) as worker:
+        eventually(lambda: clock.looks >= looks + 2, "the worker waits")
+        with stage.dispatcher.at_once():
+            for id_ in ids:
+                stage.dispatcher.enqueue("srv", record(id=id_))
+        assert [each.id for each in worker.answer().records] == [1, 2, 3]
+
+
+def test_a_wait_that_begins_is_seen_by_a_router_that_waits_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHARGED_DELAYS", (0.05,))
+    clock = RealClock()
+    stage = Stage(clock)
+    stage.queue([1, 2])
+    taken, _ = stage.taken()
+    looks = clock.looks
+    with Waiting(stage, lambda: stage.dispatcher.take_ids(10, 600.0)) as router:
+        eventually(lambda: clock.looks >= looks + 2, "the router waits")
+        outcome = Charged(taken, Reason.CHANGED, "…")
+        stage.judge(outcome)
+        stage.dispatcher.settled("srv", outcome, counted=True)
+        assert router.answer() == [1]
+
+
+def test_who_forgets_a_source_hears_of_its_last_file() -> None:
+    stage = Stage()
+    stage.queue([1])
+    (taken,) = stage.taken()
+    stage.dispatcher.retire_source("srv")
+    with Waiting(stage, lambda: stage.dispatcher.forget_source("srv", 40.0)) as forgetting:
+        outcome = Archived(taken, "/data/x", 1)
+        stage.judge(outcome)
+        stage.dispatcher.settled("srv", outcome, counted=True)
+        assert forgetting.answer()
