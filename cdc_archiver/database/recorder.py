@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 import structlog
@@ -134,8 +134,9 @@ class Recorder(Part):
                 pause = min(_LONGEST_PAUSE, pause * 2)
                 continue
             self._on_database(True, "")
+            log = _log.bind()
             for entry in entries:
-                _log_entry(entry, counted, self._files.max_attempts)
+                _log_entry(log, entry, counted, self._files.max_attempts)
                 self._settles.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
             self._hold_up_if_full()
             return True
@@ -188,24 +189,25 @@ class Recorder(Part):
             _log.warning("history_not_written", detail=str(error.orig), again_seconds=_HISTORY_AGAIN)
 
 
-def _log_entry(entry: Entry, counted: set[int], max_attempts: int) -> None:
+def _log_entry(log: Any, entry: Entry, counted: set[int], max_attempts: int) -> None:
     outcome = entry.outcome
     record = outcome.record
-    log = _log.bind(id=record.id, source=entry.source)
+    about = {"id": record.id, "source": entry.source}
     if record.id not in counted:
-        log.info("row_moved_on", path=record.path)
+        log.info("row_moved_on", **about, path=record.path)
         return
     match outcome:
         case Archived(path=path, size=size, adopted=adopted):
-            log.info("adopted" if adopted else "archived", path=path, bytes=size)
+            log.info("adopted" if adopted else "archived", **about, path=path, bytes=size)
         case Charged(reason=reason, detail=detail):
             last = record.attempts + 1 >= max_attempts
             log.warning(
                 "quarantined" if last else "charged",
+                **about,
                 reason=reason.value,
                 path=record.path,
                 attempts=record.attempts + 1,
                 detail=detail,
             )
         case Refused(reason=reason, detail=detail):
-            log.warning("refused", reason=reason.value, path=record.path, detail=detail)
+            log.warning("refused", **about, reason=reason.value, path=record.path, detail=detail)

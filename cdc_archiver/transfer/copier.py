@@ -377,8 +377,9 @@ def _in_place(lines: Sequence[report.Line], staging: Path) -> tuple[list[report.
     """
     ready: list[report.Line] = []
     held: list[report.Line] = []
+    folder = os.fsencode(staging)
     for line in lines:
-        staged = staging / os.fsdecode(line.entry)
+        staged = os.path.join(folder, line.entry)
         looks = _LOOKS if line is lines[-1] else 1
         while isinstance(line, report.Arrived) and not os.path.lexists(staged) and (looks := looks - 1) > 0:
             time.sleep(_LOOK_AGAIN)

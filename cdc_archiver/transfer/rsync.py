@@ -27,6 +27,9 @@ PARTIAL: Final = ".rsync-partial"
 """Where, beside a staged file, rsync keeps what it had when a link broke."""
 
 _TICK: Final = 0.25
+_GATHER: Final = 0.2
+"""Seconds for which lines are gathered while others are to come. Each group of files is synced to the disk by itself: as fast as
+they came that was every thirty files, and rsync and the database waited behind it."""
 _PIPE_BYTES: Final = 1 << 20
 _LOOK_EVERY: Final = 2.0
 _GRACE: Final = 3.0
@@ -119,7 +122,7 @@ class RsyncRun:
         self.stderr = ""
 
     def lines(self) -> Iterator[list[report.Line]]:
-        """What arrives, in groups: all that was printed since the last group was taken.
+        """What arrives, in groups: all that was printed since the last group was taken; at once where nothing more is to come.
 
         Raises:
             HostUnavailable: there is no rsync on this machine.
@@ -164,29 +167,39 @@ class RsyncRun:
         output = process.stdout.fileno()
         rest = b""
         progress = _Progress(self._staging)
+        gathered: list[report.Line] = []
+        told = 0
+        due = float("inf")
         with selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             while True:
-                ready = selector.select(_TICK)
+                ready = selector.select(min(_TICK, max(0.0, due - time.monotonic())))
                 if self._cancel.is_set():
                     self.cancelled = True
                     return
                 if progress.silent_for() > self._limits.stall_timeout:
                     self.stalled = True
-                    return
+                    break
                 if os.fstat(errors.fileno()).st_size > _WORDS_MOST or len(rest) > _WORDS_MOST:
                     self.stalled = True  # chatter without end is no progress
-                    return
-                if not ready:
-                    continue
-                chunk = os.read(output, _PIPE_BYTES)
-                if not chunk:
-                    return
-                *complete, rest = (rest + chunk).split(b"\n")
-                lines = [line for text in complete if (line := report.read_line(text)) is not None]
-                if lines:
-                    yield lines
+                    break
+                if ready:
+                    chunk = os.read(output, _PIPE_BYTES)
+                    if not chunk:
+                        break
+                    *complete, rest = (rest + chunk).split(b"\n")
+                    lines = [line for text in complete if (line := report.read_line(text)) is not None]
+                    if lines:
+                        progress.heard()
+                        due = min(due, time.monotonic() + _GATHER)
+                        gathered += lines
+                        told += len(lines)
+                if gathered and (told >= len(self._entries) or time.monotonic() >= due):
+                    yield gathered
                     progress.heard()
+                    gathered, due = [], float("inf")
+        if gathered:
+            yield gathered
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Waits for a process that has closed its output; kills one that is not wanted any more, with its children."""

@@ -275,7 +275,7 @@ class Archive:
                 except OSError as error:
                     results.append(_refusal(file.final, error))
                 else:
-                    touched.add(placed.path.parent)
+                    touched.add(folder)
                     results.append(placed)
             _sync_folders(touched)
             for file in files:
