@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from cdc_archiver.model import Archived, Charged, Refused
 
 NAME: Final = "cdc_archiver_history"
 _DETAIL_CHARACTERS: Final = 4000
-_PRUNE_ROWS: Final = 5000
+_PRUNE_ROWS: Final = 1000
+_PRUNE_ON: Final = 1.0
+"""Seconds until the next portion where there is more to delete: some 80 million entries a day, more than can be written."""
 _PRUNE_AGAIN: Final = 3600.0
 
 HISTORY_ERRORS: Final = frozenset({1054, 1114, 1142, 1143, 1146, 1364, 1366, 1406})
@@ -89,10 +92,12 @@ class History:
         self._file_table = file_table
         self._retention = retention
         self._prune_from = 0.0
+        self._behind = False
+        self._pruning = threading.Lock()
 
     def write(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:
         """Appends entries, as part of the caller's transaction."""
-        now = datetime.now(UTC).replace(tzinfo=None)
+        now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
         alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
         for entry in entries:
             values = self._values(entry, now)
@@ -104,17 +109,29 @@ class History:
             connection.exec_driver_sql(f"INSERT INTO {NAME} ({', '.join(columns)}) VALUES ({places})", rows)
 
     def prune(self, connection: sa.Connection) -> int:
-        """Deletes entries past the retention, a few thousand at the most.
+        """Deletes entries past the retention, a thousand at the most.
 
         Returns:
             How many.
         """
-        if not self._retention or time.monotonic() < self._prune_from:
+        if not self._retention or time.monotonic() < self._prune_from or not self._pruning.acquire(blocking=False):
             return 0
+        try:
+            return self._prune(connection)
+        finally:
+            self._pruning.release()
+
+    @property
+    def prune_in(self) -> float | None:
+        """Seconds until the next portion is to be deleted; None where none was left over that is past the retention."""
+        return max(0.0, self._prune_from - time.monotonic()) if self._behind else None
+
+    def _prune(self, connection: sa.Connection) -> int:
         before = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=self._retention)
         old = sa.delete(TABLE).where(TABLE.c.at < before)
+        self._behind = False  # where this fails, a sweep begins anew
         try:
-            return connection.execute(
+            deleted = connection.execute(
                 old.with_dialect_options(mysql_limit=_PRUNE_ROWS, mariadb_limit=_PRUNE_ROWS)
             ).rowcount
         except sa.exc.DBAPIError as error:
@@ -123,6 +140,10 @@ class History:
             self._prune_from = time.monotonic() + _PRUNE_AGAIN
             _log.warning("history_not_pruned", detail=str(error.orig), again_seconds=_PRUNE_AGAIN)
             return 0
+        if deleted >= _PRUNE_ROWS:
+            self._prune_from = time.monotonic() + _PRUNE_ON
+            self._behind = True
+        return deleted
 
     def knows_archived(self, connection: sa.Connection, below: str) -> bool:
         """Whether any file was ever archived below this folder (a prefix of the path, ending in a slash)."""
@@ -132,7 +153,7 @@ class History:
         )
         return connection.execute(query.limit(1)).first() is not None
 
-    def _values(self, entry: Entry, now: datetime) -> dict[str, Any]:
+    def _values(self, entry: Entry, now: str) -> dict[str, Any]:
         outcome = entry.outcome
         record = outcome.record
         values: dict[str, Any] = {

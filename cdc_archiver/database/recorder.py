@@ -24,6 +24,8 @@ _HOLD_UP_AT: Final = 5_000
 """Outcomes that wait while the table cannot be written to; then nothing more is copied."""
 _LONGEST_PAUSE: Final = 5.0
 _HISTORY_AGAIN: Final = 60.0
+_LOOK_UP: Final = 5.0
+"""Seconds after which one that has nothing to write looks whether the history is to be pruned."""
 
 _log = structlog.get_logger(__name__)
 
@@ -96,15 +98,36 @@ class Recorder(Part):
             self._changed.notify()
 
     def work(self) -> None:
-        while entries := self._take():
-            if not self._record(entries):
+        while not self._over():
+            if (entries := self._take()) and not self._record(entries):
                 return
+            self._prune_on()
+
+    def _over(self) -> bool:
+        with self._changed:
+            return self.stopping.is_set() and not self._waiting
 
     def _take(self) -> list[Entry]:
+        """All that wait; nothing where it is time to stop, or to prune the history."""
         with self._changed:
+            prune_in = self._history.prune_in if self._history else None
             while not self._waiting and not self.stopping.is_set():
-                self._changed.wait()
+                if not self._changed.wait(_LOOK_UP if prune_in is None else prune_in):
+                    break
             return [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
+
+    def _prune_on(self) -> None:
+        """What a sweep began to delete of the history, on and on between two writes: a sweep comes once a minute."""
+        if self._history is None or self._history.prune_in != 0.0 or self.stopping.is_set():
+            return
+        try:
+            with self._database.connect() as connection:
+                self._history.prune(connection)
+        except (DatabaseUnavailable, Misconfigured, StatementRefused) as error:
+            _log.debug("history_not_pruned", detail=str(error))
+            with self._changed:  # a database that is away is asked again in a while
+                if not self._waiting and not self.stopping.is_set():
+                    self._changed.wait(_LONGEST_PAUSE)
 
     def _record(self, entries: Sequence[Entry]) -> bool:
         """Writes outcomes until they are written; returns whether to go on."""

@@ -11,8 +11,9 @@ from waiting import eventually
 from world import World, new_world
 
 from cdc_archiver.database import history
+from cdc_archiver.database import recorder as recorder_module
 from cdc_archiver.database.engine import Database
-from cdc_archiver.database.history import History
+from cdc_archiver.database.history import Entry, History
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.model import Archived, Charged, FileRecord, Reason, Refused
 from cdc_archiver.sandbox import DatabaseServer
@@ -183,3 +184,43 @@ def test_one_row_that_somebody_elses_transaction_holds_delays_the_others_by_seco
         assert recorder.join(10.0)
     assert heard.settled_ids == {free.id: True, held.id: False}
     assert states(world)[free.id] == ("/archive/0", 1, 0)
+
+
+def test_a_history_past_its_time_goes_on_and_on_beside_the_writes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep comes once a minute: by its portions alone the history would grow without end where files come fast."""
+    monkeypatch.setattr(history, "_PRUNE_ROWS", 10)
+    monkeypatch.setattr(history, "_PRUNE_ON", 0.05)
+    monkeypatch.setattr(recorder_module, "_LOOK_UP", 0.05)
+    allow_history(world)
+    ids = register(world, {"path": "/data/0"}, {"path": "/data/1"})
+    heard = Heard()
+    with database_of(world) as database:
+        with database.connect() as connection:
+            assert history.open_history(connection) == ""
+        first, second = records(database, ids)
+        side_table = History(TABLE, retention=3600.0)
+        # Given entries of which 35 are past their time
+        with database.connect() as connection:
+            side_table.write(connection, [Entry("srv", Archived(first, "/archive/old", 7), 0.1)] * 35)
+            world.sql(f"UPDATE {history.NAME} SET at = at - INTERVAL 2 HOUR")
+            side_table.write(connection, [Entry("srv", Archived(first, "/archive/young", 7), 0.1)] * 3)
+        recorder = Recorder(database, files_table(), side_table, heard, patience=1.0)
+        recorder.start()
+        try:
+            # when a sweep deletes its portion, and outcomes are written meanwhile,
+            with database.connect() as connection:
+                assert side_table.prune(connection) == 10
+            recorder.put("srv", Archived(first, "/archive/0", 7), 0.1)
+            recorder.put("srv", Archived(second, "/archive/1", 7), 0.1)
+            # then the others go without another sweep, and what is young stays.
+            old = f"SELECT COUNT(*) FROM {history.NAME} WHERE archived_path = '/archive/old'"
+            eventually(lambda: world.sql(old) == [(0,)], "the old entries are deleted", within=30.0)
+            eventually(lambda: len(heard.settled_ids) == 2, "both outcomes are written", within=30.0)
+        finally:
+            recorder.stop()
+            assert recorder.join(10.0)
+        assert heard.settled_ids == dict.fromkeys(ids, True)
+    paths = world.sql(f"SELECT archived_path FROM {history.NAME} ORDER BY archived_path")
+    assert [path for (path,) in paths] == ["/archive/0", "/archive/1", *["/archive/young"] * 3]
