@@ -148,7 +148,9 @@ class FileRecord:
     failed_copy_attempts: int | None
 
     def __post_init__(self) -> None:
-        if self.timestamp is not None and self.timestamp.utcoffset() != UTC.utcoffset(None):
+        if self.timestamp is None or self.timestamp.tzinfo is UTC:  # almost always, and much cheaper to ask
+            return
+        if self.timestamp.utcoffset() != UTC.utcoffset(None):
             raise ValueError(f"row {self.id}: a record's timestamp is aware and in UTC, not {self.timestamp!r}")
 
     @property
