@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import pytest
-from kit import eventually
 from records import record
+from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher as module
 from cdc_archiver.dispatch.dispatcher import Dispatcher
