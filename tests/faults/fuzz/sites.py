@@ -49,10 +49,9 @@ LITERALS: Final = (
     '"json"',
     '"~nobody/x"',
     '"${HOME}"',
-    f'"{SECRET}"',
-    f'["{SECRET}"]',
-    f'{{ secret = "{SECRET}" }}',
 )
+SECRETS: Final = (f'"{SECRET}"', f'["{SECRET}"]', f'{{ secret = "{SECRET}" }}')
+"""Of the password alone: what stands in another setting is no secret."""
 FIELDS: Final = tuple(Settings.model_fields)
 
 
@@ -69,10 +68,15 @@ class Site:
     environment: dict[str, str]
 
 
+def _line(rng: random.Random, *keys: str) -> str:
+    key = rng.choice(keys)
+    return f"{key} = {rng.choice(SECRETS if key == 'mysql_password' and rng.random() < 0.5 else LITERALS)}"
+
+
 def make_site(rng: random.Random) -> Site:
     config = None
     if rng.random() < 0.7:
-        lines = [f"{rng.choice(FIELDS)} = {rng.choice(LITERALS)}" for _ in range(rng.randrange(4))]
+        lines = [_line(rng, *FIELDS) for _ in range(rng.randrange(4))]
         for _ in range(rng.choice((0, 0, 1, 2))):
             lines += [rng.choice(("[[sources]]", "[[sources]]", "[sources]"))]
             keys = (
@@ -86,7 +90,7 @@ def make_site(rng: random.Random) -> Site:
                 "workers",
                 rng.choice(FIELDS),
             )
-            lines += [f"{rng.choice(keys)} = {rng.choice(LITERALS)}" for _ in range(rng.randrange(4))]
+            lines += [_line(rng, *keys) for _ in range(rng.randrange(4))]
         text = "\n".join(lines)
         config = (mangled(rng, text) if rng.random() < 0.3 else text).encode("utf-8", "surrogatepass")
 
