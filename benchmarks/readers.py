@@ -49,6 +49,8 @@ class Count:
         self.seen.append((time.monotonic(), self.total))
         if self.total >= self.wanted:
             self.end()
+        if len(self.seen) == 1:
+            say("first")
 
     def end(self) -> NoReturn:
         """Says what was seen."""
@@ -103,7 +105,7 @@ def read_ours(settings: dict[str, Any], table: str, count: Count) -> None:
         listener,
         Metrics(),
         # Looks, one in half a minute, that came due while it was stopped would all be paid for in the second that is timed.
-        pace=Pace(heartbeat=HEARTBEAT, look=3600.0),
+        pace=Pace(heartbeat=HEARTBEAT, settle=0.1, look=3600.0),
     )
     stream.on_end = lambda part: listener.done.set()
     stream.start()

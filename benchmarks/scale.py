@@ -17,7 +17,7 @@ class Scale:
         rounds: how often each way of a case has its turn.
         idle_files: that come one by one, in each round.
         burst_files: of 20 kB.
-        polled_files: that the polling way gets.
+        polled_files: that the polling way gets, in each round.
         dust_files: of 500 bytes.
         large_bytes: of the one large file.
         many_large: how many files come one after the other, and the size of each.
@@ -78,19 +78,19 @@ SMOKE: Final = Scale(
 SHORT: Final = Scale(
     name="short",
     rounds=5,
-    idle_files=30,
+    idle_files=20,
     burst_files=2000,
-    polled_files=40,
-    dust_files=4000,
-    large_bytes=200 * MB,
-    many_large=(4, 80 * MB),
-    night=(1, 300 * MB),
+    polled_files=8,
+    dust_files=2000,
+    large_bytes=100 * MB,
+    many_large=(2, 70 * MB),
+    night=(1, 200 * MB),
     stream_rows=10_000,
-    paced_seconds=2,
+    paced_seconds=1,
     unrelated_rows=20_000,
-    table_rows=(10_000, 300_000),
-    pending_rows=100_000,
-    pending_seconds=2.0,
+    table_rows=(10_000, 100_000),
+    pending_rows=50_000,
+    pending_seconds=1.0,
     rest_seconds=3.0,
     sources=(2, 4),
     source_files=200,

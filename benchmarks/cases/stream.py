@@ -21,8 +21,8 @@ from benchmarks.ground import TABLE, SourceFile
 from cdc_archiver.sandbox import SandboxError
 
 _PATIENCE = 120.0
-_SETTLED_AFTER = 2.0
-"""Seconds after which a reader has done what it does once, at its start and with the first row of its table."""
+_SETTLED_AFTER = 0.4
+"""Seconds after which a reader has done what it does once, at its start and after the first row of its table."""
 
 
 @dataclass(frozen=True)
@@ -94,20 +94,25 @@ class _Stream(Case):
         )
         try:
             assert process.stdin is not None
-            assert process.stdout is not None
             orders = {"way": way, "rows": rows + 1, "table": TABLE, "settings": options}
             process.stdin.write(json.dumps(orders) + "\n")
             process.stdin.flush()
-            if json.loads(process.stdout.readline() or "null") != "ready":
-                raise SandboxError(f"the reader {way} does not follow the stream")
+            self._hear(process, "ready")
             # What ours asks once, it asks between two events: the first row gives it the occasion.
             time.sleep(_SETTLED_AFTER)
             self._insert(1)
-            time.sleep(_SETTLED_AFTER / 2)
+            self._hear(process, "first")
+            time.sleep(_SETTLED_AFTER)
             yield _Reading(process)
         finally:
             process.kill()
             process.communicate()
+
+    @staticmethod
+    def _hear(process: subprocess.Popen[str], word: str) -> None:
+        assert process.stdout is not None
+        if json.loads(process.stdout.readline() or "null") != word:
+            raise SandboxError(f"a reader ended before it was {word!r}")
 
     def _insert(self, count: int) -> None:
         """Rows of our table, one transaction for each thousand."""
