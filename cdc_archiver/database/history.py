@@ -18,12 +18,18 @@ from cdc_archiver.model import Archived, Charged, Refused
 
 NAME: Final = "cdc_archiver_history"
 _DETAIL_CHARACTERS: Final = 4000
-_PRUNE_ROWS: Final = 1000
+_WAITED_MOST: Final = 2**31 - 1
+"""What the column holds: 25 days in milliseconds. A source may be away for longer."""
+_PRUNE_ROWS: Final = 2000
 _PRUNE_ON: Final = 1.0
-"""Seconds until the next portion where there is more to delete: some 80 million entries a day, more than can be written."""
+"""Seconds from one portion to the next where there is more to delete: 2,000 files/s can be archived for ever."""
+_PRUNE_LOCKED: Final = 60.0
 _PRUNE_AGAIN: Final = 3600.0
 
-HISTORY_ERRORS: Final = frozenset({1054, 1114, 1142, 1143, 1146, 1364, 1366, 1406})
+_LOCKED: Final = frozenset({1205, 1213})
+_FORBIDDEN: Final = frozenset({1451, 1644})
+"""By a foreign key, or a trigger, of the site's own."""
+HISTORY_ERRORS: Final = frozenset({1054, 1114, 1142, 1143, 1146, 1264, 1265, 1292, 1364, 1366, 1406})
 """What a statement on the side table may say without more being lost than a convenience: no right, no table, no such column,
 full, a value that it does not take."""
 
@@ -109,7 +115,7 @@ class History:
             connection.exec_driver_sql(f"INSERT INTO {NAME} ({', '.join(columns)}) VALUES ({places})", rows)
 
     def prune(self, connection: sa.Connection) -> int:
-        """Deletes entries past the retention, a thousand at the most.
+        """Deletes entries past the retention, two thousand at the most. What keeps it from doing so is logged.
 
         Returns:
             How many.
@@ -127,6 +133,7 @@ class History:
         return max(0.0, self._prune_from - time.monotonic()) if self._behind else None
 
     def _prune(self, connection: sa.Connection) -> int:
+        began = time.monotonic()
         before = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=self._retention)
         old = sa.delete(TABLE).where(TABLE.c.at < before)
         self._behind = False  # where this fails, a sweep begins anew
@@ -135,13 +142,15 @@ class History:
                 old.with_dialect_options(mysql_limit=_PRUNE_ROWS, mariadb_limit=_PRUNE_ROWS)
             ).rowcount
         except sa.exc.DBAPIError as error:
-            if error_code(error) not in HISTORY_ERRORS:
+            code = error_code(error)
+            if code not in HISTORY_ERRORS | _LOCKED | _FORBIDDEN:
                 raise
-            self._prune_from = time.monotonic() + _PRUNE_AGAIN
-            _log.warning("history_not_pruned", detail=str(error.orig), again_seconds=_PRUNE_AGAIN)
+            again = _PRUNE_LOCKED if code in _LOCKED else _PRUNE_AGAIN
+            self._prune_from = time.monotonic() + again
+            _log.warning("history_not_pruned", detail=str(error.orig), again_seconds=again)
             return 0
         if deleted >= _PRUNE_ROWS:
-            self._prune_from = time.monotonic() + _PRUNE_ON
+            self._prune_from = began + _PRUNE_ON
             self._behind = True
         return deleted
 
@@ -164,7 +173,7 @@ class History:
             "source": entry.source,
             "source_path": _storable(record.path),
             "md5_row": record.md5sum,
-            "waited_ms": round(entry.waited * 1000),
+            "waited_ms": min(round(entry.waited * 1000), _WAITED_MOST),
         }
         match outcome:
             case Archived(path=path, size=size, adopted=adopted, steps=steps):

@@ -95,7 +95,8 @@ class KeyReader:
             self._images[ordinal, before, after] = images
         # Past the library's cursor, which stays where the rows begin: it may be asked for them yet.
         packet = event.packet
-        return images.keys(packet.get_all_data()[_BEFORE_BODY + packet.read_bytes : _BEFORE_BODY + event.event_size])
+        body = packet.get_all_data()[_BEFORE_BODY + packet.read_bytes : _BEFORE_BODY + event.event_size]
+        return images.keys(body) if body else None  # empty: somebody has asked the library for the rows already
 
     def _decode(self, event: Any, ordinal: int) -> list[int]:
         """The keys out of whole rows, as the library reads them."""

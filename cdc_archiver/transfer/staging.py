@@ -7,23 +7,24 @@ path ever holds part of a file.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import hashlib
 import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
 from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import Reason
+from cdc_archiver.transfer import durable
 from cdc_archiver.transfer.rsync import PARTIAL
 
 INCOMING: Final = ".incoming"
@@ -33,15 +34,13 @@ MARKER: Final = ".cdc_archiver"
 _MARKER_TEXT: Final = (
     "This file shows cdc_archiver that the archive's disk is mounted. Without it nothing is written here.\n"
 )
-_SYNC_EACH: Final = 16
-"""Files or folders up to which each is synced by itself. Beyond, one syncfs: beside a busy writer that took 90 ms where an
-fsync took 0.6."""
-
+_NO_SUCH_GROUP: Final = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP})
+"""What chown says of a group that is none of ours, that has no number in this user namespace, or on a disk without groups."""
 _SUFFIXES: Final = 9999
 _KEPT: Final = 86400.0
 _READ: Final = 1 << 20
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +222,8 @@ class Archive:
                 return None
             if stat.S_ISREG(found.st_mode) and self._is_own_way(candidate.parent) and _has_md5(candidate, md5):
                 with _as_destination_trouble():
-                    _sync_file(candidate)
-                    _sync_folders({candidate.parent})
+                    durable.sync_file(candidate)
+                    durable.sync_folders({candidate.parent})
                 return Placed(candidate, found.st_size, adopted=True)
         return None
 
@@ -264,7 +263,7 @@ class Archive:
         touched: set[Path] = set()
         groups: dict[Path, int | None] = {}
         with _as_destination_trouble():
-            _sync_files([file.staged for file in files])
+            durable.sync_files([file.staged for file in files])
             for file in files:
                 folder = file.final.parent
                 try:
@@ -277,7 +276,7 @@ class Archive:
                 else:
                     touched.add(folder)
                     results.append(placed)
-            _sync_folders(touched)
+            durable.sync_folders(touched)
             for file in files:
                 file.staged.unlink(missing_ok=True)
         return results
@@ -286,14 +285,13 @@ class Archive:
         found = file.staged.stat()
         size = found.st_size
         if group is not None and group != found.st_gid:
-            with contextlib.suppress(PermissionError):  # not a group of ours: it stays as a file is made here
-                os.chown(file.staged, -1, group)
+            _give_to(file.staged, group)
         for candidate in _names(file.final):
             try:
                 os.link(file.staged, candidate, follow_symlinks=False)
             except FileExistsError:
                 if not os.path.islink(candidate) and os.path.isfile(candidate) and _has_md5(candidate, file.md5):
-                    _sync_file(candidate)
+                    durable.sync_file(candidate)
                     return Placed(candidate, size, adopted=True)
             else:
                 return Placed(candidate, size, adopted=False)
@@ -330,6 +328,7 @@ class Archive:
             folder.chmod(wanted)
         except PermissionError:  # systemd's RestrictSUIDSGID forbids that bit even where it is set already
             folder.chmod(self._modes.folders)
+            _log.warning("folder_without_setgid", path=str(folder), mode=oct(wanted))
 
     def _is_own_way(self, folder: Path) -> bool:
         """Whether no folder between data_dir and this one is somebody else's link: one of ours, or root's, may spread an
@@ -352,6 +351,15 @@ class Archive:
             f"{self._marker} is not there, and {why}: the archive's disk is not mounted",
             f"mount it; if it is mounted, and only this file is gone: touch {self._marker}",
         )
+
+
+def _give_to(file: Path, group: int) -> None:
+    """Gives a file to a group; where that cannot be, the file stays as it is made here: no reason to archive nothing."""
+    try:
+        os.chown(file, -1, group)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_GROUP:
+            raise
 
 
 def _group_for(folder: Path) -> int | None:
@@ -407,45 +415,6 @@ def _refusal(final: Path, error: OSError) -> LayoutRefused | DestinationUnavaila
             )
             trouble.__cause__ = error
             return trouble
-
-
-def _sync_files(paths: Sequence[Path]) -> None:
-    if len(paths) > _SYNC_EACH:
-        _sync_file_system(paths[0].parent)
-    else:
-        for path in paths:
-            _sync_file(path)
-
-
-def _sync_folders(folders: Iterable[Path]) -> None:
-    listed = list(folders)
-    if len(listed) > _SYNC_EACH:
-        _sync_file_system(listed[0])
-    else:
-        for folder in listed:
-            _with_descriptor(folder, os.O_DIRECTORY, os.fsync)
-
-
-def _sync_file(path: Path) -> None:
-    _with_descriptor(path, os.O_NOFOLLOW, os.fsync)
-
-
-def _sync_file_system(folder: Path) -> None:
-    _with_descriptor(folder, os.O_DIRECTORY, _syncfs)
-
-
-def _syncfs(descriptor: int) -> None:
-    if _libc.syncfs(descriptor) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-
-
-def _with_descriptor(path: Path, flags: int, act: Callable[[int], None]) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
-    try:
-        act(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _prune(folder: os.PathLike[str], before: float, *, whole: bool = False) -> bool:

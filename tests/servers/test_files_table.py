@@ -229,6 +229,42 @@ def test_a_new_sites_table_is_the_one_that_monitors_write(world: World) -> None:
     assert world.sql(f"SELECT timestamp FROM {TABLE} WHERE id = {id_}") == [(None,)]
 
 
+def test_the_history_takes_a_wait_of_months(world: World) -> None:
+    """More milliseconds than its column holds: a readout server that was off all winter."""
+    (id_,) = register(world, {"path": "/data/1"})
+    allow_history(world)
+    with database_of(world) as database, database.connect() as connection:
+        assert history.open_history(connection) == ""
+        record = files_table().load(connection, [id_])[id_].record
+        History(TABLE, retention=0.0).write(connection, [Entry("srv", Archived(record, "/archive/1", 5), 90 * 86400.0)])
+    assert world.sql(f"SELECT waited_ms FROM {history.NAME}") == [(2**31 - 1,)]
+
+
+def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: World) -> None:
+    """And fails nobody who asks for it: not the sweep, not the write-back."""
+    (id_,) = register(world, {"path": "/data/1"})
+    allow_history(world)
+    with database_of(world) as database:
+        with database.connect() as connection:
+            assert history.open_history(connection) == ""
+            record = files_table().load(connection, [id_])[id_].record
+            side_table = History(TABLE, retention=3600.0)
+            side_table.write(connection, [Entry("srv", Archived(record, "/archive/1", 5), 0.1)])
+        world.sql(f"UPDATE {history.NAME} SET at = at - INTERVAL 2 HOUR")
+        with world.server.connect(database=world.name) as theirs, database.connect() as connection:
+            theirs.begin()
+            theirs.cursor().execute(f"SELECT * FROM {history.NAME} FOR UPDATE")
+            connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 1")
+            assert side_table.prune(connection) == 0
+            theirs.rollback()
+        world.sql(f"CREATE TRIGGER guard BEFORE DELETE ON {history.NAME} FOR EACH ROW SIGNAL SQLSTATE '45000'")
+        with database.connect() as connection:
+            assert History(TABLE, retention=3600.0).prune(connection) == 0
+        world.sql("DROP TRIGGER guard")
+        with database.connect() as connection:
+            assert History(TABLE, retention=3600.0).prune(connection) == 1
+
+
 def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: World) -> None:
     (id_,) = register(world, {"path": "/data/1"})
     with database_of(world) as database:

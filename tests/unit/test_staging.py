@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -15,7 +16,7 @@ import pytest
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
 from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import Reason
-from cdc_archiver.transfer import staging
+from cdc_archiver.transfer import durable
 from cdc_archiver.transfer.rsync import PARTIAL
 from cdc_archiver.transfer.staging import MARKER, Archive, Placed, Staged
 
@@ -55,6 +56,24 @@ def test_folders_have_their_mode_whatever_the_umask(archive: Archive) -> None:
     modes = {stat.S_IMODE(folder.stat().st_mode) for folder in list(place.parents)[:4]}
     assert modes == {0o750}
     assert stat.S_IMODE(archive.incoming.stat().st_mode) == 0o700
+
+
+def test_a_group_that_has_no_number_here_keeps_no_file_from_its_place(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a user namespace that does not map the archive's group; a disk that fails is another matter."""
+    archive.data_dir.chmod(0o2750)
+    errors = [errno.EINVAL, errno.EPERM, errno.EIO]
+
+    def refuse(*_: object) -> None:
+        raise OSError(errors.pop(0), "refused")
+
+    monkeypatch.setattr(os, "chown", refuse)
+    other_group = lambda folder: os.getegid() + 1
+    monkeypatch.setattr("cdc_archiver.transfer.staging._group_for", other_group)
+    assert placed(archive, stage(archive, "a", b"data", "1/a")).path.exists()
+    assert placed(archive, stage(archive, "b", b"data", "1/b")).path.exists()
+    assert isinstance(archive.place([stage(archive, "c", b"data", "1/c")])[0], DestinationUnavailable)
 
 
 def test_a_different_file_of_the_same_name_gets_a_number_and_nothing_is_overwritten(archive: Archive) -> None:
@@ -145,7 +164,7 @@ def test_a_file_that_reads_other_than_it_arrived_is_this_machines_fault(archive:
     assert trouble.value.reason is Reason.CORRUPTED
 
 
-@pytest.mark.parametrize("files", [1, staging._SYNC_EACH, staging._SYNC_EACH + 1])
+@pytest.mark.parametrize("files", [1, durable.SYNC_EACH, durable.SYNC_EACH + 1])
 def test_data_is_durable_before_its_name_and_the_folder_after_it(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
@@ -163,12 +182,12 @@ def test_data_is_durable_before_its_name_and_the_folder_after_it(
 
     monkeypatch.setattr(os, "link", watched(lambda _: "link", os.link))
     monkeypatch.setattr(os, "fsync", watched(kind, os.fsync))
-    monkeypatch.setattr(staging, "_syncfs", watched(lambda _: "all", staging._syncfs))
+    monkeypatch.setattr(durable, "_syncfs", watched(lambda _: "all", durable._syncfs))
     archive.place(
         [stage(archive, f"f{number}", b"x%d" % number, f"1/p/1_a/outputs/{number}") for number in range(files)]
     )
     first, last = done.index("link"), len(done) - 1 - done[::-1].index("link")
-    assert set(done[:first]) == ({"all"} if files > staging._SYNC_EACH else {"data"})
+    assert set(done[:first]) == ({"all"} if files > durable.SYNC_EACH else {"data"})
     assert set(done[first : last + 1]) == {"link"}
     assert set(done[last + 1 :]) <= {"folder", "all"}
     assert len(done) > last + 1

@@ -107,7 +107,7 @@ class Stand:
             mock.patch("cdc_archiver.transfer.copier._LOOKS", 1),
             mock.patch.object(self.copier, "_pause"),
             mock.patch("os.fsync"),
-            mock.patch("cdc_archiver.transfer.staging._syncfs"),
+            mock.patch("cdc_archiver.transfer.durable._syncfs"),
         ):
             outcomes = list(self.copier.archive(self.source, Batch("local", play.lane, "small-0", tuple(records))))
         assert Counter(outcome.record.id for outcome in outcomes) == Counter(each.id for each in records)

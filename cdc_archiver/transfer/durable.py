@@ -1,0 +1,57 @@
+"""What is on the disk when a call returns: files, and the folders that name them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+SYNC_EACH: Final = 16
+"""Files or folders up to which each is synced by itself. Beyond, one syncfs: beside a busy writer that took 90 ms where an
+fsync took 0.6."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def sync_files(paths: Sequence[Path]) -> None:
+    """Their data; all in one file system."""
+    if len(paths) > SYNC_EACH:
+        _sync_file_system(paths[0].parent)
+    else:
+        for path in paths:
+            sync_file(path)
+
+
+def sync_folders(folders: Iterable[Path]) -> None:
+    """The names in them; all in one file system."""
+    listed = list(folders)
+    if len(listed) > SYNC_EACH:
+        _sync_file_system(listed[0])
+    else:
+        for folder in listed:
+            _with_descriptor(folder, os.O_DIRECTORY, os.fsync)
+
+
+def sync_file(path: Path) -> None:
+    """The data of one."""
+    _with_descriptor(path, os.O_NOFOLLOW, os.fsync)
+
+
+def _sync_file_system(folder: Path) -> None:
+    _with_descriptor(folder, os.O_DIRECTORY, _syncfs)
+
+
+def _syncfs(descriptor: int) -> None:
+    if _libc.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _with_descriptor(path: Path, flags: int, act: Callable[[int], None]) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        act(descriptor)
+    finally:
+        os.close(descriptor)
