@@ -181,11 +181,21 @@ def test_an_anchor_is_swept_at_once_and_once_more(world: World, make: Any) -> No
     stage = make(stream, sweep_interval=3600)
     stage.sweeper.start()
     eventually(lambda: stage.sweeper.last_sweep, "the first sweep")
+    # Given a row that becomes visible while the sweep at the anchor is under way, past where that looks,
+    late: list[int] = []
+    offer = stage.door.offer
+
+    def offer_and_register(*given: Any, **named: Any) -> Any:
+        stage.door.offer = offer  # type: ignore[method-assign]
+        late.extend(register(world, {}))
+        return offer(*given, **named)
+
+    stage.door.offer = offer_and_register  # type: ignore[method-assign]
     (early,) = register(world, {})
+    # when the stream is anchored, then there is a second look, which finds it.
     stage.sweeper.anchored()
     eventually(lambda: early in stage.door.known, "the sweep at the anchor")
-    (late,) = register(world, {})
-    eventually(lambda: late in stage.door.known, "the second look")
+    eventually(lambda: late and late[0] in stage.door.known, "the second look")
     stage.sweeper.stop()
     assert stage.sweeper.join(5.0)
     assert stage.sweeper.failure is None
