@@ -186,11 +186,11 @@ def test_an_anchor_is_swept_at_once_and_once_more(world: World, make: Any) -> No
     offer = stage.door.offer
 
     def offer_and_register(*given: Any, **named: Any) -> Any:
-        stage.door.offer = offer  # type: ignore[method-assign]
+        stage.door.offer = offer
         late.extend(register(world, {}))
         return offer(*given, **named)
 
-    stage.door.offer = offer_and_register  # type: ignore[method-assign]
+    stage.door.offer = offer_and_register
     (early,) = register(world, {})
     # when the stream is anchored, then there is a second look, which finds it.
     stage.sweeper.anchored()
