@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -110,31 +111,49 @@ def _write_mend(folder: Path, trouble: DestinationUnavailable) -> str:
     if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
         return trouble.hint or f"dmesg | tail  # the disk of {folder} may be failing"
     if os.statvfs(folder).f_flag & os.ST_RDONLY:
-        return f"mount -o remount,rw {shlex.quote(_mount_of(folder)[0])}"
+        mount = _mount_of(folder)
+        if mount.read_only_disk:
+            return f"mount -o remount,rw {shlex.quote(mount.point)}"
+        # A unit's ProtectSystem or a container's read-only root: no mount command of the machine's changes what we see.
+        return f"systemctl edit cdc-archiver  # [Service] ReadWritePaths={quoted}; or, in a container, a writable volume there"
     return f"chown {_account()} {quoted}"
 
 
 def _file_system(folder: Path) -> Finding:
-    mount, kind = _mount_of(folder)
-    if kind in _NOT_KEPT:
+    mount = _mount_of(folder)
+    if mount.kind in _NOT_KEPT:
         return warning(
             "file system",
-            f"{folder} is on a {kind} ({mount}): what is archived there does not outlive {_NOT_KEPT[kind]}",
+            f"{folder} is on a {mount.kind} ({mount.point}): what is archived there does not outlive {_NOT_KEPT[mount.kind]}",
             f"mount {shlex.quote(str(folder))}  # or another --data-dir; with Docker: -v /data/pysmurf:{folder}",
         )
-    return ok("file system", f"{kind}, mounted at {mount}")
+    return ok("file system", f"{mount.kind}, mounted at {mount.point}")
 
 
-def _mount_of(folder: Path) -> tuple[str, str]:
-    """Where the file system of a folder is mounted, and its type (proc(5), mountinfo)."""
+@dataclass(frozen=True)
+class _Mount:
+    """A mount, as proc(5) tells it in mountinfo.
+
+    Attributes:
+        kind: of file system.
+        read_only_disk: nobody can write to the file system, by whatever mount.
+    """
+
+    point: str = "/"
+    kind: str = "unknown"
+    read_only_disk: bool = False
+
+
+def _mount_of(folder: Path) -> _Mount:
     real = os.path.realpath(folder)
-    best = ("/", "unknown")
+    best = _Mount()
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split()[4])
         # Of mounts on one another the last one counts.
-        if len(point) >= len(best[0]) and (real == point or real.startswith(f"{point.rstrip('/')}/")):
-            best = (point, after.split()[0])
+        if len(point) >= len(best.point) and (real == point or real.startswith(f"{point.rstrip('/')}/")):
+            kind, _, options = after.split(" ", 2)
+            best = _Mount(point, kind, "ro" in options.split(","))
     return best
 
 

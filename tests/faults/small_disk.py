@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 _ROOT = os.geteuid() == 0
-_UNSHARE = ("unshare", "--mount") if _ROOT else ("unshare", "--user", "--map-root-user", "--mount")
+UNSHARE = ("unshare", "--mount") if _ROOT else ("unshare", "--user", "--map-root-user", "--mount")
 _ENTER = ("nsenter", "--mount") if _ROOT else ("nsenter", "--user", "--preserve-credentials", "--mount")
 _LIMIT = 20.0
 
@@ -55,7 +55,7 @@ class SmallDisk:
             self._mount,
             'exec "$@"',
         ]
-        return [*_UNSHARE, "sh", "-c", " && ".join(steps), "sh", *command]
+        return [*UNSHARE, "sh", "-c", " && ".join(steps), "sh", *command]
 
     def belongs_to(self, pid: int) -> None:
         """The program runs."""
@@ -109,7 +109,7 @@ def _why_no_mounts() -> str:
         script = f"mount -t tmpfs -o size=1m none {shlex.quote(folder)}"
         try:
             done = subprocess.run(
-                [*_UNSHARE, "sh", "-c", script], check=False, capture_output=True, text=True, timeout=_LIMIT
+                [*UNSHARE, "sh", "-c", script], check=False, capture_output=True, text=True, timeout=_LIMIT
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)

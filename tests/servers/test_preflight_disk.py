@@ -1,7 +1,9 @@
 """`check` of the folder that the archive is in."""
 
 import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 from findings import not_ok, settings, the_only
+from small_disk import UNSHARE, require_mounts
 
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.preflight import Finding, Status, destination_findings
@@ -89,6 +92,33 @@ def test_a_disk_without_hard_links(data_dir: Path, monkeypatch: pytest.MonkeyPat
     found = the_only(look(data_dir))
     assert "Operation not permitted" in found.text
     assert "hard links" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [
+        pytest.param("remount,ro", "mount -o remount,rw {}", id="the disk"),
+        pytest.param("remount,bind,ro", "systemctl edit cdc-archiver  # [Service] ReadWritePaths={}", id="this mount"),
+    ],
+)
+def test_what_is_read_only_for_us_alone_is_not_mended_by_mounting_the_disk(
+    data_dir: Path, options: str, mend: str
+) -> None:
+    require_mounts()
+    script = f'mount -t tmpfs none "$1" && mount -o {options} "$1" && shift && exec "$@"'
+    look_there = (
+        "import sys; from pathlib import Path; import test_preflight_disk as here; "
+        "print(here.the_only(here.look(Path(sys.argv[1]))).mend)"
+    )
+    done = subprocess.run(
+        [*UNSHARE, "sh", "-c", script, "sh", data_dir, sys.executable, "-c", look_there, data_dir],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.startswith(mend.format(shlex.quote(str(data_dir)))), done.stdout + done.stderr
 
 
 def test_a_disk_that_is_nearly_full(data_dir: Path) -> None:
