@@ -1,10 +1,23 @@
 #!/bin/sh
-# cdc-archiver with the settings, the account and the rights of the service: for root. Another database user's password, as
-# init-db may want it, is taken from the environment.
+# cdc-archiver with the settings, the account and the rights of the service: for root. Settings in the caller's environment stay,
+# such as another database user and his password for init-db.
 set -eu
-set -a
-. /etc/default/cdc-archiver
-set +a
+given=" $(env | sed -nE 's/^((MYSQL|CDC_ARCHIVER)_[A-Z0-9_]*)=.*/\1/p' | tr '\n' ' ')"
+case $given in *" MYSQL_PASSWORD "* | *" MYSQL_PASSWORD_FILE "*) given="$given MYSQL_PASSWORD MYSQL_PASSWORD_FILE " ;; esac
+# The file is read as systemd reads it and no shell does: a value is all of its line, with blanks, `;`, `&` and `$` in it. Quotes
+# around it go away; so does a backslash, but in single quotes, and in double ones where what follows is no `"`, `\`, `$` or backtick.
+while read -r line || [ -n "$line" ]; do
+    case $line in *=*) name=${line%%=*} ;; *) continue ;; esac
+    case $name in '' | [0-9]* | *[!A-Za-z0-9_]*) continue ;; esac
+    case $given in *" $name "*) continue ;; esac
+    value=$(printf '%s\n' "${line#*=}" | sed 's/^[[:space:]]*//; s/[[:space:]]*$//')
+    case $value in
+        \'*\') value=${value#?} value=${value%?} ;;
+        \"*\") value=$(printf '%s\n' "$value" | sed 's/^"//; s/"$//; s/\\\(["\\$`]\)/\1/g') ;;
+        *) value=$(printf '%s\n' "$value" | sed 's/\\\(.\)/\1/g') ;;
+    esac
+    export "$name=$value"
+done </etc/default/cdc-archiver
 [ -n "${MYSQL_PASSWORD:-}${MYSQL_PASSWORD_FILE:-}" ] || MYSQL_PASSWORD=$(cat /etc/cdc_archiver/mysql_password)
 [ -z "${MYSQL_PASSWORD:-}" ] || export MYSQL_PASSWORD
 # `systemctl edit cdc-archiver` may have named another account.

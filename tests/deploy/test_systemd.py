@@ -190,6 +190,20 @@ def test_commands_run_as_the_service_with_its_settings_and_password_or_one_that_
     install(tmp_path)
     (tmp_path / "etc/cdc_archiver/mysql_password").write_text("the service's\n")
     script = (tmp_path / "usr/local/sbin/cdc-archiver").read_text().replace("/etc/", f"{tmp_path}/etc/")
+    default = tmp_path / "etc/default/cdc-archiver"
+    values = {
+        "CDC_ARCHIVER_BWLIMIT": ("08:00,20m 19:00,off", "08:00,20m 19:00,off"),
+        "CDC_ARCHIVER_HOST": ("$(id)`id` ${HOME} & (x); # *'\"", "$(id)`id` ${HOME} & (x); # *'\""),
+        "CDC_ARCHIVER_USER": (r"DOMAIN\\user\ x", r"DOMAIN\user x"),
+        "CDC_ARCHIVER_SSH_KEY": (r"'a \\ \b $c \"d'", r"a \\ \b $c \"d"),
+        "CDC_ARCHIVER_KNOWN_HOSTS": (r'"a \\ \b \$c \"d"', r'a \ \b $c "d'),
+        "CDC_ARCHIVER_CHMOD": ("  D755,F644 \t", "D755,F644"),
+        "MYSQL_USER": ("x\nMYSQL_USER=the service's", "the service's"),
+        "MYSQL_HOST": ("", ""),
+        "LANG": ("C.UTF-8", "C.UTF-8"),
+    }
+    lines = "".join(f"{name}={written}\n" for name, (written, _) in values.items())
+    default.write_text(f"{default.read_text()}\n# A=1\n; B=2\nno assignment\nC-D=3\n{lines}LAST=1")
     # What it asks the machine, and whom it runs: here they say what they were given.
     for name, words in {
         "systemctl": 'case "$*" in *=User*) echo ocs;; *=Group*) echo smurf;; esac',
@@ -221,7 +235,17 @@ def test_commands_run_as_the_service_with_its_settings_and_password_or_one_that_
             "HOME": "/home/ocs",
         }.items()
     )
-    assert told(MYSQL_USER="root", MYSQL_PASSWORD="root's")["MYSQL_PASSWORD"] == "root's"
+    # The file says what systemd makes of it (systemd.exec(5), EnvironmentFile=);
+    as_systemd = {name: value for name, (_, value) in values.items()} | {"LAST": "1"}
+    assert told().items() >= as_systemd.items()
+    assert not told().keys() & {"A", "B", "C-D", "no assignment"}
+    # the caller's settings go before it, and nothing else of his.
+    assert told(LANG="C")["LANG"] == "C.UTF-8"
+    as_root = {"MYSQL_USER": "root", "MYSQL_PASSWORD": "root's"}
+    default.write_text(f"{default.read_text()}\nMYSQL_PASSWORD_FILE=/the/services\n")
+    assert told()["MYSQL_PASSWORD_FILE"] == "/the/services"
+    assert told(**as_root).items() >= as_root.items()
+    assert "MYSQL_PASSWORD_FILE" not in told(**as_root)
     assert "MYSQL_PASSWORD" not in told(MYSQL_PASSWORD_FILE="/another")
 
 
