@@ -3,8 +3,8 @@
 docker_process_sql <<SQL
 CREATE USER 'archiver'@'%' IDENTIFIED BY '$(cat /run/secrets/mysql_password)';
 GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'archiver'@'%';
-GRANT SELECT, UPDATE ON ${MYSQL_DATABASE}.pysmurf_files TO 'archiver'@'%';
+GRANT SELECT, UPDATE ON ${MYSQL_DATABASE}.${FILES_TABLE} TO 'archiver'@'%';
 GRANT CREATE, SELECT, INSERT, DELETE ON ${MYSQL_DATABASE}.cdc_archiver_history TO 'archiver'@'%';
 CREATE USER 'monitor'@'%' IDENTIFIED BY '$(cat /run/secrets/monitor_password)';
-GRANT INSERT ON ${MYSQL_DATABASE}.pysmurf_files TO 'monitor'@'%';
+GRANT INSERT ON ${MYSQL_DATABASE}.${FILES_TABLE} TO 'monitor'@'%';
 SQL

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pymysql
 
-TABLE = "pysmurf_files"
+TABLE = os.environ.get("FILES_TABLE") or "pysmurf_files"
 SLOTS = 4
 ACTIONS = (("take_iv", 20_000), ("take_noise", 60_000), ("tracking_setup", 300_000))
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pymysql
 import pytest
-from deployed import DEPLOY, ROOT, VERSION, interpolated, read, seconds, set_up_database, validate
+from deployed import DEPLOY, ROOT, VERSION, initial_sql, interpolated, read, seconds, set_up_database, validate
 from files_table import TABLE
 from services import Service
 from stage import Stage, new_stage, run_here
@@ -127,16 +127,28 @@ def test_ports_are_the_ones_that_are_listened_on() -> None:
     published = {name: each["ports"][0].split(":")[-1] for name, each in SERVICES.items() if "ports" in each}
     databases = dict.fromkeys(("mysql", "mariadb"), str(settings.mysql_port))
     assert published == {"archiver": str(settings.http_port), "prometheus": "9090", "grafana": "3000", **databases}
-    assert all(
-        port.startswith(("127.0.0.1:", "${MYSQL_PUBLISH:-127.0.0.1}:"))
-        for each in SERVICES.values()
-        for port in each.get("ports", ())
-    )
+    assert all(port.startswith("127.0.0.1:") for each in SERVICES.values() for port in each.get("ports", ()))
     scraped = read(DEPLOY / "prometheus/prometheus.yaml")["scrape_configs"]
     assert scraped[0]["static_configs"][0]["targets"] == [f"archiver:{settings.http_port}"]
     assert f"CDC_ARCHIVER_HTTP_PORT={settings.http_port}" in DOCKERFILE
     (datasource,) = read(DEPLOY / "grafana/provisioning/datasources/prometheus.yaml")["datasources"]
     assert datasource["url"] == "http://prometheus:9090"
+
+
+def test_a_port_that_is_taken_here_gives_way_to_another() -> None:
+    moved = {"MYSQL_PUBLISH_PORT": "1", "ARCHIVER_PORT": "2", "PROMETHEUS_PORT": "3", "GRAFANA_PORT": "4"}
+    elsewhere = interpolated(read(DEPLOY / "compose.yaml"), moved)["services"]
+    published = {name: each["ports"][0].split(":") for name, each in elsewhere.items() if "ports" in each}
+    assert {name: port for name, (_, port, _) in published.items()} == {
+        "mysql": "1",
+        "mariadb": "1",
+        "archiver": "2",
+        "prometheus": "3",
+        "grafana": "4",
+    }
+    assert {name: inner for name, (*_, inner) in published.items()} == {
+        name: SERVICES[name]["ports"][0].split(":")[-1] for name in published
+    }
 
 
 def test_grafana_and_prometheus_find_what_is_mounted_for_them() -> None:
@@ -208,7 +220,7 @@ def test_the_entry_for_an_observatory_takes_what_its_neighbours_take(tmp_path: P
 def test_every_variable_that_is_named_is_one(path: str) -> None:
     known = {*re.findall(r"`((?:CDC_ARCHIVER|MYSQL)_\w+)`", (ROOT / "docs/configuration.md").read_text())}
     # Those of the database's image, of compose.yaml itself, and the one that Kubernetes would make.
-    others = {"MYSQL_ROOT_PASSWORD_FILE", "MYSQL_PUBLISH", "CDC_ARCHIVER_PORT"}
+    others = {"MYSQL_ROOT_PASSWORD_FILE", "MYSQL_PUBLISH", "MYSQL_PUBLISH_PORT", "CDC_ARCHIVER_PORT"}
     named = set(re.findall(r"\b(?:CDC_ARCHIVER|MYSQL)_[A-Z_]*[A-Z]\b", (ROOT / path).read_text()))
     assert named
     assert named - others <= known
@@ -255,16 +267,27 @@ def test_secrets_are_made_once_and_are_all_that_are_asked_for(secrets: Path) -> 
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().split()
 
 
-@pytest.mark.parametrize("said_by", ["the environment", ".env"])
-def test_the_key_is_the_archivers_alone_where_that_runs_as_who_made_it(tmp_path: Path, said_by: str) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("", "ARCHIVER_USER={}:1", 'ARCHIVER_USER="{}:1"', "export ARCHIVER_USER='{}:1'", "ARCHIVER_USER={}:1\r"),
+        *(
+            "ARCHIVER_USER = {}  # mine",
+            "ARCHIVER_USER=7:7\nARCHIVER_USER={}:1",
+            "ARCHIVER_USER={}:1\n#ARCHIVER_USER=7:7",
+        ),
+    ],
+)
+def test_the_key_is_the_archivers_alone_where_that_runs_as_who_made_it(tmp_path: Path, line: str) -> None:
+    """As the environment says it, or a line of .env in any way that compose takes."""
     ensure_tools("ssh-keygen")
     folder, uid = tmp_path / "secrets", os.getuid()
     make = [DEPLOY / "make-secrets", folder]
     bare = {name: value for name, value in os.environ.items() if name != "ARCHIVER_USER"}
     subprocess.run(make, check=True, env={**bare, "ARCHIVER_USER": f"{uid + 1}:1"})
     assert (folder / "ssh_key").stat().st_mode & 0o777 == 0o644
-    if said_by == ".env":
-        (tmp_path / ".env").write_text(f"READOUT_ROOT=/data\nARCHIVER_USER={uid}:1\n")
+    if line:
+        (tmp_path / ".env").write_text(f"READOUT_ROOT=/data\n{line.format(uid)}\nFILES_TABLE=x\n")
         subprocess.run(make, check=True, env=bare)
     else:
         subprocess.run(make, check=True, env={**bare, "ARCHIVER_USER": f"{uid}:1"})
@@ -276,29 +299,49 @@ def test_the_demos_sshd_finds_its_keys() -> None:
     assert set(re.findall(r"/run/secrets/(\w+)", words)) == set(SERVICES["source"]["secrets"])
 
 
-def test_the_table_is_the_one_that_init_db_makes() -> None:
-    text = (DEPLOY / "database/10-table.sql").read_text()
-    statements = [schema.table_statement(schema.files_table(TABLE)), schema.index_statement(TABLE)]
-    given = [" ".join(part.split()) for part in re.sub("--.*", "", text).split(";") if part.strip()]
+@pytest.mark.parametrize("table", [TABLE, f"{TABLE}_v1"])
+def test_the_table_is_the_one_that_init_db_makes(table: str) -> None:
+    text = initial_sql(DEPLOY / "database/10-table.sh", {"FILES_TABLE": table})
+    statements = [schema.table_statement(schema.files_table(table)), schema.index_statement(table)]
+    given = [" ".join(part.split()) for part in text.split(";") if part.strip()]
     assert given == [" ".join(statement.split()) for statement in statements]
 
 
+@pytest.mark.parametrize("site", [{}, {"FILES_TABLE": "pysmurf_files_v1"}, {"FILES_TABLE": "smurf"}])
 def test_the_database_is_set_up_for_an_archiver_and_a_monitor_and_they_work_together(
-    database_server: DatabaseServer, ssh_server: SshServer, secrets: Path, tmp_path: Path
+    database_server: DatabaseServer, ssh_server: SshServer, secrets: Path, tmp_path: Path, site: dict[str, str]
 ) -> None:
-    with new_stage(database_server, ssh_server, tmp_path, table=False) as stage, set_up_database(stage, secrets):
+    table = site.get("FILES_TABLE", TABLE)
+    services = interpolated(read(DEPLOY / "compose.yaml"), site)["services"]
+    named = {"CDC_ARCHIVER_TABLE": services["archiver"]["environment"]["CDC_ARCHIVER_TABLE"]}
+    with (
+        new_stage(database_server, ssh_server, tmp_path, table=False) as stage,
+        set_up_database(stage, secrets, **site),
+    ):
         password = (secrets / "mysql_password").read_text()
+        # A monitor makes the table where it does not see it, and would make one that nobody else may use.
+        account = {
+            "user": "monitor",
+            "password": (secrets / "monitor_password").read_text(),
+            "database": stage.database,
+        }
+        with contextlib.closing(database_server.connect(**account)) as connection, connection.cursor() as cursor:
+            cursor.execute("SHOW TABLES")
+            assert cursor.fetchall() == ((table,),)
         # As the archiver's own account sees it: nothing is missing but the history, which it makes itself.
         changes = {"mysql_user": "archiver", "mysql_password": password}
-        with Service(load({**_database(stage), **stage.options(), **changes}, environment={}), "streaming") as service:
-            _publish(stage, secrets)
-            eventually(lambda: stage.count("copied = 1") == 16, "all are archived")
+        settings = load({**_database(stage), **stage.options(), **changes}, environment=named)
+        with Service(settings, "streaming") as service:
+            _publish(stage, secrets, services["publisher"]["environment"]["FILES_TABLE"])
+            eventually(
+                lambda: stage.sql(f"SELECT COUNT(*) FROM {table} WHERE copied = 1") == [(16,)], "all are archived"
+            )
             assert len(stage.archived_files()) == 16
             assert service.status()["history"] == "kept"
         for user, secret, forbidden in (
-            ("archiver", "mysql_password", f"DELETE FROM {TABLE}"),
-            ("archiver", "mysql_password", f"DROP TABLE {TABLE}"),
-            ("monitor", "monitor_password", f"SELECT * FROM {TABLE}"),
+            ("archiver", "mysql_password", f"DELETE FROM {table}"),
+            ("archiver", "mysql_password", f"DROP TABLE {table}"),
+            ("monitor", "monitor_password", f"SELECT * FROM {table}"),
         ):
             account = {"user": user, "password": (secrets / secret).read_text(), "database": stage.database}
             with (
@@ -317,7 +360,7 @@ def test_a_databases_options_are_ones_that_it_has(database_server: DatabaseServe
         assert name not in ("binlog_format", "log_bin") or found in (value, "ON")
 
 
-def _publish(stage: Stage, secrets: Path) -> None:
+def _publish(stage: Stage, secrets: Path, table: str) -> None:
     """The demo's instrument and monitor, two actions of it."""
     done = subprocess.run(
         [sys.executable, DEPLOY / "demo/publisher.py", "--folder", stage.sources, "--actions", "2", "--every", "0.01"],
@@ -331,6 +374,7 @@ def _publish(stage: Stage, secrets: Path) -> None:
             "MYSQL_PORT": str(stage.server.port),
             "MYSQL_DATABASE": stage.database,
             "MYSQL_USER": "monitor",
+            "FILES_TABLE": table,
             "MYSQL_PASSWORD_FILE": str(secrets / "monitor_password"),
         },
     )

@@ -33,7 +33,9 @@ def read(path: Path) -> Any:
 
 @cache
 def schema(name: str) -> Any:
-    """A published schema, as check-jsonschema ships it: ``compose-spec`` or ``github-workflows``."""
+    """A schema of tests/deploy (``servicemonitor``), or as check-jsonschema ships it (``compose-spec``, ``github-workflows``)."""
+    if (ours := ROOT / f"tests/deploy/{name}.json").exists():
+        return json.loads(ours.read_text())
     return json.loads((files("check_jsonschema") / "builtin_schemas" / "vendor" / f"{name}.json").read_text())
 
 
@@ -60,33 +62,39 @@ def seconds(text: str) -> float:
     return int(match[1]) * {"s": 1, "m": 60}[match[2]]
 
 
+def initial_sql(file: Path, environment: Mapping[str, str], secrets: Path = Path("/run/secrets")) -> str:
+    """What a script of the database's folder has its image's client do."""
+    # The image runs one that is executable as a program of its own, which would not know the function.
+    assert not os.access(file, os.X_OK)
+    script = file.read_text().replace("/run/secrets", str(secrets))
+    shell = shutil.which("bash")
+    assert shell
+    return subprocess.run(
+        [shell, "-euc", f"docker_process_sql() {{ cat; }}\n{script}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], **environment},
+    ).stdout
+
+
 @contextlib.contextmanager
-def set_up_database(stage: Stage, secrets: Path) -> Iterator[None]:
-    """Does what the database's image does with the folder at its first start."""
-    for file in sorted((DEPLOY / "database").iterdir()):
-        if file.suffix == ".sql":
-            text = file.read_text()
-        else:
-            # The image runs a script that is executable as a program of its own, which would not know the function.
-            assert not os.access(file, os.X_OK)
-            script = file.read_text().replace("/run/secrets", str(secrets))
-            shell = shutil.which("bash")
-            assert shell
-            text = subprocess.run(
-                [shell, "-euc", f"docker_process_sql() {{ cat; }}\n{script}"],
-                check=True,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "MYSQL_DATABASE": stage.database},
-            ).stdout
-        for statement in re.sub("^--.*", "", text, flags=re.MULTILINE).split(";"):
-            if statement.strip():
-                stage.sql(statement)
+def set_up_database(stage: Stage, secrets: Path, **site: str) -> Iterator[None]:
+    """Does what the database's image does with the folder at its first start.
+
+    Args:
+        site: variables of compose.yaml.
+    """
+    given = interpolated(read(DEPLOY / "compose.yaml"), site)["services"]["mysql"]["environment"]
     try:
+        for file in sorted((DEPLOY / "database").iterdir()):
+            for statement in initial_sql(file, {**given, "MYSQL_DATABASE": stage.database}, secrets).split(";"):
+                if statement.strip():
+                    stage.sql(statement)
         yield
     finally:
         for user in ("archiver", "monitor"):
-            stage.server.execute(f"DROP USER '{user}'@'%'")
+            stage.server.execute(f"DROP USER IF EXISTS '{user}'@'%'")
 
 
 def _word(match: re.Match[str], environment: Mapping[str, str]) -> str:

@@ -1,5 +1,7 @@
--- The table of files, as `cdc-archiver init-db` makes it, with the index that keeps sweeps cheap.
-CREATE TABLE pysmurf_files (
+# The table of files, as `cdc-archiver init-db` makes it, with the index that keeps sweeps cheap; FILES_TABLE is what its writers
+# call it. The database's image runs this file once, when its data folder is empty; docker_process_sql is the image's.
+docker_process_sql <<SQL
+CREATE TABLE ${FILES_TABLE} (
     id INTEGER NOT NULL AUTO_INCREMENT,
     path VARCHAR(260) NOT NULL,
     action VARCHAR(32),
@@ -18,4 +20,5 @@ CREATE TABLE pysmurf_files (
     socs_version VARCHAR(64),
     PRIMARY KEY (id)
 )ENGINE=InnoDB;
-CREATE INDEX `cdc_archiver_pending` ON `pysmurf_files` (`copied`, `instance_id`, `id`, `failed_copy_attempts`);
+CREATE INDEX \`cdc_archiver_pending\` ON \`${FILES_TABLE}\` (\`copied\`, \`instance_id\`, \`id\`, \`failed_copy_attempts\`);
+SQL
