@@ -15,7 +15,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from container import Container, Image, build, missing
-from deployed import DEPLOY, interpolated, read, set_up_database
+from deployed import DEPLOY, interpolated, read, set_up_database, validate
 from services import PASSWORD, Served
 from stage import TARGET, Stage, new_stage
 from waiting import eventually
@@ -308,7 +308,9 @@ def test_kustomize_makes_of_the_base_what_kubernetes_takes(tmp_path: Path) -> No
         "ServiceMonitor",
     }
     for kind, document in documents.items():
-        if kind != "ServiceMonitor":
+        if kind == "ServiceMonitor":
+            validate(document, "servicemonitor")
+        else:
             kubernetes_validate.validate(document, "1.31", strict=True)
     pod = documents["Deployment"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["image"] == f"cdc_archiver:{VERSION}"

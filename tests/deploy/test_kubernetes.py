@@ -8,7 +8,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from deployed import DEPLOY, ROOT, VERSION, read
+from deployed import DEPLOY, ROOT, VERSION, read, validate
 
 from cdc_archiver.settings import load
 
@@ -26,6 +26,12 @@ SETTINGS = load(config=BASE / "archiver.toml", environment={})
 @pytest.mark.parametrize("kind", sorted(RESOURCES.keys() - {"ServiceMonitor"}))
 def test_a_resource_is_what_kubernetes_takes(kind: str) -> None:
     kubernetes_validate.validate(RESOURCES[kind], KUBERNETES, strict=True)
+
+
+def test_the_servicemonitor_is_what_the_prometheus_operator_takes() -> None:
+    validate(RESOURCES["ServiceMonitor"], "servicemonitor")
+    with pytest.raises(AssertionError, match="targetport"):
+        validate({**RESOURCES["ServiceMonitor"], "spec": {"selector": {}, "targetport": 1}}, "servicemonitor")
 
 
 def test_a_resource_that_is_none_would_be_refused() -> None:
@@ -46,8 +52,8 @@ def test_what_the_pod_mounts_is_what_the_settings_name() -> None:
     kept = {mounts["secrets"] / Path(file).name for file in secret["files"]}
     (source,) = SETTINGS.sources
     assert kept == {SETTINGS.mysql_password_file, source.ssh_key, source.known_hosts}
-    assert SETTINGS.data_dir is not None
-    assert SETTINGS.data_dir.is_relative_to(mounts["archive"])
+    # The disk itself: nobody makes a folder on a new one, and the service does not.
+    assert SETTINGS.data_dir == mounts["archive"]
     (config,) = KUSTOMIZATION["configMapGenerator"]
     assert {mounts["config"] / file for file in config["files"]} == {
         Path(variable["value"]) for variable in CONTAINER["env"] if variable["name"] == "CDC_ARCHIVER_CONFIG"
