@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -9,13 +10,16 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
 import pytest
 from deployed import ROOT, VERSION, read, validate
+from packaging.requirements import Requirement
 
 WORKFLOW = ROOT / ".github/workflows/ci.yaml"
 _NOT_OURS = shutil.ignore_patterns(
@@ -47,9 +51,15 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_o
         "deploy/compose.yaml",
         "tests/support/stage.py",
         "Makefile",
+        # What tests in it ask for.
+        ".gitignore",
+        ".dockerignore",
+        ".ci/run",
+        ".github/workflows/ci.yaml",
+        "benchmarks/__main__.py",
+        "tests/deploy/servicemonitor.json",
     }
     assert wanted <= names
-    assert "benchmarks/__main__.py" in names
     programs = ("deploy/make-secrets", "deploy/demo/readout.sh", "deploy/systemd/install.sh")
     assert all(modes[name] & 0o111 for name in programs)
     assert not [name for name in names if "secrets/" in name or "config/" in name or name.endswith(".env")]
@@ -95,6 +105,52 @@ def _installed(wheel: Path, folder: Path) -> Path:
     return folder
 
 
+def test_the_program_asks_for_every_library_that_it_imports() -> None:
+    """Elsewhere the libraries of the tests are not there to help out."""
+    brought = _brought_by(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    imported = _imports(ROOT / "cdc_archiver")
+    assert {"sqlalchemy", "pymysql", "pymysqlreplication"} <= imported
+    lent = {
+        name: places
+        for name in imported
+        if not brought & (places := {_plain(each) for each in packages_distributions().get(name, ())})
+    }
+    assert not lent, "not in pyproject.toml's dependencies, nor in theirs"
+    assert "pytest" not in brought
+
+
+def _imports(package: Path) -> set[str]:
+    """The first names of all that is imported, but for Python's own and the package itself."""
+    names: set[str] = set()
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {package.name}
+
+
+def _brought_by(dependencies: list[str]) -> set[str]:
+    """What an installation without extras brings: these, and theirs."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(line, "") for line in dependencies]
+    while waiting:
+        line, extra = waiting.pop()
+        wanted = Requirement(line)
+        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        new = {(_plain(wanted.name), each) for each in ("", *wanted.extras)} - seen
+        seen |= new
+        waiting += [(inner, each) for name, each in new for inner in requires(name) or ()]
+    return {name for name, _ in seen}
+
+
+def _plain(distribution: str) -> str:
+    """A distribution's name as they are compared."""
+    return re.sub("[-_.]+", "-", distribution).lower()
+
+
 def test_every_library_that_the_program_needs_is_pinned() -> None:
     pinned = {line.partition("==")[0].lower().replace("_", "-") for line in _pins()}
     text = (ROOT / "pyproject.toml").read_text()
@@ -134,7 +190,9 @@ def test_the_workflow_is_one_and_uses_what_there_is() -> None:
     words = WORKFLOW.read_text()
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z-]+)", words)) <= targets
-    assert {"lint", "test", "image"} == set(workflow["jobs"]["release"]["needs"])
+    assert {"lint", "test", "image", "published-image"} == set(workflow["jobs"]["release"]["needs"])
+    # What is published was built by the same engine, in the same way, before the tag was out.
+    assert "make image\n" in words.partition("  published-image:")[2].partition("  release:")[0]
     assert all((ROOT / path).exists() for path in re.findall(r"python (deploy/\S+)", words))
 
 
