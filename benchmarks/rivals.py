@@ -7,17 +7,14 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from benchmarks.ground import PASSWORD, TABLE, Registered, Site, fsync, sync_file_system
 from cdc_archiver.sandbox import SandboxError
 from cdc_archiver.transfer.ssh import ControlMaster, clean_environment, remote_shell
-
-POLL_EVERY: Final = 5.0
-"""Seconds; the agent's."""
 
 
 class Bare:
@@ -31,6 +28,7 @@ class Bare:
         self._source = site.settings().sources[0]
         self._environment = clean_environment(site.ground.environment)
         self._host = site.ssh.host
+        self._master: ControlMaster | None = None
         self._control_path: Path | None = None
 
     @contextmanager
@@ -43,9 +41,10 @@ class Bare:
             self._control_path = master.ensure()
             if self._control_path is None:
                 raise SandboxError(f"there is no warm connection: {master.words}")
+            self._master = master
             yield
         finally:
-            self._control_path = None
+            self._control_path = self._master = None
             master.close()
             os.environ["PATH"] = before or ""
 
@@ -61,27 +60,40 @@ class Bare:
 
     def one(self, file: Path, to: Path) -> float:
         """One file, durable; seconds."""
-        began = time.monotonic()
-        self.copy(file, to)
-        fsync(to / file.name)
-        fsync(to)
-        return time.monotonic() - began
+        with self._timed() as seconds:
+            self.copy(file, to)
+            fsync(to / file.name)
+        return seconds()
 
     def tree(self, folder: Path, to: Path) -> float:
         """A folder's files and one sync; seconds."""
-        began = time.monotonic()
-        self.copy(f"{folder}/", to)
-        sync_file_system(to)
-        return time.monotonic() - began
+        with self._timed() as seconds:
+            self.copy(f"{folder}/", to)
+            sync_file_system(to)
+        return seconds()
 
-    def equal_work(self, files: Sequence[Path], to: Path) -> float:
-        """One file after the other: rsync with md5 in transfer, md5sum of the result; and one sync; seconds."""
+    def equal_work(self, folder: Path, to: Path) -> float:
+        """A folder's files with md5 in transfer, then one md5sum of all that has arrived, then one sync; seconds."""
+        with self._timed() as seconds:
+            self.copy(f"{folder}/", to, "--checksum-choice=md5")
+            subprocess.run(["md5sum", *map(str, to.iterdir())], check=True, stdout=subprocess.DEVNULL)
+            sync_file_system(to)
+        return seconds()
+
+    @contextmanager
+    def _timed(self) -> Iterator[Callable[[], float]]:
+        """Times the block, and asks around it whether a connection that is to be warm is: without it ssh logs in anew,
+        and says no word of it."""
+        self._require_warm()
+        took: list[float] = []
         began = time.monotonic()
-        for file in files:
-            self.copy(file, to, "--checksum-choice=md5")
-            subprocess.run(["md5sum", str(to / file.name)], check=True, stdout=subprocess.DEVNULL)
-        sync_file_system(to)
-        return time.monotonic() - began
+        yield lambda: took[0]
+        took.append(time.monotonic() - began)
+        self._require_warm()
+
+    def _require_warm(self) -> None:
+        if self._master is not None and self._master.ensure() != self._control_path:
+            raise SandboxError(f"the warm connection has ended: {self._master.words}")
 
 
 def cpu_of_children() -> float:
@@ -91,7 +103,7 @@ def cpu_of_children() -> float:
 
 
 class Polling:
-    """The agent that polls: every 5 s it selects the pending rows and runs one rsync for each, on a connection of its own.
+    """One poll of the agent that polls: it selects the pending rows and runs one rsync for each, on a connection of its own.
 
     Args:
         site: that no service works on.

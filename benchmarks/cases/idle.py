@@ -80,9 +80,11 @@ class Idle(Case):
     def _rsync(self) -> Figures:
         latencies = []
         to = self._site.folder / "bare"
-        for file in self._files:
-            shutil.rmtree(to, ignore_errors=True)
-            to.mkdir()
-            latencies.append(self._bare.one(file.path, to) * 1000)
+        for number, file in enumerate(self._files):
+            # A folder for each, and all of them removed at the end: what one removes is not in the next one's fsync.
+            place = to / str(number)
+            place.mkdir(parents=True)
+            latencies.append(self._bare.one(file.path, place) * 1000)
+        shutil.rmtree(to)
         self.ground.settle()
         return {"latency_ms": latencies}
