@@ -8,9 +8,11 @@ MINUTES ?= 20
 SOAK_DB := $(if $(filter file,$(origin DB)),mariadb mysql,$(DB))
 # Tests wait for servers more than they compute; each process starts servers of its own.
 JOBS ?= 6
-# make bench CASES=idle,burst: some of them.  FULL=1 make bench: the sizes that the aims speak of, an hour or more.
+# make bench CASES=idle,burst: some of them.  FULL=1 make bench: the sizes that the aims speak of, up to 40 minutes.
+# BENCH_FOLDER=folder: on the disk that is measured, where the temporary folder is not.
 CASES ?=
 FULL ?=
+BENCH_FOLDER ?=
 RESULTS ?= bench-results
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test soak lint format reference install servers image image-test clean
@@ -21,8 +23,9 @@ help: ## this list
 demo: install ## archive an observing session on private servers, prove it, clean up (DB=mysql for MySQL)
 	@$(BIN)/cdc-archiver demo --db $(DB)
 
-bench: install $(VENV)/bench-installed ## the service beside bare rsync and the polling way: table, JSON, plots (CASES=idle,burst FULL=1)
-	@$(BIN)/python -m benchmarks --db $(DB) --scale $(if $(FULL),full,short) --cases '$(CASES)' --results $(RESULTS)
+bench: install ## the service beside bare rsync and the polling way: table, JSON, plots (CASES=idle,burst FULL=1)
+	@$(BIN)/python -m benchmarks --db $(DB) --scale $(if $(filter-out 0 no,$(FULL)),full,short) \
+	  --cases '$(CASES)' --results $(RESULTS) $(if $(BENCH_FOLDER),--folder '$(BENCH_FOLDER)')
 
 test: lint servers ## lint, types and all tests, on real servers
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
@@ -62,8 +65,8 @@ image: ## the container image cdc_archiver, with the engine of this machine
 image-test: servers ## the image without an engine, as root: built, run, files archived with it
 	$(BIN)/python -m pytest --override-ini timeout=1800 -s tests/deploy/image.py
 
-clean: ## remove what the commands above made here (not the cache folder)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results
+clean: ## remove what the commands above made here (not the cache folder, nor what was measured)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Debian has venv in a package of its own.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -73,10 +76,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	  || { echo "$(PYTHON) cannot make a virtual environment: apt-get install python3-venv"; exit 1; }
 	@echo "installing into $(VENV) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $@
-
-# What draws the plots: nothing else needs it.
-$(VENV)/bench-installed: $(VENV)/installed
-	@echo "installing what draws plots into $(VENV) …"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	@touch $@

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
+import signal
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +18,9 @@ from rich.console import Console
 from benchmarks import plots
 from benchmarks.cases import CASES, Case
 from benchmarks.ground import Ground
-from benchmarks.report import describe, tell_aims, tell_case, write_json
-from benchmarks.runner import Result, run
-from benchmarks.scale import FULL, SHORT, SMOKE
+from benchmarks.report import describe, file_system, tell_aims, tell_case, write_json
+from benchmarks.runner import INTERRUPTED, Result, run
+from benchmarks.scale import FULL, GB, SHORT, SMOKE, Scale
 from cdc_archiver.sandbox import Sandbox, SandboxError
 
 _SCALES = {scale.name: scale for scale in (SMOKE, SHORT, FULL)}
@@ -22,44 +28,103 @@ _WIDTH = 150
 """Of tables in a pipe, where there is nothing to fit into."""
 _SERVER_OPTIONS = ("--innodb-buffer-pool-size=512M",)
 """A site's server has some memory; the sandbox's own default is a test's."""
+_INTERRUPTED_STATUS = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; its exit status: 0 when all was measured, whatever came out; 1 when a case failed; 2 wrong usage."""
+    """Runs the command.
+
+    Returns:
+        Its exit status: 0 when all was measured, whatever came out; 1 when a case failed; 2 wrong usage, or no room; 130
+        interrupted.
+    """
     given = _parser().parse_args(arguments)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)
-    results_folder: Path = given.results
-    results_folder.mkdir(parents=True, exist_ok=True)
     scale = _SCALES[given.scale]
+    if given.folder is not None:
+        tempfile.tempdir = str(given.folder.absolute())
+    place = Path(tempfile.gettempdir())
+    if not place.is_dir() or (free := shutil.disk_usage(place).free) < scale.room_bytes:
+        has = f"has {free / GB:.1f} GB" if place.is_dir() else "is no folder"
+        print(
+            f"benchmarks: a {scale.name} run needs {scale.room_bytes / GB:.0f} GB, and {place} {has}: --folder, or TMPDIR",
+            file=sys.stderr,
+        )
+        return 2
+    if file_system(place).startswith(("tmpfs", "ramfs")):
+        console.print(f"{place} is in memory: what is made durable there costs nothing, --folder is", style="bold red")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
+    return _run(given.db, _chosen(given.cases), scale, _results_folder(given.results, scale), console)
+
+
+def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, folder: Path, console: Console) -> int:
+    began = time.monotonic()
     results: list[Result] = []
-
-    def tell(result: Result) -> None:
-        results.append(result)
-        tell_case(console, result)
-        write_json(results_folder, environment, results)  # what is measured is kept, however the run ends
-
+    subtitle = ""
+    status = 0
     try:
-        with Sandbox(given.db, options=_SERVER_OPTIONS) as sandbox:
+        with Sandbox("mysql" if kind == "mysql" else "mariadb", options=_SERVER_OPTIONS) as sandbox:
             ground = Ground(sandbox)
-            environment = describe(ground, scale)
-            machine = (
+            environment = describe(ground, scale, _SERVER_OPTIONS)
+            subtitle = (
                 f"{environment['database']}; {environment['processors']} × {environment['processor']}; "
                 f"{environment['file_system'].partition(' ')[0]}; {scale.name} run, {scale.rounds} rounds"
             )
-            console.print(machine, markup=False, highlight=False)
-            run(_chosen(given.cases), ground, scale, console, tell)
+            console.print(subtitle, markup=False, highlight=False)
+            if (load := environment["load_at_start"]) > 1.0:
+                console.print(f"the machine is not quiet: its load is {load:.1f}", style="bold red")
+
+            def tell(result: Result, complete: bool) -> None:
+                write_json(folder, environment, [*results, result], time.monotonic() - began)
+                if complete:
+                    results.append(result)
+                    tell_case(console, result)
+
+            run(cases, ground, scale, console, folder, tell)
     except SandboxError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    tell_aims(console, results)
-    if plots.available():
-        plots.draw(results_folder, results, machine)
-    else:
+        status = 1
+    except KeyboardInterrupt:
+        status = _INTERRUPTED_STATUS
+    if results:
+        tell_aims(console, results)
+        _draw(folder, results, subtitle, console)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    console.print(f"took {minutes} min {seconds} s; written to {folder}/", markup=False, highlight=False)
+    if any(result.failure == INTERRUPTED for result in results):
+        return _INTERRUPTED_STATUS
+    return status or int(any(result.failure for result in results))
+
+
+def _draw(folder: Path, results: Sequence[Result], subtitle: str, console: Console) -> None:
+    try:
+        plots.draw(folder, results, subtitle)
+    except ImportError:
         console.print("no pictures: matplotlib is not installed (make bench does that)", style="dim")
-    console.print(f"written to {results_folder}/", markup=False, highlight=False)
-    return int(any(result.failure for result in results))
+    except Exception as error:  # an hour's tables are told all the same
+        console.print(f"no pictures: {type(error).__name__}: {error}", style="bold red", markup=False)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Ctrl-C, a terminal that closes, SIGTERM: what was measured is told, and all is cleared away; nothing cuts that short."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _results_folder(parent: Path, scale: Scale) -> Path:
+    """A new folder, so that no run takes an earlier one's results away; the link ``latest`` leads to it."""
+    name = f"{scale.name}-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
+    folder = parent / name
+    folder.mkdir(parents=True)
+    latest = parent / "latest"
+    latest.unlink(missing_ok=True)
+    os.symlink(name, latest)
+    return folder
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,6 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--db", choices=["mariadb", "mysql"], default="mariadb")
     parser.add_argument("--scale", choices=list(_SCALES), default=SHORT.name, help="how much is measured")
     parser.add_argument("--results", type=Path, default=Path("bench-results"), metavar="FOLDER")
+    parser.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="on the disk that is measured; the temporary folder otherwise"
+    )
     parser.add_argument(
         "--cases",
         type=_names,

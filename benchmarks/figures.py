@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
 OURS: Final = "ours"
+_UNITS: Final = {
+    "_ms": "ms", "_us": "µs", "_percent": "%", "_s": "s", "mb_rate": "MB/s", "rate": "/s", "_mb": "MB"
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +20,13 @@ class Measurement:
     Attributes:
         way: ``ours``, or an opponent's name.
         figures: every single value, by what it is; a name ends in its unit: ``latency_ms``, ``rate``.
+        turn: which one in its round it was.
     """
 
     way: str
     round: int
     figures: Mapping[str, Sequence[float]]
+    turn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +70,13 @@ class Verdict:
     Attributes:
         value: of all rounds together.
         rounds: of each round alone: its spread tells how far to believe ``value``.
+        note: what else there is to say.
     """
 
     aim: Aim
     value: float
     rounds: Sequence[float]
+    note: str = ""
 
     @property
     def met(self) -> bool:
@@ -122,6 +129,7 @@ def judge(aim: Aim, measurements: Sequence[Measurement]) -> Verdict | None:
 
     A ratio of medians is taken round by round, since the two ways of a round have run next to each other and the machine was
     the same for both, and the middle one counts. A round has too few values for a late percentile: that is taken over all.
+    A figure that stands for itself has to keep its limit in every round: the worst one counts.
     """
     numbers = sorted({one.round for one in measurements})
     rounds = []
@@ -131,7 +139,12 @@ def judge(aim: Aim, measurements: Sequence[Measurement]) -> Verdict | None:
             rounds.append(value)
     if not rounds:
         return None
-    value = median(rounds) if aim.part == 50 else _ratio(aim, measurements)
+    if aim.part != 50:
+        value = _ratio(aim, measurements)
+    elif aim.to:
+        value = median(rounds)
+    else:
+        value = max(rounds) if aim.at_least is None else min(rounds)
     return None if value is None else Verdict(aim, value, rounds)
 
 
@@ -149,7 +162,10 @@ def _ratio(aim: Aim, measurements: Sequence[Measurement]) -> float | None:
 
 def human(figure: str, value: float) -> str:
     """A value with its unit, which its name tells."""
-    units: dict[str, Any] = {"_ms": "ms", "_us": "µs", "_mb": "MB", "_percent": "%", "_s": "s", "rate": "/s"}
-    unit = next((unit for end, unit in units.items() if figure.endswith(end)), "")
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
-    return f"{value:,.{digits}f} {unit}".rstrip()
+    return f"{value:,.{digits}f} {unit_of(figure)}".rstrip()
+
+
+def unit_of(figure: str) -> str:
+    """A figure's unit, which its name tells."""
+    return next((unit for end, unit in _UNITS.items() if figure.endswith(end)), "")

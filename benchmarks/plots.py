@@ -6,18 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import pooled
+from benchmarks.figures import pooled, unit_of
 from benchmarks.report import ways_of
 from benchmarks.runner import Result
-
-
-def available() -> bool:
-    """Whether what draws is installed: nothing but pictures needs it."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def draw(folder: Path, results: Sequence[Result], subtitle: str) -> list[Path]:
@@ -39,18 +30,22 @@ def draw(folder: Path, results: Sequence[Result], subtitle: str) -> list[Path]:
 
     paths = []
     for result in results:
-        if result.measurements:
+        if pooled_by_way(result):
             paths += _save(pyplot, folder, result.name, _draw_case(pyplot, result))
     if any(result.verdicts for result in results):
         paths += _save(pyplot, folder, "aims", _draw_aims(pyplot, results, subtitle))
     return paths
 
 
+def pooled_by_way(result: Result) -> list[tuple[str, list[float]]]:
+    """The values of the figure that is drawn, of each way that has it."""
+    ways = ((way, pooled(result.measurements, way, result.plot)) for way in ways_of(result.measurements))
+    return [(way, found) for way, found in ways if found]
+
+
 def _draw_case(pyplot: Any, result: Result) -> Any:
     """Every value as a dot, by way; the box holds the middle half."""
-    ways = ways_of(result.measurements)
-    values = [pooled(result.measurements, way, result.plot) for way in ways]
-    shown = [(way, found) for way, found in zip(ways, values, strict=True) if found]
+    shown = pooled_by_way(result)
     figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.6 * len(shown)), layout="constrained")
     axes.boxplot(
         [found for _, found in shown],
@@ -70,16 +65,24 @@ def _draw_case(pyplot: Any, result: Result) -> Any:
         axes.set_xscale("log")
     else:
         axes.set_xlim(left=min(0, smallest))
-    axes.set_xlabel(result.plot.replace("_", " "))
-    axes.set_title(f"{result.name}: {result.title}", loc="left")
+    axes.set_xlabel(f"{result.plot.replace('_', ' ')} [{unit_of(result.plot)}]")
+    _title(figure, f"{result.name}: {result.title}")
     return figure
 
 
 def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
     """Each aim as a part of its limit: at 1 it is just met, to the right it is met with room to spare."""
-    bars = [(f"{result.name}: {verdict.aim.sentence}", verdict) for result in results for verdict in result.verdicts]
-    figure, axes = pyplot.subplots(figsize=(10, 1.4 + 0.34 * len(bars)), layout="constrained")
-    for number, (_, verdict) in enumerate(bars):
+    bars = [
+        (
+            f"{result.name}: {verdict.aim.sentence}" + ("" if result.at_aimed_size else f"\nat {result.size}"),
+            verdict,
+            result,
+        )
+        for result in results
+        for verdict in result.verdicts
+    ]
+    figure, axes = pyplot.subplots(figsize=(11, 1.4 + 0.38 * len(bars)), layout="constrained")
+    for number, (_, verdict, result) in enumerate(bars):
         aim = verdict.aim
         parts = [
             value / aim.at_least if aim.at_least is not None else (aim.at_most or 0.0) / max(value, 1e-9)
@@ -89,7 +92,8 @@ def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
         axes.plot(
             sorted(max(part, 0.05) for part in parts[1:]), [number] * 2, "-", color=colour, linewidth=5, alpha=0.3
         )
-        axes.plot([max(parts[0], 0.05)], [number], "o", color=colour)
+        # Hollow: the case failed, and what there is of it judges nothing.
+        axes.plot([max(parts[0], 0.05)], [number], "o", color=colour, fillstyle="none" if result.failure else "full")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     shown = [
@@ -99,11 +103,16 @@ def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
     ]
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.minorticks_off()
-    axes.set_yticks(range(len(bars)), [sentence for sentence, _ in bars])
+    axes.set_yticks(range(len(bars)), [sentence for sentence, *_ in bars])
     axes.invert_yaxis()
-    axes.set_xlabel("how well the aim is met: 1 is its limit, more is better; the bar spans the rounds")
-    axes.set_title(subtitle, loc="left", fontsize=8)
+    figure.supxlabel("how well the aim is met: 1 is its limit, more is better; the bar spans the rounds", fontsize=9)
+    _title(figure, subtitle)
     return figure
+
+
+def _title(figure: Any, text: str) -> None:
+    """Over the whole width: the axes' own begins where long labels end."""
+    figure.suptitle(text, x=0.01, ha="left", fontsize=9)
 
 
 def _save(pyplot: Any, folder: Path, name: str, figure: Any) -> list[Path]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import signal
 import time
+from collections.abc import Iterator
 from typing import Any, Final, Self
 
 from benchmarks.ground import Site
-from benchmarks.processes import cpu_of_ended_children, cpu_seconds, family, resident_mb
+from benchmarks.processes import cpu_seconds, cpu_seconds_of_family, most_resident_mb, resident_mb
 from cdc_archiver.demo.service import Service
 from cdc_archiver.sandbox import SandboxError
 
@@ -47,7 +51,8 @@ class Program(Service):
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Its process, which is there."""
+        self.require_running()
         return self._process.pid
 
     def settle(self) -> None:
@@ -60,15 +65,34 @@ class Program(Service):
 
     def cpu_seconds(self) -> float:
         """Processor time of the Python program alone."""
-        return cpu_seconds([self.pid])
+        return cpu_seconds(self.pid)
 
     def cpu_seconds_with_children(self) -> float:
         """Processor time of it, of its rsyncs and of its ssh."""
-        return cpu_seconds(family(self.pid)) + cpu_of_ended_children(self.pid)
+        return cpu_seconds_of_family(self.pid)
 
     def resident_mb(self) -> float:
         """Memory of the Python program, in MB."""
         return resident_mb(self.pid)
+
+    def most_resident_mb(self) -> float:
+        """The most that it ever was."""
+        return most_resident_mb(self.pid)
+
+    def require_streaming(self) -> None:
+        """Asks whether it follows the stream; SandboxError where it does not."""
+        self.require_running()
+        if self.metrics().total("mode", mode="stream") != 1:
+            raise SandboxError(f"the service does not stream; {self.last_words()}")
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """It stands still inside the block; for less than the 15 s after which its lock would go."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def copied(self) -> float:
         """Files archived so far."""

@@ -1,22 +1,21 @@
 """A program that reads the stream and counts rows: our stream, or the bare library; told what to do on its standard input.
 
-It is a program of its own so that it can be stopped (SIGSTOP) while rows are written, and so that its processor time is its own.
+It is a program of its own so that it reads nothing while rows are written, and so that its processor time is its own.
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 from pymysqlreplication import binlogstream
 from pymysqlreplication.row_event import RowsEvent
 
+from benchmarks.figures import OURS
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.engine import Database
 from cdc_archiver.events.binlog import BinlogStream, Pace
@@ -25,38 +24,41 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import load
 
 HEARTBEAT: Final = 60.0
-"""Seconds; longer than the service's: while it is stopped, a reader hears nothing, and must not take the link for dead."""
+"""Seconds; longer than the service's: while it waits for its turn, a reader hears nothing, and must not take the link for dead."""
 _SILENCE: Final = 210.0
 _LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
 
 
-@dataclass
 class Count:
-    """Rows seen, and when."""
+    """Rows seen, and when; the program's conversation with whoever started it.
 
-    wanted: int
-    total: int = 0
-    seen: list[tuple[float, int]] = field(default_factory=list)
-    cpu_at_first: float = 0.0
+    It says "ready", then "first" when a row has come and all is over that a reader does once, and waits, in the thread that
+    reads, for the word to go on: {"before": rows of its table written so far, "rows": those to come}. With the last of them it says
+    what it saw.
+    """
 
-    def restart(self) -> None:
-        """Processor time counts from now on."""
-        self.cpu_at_first = time.process_time()
+    def __init__(self) -> None:
+        self.settled: Callable[[], bool] = lambda: True
+        self.done = threading.Event()
+        self._total = 0
+        self._before = self._rows = 0
+        self._seen: list[tuple[float, int]] = []
+        self._cpu = 0.0
 
     def add(self, rows: int) -> None:
-        """So many rows more; ends the program with the last one."""
-        self.total += rows
-        self.seen.append((time.monotonic(), self.total))
-        if self.total >= self.wanted:
-            self.end()
-        if len(self.seen) == 1:
+        """So many rows more."""
+        self._total += rows
+        if self._rows == 0:
+            if not self.settled():
+                return
             say("first")
-
-    def end(self) -> NoReturn:
-        """Says what was seen."""
-        say({"seen": self.seen, "cpu": time.process_time() - self.cpu_at_first})
-        sys.stdout.flush()
-        raise SystemExit
+            goal = json.loads(sys.stdin.readline())
+            self._before, self._rows = goal["before"], goal["rows"]
+            self._cpu = time.process_time()
+        self._seen.append((time.monotonic(), self._total - self._before))
+        if self._total >= self._before + self._rows:
+            say({"seen": self._seen, "cpu": time.process_time() - self._cpu})
+            self.done.set()
 
 
 def say(what: object) -> None:
@@ -69,18 +71,13 @@ class Counting:
 
     def __init__(self, count: Count) -> None:
         self._count = count
-        self.done = threading.Event()
 
     def on_ids(self, ids: Sequence[int]) -> None:
         """Rows of our table."""
-        try:
-            self._count.add(len(ids))
-        except SystemExit:
-            self.done.set()
+        self._count.add(len(ids))
 
     def on_anchor(self) -> None:
         """It reads from now on."""
-        self._count.restart()
         say("ready")
 
     def on_gap(self, why: str) -> None:
@@ -96,20 +93,23 @@ class Counting:
         raise RuntimeError(why)
 
 
-def read_ours(settings: dict[str, Any], table: str, count: Count) -> None:
-    """The service's stream, up to where it hands ids over."""
-    listener = Counting(count)
+def read_ours(settings: dict[str, Any], table: str, count: Count, look: float) -> None:
+    """The service's stream, up to where it hands ids over.
+
+    Args:
+        look: seconds between two looks whether the stream is what it should be; they are made in the thread that reads.
+    """
     stream = BinlogStream(
         Database(load(settings, environment={})),
         table,
-        listener,
+        Counting(count),
         Metrics(),
-        # Looks, one in half a minute, that came due while it was stopped would all be paid for in the second that is timed.
-        pace=Pace(heartbeat=HEARTBEAT, settle=0.1, look=3600.0),
+        pace=Pace(heartbeat=HEARTBEAT, settle=0.1, look=look),
     )
-    stream.on_end = lambda part: listener.done.set()
+    count.settled = lambda: stream.anchor_max_id is not None  # its first look is over
+    stream.on_end = lambda part: count.done.set()
     stream.start()
-    listener.done.wait()
+    count.done.wait()
     if stream.failure is not None:
         raise stream.failure
     stream.stop()
@@ -139,20 +139,22 @@ def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
         enable_logging=False,
     )
     reader.fetchone()
-    count.restart()
     say("ready")
     for event in reader:
         if isinstance(event, RowsEvent):
             count.add(len(event.rows))
+            if count.done.is_set():
+                return
 
 
 def main() -> None:
     """Reads its orders, then the stream."""
     orders = json.loads(sys.stdin.readline())
-    count = Count(orders["rows"])
-    # Who was stopped and goes on begins to count then: what a start costs is no part of what a row costs.
-    signal.signal(signal.SIGCONT, lambda number, frame: count.restart())
-    {"ours": read_ours, "bare": read_bare}[orders["way"]](orders["settings"], orders["table"], count)
+    settings, table = orders["settings"], orders["table"]
+    if orders["way"] == OURS:
+        read_ours(settings, table, Count(), orders["look"])
+    else:
+        read_bare(settings, table, Count())
 
 
 if __name__ == "__main__":

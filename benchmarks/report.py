@@ -24,8 +24,12 @@ from benchmarks.scale import Scale
 from cdc_archiver import __version__
 
 
-def describe(ground: Ground, scale: Scale) -> dict[str, Any]:
-    """The machine and the programs, without which a figure says little."""
+def describe(ground: Ground, scale: Scale, options: Sequence[str]) -> dict[str, Any]:
+    """The machine and the programs, without which a figure says little.
+
+    Args:
+        options: of the database server.
+    """
     path = ground.environment.get("PATH")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
@@ -33,33 +37,43 @@ def describe(ground: Ground, scale: Scale) -> dict[str, Any]:
         "scale": scale.name,
         "rounds": scale.rounds,
         "cdc_archiver": __version__,
+        "revision": _said("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
         "processors": os.cpu_count(),
         "processor": _processor(),
         "memory_gb": round(memory / 1e9, 1),
         "kernel": platform.release(),
         "load_at_start": os.getloadavg()[0],
-        "file_system": _said("findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", "-T", str(ground.folder)),
+        "file_system": file_system(ground.folder),
         "database": f"{ground.sandbox.kind} {ground.server.execute('SELECT VERSION()')[0][0]}",
+        "database_options": list(options),
         "rsync": _said(shutil.which("rsync", path=path) or "rsync", "--version").partition("protocol")[0].strip(),
-        "ssh": _said("ssh", "-V"),
+        "ssh": _said(shutil.which("ssh", path=path) or "ssh", "-V"),
         "python": sys.version.split()[0],
         "mysql_replication": version("mysql-replication"),
         "pymysql": version("PyMySQL"),
     }
 
 
-def as_json(environment: dict[str, Any], results: Sequence[Result]) -> dict[str, Any]:
-    """All of it, every single measurement included."""
-    return {"environment": environment, "cases": [_case_as_json(result) for result in results]}
+def file_system(folder: Path) -> str:
+    """The type, the device and the options of the file system that a folder is on."""
+    return _said("findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", "-T", str(folder))
 
 
-def write_json(folder: Path, environment: dict[str, Any], results: Sequence[Result]) -> Path:
-    """Writes it to a folder, whole or not at all."""
+def write_json(folder: Path, environment: dict[str, Any], results: Sequence[Result], seconds: float) -> None:
+    """Writes all of it to a folder, every single measurement included; whole or not at all.
+
+    Args:
+        seconds: that the run has taken so far.
+    """
     path = folder / "results.json"
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(as_json(environment, results), indent=1, ensure_ascii=False) + "\n")
+    found = {
+        "environment": environment,
+        "seconds": round(seconds, 1),
+        "cases": [_case_as_json(result) for result in results],
+    }
+    unfinished.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     unfinished.rename(path)
-    return path
 
 
 def tell_case(console: Console, result: Result) -> None:
@@ -89,12 +103,21 @@ def tell_aims(console: Console, results: Sequence[Result]) -> None:
         verdicts = {verdict.aim: verdict for verdict in result.verdicts}
         for aim in result.aims:
             if (verdict := verdicts.get(aim)) is None:
-                table.add_row(result.name, aim.sentence, aim.limit, "-", "-", "not measured", style="red")
+                word = "FAILED" if result.failure else "not measured"
+                table.add_row(result.name, aim.sentence, aim.limit, "-", "-", word, style="red")
                 continue
             spread = f"{min(verdict.rounds):.2f} … {max(verdict.rounds):.2f}"
             word, style = ("met", "green") if verdict.met else ("MISSED", "bold red")
-            table.add_row(result.name, aim.sentence, aim.limit, f"{verdict.value:.2f}", spread, word, style=style)
+            if result.failure:
+                word, style = "FAILED", "bold red"
+            words = [word, *([] if result.at_aimed_size else [f"at {result.size}"])]
+            sentence = "\n".join(filter(None, (aim.sentence, verdict.note)))
+            table.add_row(
+                result.name, sentence, aim.limit, f"{verdict.value:.2f}", spread, " ".join(words), style=style
+            )
     console.print(table)
+    if not all(result.at_aimed_size for result in results):
+        console.print("“at …”: the aim speaks of another size, which make bench FULL=1 has", style="dim")
 
 
 def ways_of(measurements: Sequence[Measurement]) -> list[str]:
@@ -109,20 +132,25 @@ def figures_of(measurements: Sequence[Measurement], way: str) -> list[str]:
 
 
 def _case_as_json(result: Result) -> dict[str, Any]:
+    verdicts = {verdict.aim: verdict for verdict in result.verdicts}
     return {
         "name": result.name,
         "title": result.title,
+        "size": result.size,
+        "at_aimed_size": result.at_aimed_size,
         "seconds": round(result.seconds, 1),
         "failure": result.failure,
         "aims": [
             {
-                "sentence": verdict.aim.sentence,
-                "limit": verdict.aim.limit,
-                "value": verdict.value,
-                "rounds": list(verdict.rounds),
-                "met": verdict.met,
+                "sentence": aim.sentence,
+                "limit": aim.limit,
+                "value": verdict.value if verdict else None,
+                "rounds": list(verdict.rounds) if verdict else [],
+                "met": verdict.met if verdict and not result.failure else None,
+                "note": verdict.note if verdict else "",
             }
-            for verdict in result.verdicts
+            for aim in result.aims
+            for verdict in [verdicts.get(aim)]
         ],
         "summaries": {
             way: {
@@ -135,6 +163,7 @@ def _case_as_json(result: Result) -> dict[str, Any]:
             {
                 "way": one.way,
                 "round": one.round,
+                "turn": one.turn,
                 "figures": {name: list(values) for name, values in one.figures.items()},
             }
             for one in result.measurements

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.cases import Case
-from benchmarks.figures import Aim, Measurement, Verdict, judge
+from benchmarks.figures import Aim, Measurement, Verdict
 from benchmarks.ground import Ground
 from benchmarks.scale import Scale
+
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -20,13 +25,17 @@ class Result:
     """What came of a case.
 
     Attributes:
-        failure: why it was not measured to its end; empty almost always.
+        size: this run's, in a word or two.
+        at_aimed_size: whether it is the one that the aims speak of.
         seconds: that it took, preparations included.
+        failure: why it was not measured to its end, the last line of it first; empty almost always.
     """
 
     name: str
     title: str
     plot: str
+    size: str
+    at_aimed_size: bool
     aims: Sequence[Aim]
     measurements: Sequence[Measurement]
     seconds: float
@@ -35,14 +44,19 @@ class Result:
 
 
 def run(
-    cases: Sequence[type[Case]], ground: Ground, scale: Scale, console: Console, tell: Callable[[Result], None]
-) -> list[Result]:
-    """Measures cases one after the other.
+    cases: Sequence[type[Case]],
+    ground: Ground,
+    scale: Scale,
+    console: Console,
+    evidence: Path,
+    tell: Callable[[Result, bool], None],
+) -> None:
+    """Measures cases one after the other; after an interruption no further one.
 
     Args:
-        tell: called with each result as soon as it is there.
+        evidence: a folder for the logs of a case that fails.
+        tell: called with what there is of a case after each round, and, with True, at its end.
     """
-    results = []
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(),
         console=console, transient=True, disable=not console.is_terminal,
@@ -53,34 +67,77 @@ def run(
             def show(what: str, done: float, number: int = number, name: str = kind.name) -> None:
                 progress.update(task, description=f"{name}: {what}", completed=number + done)
 
-            results.append(_measure(kind(ground, scale), scale.rounds, show))
-            tell(results[-1])
-    return results
+            turns = _Turns(kind(ground, scale), show)
+            turns.measure(evidence, lambda turns=turns: tell(turns.result(), False))  # type: ignore[misc]
+            tell(turns.result(), True)
+            if turns.failure == INTERRUPTED:
+                return
 
 
-def _measure(case: Case, rounds: int, show: Callable[[str, float], None]) -> Result:
-    began = time.monotonic()
-    measurements: list[Measurement] = []
-    failure = ""
-    try:
-        show("preparing", 0.0)
+class _Turns:
+    """One case's, from its preparation to its end."""
+
+    def __init__(self, case: Case, show: Callable[[str, float], None]) -> None:
+        self._case = case
+        self._show = show
+        self._began = time.monotonic()
+        self._measurements: list[Measurement] = []
+        self.failure = ""
+
+    def result(self) -> Result:
+        """What there is by now."""
+        case = self._case
+        return Result(
+            case.name,
+            case.title,
+            case.plot,
+            case.size,
+            case.at_aimed_size,
+            case.aims,
+            tuple(self._measurements),
+            time.monotonic() - self._began,
+            self.failure,
+            case.verdicts(self._measurements),
+        )
+
+    def measure(self, evidence: Path, after_round: Callable[[], None]) -> None:
+        """Measures all rounds. What fails is said, and costs no other case."""
+        try:
+            self._rounds(after_round)
+        except KeyboardInterrupt:
+            self.failure = INTERRUPTED
+        except Exception as error:
+            kept = _keep_logs(self._case.ground, evidence / f"failed-{self._case.name}")
+            self.failure = f"{type(error).__name__}: {error}\nlogs: {kept}\n{traceback.format_exc()}"
+        finally:
+            self._close()
+
+    def _rounds(self, after_round: Callable[[], None]) -> None:
+        case, rounds = self._case, self._case.rounds
+        self._show("preparing", 0.0)
         case.ground.settle()
         case.prepare()
         ways = list(case.ways().items())
         for number in range(rounds):
+            case.begin_round()
             # Who goes first changes from round to round: whoever follows finds what the other has left behind.
-            for turn, (name, way) in enumerate(ways if number % 2 == 0 else ways[::-1]):
-                show(f"round {number + 1} of {rounds}, {name}", (number + turn / len(ways)) / rounds)
+            first = number % len(ways)
+            for turn, (name, way) in enumerate(ways[first:] + ways[:first]):
+                self._show(f"round {number + 1} of {rounds}, {name}", (number + turn / len(ways)) / rounds)
                 case.ground.settle()
-                measurements.append(Measurement(name, number, way()))
-    except Exception as error:  # one case that fails is said so, and costs no other
-        failure = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
-    finally:
+                self._measurements.append(Measurement(name, number, way(), turn))
+            after_round()
+
+    def _close(self) -> None:
         try:
-            case.close()
+            self._case.close()
         except Exception as error:
-            failure = failure or f"{type(error).__name__}: {error}"
-    verdicts = [verdict for aim in case.aims if (verdict := judge(aim, measurements)) is not None]
-    return Result(
-        case.name, case.title, case.plot, case.aims, measurements, time.monotonic() - began, failure, verdicts
-    )
+            self.failure = self.failure or f"{type(error).__name__}: {error}"
+
+
+def _keep_logs(ground: Ground, folder: Path) -> Path:
+    """Copies what the programs of a case, and the servers, have written: their own folders go with the case."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for log in [*ground.sandbox.folder.glob("*/*.log"), *ground.folder.glob("site-*/program-*/*.log")]:
+        shutil.copyfile(log, folder / f"{log.parent.name}-{log.name}")
+    return folder

@@ -14,7 +14,9 @@ class Scale:
     """Sizes of all cases.
 
     Attributes:
-        rounds: how often each way of a case has its turn.
+        rounds: how often each way of a case has its turn; an even number, so that either of two is first as often.
+        lone_rounds: the same of cases without an opponent.
+        room_bytes: that the disk has to have free.
         idle_files: that come one by one, in each round.
         burst_files: of 20 kB.
         polled_files: that the polling way gets, in each round.
@@ -29,12 +31,15 @@ class Scale:
         pending_rows: that wait when the service starts.
         pending_seconds: for which its memory is watched then.
         rest_seconds: for which it does nothing.
+        sweep_seconds: for which sweeps are counted.
         sources, source_files: how many sources at once; files of each.
         small_limit: the service's: the large files have to be above it.
     """
 
     name: str
     rounds: int
+    lone_rounds: int
+    room_bytes: int
     idle_files: int
     burst_files: int
     polled_files: int
@@ -43,12 +48,13 @@ class Scale:
     many_large: tuple[int, int]
     night: tuple[int, int]
     stream_rows: int
-    paced_seconds: int
+    paced_seconds: float
     unrelated_rows: int
     table_rows: tuple[int, int]
     pending_rows: int
     pending_seconds: float
     rest_seconds: float
+    sweep_seconds: float
     sources: tuple[int, ...]
     source_files: int
     small_limit: str = "64M"
@@ -57,6 +63,8 @@ class Scale:
 SMOKE: Final = Scale(
     name="smoke",
     rounds=1,
+    lone_rounds=1,
+    room_bytes=GB,
     idle_files=3,
     burst_files=30,
     polled_files=2,
@@ -64,54 +72,61 @@ SMOKE: Final = Scale(
     large_bytes=3 * MB,
     many_large=(2, 3 * MB),
     night=(1, 3 * MB),
-    stream_rows=300,
-    paced_seconds=1,
-    unrelated_rows=300,
+    stream_rows=2000,
+    paced_seconds=0.2,
+    unrelated_rows=2000,
     table_rows=(1000, 2000),
     pending_rows=1500,
     pending_seconds=0.5,
     rest_seconds=0.5,
+    sweep_seconds=0.5,
     sources=(1, 2),
     source_files=20,
     small_limit="1M",
 )
 SHORT: Final = Scale(
     name="short",
-    rounds=5,
-    idle_files=20,
+    rounds=6,
+    lone_rounds=2,
+    room_bytes=5 * GB,
+    idle_files=17,
     burst_files=2000,
-    polled_files=8,
+    polled_files=7,
     dust_files=2000,
     large_bytes=100 * MB,
     many_large=(2, 70 * MB),
-    night=(1, 200 * MB),
-    stream_rows=10_000,
-    paced_seconds=1,
-    unrelated_rows=20_000,
+    night=(1, 150 * MB),
+    stream_rows=50_000,
+    paced_seconds=4.0,
+    unrelated_rows=100_000,
     table_rows=(10_000, 100_000),
     pending_rows=50_000,
-    pending_seconds=1.0,
-    rest_seconds=3.0,
+    pending_seconds=2.0,
+    rest_seconds=16.0,
+    sweep_seconds=1.0,
     sources=(2, 4),
     source_files=200,
 )
 FULL: Final = Scale(
     name="full",
-    rounds=5,
+    rounds=6,
+    lone_rounds=5,
+    room_bytes=25 * GB,
     idle_files=100,
     burst_files=2000,
-    polled_files=40,
+    polled_files=7,
     dust_files=20_000,
     large_bytes=GB,
     many_large=(10, 200 * MB),
-    night=(3, GB),
-    stream_rows=50_000,
-    paced_seconds=20,
-    unrelated_rows=200_000,
+    night=(2, GB),
+    stream_rows=300_000,
+    paced_seconds=10.0,
+    unrelated_rows=600_000,
     table_rows=(10_000, 10_000_000),
     pending_rows=1_000_000,
     pending_seconds=15.0,
     rest_seconds=60.0,
+    sweep_seconds=3.0,
     sources=(1, 2, 4, 8),
     source_files=1000,
 )

@@ -1,4 +1,4 @@
-"""What every case is: something to prepare, ways that take turns, and an aim."""
+"""What every case is: something to prepare, ways that take turns, and aims."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeAlias
 
-from benchmarks.figures import Aim
+from benchmarks.figures import Aim, Measurement, Verdict, judge
 from benchmarks.ground import Ground
-from benchmarks.scale import Scale
+from benchmarks.scale import FULL, Scale
 
 Figures: TypeAlias = Mapping[str, Sequence[float]]
 Way: TypeAlias = Callable[[], Figures]
@@ -29,6 +29,8 @@ class Case(ABC):
     aims: ClassVar[Sequence[Aim]]
     plot: ClassVar[str]
     """The figure that is drawn."""
+    sizes: ClassVar[Sequence[str]]
+    """Which fields of :class:`Scale` its aims depend on."""
 
     def __init__(self, ground: Ground, scale: Scale) -> None:
         self.ground = ground
@@ -40,6 +42,21 @@ class Case(ABC):
     def title(self) -> str:
         """What is done, with this run's sizes."""
 
+    @property
+    @abstractmethod
+    def size(self) -> str:
+        """This run's sizes, in a word or two."""
+
+    @property
+    def at_aimed_size(self) -> bool:
+        """Whether these are the sizes that the aims speak of."""
+        return all(getattr(self.scale, name) == getattr(FULL, name) for name in self.sizes)
+
+    @property
+    def rounds(self) -> int:
+        """How often each way has its turn."""
+        return self.scale.rounds
+
     @abstractmethod
     def prepare(self) -> None:
         """Makes what the ways need; what has to be closed again goes to ``stack``."""
@@ -47,6 +64,13 @@ class Case(ABC):
     @abstractmethod
     def ways(self) -> Mapping[str, Way]:
         """Ours and its opponents: each has its turn in each round."""
+
+    def begin_round(self) -> None:
+        """Makes what the ways of one round share."""
+
+    def verdicts(self, measurements: Sequence[Measurement]) -> list[Verdict]:
+        """What came of the aims that anything was measured for."""
+        return [verdict for aim in self.aims if (verdict := judge(aim, measurements)) is not None]
 
     def close(self) -> None:
         """Closes it."""

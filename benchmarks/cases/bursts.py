@@ -16,15 +16,19 @@ class _Many(Case):
     """A burst through the service, and the same files with one ``rsync -a`` and one sync."""
 
     plot = "rate"
-    size: int
+    bytes_each: int
 
     @property
     @abstractmethod
     def count(self) -> int:
         """How many files."""
 
+    @property
+    def size(self) -> str:
+        return f"{self.count:,} files"
+
     def prepare(self) -> None:
-        self._files = self.ground.files(self.name, self.count, self.size)
+        self._files = self.ground.files(self.name, self.count, self.bytes_each)
         self._site = self.ground.site()
         self.stack.callback(self._site.close)
         self._bare = Bare(self._site)
@@ -69,7 +73,8 @@ class Burst(_Many):
         Aim("rate against bare rsync -a and one sync", "rate", "rsync", at_least=0.9),
         Aim("rate against the polling way", "rate", "polling", at_least=200),
     )
-    size = 20_000
+    sizes = ("burst_files",)
+    bytes_each = 20_000
 
     @property
     def count(self) -> int:
@@ -101,7 +106,8 @@ class Dust(_Many):
 
     name = "dust"
     aims = (Aim("rate against bare rsync -a and one sync", "rate", "rsync", at_least=0.6),)
-    size = 500
+    sizes = ("dust_files",)
+    bytes_each = 500
 
     @property
     def count(self) -> int:

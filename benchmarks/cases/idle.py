@@ -32,6 +32,11 @@ class Idle(Case):
         Aim("p99 of it, against that median", "latency_ms", "rsync", part=99, at_most=3.0),
     )
     plot = "latency_ms"
+    sizes = ()  # it is one file each time
+
+    @property
+    def size(self) -> str:
+        return f"{self.scale.idle_files} files a round"
 
     @property
     def title(self) -> str:
@@ -53,15 +58,18 @@ class Idle(Case):
         return {OURS: self._ours, "rsync": self._rsync}
 
     def _ours(self) -> Figures:
-        latencies, ids = [], []
+        latencies, ids, archived = [], [], []
         used = self._program.cpu_seconds()
         for file in self._files:
             rows = self._site.register([file])
             (seen,) = self._site.wait_copied(rows).values()
             latencies.append((seen - rows.committed) * 1000)
             ids.append(rows.ids[0])
+            archived.append((rows, file))
             time.sleep(self._pause.uniform(*_PAUSE))
         used = self._program.cpu_seconds() - used
+        for rows, file in archived:
+            self._site.require_archived(rows, [file])
         self._site.empty()
         return {"latency_ms": latencies, "cpu_ms": [used * 1000 / len(ids)], **self._steps(ids, latencies)}
 

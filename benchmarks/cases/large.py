@@ -18,10 +18,17 @@ class _Large(Case):
     options: ClassVar[Mapping[str, str]] = {}
     opponent = "equal work"
 
+    sizes: ClassVar = ("large_bytes",)
+
     @property
     def shape(self) -> tuple[int, int]:
         """How many files, and the size of each."""
         return 1, self.scale.large_bytes
+
+    @property
+    def size(self) -> str:
+        count, each = self.shape
+        return f"{count} × {each // MB:,} MB"
 
     def prepare(self) -> None:
         self._files = self.ground.files(self.name, *self.shape)
@@ -88,6 +95,7 @@ class ManyLargeFiles(_Large):
 
     name = "many"
     aims = (Aim("rate against equal work: hashing overlaps the next transfer", "mb_rate", "equal work", at_least=1.0),)
+    sizes: ClassVar = ("many_large",)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from typing import Final
 
 from benchmarks.cases.base import Case, Figures, Way
 from benchmarks.figures import OURS, Aim
-from benchmarks.processes import cpu_seconds, family
 from benchmarks.program import Program
 
 _IMPORTS: Final = """
@@ -30,10 +29,19 @@ class Rest(Case):
         Aim("memory above that of its imports", "above_imports_mb", at_most=25.0, unit="MB"),
     )
     plot = "cpu_percent"
+    sizes = ("rest_seconds",)
+
+    @property
+    def size(self) -> str:
+        return f"{self.scale.rest_seconds:g} s"
 
     @property
     def title(self) -> str:
-        return f"idle for {self.scale.rest_seconds:g} s"
+        return f"idle for {self.size}"
+
+    @property
+    def rounds(self) -> int:
+        return self.scale.lone_rounds
 
     def prepare(self) -> None:
         site = self.ground.site()
@@ -46,10 +54,11 @@ class Rest(Case):
         return {OURS: self._ours}
 
     def _ours(self) -> Figures:
-        members = family(self._program.pid)
-        used, began = cpu_seconds(members), time.monotonic()
+        self._program.require_streaming()
+        used, began = self._program.cpu_seconds_with_children(), time.monotonic()
         time.sleep(self.scale.rest_seconds)
-        used, seconds = cpu_seconds(members) - used, time.monotonic() - began
+        used, seconds = self._program.cpu_seconds_with_children() - used, time.monotonic() - began
+        self._program.require_streaming()
         resident, imports = self._program.resident_mb(), self._imports_mb()
         return {
             "cpu_percent": [used / seconds * 100],

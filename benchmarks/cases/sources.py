@@ -1,30 +1,83 @@
-"""Several readout servers at once: how the rate grows, and what is busy when it grows no more."""
+"""Several readout servers at once: how the rate grows, and what is busy where it grows no more."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import pairwise
+from statistics import median
+from typing import Final
 
 from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import OURS, Aim
+from benchmarks.figures import Aim, Measurement, Verdict
 from benchmarks.ground import TARGET, Site, ssh_options
 from benchmarks.processes import busy_processors, disk_busy
 from benchmarks.program import Program
 from cdc_archiver.sandbox import SshServer
 
+_GROWS: Final = 1.1
+"""By this the rate has to grow from one number of sources to the next …"""
+_BUSY: Final = 85.0
+"""… or so many percent of the processors' time, or of the disk's, have to be used before."""
+
+
+def name_of(count: int) -> str:
+    """The way of so many sources."""
+    return "1 source" if count == 1 else f"{count} sources"
+
+
+def growth(aim: Aim, counts: Sequence[int], measurements: Sequence[Measurement]) -> Verdict | None:
+    """Whether the rate grows from each number of sources to the next until a limit of the machine is reached, and which one that is.
+
+    Each step is worth the greater of its growth and what was busy before it, as parts of what is asked; the verdict is that of the
+    worst step, its middle round.
+    """
+    steps = []
+    for fewer, more in pairwise(sorted(counts)):
+        rounds = []
+        for number in sorted({one.round for one in measurements}):
+            here = {one.way: one.figures for one in measurements if one.round == number}
+            if (before := here.get(name_of(fewer))) and (after := here.get(name_of(more))):
+                busy = {
+                    name: before[f"{name}_percent"][0] for name in ("disk", "processors") if f"{name}_percent" in before
+                }
+                rounds.append((after["rate"][0] / before["rate"][0], busy))
+        if not rounds:
+            return None
+        medians = {name: median(busy.get(name, 0.0) for _, busy in rounds) for name in rounds[0][1]}
+        limit = max(medians, key=lambda name: medians[name])
+        worth = [max(ratio / _GROWS, max(busy.values()) / _BUSY) for ratio, busy in rounds]
+        words = f"{fewer} → {more}: × {median(ratio for ratio, _ in rounds):.2f}, {limit} {medians[limit]:.0f} % busy at {fewer}"
+        steps.append((median(worth), worth, words))
+    if not steps:
+        return None
+    value, worth, _ = min(steps)
+    return Verdict(aim, value, worth, "; ".join(words for *_, words in steps))
+
 
 class Sources(Case):
-    """Files of 20 kB from 1, 2, 4 and 8 servers. The most sources are ours, the fewer its opponents."""
+    """Files of 20 kB from several servers. All of the ways are ours.
+
+    Each number of sources has a service of its own; those that have no turn have nothing to do.
+    """
 
     name = "sources"
     plot = "rate"
-    aims = (Aim("rate of all sources together, against the fewest", "rate", "fewest", at_least=1.0),)
+    aims = (
+        Aim(f"the rate grows × {_GROWS}, or the machine is {_BUSY:.0f} % busy; as parts of either", "", at_least=1.0),
+    )
+    sizes = ("sources", "source_files")
+
+    @property
+    def size(self) -> str:
+        return f"{', '.join(map(str, self.scale.sources))} sources"
 
     @property
     def title(self) -> str:
-        return f"{', '.join(map(str, self.scale.sources))} sources at once, {self.scale.source_files:,} files of 20 kB each"
+        return f"{self.size} at once, {self.scale.source_files:,} files of 20 kB each"
 
     def prepare(self) -> None:
         most = max(self.scale.sources)
@@ -42,13 +95,18 @@ class Sources(Case):
                 site, "--config", str(self._config(site)), target=None, **dict.fromkeys(ssh_options(site.ssh))
             )
             self._programs[count] = (site, self.stack.enter_context(program))
+            # The first copy from each server waits for its connection.
+            warm = self.ground.files("warm", 1, 1000)
+            for target in targets:
+                site.wait_copied(site.register(warm, target=target))
+            site.empty()
 
     def ways(self) -> Mapping[str, Way]:
-        counts = sorted(self.scale.sources, reverse=True)
-        names = [OURS, *(f"{count} sources" for count in counts[1:-1]), "fewest"]
-        if len(counts) == 1:
-            return {OURS: partial(self._measure, counts[0])}
-        return {name: partial(self._measure, count) for name, count in zip(names, counts, strict=True)}
+        return {name_of(count): partial(self._measure, count) for count in sorted(self.scale.sources, reverse=True)}
+
+    def verdicts(self, measurements: Sequence[Measurement]) -> list[Verdict]:
+        verdict = growth(self.aims[0], self.scale.sources, measurements)
+        return [verdict] if verdict else []
 
     def _config(self, site: Site) -> str:
         tables = []
@@ -65,20 +123,26 @@ class Sources(Case):
 
     def _measure(self, count: int) -> Figures:
         site, program = self._programs[count]
+        rows = []
         busy, waiting = busy_processors()
         disk, cpu = disk_busy(site.folder), program.cpu_seconds()
-        rows = [site.register(self._files, target=target) for target in site.targets]
-        seconds = site.wait_none_pending(program.copied) - rows[0].committed
+        began = time.monotonic()
+        for target in site.targets:
+            rows.append(site.register(self._files, target=target))
+        done = site.wait_none_pending(program.copied)
+        seconds = done - began
         busy, waiting = (after - before for after, before in zip(busy_processors(), (busy, waiting), strict=True))
-        disk, cpu = disk_busy(site.folder) - disk, program.cpu_seconds() - cpu
+        disk_after, cpu = disk_busy(site.folder), program.cpu_seconds() - cpu
         for each in rows:
             site.require_archived(each, self._files)
         site.empty()
         cores = os.cpu_count() or 1
-        return {
-            "rate": [len(self._files) * count / seconds],
+        figures = {
+            "rate": [len(self._files) * count / (done - rows[0].committed)],
             "processors_percent": [busy / seconds / cores * 100],
             "waiting_percent": [waiting / seconds / cores * 100],
-            "disk_percent": [disk / seconds * 100],
             "python_percent": [cpu / seconds * 100],
         }
+        if disk is not None and disk_after is not None:
+            figures["disk_percent"] = [(disk_after - disk) / seconds * 100]
+        return figures
