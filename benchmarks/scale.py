@@ -96,7 +96,7 @@ SHORT: Final = Scale(
     large_bytes=100 * MB,
     many_large=(2, 70 * MB),
     night=(1, 150 * MB),
-    stream_rows=50_000,
+    stream_rows=30_000,
     paced_seconds=4.0,
     unrelated_rows=100_000,
     table_rows=(10_000, 100_000),
@@ -105,7 +105,7 @@ SHORT: Final = Scale(
     rest_seconds=16.0,
     sweep_seconds=1.0,
     sources=(2, 4),
-    source_files=200,
+    source_files=400,
 )
 FULL: Final = Scale(
     name="full",
