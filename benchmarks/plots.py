@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.figures import pooled, unit_of
 from benchmarks.report import ways_of
 from benchmarks.runner import Result
+
+_LEAST: Final = 0.05
+_MOST: Final = 100
+"""Between these parts of its limit an aim is drawn."""
 
 
 def draw(folder: Path, results: Sequence[Result], subtitle: str) -> list[Path]:
@@ -85,20 +89,18 @@ def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
     for number, (_, verdict, result) in enumerate(bars):
         aim = verdict.aim
         parts = [
-            value / aim.at_least if aim.at_least is not None else (aim.at_most or 0.0) / max(value, 1e-9)
+            _shown(value / aim.at_least if aim.at_least is not None else (aim.at_most or 0.0) / max(value, 1e-9))
             for value in (verdict.value, min(verdict.rounds), max(verdict.rounds))
         ]
         colour = "C2" if verdict.met else "C3"
-        axes.plot(
-            sorted(max(part, 0.05) for part in parts[1:]), [number] * 2, "-", color=colour, linewidth=5, alpha=0.3
-        )
+        axes.plot(parts[1:], [number] * 2, "-", color=colour, linewidth=5, alpha=0.3)
         # Hollow: the case failed, and what there is of it judges nothing.
-        axes.plot([max(parts[0], 0.05)], [number], "o", color=colour, fillstyle="none" if result.failure else "full")
+        axes.plot(parts[:1], [number], "o", color=colour, fillstyle="none" if result.failure else "full")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     shown = [
         tick
-        for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
+        for tick in (_LEAST, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, _MOST)
         if axes.get_xlim()[0] <= tick <= axes.get_xlim()[1]
     ]
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
@@ -108,6 +110,11 @@ def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
     figure.supxlabel("how well the aim is met: 1 is its limit, more is better; the bar spans the rounds", fontsize=9)
     _title(figure, subtitle)
     return figure
+
+
+def _shown(part: float) -> float:
+    """What is far beyond its limit, or below zero, would leave no room for the others."""
+    return min(max(part, _LEAST), _MOST)
 
 
 def _title(figure: Any, text: str) -> None:
