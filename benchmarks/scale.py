@@ -33,6 +33,8 @@ class Scale:
         rest_seconds: for which it does nothing.
         sweep_seconds: for which sweeps are counted.
         sources, source_files: how many sources at once; files of each.
+        growth_files: of 20 kB, at once.
+        growth_bytes: of one file.
         small_limit: the service's: the large files have to be above it.
     """
 
@@ -57,6 +59,8 @@ class Scale:
     sweep_seconds: float
     sources: tuple[int, ...]
     source_files: int
+    growth_files: tuple[int, ...]
+    growth_bytes: tuple[int, ...]
     small_limit: str = "64M"
 
 
@@ -82,6 +86,8 @@ SMOKE: Final = Scale(
     sweep_seconds=0.5,
     sources=(1, 2),
     source_files=20,
+    growth_files=(1, 5),
+    growth_bytes=(MB, 2 * MB),
     small_limit="1M",
 )
 SHORT: Final = Scale(
@@ -106,6 +112,8 @@ SHORT: Final = Scale(
     sweep_seconds=1.0,
     sources=(2, 4),
     source_files=400,
+    growth_files=(1, 100),
+    growth_bytes=(MB, 30 * MB),
 )
 FULL: Final = Scale(
     name="full",
@@ -129,4 +137,6 @@ FULL: Final = Scale(
     sweep_seconds=3.0,
     sources=(1, 2, 4, 8),
     source_files=1000,
+    growth_files=(1, 10, 100, 1000, 10_000),
+    growth_bytes=(MB, 10 * MB, 100 * MB, GB),
 )

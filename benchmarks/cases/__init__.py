@@ -6,6 +6,7 @@ from typing import Final
 
 from benchmarks.cases.base import Case
 from benchmarks.cases.bursts import Burst, Dust
+from benchmarks.cases.growth import LargerFiles, MoreFiles
 from benchmarks.cases.idle import Idle
 from benchmarks.cases.large import LargeFile, LargeFileTransferOnly, ManyLargeFiles
 from benchmarks.cases.night import Night
@@ -29,6 +30,8 @@ CASES: Final[tuple[type[Case], ...]] = (
     Pending,
     Rest,
     Sources,
+    MoreFiles,
+    LargerFiles,
 )
 
 __all__ = ["CASES", "Case"]

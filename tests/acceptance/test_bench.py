@@ -22,7 +22,7 @@ from cdc_archiver.sandbox import SshServer
 ROOT = Path(__file__).parents[2]
 RUNS = {
     "files": ("mariadb", ("idle", "burst", "dust", "large", "transfer", "many", "night")),
-    "rows": ("mysql", ("stream", "paced", "unrelated", "sweep", "pending", "rest", "sources")),
+    "rows": ("mysql", ("stream", "paced", "unrelated", "sweep", "pending", "rest", "sources", "files", "bytes")),
 }
 """Two runs, so that they go side by side."""
 
