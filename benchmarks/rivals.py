@@ -16,6 +16,9 @@ from benchmarks.ground import PASSWORD, TABLE, Registered, Site, fsync, sync_fil
 from cdc_archiver.sandbox import SandboxError
 from cdc_archiver.transfer.ssh import ControlMaster, clean_environment, remote_shell
 
+MD5: Final = "--checksum-choice=md5"
+"""What a row can be compared with; rsync's own choice is a much faster sum."""
+
 
 class Bare:
     """rsync itself, over the same ssh, from the same sshd, to the same disk.
@@ -65,17 +68,17 @@ class Bare:
             fsync(to / file.name)
         return seconds()
 
-    def tree(self, folder: Path, to: Path) -> float:
+    def tree(self, folder: Path, to: Path, *options: str) -> float:
         """A folder's files and one sync; seconds."""
         with self._timed() as seconds:
-            self.copy(f"{folder}/", to)
+            self.copy(f"{folder}/", to, *options)
             sync_file_system(to)
         return seconds()
 
     def equal_work(self, folder: Path, to: Path) -> float:
         """A folder's files with md5 in transfer, then one md5sum of all that has arrived, then one sync; seconds."""
         with self._timed() as seconds:
-            self.copy(f"{folder}/", to, "--checksum-choice=md5")
+            self.copy(f"{folder}/", to, MD5)
             subprocess.run(["md5sum", *map(str, to.iterdir())], check=True, stdout=subprocess.DEVNULL)
             sync_file_system(to)
         return seconds()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.cases.base import Case, Figures, Way
 from benchmarks.figures import OURS, Aim
 from benchmarks.program import Program
-from benchmarks.rivals import Bare
+from benchmarks.rivals import MD5, Bare
 from benchmarks.scale import MB
 
 
@@ -44,7 +46,8 @@ class _Large(Case):
         self._site.empty()
 
     def ways(self) -> Mapping[str, Way]:
-        return {OURS: self._ours, self.opponent: self._rsync}
+        work = self._bare.equal_work if self.opponent == "equal work" else self._bare.tree
+        return {OURS: self._ours, self.opponent: partial(self._opponent, work)}
 
     def _figures(self, seconds: float) -> Figures:
         return {"mb_rate": [sum(file.size for file in self._files) / MB / seconds]}
@@ -56,11 +59,10 @@ class _Large(Case):
         self._site.empty()
         return self._figures(seconds)
 
-    def _rsync(self) -> Figures:
+    def _opponent(self, work: Callable[[Path, Path], float]) -> Figures:
         to = self._site.folder / "bare"
         to.mkdir()
-        copy = self._bare.equal_work if self.opponent == "equal work" else self._bare.tree
-        seconds = copy(self._files[0].path.parent, to)
+        seconds = work(self._files[0].path.parent, to)
         shutil.rmtree(to)
         self.ground.settle()
         return self._figures(seconds)
@@ -78,16 +80,23 @@ class LargeFile(_Large):
 
 
 class LargeFileTransferOnly(_Large):
-    """The same with ``--verify transfer``, against rsync and sync."""
+    """The same with ``--verify transfer``, against rsync and sync; and, to tell what md5 costs, against that with md5."""
 
     name = "transfer"
-    aims = (Aim("rate against bare rsync -a and sync", "mb_rate", "rsync", at_least=0.9),)
+    aims = (
+        Aim("rate against bare rsync -a and sync", "mb_rate", "rsync", at_least=0.9),
+        Aim("rate against the same with md5, which a row can be compared with", "mb_rate", "rsync, md5", at_least=0.95),
+    )
     options: ClassVar = {"verify": "transfer"}
     opponent = "rsync"
 
     @property
     def title(self) -> str:
         return f"one file of {self.scale.large_bytes // MB:,} MB, --verify transfer"
+
+    def ways(self) -> Mapping[str, Way]:
+        with_md5 = lambda folder, to: self._bare.tree(folder, to, MD5)
+        return {**super().ways(), "rsync, md5": partial(self._opponent, with_md5)}
 
 
 class ManyLargeFiles(_Large):
