@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmarks.ground import PASSWORD, TABLE, Registered, Site, fsync, sync_file_system
 from cdc_archiver.sandbox import SandboxError
