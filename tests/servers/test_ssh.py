@@ -198,7 +198,7 @@ def test_the_connection_ends_with_the_process_that_made_it(source: Source) -> No
         process.kill()
 
     assert eventually(lambda: is_gone(pid))
-    shutil.rmtree(path.parent)
+    shutil.rmtree(path.parent, ignore_errors=True)  # whoever starts a connection next removes what the dead have left
 
 
 def test_a_host_that_is_down_means_no_socket_and_its_words_are_kept(
