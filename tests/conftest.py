@@ -11,6 +11,7 @@ import pytest
 import structlog
 from doomed import QUICK
 from stage import Stage, new_stage
+from world import World, new_world
 
 from cdc_archiver.events import binlog
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools, open_database
@@ -110,6 +111,22 @@ def doomed_stage(doomed_server: DatabaseServer, ssh_server: SshServer, tmp_path:
     """A site on it."""
     doomed_server.start()
     with new_stage(doomed_server, ssh_server, tmp_path) as made:
+        yield made
+        doomed_server.start()
+
+
+@pytest.fixture
+def world(database_server: DatabaseServer) -> Iterator[World]:
+    """A database with the table alone, on each of the servers in turn."""
+    with new_world(database_server) as made:
+        yield made
+
+
+@pytest.fixture
+def doomed(doomed_server: DatabaseServer) -> Iterator[World]:
+    """The same on a server that may be stopped, killed or reset."""
+    doomed_server.start()
+    with new_world(doomed_server) as made:
         yield made
         doomed_server.start()
 

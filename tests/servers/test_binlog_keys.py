@@ -66,12 +66,6 @@ _OF_ONE: Final[dict[str, dict[str, list[str]]]] = {
 }
 
 
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as made:
-        yield made
-
-
 def place(world: World) -> Position:
     with world.connection() as connection:
         return servers.position(connection, servers.identify(connection))

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
-import pytest
 from doomed import UNLOOKING
 from files_table import TABLE
 from streaming import passed, position, streaming
 from waiting import eventually
-from world import World, new_world
+from world import World
 
 from cdc_archiver.database.server import Position
 from cdc_archiver.events.binlog import Pace
-from cdc_archiver.sandbox import DatabaseServer
-
-
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as made:
-        yield made
 
 
 def test_traffic_in_other_tables_moves_the_position(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pymysql
@@ -11,15 +10,7 @@ import pytest
 from files_table import TABLE
 from streaming import streaming
 from waiting import eventually
-from world import World, new_world
-
-from cdc_archiver.sandbox import DatabaseServer
-
-
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as made:
-        yield made
+from world import World
 
 
 def test_an_md5_that_is_no_text_or_ends_in_zeros_does_not_hide_its_row(world: World) -> None:

@@ -8,7 +8,6 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 
 import pymysql
 import pytest
@@ -21,12 +20,6 @@ from world import PASSWORD, World, new_world
 from cdc_archiver.events.binlog import Pace
 from cdc_archiver.events.line import Line, LineCut
 from cdc_archiver.sandbox import DatabaseServer
-
-
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as made:
-        yield made
 
 
 def ends_within_a_second(running: Streaming) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 
-import pytest
 from doomed import UNLOOKING
 from proxy import Proxy
 from streaming import Streaming, kill_dump_thread, passed, position, streaming
@@ -16,21 +14,6 @@ from world import World, new_world
 
 from cdc_archiver.errors import ServerIdTaken
 from cdc_archiver.sandbox import DatabaseServer
-
-
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as made:
-        yield made
-
-
-@pytest.fixture
-def doomed(doomed_server: DatabaseServer) -> Iterator[World]:
-    """A site on a server that may be stopped, killed or reset."""
-    doomed_server.start()
-    with new_world(doomed_server) as made:
-        yield made
-        doomed_server.start()
 
 
 def test_a_killed_connection_is_opened_again_and_the_listener_sweeps(world: World) -> None:

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from doomed import UNLOOKING
 from files_table import CREATE_TABLE, TABLE
 from streaming import kill_dump_thread, position, streaming
 from waiting import eventually
-from world import PASSWORD, World, new_world
+from world import PASSWORD, World
 
 from cdc_archiver.errors import StreamUnavailable
-from cdc_archiver.sandbox import DatabaseServer
-
-
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as made:
-        yield made
-
-
-@pytest.fixture
-def doomed(doomed_server: DatabaseServer) -> Iterator[World]:
-    """A site on a server that may be stopped, killed or reset."""
-    doomed_server.start()
-    with new_world(doomed_server) as made:
-        yield made
-        doomed_server.start()
 
 
 def test_a_missing_grant_is_named_and_streaming_begins_when_it_is_given(world: World) -> None:

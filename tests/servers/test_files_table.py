@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -19,12 +18,6 @@ from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import Archived, Charged, Reason
 from cdc_archiver.sandbox import DatabaseServer
 from cdc_archiver.settings import load
-
-
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as world:
-        yield world
 
 
 def test_a_row_is_read_with_its_time_as_utc_and_its_md5_whole(world: World) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Self
 
@@ -14,13 +14,12 @@ import pytest
 from files_table import TABLE
 from proxy import Proxy
 from waiting import eventually
-from world import PASSWORD, World, new_world
+from world import PASSWORD, World
 
 from cdc_archiver.database.engine import Database
 from cdc_archiver.database.keeper import LockKeeper
 from cdc_archiver.database.lock import LockTiming, SourceLocks, lock_name
 from cdc_archiver.errors import DatabaseUnavailable, LockLost
-from cdc_archiver.sandbox import DatabaseServer
 
 QUICK = LockTiming(session_limit=3, check_interval=0.5, answer_limit=1.0, try_interval=0.1)
 
@@ -35,12 +34,6 @@ locks = SourceLocks(Database(load(flags=flags, environment={})), sys.argv[6], {"
 print(locks.acquire("srv"), flush=True)
 time.sleep(60)
 """
-
-
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as made:
-        yield made
 
 
 def locks_of(database: Database, *targets: str, table: str = TABLE, timing: LockTiming | None = None) -> SourceLocks:

@@ -108,14 +108,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_statement_that_is_named_mends_the_fault(world: World, name: str) -> None:
+def test_the_statement_that_is_named_mends_the_fault(site: World, name: str) -> None:
     fault = FAULTS[name]
-    with _globals_kept(world, *re.findall(r"SET GLOBAL (\w+)", " ".join(fault.broken_by))):
+    with _globals_kept(site, *re.findall(r"SET GLOBAL (\w+)", " ".join(fault.broken_by))):
         if name == "key-missing":
-            world.sql(f"DROP INDEX cdc_archiver_pending ON {TABLE}", f"ALTER TABLE {TABLE} MODIFY id INT")
-        world.sql(*(each.format(u=f"'{world.user}'@'%'", d=world.name, t=TABLE) for each in fault.broken_by))
+            site.sql(f"DROP INDEX cdc_archiver_pending ON {TABLE}", f"ALTER TABLE {TABLE} MODIFY id INT")
+        site.sql(*(each.format(u=f"'{site.user}'@'%'", d=site.name, t=TABLE) for each in fault.broken_by))
 
-        findings = not_ok(ask(world))
+        findings = not_ok(ask(site))
         if name == "key-missing":  # the index went with its column
             findings = [finding for finding in findings if finding.subject != "index"]
         found = the_only(findings)
@@ -125,45 +125,45 @@ def test_the_statement_that_is_named_mends_the_fault(world: World, name: str) ->
         assert re.search(fault.mend, found.mend)
         if name == "md5-in-hexadecimal":
             return  # what it says of the column is all; the values would have to be converted
-        world.sql(found.mend)
+        site.sql(found.mend)
         if name == "key-missing":
-            world.sql(schema.index_statement(TABLE))
-        assert not_ok(ask(world)) == []
+            site.sql(schema.index_statement(TABLE))
+        assert not_ok(ask(site)) == []
 
 
-def test_compression_stands_in_the_streams_way(world: World) -> None:
-    variable = "log_bin_compress" if world.server.kind == "mariadb" else "binlog_transaction_compression"
-    with _globals_kept(world, variable):
-        world.sql(f"SET GLOBAL {variable} = ON")
+def test_compression_stands_in_the_streams_way(site: World) -> None:
+    variable = "log_bin_compress" if site.server.kind == "mariadb" else "binlog_transaction_compression"
+    with _globals_kept(site, variable):
+        site.sql(f"SET GLOBAL {variable} = ON")
 
-        found = the_only(ask(world))
+        found = the_only(ask(site))
 
         assert (found.subject, found.status) == ("stream", Status.WARNING)
-        world.sql(found.mend)
-        assert not_ok(ask(world)) == []
+        site.sql(found.mend)
+        assert not_ok(ask(site)) == []
 
 
-def test_a_database_that_we_may_not_enter(world: World) -> None:
-    world.sql(f"DROP USER '{world.user}'@'%'", f"CREATE USER '{world.user}'@'%' IDENTIFIED BY '{PASSWORD}'")
+def test_a_database_that_we_may_not_enter(site: World) -> None:
+    site.sql(f"DROP USER '{site.user}'@'%'", f"CREATE USER '{site.user}'@'%' IDENTIFIED BY '{PASSWORD}'")
 
-    found = the_only(ask(world))
+    found = the_only(ask(site))
     assert (found.subject, found.exit_status) == ("grants", ExitStatus.USAGE)
-    world.sql(found.mend)
+    site.sql(found.mend)
 
-    assert [each.status for each in not_ok(ask(world))] == [Status.WARNING, Status.WARNING]  # stream and history
+    assert [each.status for each in not_ok(ask(site))] == [Status.WARNING, Status.WARNING]  # stream and history
 
 
-def test_a_database_that_is_not_there(world: World) -> None:
-    absent = f"{world.name}_absent"
-    world.sql(f"GRANT SELECT, UPDATE ON {absent}.* TO '{world.user}'@'%'")
+def test_a_database_that_is_not_there(site: World) -> None:
+    absent = f"{site.name}_absent"
+    site.sql(f"GRANT SELECT, UPDATE ON {absent}.* TO '{site.user}'@'%'")
 
-    found = the_only(ask(world, mysql_database=absent))
+    found = the_only(ask(site, mysql_database=absent))
     assert (found.subject, found.exit_status) == ("database", ExitStatus.USAGE)
-    world.sql(found.mend)
+    site.sql(found.mend)
     try:
-        found = the_only(ask(world, mysql_database=absent))
+        found = the_only(ask(site, mysql_database=absent))
     finally:
-        world.sql(f"DROP DATABASE {absent}")
+        site.sql(f"DROP DATABASE {absent}")
 
     assert (found.subject, found.text) == (
         "table",
@@ -172,12 +172,12 @@ def test_a_database_that_is_not_there(world: World) -> None:
     assert "init-db" in found.mend
 
 
-def test_a_view_is_no_table_of_files(world: World) -> None:
-    world.sql(
-        f"CREATE VIEW seen AS SELECT * FROM {TABLE}", f"GRANT SELECT, UPDATE ON {world.name}.seen TO '{world.user}'@'%'"
+def test_a_view_is_no_table_of_files(site: World) -> None:
+    site.sql(
+        f"CREATE VIEW seen AS SELECT * FROM {TABLE}", f"GRANT SELECT, UPDATE ON {site.name}.seen TO '{site.user}'@'%'"
     )
 
-    assert "is a view" in the_only(ask(world, table="seen")).text
+    assert "is a view" in the_only(ask(site, table="seen")).text
 
 
 @pytest.mark.parametrize(
@@ -197,15 +197,15 @@ def test_no_way_in(good: World, flags: dict[str, Any], says: str, exit_status: E
     assert (found.status, found.exit_status) == (Status.FAILURE, exit_status)
 
 
-def test_the_newest_version_of_the_table_is_taken_and_older_ones_with_files_are_named(world: World) -> None:
-    world.sql(
+def test_the_newest_version_of_the_table_is_taken_and_older_ones_with_files_are_named(site: World) -> None:
+    site.sql(
         f"RENAME TABLE {TABLE} TO {TABLE}_v2",
         f"CREATE TABLE {TABLE}_v10 LIKE {TABLE}_v2",
         f"INSERT INTO {TABLE}_v2 (path, md5sum, instance_id) VALUES ('/data/old', 0x00112233445566778899AABBCCDDEEFF, 'monitor')",
-        f"GRANT SELECT, UPDATE ON {world.name}.* TO '{world.user}'@'%'",
+        f"GRANT SELECT, UPDATE ON {site.name}.* TO '{site.user}'@'%'",
     )
 
-    findings = ask(world)
+    findings = ask(site)
 
     assert "SELECT and UPDATE on the table pysmurf_files_v10" in {finding.text for finding in findings}
     found = the_only(findings)
@@ -223,17 +223,17 @@ def test_a_server_id_that_clashes(good: World) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.db. is deprecated")  # mysql-replication 1.0.17 with PyMySQL 1.2
-def test_a_server_id_that_another_replica_has(world: World) -> None:
-    if world.server.kind == "mariadb":
-        world.sql(f"GRANT REPLICATION MASTER ADMIN ON *.* TO '{world.user}'@'%'")
-    where = {"host": "127.0.0.1", "port": world.server.port, "user": world.user, "password": PASSWORD}
+def test_a_server_id_that_another_replica_has(site: World) -> None:
+    if site.server.kind == "mariadb":
+        site.sql(f"GRANT REPLICATION MASTER ADMIN ON *.* TO '{site.user}'@'%'")
+    where = {"host": "127.0.0.1", "port": site.server.port, "user": site.user, "password": PASSWORD}
     make: Any = binlogstream.BinLogStreamReader
     reader = make(
         connection_settings=where, server_id=77002, blocking=True, enable_logging=False, report_slave="another"
     )
     try:
         reader.fetchone()
-        found = the_only(ask(world, server_id=77002))
+        found = the_only(ask(site, server_id=77002))
     finally:
         reader.close()
 

@@ -39,14 +39,14 @@ def test_the_whole_report(good: World, source: Source, data_dir: Path) -> None:
 
 
 def test_what_the_history_knows_reaches_the_question_about_the_disk(
-    world: World, source: Source, data_dir: Path
+    site: World, source: Source, data_dir: Path
 ) -> None:
-    chosen = settings(world, data_dir=data_dir, **source().model_dump(exclude={"name", "target"}))
+    chosen = settings(site, data_dir=data_dir, **source().model_dump(exclude={"name", "target"}))
     database = Database(chosen)
     with database.connect() as connection:
         assert history.open_history(connection) == ""
     database.close()
-    world.sql(
+    site.sql(
         "INSERT INTO cdc_archiver_history (at, file_table, file_id, instance_id, source, result, source_path, archived_path)"
         f" VALUES (NOW(), '{TABLE}', 1, 'monitor', 'readout', 'archived', '/data/a', '{data_dir}/17000/a')"
     )

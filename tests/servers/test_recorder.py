@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from files_table import TABLE
 from rows import allow_history, database_of, files_table, register, states
 from waiting import eventually
-from world import World, new_world
+from world import World
 
 from cdc_archiver.database import history
 from cdc_archiver.database import recorder as recorder_module
@@ -16,13 +16,6 @@ from cdc_archiver.database.engine import Database
 from cdc_archiver.database.history import Entry, History
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.model import Archived, Charged, FileRecord, Reason, Refused
-from cdc_archiver.sandbox import DatabaseServer
-
-
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as world:
-        yield world
 
 
 class Heard:

@@ -20,12 +20,6 @@ from cdc_archiver.errors import Misconfigured, StreamUnavailable
 from cdc_archiver.sandbox import DatabaseServer, open_database
 
 
-@pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
-    with new_world(database_server) as made:
-        yield made
-
-
 @contextlib.contextmanager
 def account(world: World, *grants: str) -> Iterator[str]:
     """An account with these statements' grants, in which {user} stands for it."""

@@ -35,7 +35,7 @@ def good(database_server: DatabaseServer) -> Iterator[World]:
 
 
 @pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
+def site(database_server: DatabaseServer) -> Iterator[World]:
     """A good site for one test to spoil."""
     with good_world(database_server) as made:
         yield made
