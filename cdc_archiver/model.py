@@ -134,6 +134,8 @@ class FileRecord:
         timestamp: aware, UTC; None where the row has none.
         action_timestamp: seconds since the epoch, or None.
         failed_copy_attempts: as read, None included: the write-back names it.
+        image: all of the row but id and attempts, in one word, for a comparison with what they are later; empty where nobody
+            read any.
     """
 
     id: int
@@ -146,6 +148,7 @@ class FileRecord:
     pub_id: str | None
     instance_id: str
     failed_copy_attempts: int | None
+    image: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.timestamp is None or self.timestamp.tzinfo is UTC:  # almost always, and much cheaper to ask

@@ -14,6 +14,8 @@ import sqlalchemy as sa
 from cdc_archiver.database import schema
 from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM, FileRecord
 
+_NO_CHANGE: Final = frozenset({"id", "failed_copy_attempts"})
+"""Columns that make a row no other file when they change: somebody may have charged it meanwhile."""
 _CHUNK: Final = 200
 """Rows that one UPDATE names: its CASE is searched row by row, so its cost grows with the square."""
 
@@ -81,12 +83,17 @@ class FilesTable:
         self._table = schema.files_table(name)
         # Doubled, since the driver takes a single % for the place of a value.
         self._quoted = "`" + name.replace("`", "``").replace("%", "%%") + "`"
-        self._columns = [self._table.c[column] for column in schema.USED_COLUMNS]
+        # All that is the row, exactly and in one value, whatever the columns' types, character sets and collations.
+        image = [
+            f"IFNULL(HEX(CAST(`{name}` AS BINARY)), '-')" for name in schema.USED_COLUMNS if name not in _NO_CHANGE
+        ]
+        self._image = f"CONCAT_WS(',', {', '.join(image)})"
+        self._columns = [*(self._table.c[column] for column in schema.USED_COLUMNS), sa.literal_column(self._image)]
 
     def load(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, Row]:
         """The rows with these ids; those that are not there, or not visible yet, are left out."""
         rows = connection.execute(sa.select(*self._columns).where(self._table.c.id.in_(ids)))
-        return {row.id: _row(row) for row in rows}
+        return {row[0]: _row(row) for row in rows}
 
     def pending(
         self, connection: sa.Connection, targets: Sequence[str], after: int, until: int, limit: int
@@ -180,13 +187,14 @@ class FilesTable:
         changed: set[int] = set()
         already: set[int] = set()
         for chunk in _chunks(places):
-            rows = self._lock(connection, chunk)
-            unmoved: dict[int, str | bytes] = {}
-            for record in chunk:
+            same = self._lock_same(connection, chunk)
+            unmoved = {record.id: _storable(places[record]) for record in chunk if record.id in same}
+            others = [record for record in chunk if record.id not in same]
+            rows = self._lock(connection, others) if others else {}
+            for record in others:
                 row = rows.get(record.id)
                 if row is None:
                     continue
-                # Somebody may have charged it meanwhile; that makes it no other file.
                 as_read = replace(row.record, failed_copy_attempts=record.failed_copy_attempts)
                 if not row.copied and as_read == record:
                     unmoved[record.id] = _storable(places[record])
@@ -297,6 +305,16 @@ class FilesTable:
             (*chain.from_iterable(values.items()), *same.values(), tuple(values)),
         )
 
+    def _lock_same(self, connection: sa.Connection, records: Sequence[FileRecord]) -> set[int]:
+        """Locks the records' rows; those that are pending and byte for byte what was read, as almost all are: to read them
+        whole once more cost more than all else of a write-back."""
+        images = {record.id: record.image for record in records}
+        rows = connection.exec_driver_sql(
+            f"SELECT `id`, {self._image} FROM {self._quoted} WHERE `id` IN %s AND COALESCE(`copied`, 0) = 0 FOR UPDATE",
+            (tuple(images),),
+        )
+        return {id_ for id_, image in rows if image == images[id_]}
+
     def _lock(self, connection: sa.Connection, records: Sequence[FileRecord]) -> dict[int, Row]:
         """Locks the records' rows and reads them: what a compare-and-set compares.
 
@@ -306,7 +324,7 @@ class FilesTable:
         """
         ids = [record.id for record in records]
         rows = connection.execute(sa.select(*self._columns).where(self._table.c.id.in_(ids)).with_for_update())
-        return {row.id: _row(row) for row in rows}
+        return {row[0]: _row(row) for row in rows}
 
     def _attempts(self) -> sa.ColumnElement[int]:
         return sa.func.coalesce(self._table.c.failed_copy_attempts, 0)
@@ -317,23 +335,27 @@ def _chunks(records: Mapping[FileRecord, Any]) -> list[list[FileRecord]]:
     return [listed[start : start + _CHUNK] for start in range(0, len(listed), _CHUNK)]
 
 
-def _row(row: Any) -> Row:
-    """A row of the driver as ours, whatever the columns' types and NULLs: what cannot be is refused later, with its reason."""
-    return Row(
-        record=FileRecord(
-            id=row.id,
-            path=_text(row.path) or "",
-            md5sum=row.md5sum if isinstance(row.md5sum, bytes) else b"",
-            timestamp=_utc(row.timestamp),
-            action=_text(row.action),
-            action_timestamp=None if row.action_timestamp is None else int(row.action_timestamp),
-            plot=_truth(row.plot),
-            pub_id=_text(row.pub_id),
-            instance_id=_text(row.instance_id) or "",
-            failed_copy_attempts=row.failed_copy_attempts,
-        ),
-        copied=_truth(row.copied),
+def _row(row: Sequence[Any]) -> Row:
+    """A row of the driver as ours, whatever the columns' types and NULLs: what cannot be is refused later, with its reason.
+
+    Args:
+        row: the columns of ``schema.USED_COLUMNS`` in their order, and the image.
+    """
+    id_, path, action, timestamp, action_timestamp, plot, pub_id, instance_id, copied, attempts, md5sum, image = row
+    record = FileRecord(
+        id=id_,
+        path=_text(path) or "",
+        md5sum=md5sum if isinstance(md5sum, bytes) else b"",
+        timestamp=_utc(timestamp),
+        action=_text(action),
+        action_timestamp=None if action_timestamp is None else int(action_timestamp),
+        plot=_truth(plot),
+        pub_id=_text(pub_id),
+        instance_id=_text(instance_id) or "",
+        failed_copy_attempts=attempts,
+        image=image,
     )
+    return Row(record, _truth(copied))
 
 
 def escaped(text: str) -> str:

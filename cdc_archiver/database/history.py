@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import sqlalchemy as sa
 import structlog
@@ -20,6 +20,8 @@ NAME: Final = "cdc_archiver_history"
 _DETAIL_CHARACTERS: Final = 4000
 _WAITED_MOST: Final = 2**31 - 1
 """What the column holds: 25 days in milliseconds. A source may be away for longer."""
+_STATEMENT_MOST: Final = 200_000
+"""Characters of the rows that one statement inserts."""
 _PRUNE_ROWS: Final = 2000
 _PRUNE_ON: Final = 1.0
 """Seconds from one portion to the next where there is more to delete: 2,000 files/s can be archived for ever."""
@@ -73,6 +75,14 @@ TABLE: Final = sa.Table(
 )
 
 
+_Value: TypeAlias = str | bytes | int | None
+_WRITTEN: Final = (
+    *("at", "file_table", "file_id", "instance_id", "source", "source_path", "md5_row", "waited_ms"),
+    *("result", "reason", "detail", "md5_seen"),
+    *("archived_path", "size", "transferred_ms", "verified_ms", "placed_ms"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One thing that happened to one file.
@@ -104,15 +114,12 @@ class History:
     def write(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:
         """Appends entries, as part of the caller's transaction."""
         now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
-        alike: dict[tuple[str, ...], list[tuple[Any, ...]]] = {}
-        for entry in entries:
-            values = self._values(entry, now)
-            alike.setdefault(tuple(values), []).append(tuple(values.values()))
-        # By hand, and without the columns that an outcome has nothing to say of: the driver makes one statement of many rows,
-        # and half of what it costs is to escape each value.
-        for columns, rows in alike.items():
-            places = ", ".join(["%s"] * len(columns))
-            connection.exec_driver_sql(f"INSERT INTO {NAME} ({', '.join(columns)}) VALUES ({places})", rows)
+        literal = _Literals(connection)
+        rows = [f"({', '.join(map(literal, self._values(entry, now)))})" for entry in entries]
+        for portion in _portions(rows):
+            # Without values of its own, a statement's single % would still be taken for the place of one.
+            values = ", ".join(portion).replace("%", "%%")
+            connection.exec_driver_sql(f"INSERT INTO {NAME} ({', '.join(_WRITTEN)}) VALUES {values}")
 
     def prune(self, connection: sa.Connection) -> int:
         """Deletes entries past the retention, two thousand at the most. What keeps it from doing so is logged.
@@ -162,39 +169,54 @@ class History:
         )
         return connection.execute(query.limit(1)).first() is not None
 
-    def _values(self, entry: Entry, now: str) -> dict[str, Any]:
+    def _values(self, entry: Entry, now: str) -> tuple[_Value, ...]:
+        """The values of ``_WRITTEN``, in their order."""
         outcome = entry.outcome
         record = outcome.record
-        values: dict[str, Any] = {
-            "at": now,
-            "file_table": self._file_table,
-            "file_id": record.id,
-            "instance_id": record.instance_id,
-            "source": entry.source,
-            "source_path": _storable(record.path),
-            "md5_row": record.md5sum,
-            "waited_ms": min(round(entry.waited * 1000), _WAITED_MOST),
-        }
+        about = (now, self._file_table, record.id, record.instance_id, entry.source, _storable(record.path))
+        waited = min(round(entry.waited * 1000), _WAITED_MOST)
         match outcome:
             case Archived(path=path, size=size, adopted=adopted, steps=steps):
-                values.update(
-                    result="adopted" if adopted else "archived",
-                    archived_path=_storable(path),
-                    size=size,
-                    transferred_ms=round(steps.transferred * 1000),
-                    verified_ms=round(steps.verified * 1000),
-                    placed_ms=round(steps.placed * 1000),
-                )
+                times = (round(step * 1000) for step in (steps.transferred, steps.verified, steps.placed))
+                result = "adopted" if adopted else "archived"
+                return (*about, record.md5sum, waited, result, None, None, None, _storable(path), size, *times)
             case Charged(reason=reason, detail=detail, md5_seen=md5_seen):
-                values.update(
-                    result="charged",
-                    reason=reason.value,
-                    detail=_storable(detail[:_DETAIL_CHARACTERS]),
-                    md5_seen=md5_seen,
-                )
+                failed = ("charged", reason.value, _storable(detail[:_DETAIL_CHARACTERS]), md5_seen)
             case Refused(reason=reason, detail=detail):
-                values.update(result="refused", reason=reason.value, detail=_storable(detail[:_DETAIL_CHARACTERS]))
-        return values
+                failed = ("refused", reason.value, _storable(detail[:_DETAIL_CHARACTERS]), None)
+        return (*about, record.md5sum, waited, *failed, *(None,) * 5)
+
+
+class _Literals:
+    """Values as SQL, by the driver's own rules. Escaping is half of what a row costs, and half of its values are those of the
+    row before."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        cursor: Any = connection.connection.cursor()
+        self._escape: Callable[[str, tuple[_Value]], str] = cursor.mogrify
+        self._known: dict[_Value, str] = {None: "NULL"}
+
+    def __call__(self, value: _Value) -> str:
+        if isinstance(value, int):
+            return str(value)
+        known = self._known.get(value)
+        if known is None:
+            known = self._known[value] = self._escape("%s", (value,))
+        return known
+
+
+def _portions(rows: Sequence[str]) -> Iterator[list[str]]:
+    """Rows in portions that a server takes as one statement, whatever its ``max_allowed_packet``."""
+    portion: list[str] = []
+    size = 0
+    for row in rows:
+        if portion and size + len(row) > _STATEMENT_MOST:
+            yield portion
+            portion, size = [], 0
+        portion.append(row)
+        size += len(row)
+    if portion:
+        yield portion
 
 
 def _storable(text: str) -> str:

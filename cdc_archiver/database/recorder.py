@@ -16,6 +16,7 @@ from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import HISTORY_ERRORS, Entry, History
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
 from cdc_archiver.model import Archived, Charged, Refused
+from cdc_archiver.observe.logs import gathered
 from cdc_archiver.threads import Part
 
 _MOST: Final = 500
@@ -158,9 +159,10 @@ class Recorder(Part):
                 continue
             self._on_database(True, "")
             log = _log.bind()
-            for entry in entries:
-                _log_entry(log, entry, counted, self._files.max_attempts)
-                self._settles.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
+            with gathered():
+                for entry in entries:
+                    _log_entry(log, entry, counted, self._files.max_attempts)
+                    self._settles.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
             self._hold_up_if_full()
             return True
 

@@ -140,7 +140,7 @@ class Activity:
         self._lock = threading.Lock()
         self._began = int(clock() // 60)
         self._buckets: deque[_Bucket] = deque(maxlen=MINUTES)
-        self._newest: deque[NewFile] = deque(maxlen=NEWEST)
+        self._newest: deque[tuple[float, str, Archived, float | None]] = deque(maxlen=NEWEST)
         self._failing: OrderedDict[int, Failure] = OrderedDict()
         self._forgotten = 0
 
@@ -151,7 +151,6 @@ class Activity:
             latency: seconds from the event that told of it, where one did.
         """
         now = self._clock()
-        at = datetime.fromtimestamp(now, UTC)
         id_ = outcome.record.id
         with self._lock:
             bucket = self._bucket(now)
@@ -161,11 +160,10 @@ class Activity:
                 bucket.size += 0 if outcome.adopted else outcome.size
                 if latency is not None:
                     bucket.latencies[_class_of(latency)] += 1
-                new = NewFile(id_, at, source, outcome.path, outcome.size, outcome.adopted, latency)
-                self._newest.appendleft(new)
+                self._newest.appendleft((now, source, outcome, latency))
             elif outcome.reason is not Reason.STOPPING:
                 bucket.failed += 1
-                words = outcome.detail[:_LONGEST_WORDS]
+                at, words = datetime.fromtimestamp(now, UTC), outcome.detail[:_LONGEST_WORDS]
                 self._failing[id_] = Failure(id_, at, source, outcome.record.path, outcome.reason.value, words)
                 self._failing.move_to_end(id_)
                 if len(self._failing) > FAILING_MOST:
@@ -199,7 +197,7 @@ class Activity:
             first = max(current - MINUTES + 1, min(self._began, self._buckets[0].number))
             buckets = [by_number.get(number) or _Bucket(number) for number in range(first, current + 1)]
             minutes = tuple(bucket.seen() for bucket in buckets)
-            newest = tuple(self._newest)
+            newest = tuple(_new_file(*each) for each in self._newest)
             counts = Counter(failure.reason for failure in self._failing.values())
             last = {failure.reason: failure for failure in self._failing.values()}
             forgotten = self._forgotten
@@ -214,6 +212,11 @@ class Activity:
             self._buckets.append(_Bucket(number))
         # A clock that was set back: the newest minute goes on until it is past it again.
         return self._buckets[-1]
+
+
+def _new_file(now: float, source: str, outcome: Archived, latency: float | None) -> NewFile:
+    at = datetime.fromtimestamp(now, UTC)
+    return NewFile(outcome.record.id, at, source, outcome.path, outcome.size, outcome.adopted, latency)
 
 
 def _class_of(seconds: float) -> int:

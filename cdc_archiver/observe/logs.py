@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
-from collections.abc import MutableMapping
-from typing import Any, Final
+import threading
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Final, TextIO
 
 import structlog
 
@@ -14,6 +17,10 @@ from cdc_archiver.words import printable
 
 # Libraries whose own lines repeat, at length and with tracebacks, what we say ourselves.
 _QUIET: Final = ("paramiko", "pymysqlreplication", "uvicorn.access", "asyncio")
+
+_gathered = threading.local()
+# Made once: json.dumps makes one for each line that has a default.
+_json = json.JSONEncoder(default=repr)
 
 
 def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
@@ -34,7 +41,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
         shared.append(
             structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
         )
-        renderer = structlog.processors.JSONRenderer()
+        renderer = structlog.processors.JSONRenderer(serializer=lambda event, **_: _json.encode(event))
     else:
         renderer = structlog.dev.ConsoleRenderer(
             colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
@@ -43,7 +50,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -51,6 +58,37 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def gathered() -> Iterator[None]:
+    """What this thread logs inside the block is written at its end, all at once: for many lines in a row."""
+    lines: list[str] = []
+    _gathered.lines = lines
+    try:
+        yield
+    finally:
+        _gathered.lines = None
+        if lines:
+            _Lines(sys.stderr).msg("\n".join(lines))
+
+
+class _Lines:
+    """Writes lines, each whole: whoever else writes, they do not mix."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def msg(self, line: str) -> None:
+        """Writes a line, or keeps it for the end of :func:`gathered`."""
+        lines = getattr(_gathered, "lines", None)
+        if lines is not None:
+            lines.append(line)
+            return
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    debug = info = warning = error = critical = msg
 
 
 def _escape_controls(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -99,6 +99,7 @@ class Metrics:
         self.rsync_info = self._gauge("rsync_info", "1, with the version of rsync on each side.", "side", "version")
         Info("cdc_archiver_build", "The running version.", registry=self.registry).info({"version": __version__})
 
+        self._archived: dict[str, _ArchivedOf] = {}
         self.last_sweep.set(math.nan)
         self.stream_lag.set(math.nan)
         self._of_sources = (
@@ -159,14 +160,19 @@ class Metrics:
             latency: seconds from the event that told of it, where it is archived and one did.
         """
         self.activity.note(source, outcome, latency)
-        if latency is not None:
-            self.event_to_archived.labels(source).observe(latency)
+        if isinstance(outcome, Archived):
+            of = self._archived.get(source) or self._archived.setdefault(source, _ArchivedOf(self, source))
+            if latency is not None:
+                of.latency.observe(latency)
+            if outcome.adopted:
+                of.adopted.inc()
+            else:
+                of.archived.inc()
+                of.bytes.inc(outcome.size)
+            steps = outcome.steps
+            self.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
+            return
         match outcome:
-            case Archived(adopted=adopted, size=size, steps=steps):
-                self.copies.labels(source, "adopted" if adopted else "archived").inc()
-                self.copied_bytes.labels(source).inc(0 if adopted else size)
-                self.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
-                return
             case Charged():
                 self.copies.labels(source, "charged").inc()
             case Refused():
@@ -193,3 +199,13 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"cdc_archiver_{name}", text, labels, registry=self.registry)
+
+
+class _ArchivedOf:
+    """The series of a source's archived files: to find them by their labels costs more than to count, file by file."""
+
+    def __init__(self, metrics: Metrics, source: str) -> None:
+        self.archived = metrics.copies.labels(source, "archived")
+        self.adopted = metrics.copies.labels(source, "adopted")
+        self.bytes = metrics.copied_bytes.labels(source)
+        self.latency = metrics.event_to_archived.labels(source)

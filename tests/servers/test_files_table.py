@@ -15,7 +15,7 @@ from cdc_archiver.database.engine import Database
 from cdc_archiver.database.files_table import Census, Pending, Written
 from cdc_archiver.database.history import Entry, History
 from cdc_archiver.errors import Misconfigured
-from cdc_archiver.model import Archived, Charged, Reason
+from cdc_archiver.model import Archived, Charged, Reason, Refused
 from cdc_archiver.sandbox import DatabaseServer
 from cdc_archiver.settings import load
 
@@ -91,7 +91,17 @@ def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_mo
 
 
 @pytest.mark.parametrize(
-    "change", ["md5sum = UNHEX(REPEAT('ab', 16))", "pub_id = 'crate9slot9'", "timestamp = '2021-01-01'", "plot = 1"]
+    "change",
+    [
+        "md5sum = UNHEX(REPEAT('ab', 16))",
+        "pub_id = 'crate9slot9'",
+        "pub_id = 'CRATE1SLOT2'",
+        "action = NULL",
+        "action = 'take_iv '",
+        "timestamp = '2021-01-01'",
+        "action_timestamp = 7",
+        "plot = 1",
+    ],
 )
 def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_another_file(
     world: World, change: str
@@ -231,6 +241,22 @@ def test_the_history_takes_a_wait_of_months(world: World) -> None:
         record = files_table().load(connection, [id_])[id_].record
         History(TABLE, retention=0.0).write(connection, [Entry("srv", Archived(record, "/archive/1", 5), 90 * 86400.0)])
     assert world.sql(f"SELECT waited_ms FROM {history.NAME}") == [(2**31 - 1,)]
+
+
+@pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES"])
+def test_the_history_takes_whatever_a_name_is_made_of(mariadb: DatabaseServer, mode: str) -> None:
+    names = ["it's", 'a "word"', "100 %s %% %(x)s", "back\\slash\\", "é\n\t☃", "x); DROP TABLE", "y" * 3000]
+    with new_world(mariadb) as world, world.globally("sql_mode", f"'{mode}'"):
+        allow_history(world)
+        (id_,) = register(world, {"path": "/data/1"})
+        with database_of(world) as database, database.connect() as connection:
+            assert history.open_history(connection) == ""
+            record = files_table().load(connection, [id_])[id_].record
+            entries = [Entry("srv", Refused(record, Reason.BAD_NAME, name), 0.0) for name in names]
+            # More than one statement takes.
+            History(TABLE, retention=0.0).write(connection, entries * 100)
+        kept = world.sql(f"SELECT detail FROM {history.NAME} ORDER BY id")
+    assert kept == [(name,) for name in names] * 100
 
 
 def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: World) -> None:
