@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import time
 from collections.abc import Mapping
 from statistics import median
@@ -89,10 +88,10 @@ class Idle(Case):
         latencies = []
         to = self._site.folder / "bare"
         for number, file in enumerate(self._files):
-            # A folder for each, and all of them removed at the end: what one removes is not in the next one's fsync.
+            # A folder for each, and all of them put aside at the end: nothing of that is in the next one's fsync.
             place = to / str(number)
             place.mkdir(parents=True)
             latencies.append(self._bare.one(file.path, place) * 1000)
-        shutil.rmtree(to)
+        self.ground.put_aside(to)
         self.ground.settle()
         return {"latency_ms": latencies}

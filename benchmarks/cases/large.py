@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -63,7 +62,7 @@ class _Large(Case):
         to = self._site.folder / "bare"
         to.mkdir()
         seconds = work(self._files[0].path.parent, to)
-        shutil.rmtree(to)
+        self.ground.put_aside(to)
         self.ground.settle()
         return self._figures(seconds)
 

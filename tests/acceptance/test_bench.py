@@ -9,7 +9,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
@@ -17,7 +18,9 @@ import pytest
 from benchmarks.cases import CASES
 from benchmarks.cases.sources import growth
 from benchmarks.figures import Aim, Measurement, judge, percentile
-from cdc_archiver.sandbox import SshServer
+from benchmarks.ground import Ground
+from benchmarks.scale import GB, MB
+from cdc_archiver.sandbox import Sandbox, SshServer
 
 ROOT = Path(__file__).parents[2]
 RUNS = {
@@ -116,6 +119,25 @@ def test_an_unknown_case_is_wrong_usage(place: Path) -> None:
     done = bench(place, "--cases", "idle,fast")
     assert done.returncode == 2
     assert "there is no case fast" in done.stderr
+
+
+# What a run stands on.
+
+
+def test_what_is_put_aside_keeps_its_small_files_so_that_ext4_has_no_inodes_to_step_over(tmp_path: Path) -> None:
+    ground = Ground(cast("Sandbox", SimpleNamespace(folder=tmp_path, database=None, environment=dict)))
+    kept = set()
+    for _ in range(2):  # the second has the first one's name
+        turn = ground.folder / "turn"
+        (turn / "outputs").mkdir(parents=True)
+        for name, size in {"dust": 500, "outputs/small": 20_000, "outputs/large": GB // 100}.items():
+            with (turn / name).open("wb") as file:
+                file.truncate(size)
+            if size < MB:
+                kept.add((turn / name).stat().st_ino)
+        ground.put_aside(turn)
+        assert not turn.exists()
+    assert {path.stat().st_ino for path in ground.folder.rglob("*") if path.is_file()} == kept
 
 
 # How values become a verdict.
