@@ -19,7 +19,7 @@ from cdc_archiver.database.history import History
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Origin
-from cdc_archiver.transfer import staging
+from cdc_archiver.transfer import durable
 from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import Archive
 
@@ -94,9 +94,9 @@ STEPS: Final[Mapping[str, Callable[[], None]]] = {
     "in-mid-transfer": in_mid_transfer,
     "transferred": lambda: before(Archive, "verify"),
     "hashed": lambda: after(Archive, "verify"),
-    "staging-synced": lambda: after(staging, "_sync_files"),
+    "staging-synced": lambda: after(durable, "sync_files"),
     "linked": lambda: after(Archive, "_link"),
-    "folders-synced": lambda: after(staging, "_sync_folders"),
+    "folders-synced": lambda: after(durable, "sync_folders"),
     "placed": lambda: before(Recorder, "put"),
     "row-written": lambda: after(FilesTable, "mark_copied", somebody_changed),
     "history-written": lambda: after(History, "write"),
