@@ -7,7 +7,7 @@ import os
 import posixpath
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -34,7 +34,7 @@ from cdc_archiver.model import (
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.transfer import absence, layout, report
 from cdc_archiver.transfer.probe import FileState, Probe
-from cdc_archiver.transfer.rsync import Limits, RsyncRun, rsync_command
+from cdc_archiver.transfer.rsync import Limits, RsyncRun, common_folder, rsync_command
 from cdc_archiver.transfer.ssh import ControlMaster, peer
 from cdc_archiver.transfer.staging import Archive, Placed, Staged
 
@@ -192,11 +192,19 @@ class _Work:
         self._entries_at_first = len(self.wanted)
 
     def run(self, control_path: Path | None) -> Iterator[Outcome]:
-        """Brings what is wanted with one rsync.
+        """Brings what is wanted with one rsync, from the folder that all of it lies below.
+
+        Where that folder cannot be entered, from the source root: what that says is about each file.
 
         Raises:
             CopyTrouble: it failed by no file's fault; what arrived before counts.
         """
+        folder = common_folder(list(self.wanted))
+        if not (yield from self._run(folder, control_path)):
+            yield from self._run(b"", control_path)
+
+    def _run(self, folder: bytes, control_path: Path | None) -> Generator[Outcome, None, bool]:
+        """One rsync; False where it did not begin, and nothing is decided."""
         limits = Limits(
             max_size=None if self._bulk else self._source.small_limit,
             io_timeout=self._source.io_timeout,
@@ -206,19 +214,25 @@ class _Work:
         staging = self._archive.staging_folder(self._source.staging_name, self._worker)
         # What an earlier try left there would look like what this one brings.
         self.clear()
-        command = rsync_command(self._source, staging, self._settings.modes, limits, control_path)
-        entries = list(self.wanted)
-        run = RsyncRun(command, entries, staging, limits, self._cancel)
+        # Staged files lie where their entry says, wherever rsync begins: the part of a large one is found again.
+        self._archive.make_staged_folder(staging, folder)
+        command = rsync_command(self._source, staging, self._settings.modes, limits, control_path, folder)
+        run = RsyncRun(command, list(self.wanted), staging, limits, self._cancel, folder)
         changed: dict[bytes, bytes] = {}
         held: list[report.Line] = []
+        silent = True
         for lines in run.lines():
+            silent = False
             ready, held = _in_place([*held, *self._about_wanted(lines)], staging)
             yield from self._take(ready, staging, changed)
         if run.cancelled:
-            return
+            return True
+        if folder and silent and not run.stalled and report.could_not_begin(run.status, run.stderr):
+            return False
         yield from self._take(_in_place(held, staging)[0], staging, changed)
         if not self._cancel.is_set():  # what was given up says nothing of its file
-            yield from self._end(run, staging, changed)
+            yield from self._end(run, folder, staging, changed)
+        return True
 
     def _about_wanted(self, lines: Sequence[report.Line]) -> list[report.Line]:
         """The lines about files that were asked for: the other side may print what it likes."""
@@ -284,14 +298,15 @@ class _Work:
                 case DestinationUnavailable(reason=reason):
                     yield self._decide(Deferred(record, reason, str(result)))
 
-    def _end(self, run: RsyncRun, staging: Path, changed: Mapping[bytes, bytes]) -> Iterator[Outcome]:
+    def _end(self, run: RsyncRun, folder: bytes, staging: Path, changed: Mapping[bytes, bytes]) -> Iterator[Outcome]:
         if run.stalled:
             raise HostUnavailable(
                 Reason.STALLED,
                 f"nothing came from {self._source.name} for {self._source.stall_timeout:.0f} s: rsync was killed",
             )
         known_peer = None if self._source.is_local else peer(self._source)
-        ending = report.read_ending(run.status, run.stderr, self._source.source_root, self.wanted.keys(), known_peer)
+        root = self._source.source_root
+        ending = report.read_ending(run.status, run.stderr, root, self.wanted.keys(), known_peer, folder)
         # A directory prints its line only where it was made now; made before, for another file's sake, it is silent.
         for entry in [entry for entry in self.wanted if os.path.isdir(staging / os.fsdecode(entry))]:
             for record in list(self.wanted[entry]):

@@ -101,22 +101,39 @@ class Ending:
     trouble: Verdict | None
 
 
-def read_line(line: bytes) -> Line | None:
-    """One line of standard output, without its newline; None where it is about no file."""
+def read_line(line: bytes, folder: bytes = b"") -> Line | None:
+    """One line of standard output, without its newline; None where it is about no file.
+
+    Args:
+        folder: what names in lines are relative to, ended by a slash; empty for the source root, as entries are.
+    """
     if match := _ARRIVED.fullmatch(line):
         md5 = bytes.fromhex(match[1].decode())
         # All zeros is how rsync prints a sum that it does not have: the file failed.
-        return Arrived(_unescape(match[3]), md5, int(match[2])) if any(md5) else None
+        return Arrived(folder + _unescape(match[3]), md5, int(match[2])) if any(md5) else None
     if match := _DIRECTORY.fullmatch(line):
-        return NotAFile(_unescape(match[1]))
+        return NotAFile(folder + _unescape(match[1]))
     if match := _NOT_REGULAR.fullmatch(line):
-        return NotAFile(_unescape(match[1] or match[2]))
+        return NotAFile(folder + _unescape(match[1] or match[2]))
     if match := _OVERSIZE.fullmatch(line):
-        return TooLarge(_unescape(match[1]))
+        return TooLarge(folder + _unescape(match[1]))
     return None
 
 
-def read_ending(status: int, stderr: str, root: str, entries: Collection[bytes], peer: Peer | None = None) -> Ending:
+def could_not_begin(status: int, stderr: str) -> bool:
+    """Whether the other side did not enter the folder that it was to begin in: it is missing, it is forbidden, or a restricted
+    key does not lead there. It says nothing of any file then."""
+    return status != 0 and ("rrsync" in stderr or _SENDER_ROOT.search(stderr) is not None)
+
+
+def read_ending(
+    status: int,
+    stderr: str,
+    root: str,
+    entries: Collection[bytes],
+    peer: Peer | None = None,
+    folder: bytes = b"",
+) -> Ending:
     """What exit status and standard error say of a run.
 
     Args:
@@ -125,16 +142,17 @@ def read_ending(status: int, stderr: str, root: str, entries: Collection[bytes],
         root: the folder on the source that entries are relative to.
         entries: those that are undecided.
         peer: the other side, for hints about ssh; None for a local copy.
+        folder: below the root, ended by a slash: where the other side began.
     """
     files: dict[bytes, Verdict] = {}
     trouble: Verdict | None = None
     for line in stderr.splitlines():
         if match := _VANISHED.search(line):
             # It was there when the list was made: perhaps its disk has gone. The next try tells.
-            if (entry := _entry(match["name"], root, entries)) is not None:
+            if (entry := _entry(match["name"], root, folder, entries)) is not None:
                 files[entry] = Verdict(Reason.UNDECIDED, line)
         elif match := _SENDER_FILE.search(line):
-            entry = _entry(match["name"], root, entries)
+            entry = _entry(match["name"], root, folder, entries)
             number = int(match["errno"])
             if number not in _MISSING | _FORBIDDEN:
                 trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
@@ -178,17 +196,19 @@ def _trouble_of_status(status: int, stderr: str, peer: Peer | None) -> Verdict |
     return Verdict(Reason.LINK_LOST, f"{words} (rsync status {status})")
 
 
-def _entry(quoted: str, root: str, entries: Collection[bytes]) -> bytes | None:
+def _entry(quoted: str, root: str, folder: bytes, entries: Collection[bytes]) -> bytes | None:
     name = _unescape(quoted.encode("utf-8", "surrogateescape"))
     prefix = root.rstrip("/").encode("utf-8", "surrogateescape") + b"/"
     if name.startswith(prefix) and name[len(prefix) :] in entries:
         return name[len(prefix) :]
-    # The other side may know the root by another path (a link, a chroot): the longest entry that the name ends in.
+    # The other side may know the root, or the folder, by another path (a link, a chroot): the longest entry that the name ends in.
     parts = name.split(b"/")
     for start in range(len(parts)):
         tail = b"/".join(parts[start:])
         if tail in entries:
             return tail
+        if folder + tail in entries:
+            return folder + tail
     return None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import posixpath
+import re
 import selectors
 import shutil
 import signal
@@ -55,8 +57,34 @@ class Limits:
     rate: str = ""
 
 
+_PLAIN_FOLDERS: Final = re.compile(rb"(?:(?!-|\.{1,2}/)[A-Za-z0-9._-]+/)*")
+"""Folders whose names mean nothing but themselves to any shell: before 3.2.4 rsync hands its arguments to one as they are."""
+
+_FOLDER_MOST: Final = 1024
+"""Bytes: with staging's own path before it, it is a path still."""
+
+
+def common_folder(entries: Sequence[bytes]) -> bytes:
+    """The folder that all entries lie below, ended by a slash, down to where its name is not plain; empty for the root.
+
+    rsync walks a name component by component for each file, on both sides: from here the way is shorter.
+
+    Args:
+        entries: relative to the source root, normal.
+    """
+    # What the first and the last by the alphabet share, all share.
+    shared = posixpath.commonpath([posixpath.dirname(min(entries)), posixpath.dirname(max(entries))])
+    plain = _PLAIN_FOLDERS.match(shared + b"/")
+    return plain[0] if plain and len(plain[0]) <= _FOLDER_MOST else b""
+
+
 def rsync_command(
-    source: SourceSettings, staging: Path, modes: FileModes, limits: Limits, control_path: Path | None
+    source: SourceSettings,
+    staging: Path,
+    modes: FileModes,
+    limits: Limits,
+    control_path: Path | None,
+    folder: bytes = b"",
 ) -> list[str]:
     """The argument list; what is wanted is read from standard input, each entry ended by a NUL.
 
@@ -66,7 +94,9 @@ def rsync_command(
         modes: of staged, and so of archived, files.
         limits: of this run.
         control_path: of the source's ControlMaster; None for a connection of its own.
+        folder: from :func:`common_folder`: what entries are relative to, below the source root as below staging.
     """
+    below = os.fsdecode(folder)
     command = [
         "rsync",
         "--files-from=-",
@@ -89,12 +119,16 @@ def rsync_command(
     if limits.rate:
         command.append(f"--bwlimit={limits.rate}")
     if source.is_local:
-        return [*command, "--", f"{source.source_root.rstrip('/')}/", f"{staging}/"]
+        return [*command, "--", f"{source.source_root.rstrip('/')}/{below}", f"{staging}/{below}"]
+    # For this side alone: the other one takes a folder for what it is either way. With --dirs, which a list implies, this side
+    # looks each name up among two patterns for each entry, one of them with a wild card: the square of a batch.
+    command.append("--no-dirs")
     if source.compress:
         command += ["--compress", "--compress-choice=zstd"]
     # With rrsync the folder is named by the key's command, and every path is taken as below it.
     root = "/" if source.restricted_key else f"{source.source_root.rstrip('/')}/"
-    return [*command, "-e", remote_shell(source, control_path), "--", f"{rsync_host(source)}:{root}", f"{staging}/"]
+    shell = remote_shell(source, control_path)
+    return [*command, "-e", shell, "--", f"{rsync_host(source)}:{root}{below}", f"{staging}/{below}"]
 
 
 class RsyncRun:
@@ -106,16 +140,24 @@ class RsyncRun:
         staging: the folder it writes to, watched for progress.
         limits: of this run.
         cancel: set from elsewhere to kill it.
+        folder: that of the command; rsync hears and tells names relative to it, and nobody else does.
     """
 
     def __init__(
-        self, command: Sequence[str], entries: Sequence[bytes], staging: Path, limits: Limits, cancel: threading.Event
+        self,
+        command: Sequence[str],
+        entries: Sequence[bytes],
+        staging: Path,
+        limits: Limits,
+        cancel: threading.Event,
+        folder: bytes = b"",
     ) -> None:
         self._command = list(command)
         self._entries = entries
         self._staging = staging
         self._limits = limits
         self._cancel = cancel
+        self._folder = folder
         self.stalled = False
         self.cancelled = False
         self.status = 0
@@ -130,7 +172,8 @@ class RsyncRun:
         # In memory: a full /tmp is no reason to copy nothing.
         with _memory_file("wanted") as wanted, _memory_file("errors") as errors:
             # An entry that begins with '#' or ';' would be dropped without a word.
-            wanted.write(b"".join(b"./" + entry + b"\0" for entry in self._entries))
+            start = len(self._folder)
+            wanted.write(b"".join(b"./" + entry[start:] + b"\0" for entry in self._entries))
             wanted.seek(0)
             process = self._start(wanted, errors)
             try:
@@ -188,7 +231,7 @@ class RsyncRun:
                     if not chunk:
                         break
                     *complete, rest = (rest + chunk).split(b"\n")
-                    lines = [line for text in complete if (line := report.read_line(text)) is not None]
+                    lines = [line for text in complete if (line := report.read_line(text, self._folder)) is not None]
                     if lines:
                         progress.heard()
                         due = min(due, time.monotonic() + _GATHER)

@@ -187,6 +187,15 @@ class Archive:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
+    def make_staged_folder(self, staging: Path, below: bytes) -> None:
+        """Makes a folder in a worker's staging folder, for rsync to write to.
+
+        Raises:
+            DestinationUnavailable: it cannot be made.
+        """
+        with _as_destination_trouble():
+            os.makedirs(staging / os.fsdecode(below), mode=0o700, exist_ok=True)
+
     def clear_staging(self, source: str, *worker: str) -> None:
         """Removes what a batch, or a service that died, left in staging; parts of files are kept for a day.
 

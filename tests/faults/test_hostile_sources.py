@@ -60,7 +60,7 @@ def evil_twin(stage: Stage, file: SourceFile) -> Path:
     return twin
 
 
-OTHER_ROOT = 'for last; do :; done; set -- $(echo "$*" | sed "s, [^ ]*$,,"); exec $real "$@" "$evil/"'
+OTHER_ROOT = 'for last; do :; done; set -- $(echo "$*" | sed "s, [^ ]*$,,"); exec $real "$@" "$evil/$last"'
 """Serves what is asked for from another tree. The arguments of a server side have no blanks."""
 OTHER_LIST = "exec $real --server --sender -logDtpre.iLsfxCIvu --copy-unsafe-links --numeric-ids . $evil/"
 """Sends a tree of its own making, whatever was asked for."""
@@ -89,7 +89,7 @@ TRICKS = {
     "files that nobody asked for": Trick(OTHER_LIST, {"link_lost", "rsync_refused"}, "link"),
     "noise in place of the protocol": Trick("head -c 300000 /dev/urandom", {"link_lost", "rsync_refused"}),
     "words without end": Trick("yes 'no such thing' | head -c 3000000 >&2; exit 1", {"stalled"}),
-    "silence": Trick("exec sleep 20", {"stalled", "link_lost"}),
+    "silence": Trick("exec sleep 8", {"stalled", "link_lost"}),
     "nothing": Trick("exit 0", {"link_lost"}),
 }
 

@@ -8,111 +8,28 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from records import record
+from copier_stage import CopierStage, archived, copying, reason, ssh_flags, staged
 from waiting import eventually
 
-from cdc_archiver.model import Archived, Batch, Charged, Deferred, FileRecord, Lane, Outcome, Oversize, Reason, Refused
+from cdc_archiver.model import Batch, Charged, Deferred, Lane, Oversize, Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
-from cdc_archiver.settings import SourceSettings, load
-from cdc_archiver.transfer.copier import Copier
 from cdc_archiver.transfer.rsync import RsyncRun
-from cdc_archiver.transfer.staging import MARKER, Archive
-
-
-@dataclass
-class Stage:
-    """A source's folder, an archive, and a copier between them."""
-
-    source: Path
-    data: Path
-    flags: dict[str, Any]
-    cancel: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self.source.mkdir()
-        self.data.mkdir()
-        self.settings = load({"target": ("m",), "data_dir": self.data, "min_free": 0, **self.flags}, environment={})
-        self.archive = Archive(self.data, self.settings.modes, 0)
-        self.archive.prepare(known=False)
-        self.copier = Copier(self.settings, self.archive, 260, self.cancel)
-        self._ids = 0
-
-    def file(self, name: str, content: bytes | None = None, **changes: Any) -> FileRecord:
-        """A file on the source and its record."""
-        content = name.encode() if content is None else content
-        path = self.source / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        return self.row(name, **{"md5sum": hashlib.md5(content).digest(), **changes})
-
-    def row(self, name: str, **changes: Any) -> FileRecord:
-        """A record alone."""
-        self._ids += 1
-        return record(**{"id": self._ids, "path": str(self.source / name), **changes})
-
-    def copy(self, *records: FileRecord, lane: Lane = Lane.SMALL) -> dict[int, Outcome]:
-        (source,) = self.settings.sources
-        batch = Batch(source.name, lane, f"{lane}-0", records)
-        outcomes = list(self.copier.archive(source, batch))
-        assert sorted(outcome.record.id for outcome in outcomes) == sorted(each.id for each in records)
-        return {outcome.record.id: outcome for outcome in outcomes}
-
-    def staged(self) -> list[Path]:
-        return [path for path in self.archive.incoming.rglob("*") if path.is_file()]
-
-
-def archived(outcome: Outcome, content: bytes, *, adopted: bool = False) -> Path:
-    """The archived path, after a look at what lies there."""
-    assert isinstance(outcome, Archived), outcome
-    assert Path(outcome.path).read_bytes() == content
-    assert (outcome.size, outcome.adopted) == (len(content), adopted)
-    return Path(outcome.path)
-
-
-def reason(outcome: Outcome) -> Reason:
-    assert isinstance(outcome, Charged | Refused | Deferred), outcome
-    return outcome.reason
+from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture(params=["ssh", "local"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[Stage]:
+def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
     flags = ssh_flags(ssh_server) if request.param == "ssh" else {}
-    yield from staged(Stage(tmp_path / "source", tmp_path / "data", flags))
+    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", flags))
 
 
 @pytest.fixture
-def over_ssh(tmp_path: Path, ssh_server: SshServer) -> Iterator[Stage]:
-    yield from staged(Stage(tmp_path / "source", tmp_path / "data", ssh_flags(ssh_server)))
-
-
-def staged(stage: Stage) -> Iterator[Stage]:
-    yield stage
-    stage.copier.close()
-
-
-def copying(stage: Stage, source: SourceSettings, big: FileRecord) -> tuple[list[Outcome], threading.Thread]:
-    """A copy of a large file under way, some bytes of it there; what comes of it, and its thread."""
-    outcomes: list[Outcome] = []
-    batch = Batch(source.name, Lane.BULK, "bulk-0", (big,))
-    thread = threading.Thread(target=lambda: outcomes.extend(stage.copier.archive(source, batch)))
-    thread.start()
-    eventually(lambda: any(stage.archive.incoming.rglob(".big.npy.*")), "bytes arrive")
-    return outcomes, thread
-
-
-def ssh_flags(server: SshServer) -> dict[str, Any]:
-    return {
-        "host": server.host,
-        "user": server.user,
-        "ssh_port": server.port,
-        "ssh_key": server.key,
-        "known_hosts": server.known_hosts,
-    }
+def over_ssh(tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
+    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", ssh_flags(ssh_server)))
 
 
 NAMES = [
@@ -135,7 +52,7 @@ NAMES = [
 ]
 
 
-def test_every_name_arrives_as_it_is(stage: Stage) -> None:
+def test_every_name_arrives_as_it_is(stage: CopierStage) -> None:
     files = [stage.file(name, b"" if name == "empty.npy" else os.fsencode(name)) for name in NAMES]
     outcomes = stage.copy(*files)
     for file, name in zip(files, NAMES, strict=True):
@@ -146,7 +63,7 @@ def test_every_name_arrives_as_it_is(stage: Stage) -> None:
     assert stage.staged() == []
 
 
-def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: Stage) -> None:
+def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: CopierStage) -> None:
     good = [stage.file(f"d{number % 5}/{number}.npy") for number in range(60)]
     missing = stage.row("gone.npy")
     changed = stage.file("changed.npy", b"new content", md5sum=bytes(16))
@@ -182,7 +99,7 @@ def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: 
     assert "No such file" in getattr(outcomes[missing.id], "detail")  # noqa: B009 - a union's member
 
 
-def test_a_folder_that_another_file_lies_in_is_no_file_either(stage: Stage) -> None:
+def test_a_folder_that_another_file_lies_in_is_no_file_either(stage: CopierStage) -> None:
     """Its line is printed only where the folder is made for its own sake."""
     inside = stage.file("folder/inside.npy")
     folder = stage.row("folder")
@@ -191,14 +108,14 @@ def test_a_folder_that_another_file_lies_in_is_no_file_either(stage: Stage) -> N
     assert reason(outcomes[folder.id]) is Reason.NOT_A_FILE
 
 
-def test_what_is_there_already_is_adopted_without_a_transfer(stage: Stage) -> None:
+def test_what_is_there_already_is_adopted_without_a_transfer(stage: CopierStage) -> None:
     file = stage.file("a.npy")
     first = archived(stage.copy(file)[file.id], b"a.npy")
     os.unlink(file.path)
     assert archived(stage.copy(file)[file.id], b"a.npy", adopted=True) == first
 
 
-def test_different_files_of_one_name_and_two_rows_of_one_path(stage: Stage) -> None:
+def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierStage) -> None:
     one, other = stage.file("d1/same.npy"), stage.file("d2/same.npy")
     twin = stage.row("d1/same.npy", md5sum=one.md5sum)
     stale = stage.row("d1/same.npy", md5sum=bytes(16))
@@ -209,7 +126,7 @@ def test_different_files_of_one_name_and_two_rows_of_one_path(stage: Stage) -> N
     assert reason(outcomes[stale.id]) is Reason.CHANGED
 
 
-def test_a_large_file_is_left_to_the_bulk_lane(stage: Stage) -> None:
+def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierStage) -> None:
     limit = stage.settings.small_limit
     big, small = stage.file("big.npy", bytes(limit + 1)), stage.file("small.npy")
     outcomes = stage.copy(big, small)
@@ -218,7 +135,7 @@ def test_a_large_file_is_left_to_the_bulk_lane(stage: Stage) -> None:
     archived(stage.copy(big, lane=Lane.BULK)[big.id], bytes(limit + 1))
 
 
-def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage: Stage) -> None:
+def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage: CopierStage) -> None:
     outcomes = stage.copy(*(stage.row(f"{number}.npy") for number in range(3)))
     assert {(type(outcome), reason(outcome)) for outcome in outcomes.values()} == {
         (Deferred, Reason.SOURCE_NOT_MOUNTED)
@@ -228,14 +145,14 @@ def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage:
 
 def test_a_source_root_that_is_not_there_is_nobodys_fault(tmp_path: Path, ssh_server: SshServer) -> None:
     flags = {**ssh_flags(ssh_server), "source_root": str(tmp_path / "source" / "mount")}
-    for stage in staged(Stage(tmp_path / "source", tmp_path / "data", flags)):
+    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
         assert reason(stage.copy(stage.row("mount/a.npy"))[1]) is Reason.SOURCE_NOT_MOUNTED
 
 
 def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_path: Path, ssh_server: SshServer) -> None:
     root = tmp_path / "source" / "mount"
     flags = {**ssh_flags(ssh_server), "source_root": str(root)}
-    for stage in staged(Stage(tmp_path / "source", tmp_path / "data", flags)):
+    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
         root.mkdir()
         gone = stage.row("mount/a.npy")
         assert reason(stage.copy(gone)[gone.id]) is Reason.SOURCE_NOT_MOUNTED
@@ -243,7 +160,7 @@ def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_pat
         assert reason(stage.copy(gone)[gone.id]) is Reason.MISSING
 
 
-def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: CopierStage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Brought about by an rsync that leaves files out; what the look over there finds decides."""
     there, gone = stage.file("there.npy"), stage.row("gone.npy")
     monkeypatch.setattr(RsyncRun, "lines", lambda self: iter(()))
@@ -252,7 +169,7 @@ def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: Stage, monkeypatc
     assert (type(outcomes[gone.id]), reason(outcomes[gone.id])) == (Charged, Reason.MISSING)
 
 
-def test_a_disk_that_is_not_mounted_gets_nothing(stage: Stage) -> None:
+def test_a_disk_that_is_not_mounted_gets_nothing(stage: CopierStage) -> None:
     (stage.data / MARKER).unlink()
     before = sorted(stage.data.rglob("*"))
     file = stage.file("a.npy")
@@ -261,7 +178,7 @@ def test_a_disk_that_is_not_mounted_gets_nothing(stage: Stage) -> None:
 
 
 def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: CopierStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = stage.file("bad.npy"), stage.file("good.npy")
     verify = stage.archive.verify
@@ -278,7 +195,7 @@ def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is
     assert [path.name for path in stage.data.glob("1*/**/*") if path.is_file()] == ["good.npy"]
 
 
-def test_outcomes_come_as_files_arrive(over_ssh: Stage) -> None:
+def test_outcomes_come_as_files_arrive(over_ssh: CopierStage) -> None:
     """A slow file at the end holds up no outcome of those before it."""
     small = [over_ssh.file(f"a{number}.npy") for number in range(3)]
     slow = over_ssh.file("z.npy", os.urandom(3_000_000))
@@ -291,7 +208,7 @@ def test_outcomes_come_as_files_arrive(over_ssh: Stage) -> None:
     assert max(times[file.id] for file in small) < times[slow.id] - 0.3
 
 
-def test_cancelled_it_gives_everything_back_and_leaves_no_process(over_ssh: Stage) -> None:
+def test_cancelled_it_gives_everything_back_and_leaves_no_process(over_ssh: CopierStage) -> None:
     big = over_ssh.file("big.npy", os.urandom(20_000_000))
     source = over_ssh.settings.sources[0].model_copy(update={"bwlimit": "500k"})
     outcomes, thread = copying(over_ssh, source, big)
@@ -313,9 +230,9 @@ def _command_lines() -> list[str]:
     return [line for line in lines if "rsync" in line]
 
 
-def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: Stage, ssh_server: SshServer) -> None:
+def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: CopierStage, ssh_server: SshServer) -> None:
     # Given a large file whose transfer is killed half-way
-    big = over_ssh.file("big.npy", os.urandom(12_000_000))
+    big = over_ssh.file("deep/er/big.npy", os.urandom(12_000_000))
     (source,) = over_ssh.settings.sources
     slow = source.model_copy(update={"bwlimit": "4000k"})
     _, thread = copying(over_ssh, slow, big)
@@ -327,9 +244,12 @@ def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: Stage, ssh_server: Ss
     over_ssh.cancel.set()
     thread.join(15.0)
     assert [part.stat().st_size > 4_000_000 for part in over_ssh.staged()] == [True], "what arrived is kept"
-    # When it is tried again, then it is archived whole.
+    # When it is tried again, with another beside it from elsewhere, then it is archived whole, and what was kept is used up.
     over_ssh.cancel.clear()
-    archived(over_ssh.copy(big, lane=Lane.BULK)[big.id], Path(big.path).read_bytes())
+    other = over_ssh.file("other/small.npy")
+    outcomes = over_ssh.copy(big, other, lane=Lane.BULK)
+    archived(outcomes[big.id], Path(big.path).read_bytes())
+    archived(outcomes[other.id], b"other/small.npy")
     assert over_ssh.staged() == []
 
 
@@ -344,17 +264,17 @@ class TestTheOtherSide:
         server.stop()
 
     @pytest.fixture
-    def stage(self, tmp_path: Path, server: SshServer) -> Iterator[Stage]:
-        yield from staged(Stage(tmp_path / "source", tmp_path / "data", ssh_flags(server)))
+    def stage(self, tmp_path: Path, server: SshServer) -> Iterator[CopierStage]:
+        yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", ssh_flags(server)))
 
-    def test_sshd_is_down(self, stage: Stage, server: SshServer) -> None:
+    def test_sshd_is_down(self, stage: CopierStage, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.stop()
         assert reason(stage.copy(file)[file.id]) is Reason.HOST_UNREACHABLE
         server.start()
         archived(stage.copy(file)[file.id], b"a.npy")
 
-    def test_a_moment_without_sshd_is_tried_through(self, stage: Stage, server: SshServer) -> None:
+    def test_a_moment_without_sshd_is_tried_through(self, stage: CopierStage, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.stop()
         timer = threading.Timer(0.4, server.start)
@@ -362,19 +282,19 @@ class TestTheOtherSide:
         archived(stage.copy(file)[file.id], b"a.npy")
         timer.join()
 
-    def test_the_host_key_has_changed(self, stage: Stage, server: SshServer) -> None:
+    def test_the_host_key_has_changed(self, stage: CopierStage, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.change_host_key()
         outcome = stage.copy(file)[file.id]
         assert reason(outcome) is Reason.HOST_KEY
         assert "ssh-keyscan" in getattr(outcome, "detail")  # noqa: B009 - a union's member
 
-    def test_the_key_is_refused(self, stage: Stage, server: SshServer) -> None:
+    def test_the_key_is_refused(self, stage: CopierStage, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.revoke()
         assert reason(stage.copy(file)[file.id]) is Reason.LOGIN_REFUSED
 
-    def test_rsync_is_not_installed_there(self, stage: Stage, server: SshServer) -> None:
+    def test_rsync_is_not_installed_there(self, stage: CopierStage, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.authorize(path=NO_PROGRAMS)
         assert reason(stage.copy(file)[file.id]) is Reason.RSYNC_MISSING
@@ -385,7 +305,7 @@ class TestTheOtherSide:
     def test_a_restricted_key_is_enough(self, tmp_path: Path, server: SshServer) -> None:
         root = tmp_path / "restricted"
         flags = {**ssh_flags(server), "source_root": str(root), "restricted_key": True}
-        for stage in staged(Stage(root, tmp_path / "data2", flags)):
+        for stage in staged(CopierStage(root, tmp_path / "data2", flags)):
             server.authorize(read_only=root)
             file, missing, folder = stage.file("d/a.npy"), stage.row("gone.npy"), stage.row("d")
             outcomes = stage.copy(file, missing, folder)
@@ -395,7 +315,7 @@ class TestTheOtherSide:
 
     def test_a_sender_that_stops_is_killed(self, tmp_path: Path, server: SshServer) -> None:
         flags = {**ssh_flags(server), "stall_timeout": 2, "io_timeout": 600}
-        for stage in staged(Stage(tmp_path / "s2", tmp_path / "d2", flags)):
+        for stage in staged(CopierStage(tmp_path / "s2", tmp_path / "d2", flags)):
             big = stage.file("big.npy", os.urandom(30_000_000))
             slow = stage.settings.sources[0].model_copy(update={"bwlimit": "2000k"})
             outcomes, thread = copying(stage, slow, big)

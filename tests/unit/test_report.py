@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from cdc_archiver.transfer.report import (
     NotAFile,
     TooLarge,
     Verdict,
+    could_not_begin,
     read_ending,
     read_line,
 )
@@ -117,6 +120,48 @@ def test_trouble_of_host_link_operator_or_destination_is_nobodys_fault(
     assert ending.trouble is not None
     assert ending.trouble.reason is reason
     assert reason.fault not in ("file", "row")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"5d41402abc4b2a76b9719d911017c592|5|a/b.npy",
+        b"                                |4096|dir/",
+        b'skipping non-regular file "lnk"',
+        b"skipping directory dir",
+        b"big is over max-size",
+    ],
+)
+def test_a_line_of_an_rsync_that_began_further_down(line: bytes) -> None:
+    plain, below = read_line(line), read_line(line, b"folder/")
+    assert plain is not None
+    assert below == replace(plain, entry=b"folder/" + plain.entry)
+
+
+@pytest.mark.parametrize("name", ["/data/folder/a", "/mnt/elsewhere/folder/a", "/proc/self/fd/4/a", "/data/linked/a"])
+def test_a_file_is_known_wherever_the_other_side_began(name: str) -> None:
+    words = f'rsync: [sender] link_stat "{name}" failed: No such file or directory (2)'
+    ending = read_ending(23, words, ROOT, {b"folder/a", b"folder/b"}, folder=b"folder/")
+    assert ending.files == {b"folder/a": Verdict(Reason.MISSING, words)}
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "expected"),
+    [
+        (3, 'rsync: [sender] change_dir "/data/folder/" failed: No such file or directory (2)', True),
+        (12, 'rsync: [sender] change_dir "/data/folder/" failed: Permission denied (13)', True),
+        (12, 'rsync: change_dir "/data/folder/" failed: Not a directory (20)', True),
+        (12, "/usr/bin/rrsync error: post-realpath open failed (race detected): /f/ No such file or directory", True),
+        (12, "/usr/bin/rrsync error: unsafe arg: /out/ ['/data/out', '/etc']", True),
+        (0, "", False),
+        (23, 'rsync: [sender] link_stat "/data/folder/a" failed: No such file or directory (2)', False),
+        (3, 'rsync: [Receiver] change_dir#3 "/archive/.incoming" failed: No such file or directory (2)', False),
+        (12, "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]", False),
+        (255, "ssh: connect to host smurf-srv port 22: Connection refused", False),
+    ],
+)
+def test_an_rsync_that_could_not_enter_its_folder(status: int, stderr: str, expected: bool) -> None:
+    assert could_not_begin(status, stderr) is expected
 
 
 @pytest.mark.parametrize("status", [0, 23, 24])
