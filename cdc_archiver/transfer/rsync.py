@@ -33,6 +33,10 @@ _GATHER: Final = 0.2
 """Seconds for which lines are gathered while others are to come. Each group of files is synced to the disk by itself: as fast as
 they came that was every thirty files, and rsync and the database waited behind it."""
 _PIPE_BYTES: Final = 1 << 20
+_READ_BYTES: Final = 1 << 16
+_BREATH: Final = 0.002
+"""Seconds between two reads while more than this many lines are to come: rsync writes each by itself, and each would wake us."""
+_MANY: Final = 20
 _LOOK_EVERY: Final = 2.0
 _GRACE: Final = 3.0
 _WORDS_MOST: Final = 1 << 20
@@ -227,7 +231,7 @@ class RsyncRun:
                     self.stalled = True  # chatter without end is no progress
                     break
                 if ready:
-                    chunk = os.read(output, _PIPE_BYTES)
+                    chunk = os.read(output, _READ_BYTES)
                     if not chunk:
                         break
                     *complete, rest = (rest + chunk).split(b"\n")
@@ -241,6 +245,8 @@ class RsyncRun:
                     yield gathered
                     progress.heard()
                     gathered, due = [], float("inf")
+                if ready and len(self._entries) - told > _MANY:
+                    time.sleep(_BREATH)
         if gathered:
             yield gathered
 
