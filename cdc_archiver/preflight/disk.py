@@ -85,9 +85,9 @@ def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable 
         # Not a TemporaryDirectory: at the end of the process it would tidy up beside this thread, and trip over it.
         trial = Path(tempfile.mkdtemp(prefix=".check-", dir=place))
         try:
-            files = [Staged(trial / f"staged-{n}", trial / "placed" / str(n), b"") for n in range(18)]
+            files = [Staged(f"{trial}/staged-{n}", f"{trial}/placed/{n}", b"") for n in range(18)]
             for file in files:
-                file.staged.write_bytes(b"")
+                Path(file.staged).write_bytes(b"")
             archive = Archive(trial, settings.modes, 0)
             archive.prepare(known=False)
             for result in (*archive.place(files[:1]), *archive.place(files[1:])):

@@ -8,6 +8,7 @@ import posixpath
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -166,7 +167,8 @@ class _Work:
         self._worker = batch.worker
         self._undecided = {record.id: record for record in batch.records}
         self._entries_at_first = 0
-        self._finals: dict[int, Path] = {}
+        self._finals: dict[int, str] = {}
+        self._top = os.path.join(archive.data_dir, "")
         self._entries: dict[int, bytes] = {}
         self._started = time.monotonic()
         self.wanted: dict[bytes, list[FileRecord]] = {}
@@ -186,7 +188,7 @@ class _Work:
                 continue
             placed = self._archive.find(self._finals[record.id], record.md5sum)
             if placed is not None:
-                yield self._decide(Archived(record, str(placed.path), placed.size, adopted=True))
+                yield self._decide(Archived(record, placed.path, placed.size, adopted=True))
             else:
                 self.wanted.setdefault(self._entries[record.id], []).append(record)
         self._entries_at_first = len(self.wanted)
@@ -224,12 +226,12 @@ class _Work:
         for lines in run.lines():
             silent = False
             ready, held = _in_place([*held, *self._about_wanted(lines)], staging)
-            yield from self._take(ready, staging, changed)
+            yield from self._take(ready, changed)
         if run.cancelled:
             return True
         if folder and silent and not run.stalled and report.could_not_begin(run.status, run.stderr):
             return False
-        yield from self._take(_in_place(held, staging)[0], staging, changed)
+        yield from self._take(_in_place(held, staging)[0], changed)
         if not self._cancel.is_set():  # what was given up says nothing of its file
             yield from self._end(run, folder, staging, changed)
         return True
@@ -251,23 +253,26 @@ class _Work:
         if len(record.md5sum) != 16:
             raise LayoutRefused(Reason.NO_MD5, f"the row's md5sum has {len(record.md5sum)} bytes, not 16")
         self._entries[record.id] = os.fsencode(layout.source_entry(record, self._source.source_root))
-        final = self._archive.data_dir / layout.archived_path(record)
-        layout.require_fit(str(final), self._path_width)
+        final = self._top + layout.archived_path(record)
+        layout.require_fit(final, self._path_width)
         self._finals[record.id] = final
 
-    def _take(self, lines: Sequence[report.Line], staging: Path, changed: dict[bytes, bytes]) -> Iterator[Outcome]:
+    def _take(self, told: Sequence[_Said], changed: dict[bytes, bytes]) -> Iterator[Outcome]:
         arrived: dict[int, tuple[FileRecord, Staged]] = {}
         now = time.monotonic()
-        for line in lines:
+        for said in told:
+            line = said.line
             records = self.wanted.get(line.entry, ())
             match line:
                 case report.Arrived(md5=md5):
                     if any(record.md5sum != md5 for record in records):
                         changed[line.entry] = md5
-                    staged = staging / os.fsdecode(line.entry)
                     for record in records:
                         if record.md5sum == md5:
-                            arrived[record.id] = (record, Staged(staged, self._finals[record.id], md5))
+                            arrived[record.id] = (
+                                record,
+                                Staged(said.staged, self._finals[record.id], md5, said.found),
+                            )
                 case report.NotAFile():
                     for record in list(records):
                         yield self._decide(_not_a_file(record))
@@ -292,7 +297,7 @@ class _Work:
         for (record, _), result in zip(sound, results, strict=True):
             match result:
                 case Placed(path=path, size=size, adopted=adopted):
-                    yield self._decide(Archived(record, str(path), size, adopted, steps))
+                    yield self._decide(Archived(record, path, size, adopted, steps))
                 case LayoutRefused(reason=reason, message=message):
                     yield self._decide(Refused(record, reason, message))
                 case DestinationUnavailable(reason=reason):
@@ -384,21 +389,40 @@ class _Work:
         return outcome
 
 
-def _in_place(lines: Sequence[report.Line], staging: Path) -> tuple[list[report.Line], list[report.Line]]:
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A line, and where it tells of a staged file, that file as it lies there."""
+
+    line: report.Line
+    staged: str = ""
+    found: os.stat_result | None = None
+
+
+def _in_place(lines: Sequence[report.Line], staging: Path) -> tuple[list[_Said], list[report.Line]]:
     """Splits off the lines whose file has not got its name yet.
 
     rsync prints a file's line when its data is complete, and renames it then: a few microseconds, most of the time. The
-    line of the next file, or the end, comes after the rename.
+    line of the next file, or the end, comes after the rename. A local one prints it when the data is sent, well before.
     """
-    ready: list[report.Line] = []
+    ready: list[_Said] = []
     held: list[report.Line] = []
-    folder = os.fsencode(staging)
+    folder = os.path.join(os.fsencode(staging), b"")
     for line in lines:
-        staged = os.path.join(folder, line.entry)
-        looks = _LOOKS if line is lines[-1] else 1
-        while isinstance(line, report.Arrived) and not os.path.lexists(staged) and (looks := looks - 1) > 0:
-            time.sleep(_LOOK_AGAIN)
-        (held if looks == 0 else ready).append(line)
+        if not isinstance(line, report.Arrived):
+            ready.append(_Said(line))
+            continue
+        staged = os.fsdecode(folder + line.entry)
+        for look in range(_LOOKS if line is lines[-1] else 1):
+            if look:
+                time.sleep(_LOOK_AGAIN)
+            try:
+                found = os.lstat(staged)
+            except OSError:
+                continue
+            ready.append(_Said(line, staged, found))
+            break
+        else:
+            held.append(line)
     return ready, held
 
 

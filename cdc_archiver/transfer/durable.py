@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
+
+StrPath: TypeAlias = str | os.PathLike[str]
 
 SYNC_EACH: Final = 16
 """Files or folders up to which each is synced by itself. Beyond, one syncfs: beside a busy writer that took 90 ms where an
@@ -15,16 +16,16 @@ fsync took 0.6."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def sync_files(paths: Sequence[Path]) -> None:
+def sync_files(paths: Sequence[StrPath]) -> None:
     """Their data; all in one file system."""
     if len(paths) > SYNC_EACH:
-        _sync_file_system(paths[0].parent)
+        _sync_file_system(os.path.dirname(paths[0]))
     else:
         for path in paths:
             sync_file(path)
 
 
-def sync_folders(folders: Iterable[Path]) -> None:
+def sync_folders(folders: Iterable[StrPath]) -> None:
     """The names in them; all in one file system."""
     listed = list(folders)
     if len(listed) > SYNC_EACH:
@@ -34,12 +35,12 @@ def sync_folders(folders: Iterable[Path]) -> None:
             _with_descriptor(folder, os.O_DIRECTORY, os.fsync)
 
 
-def sync_file(path: Path) -> None:
+def sync_file(path: StrPath) -> None:
     """The data of one."""
     _with_descriptor(path, os.O_NOFOLLOW, os.fsync)
 
 
-def _sync_file_system(folder: Path) -> None:
+def _sync_file_system(folder: StrPath) -> None:
     _with_descriptor(folder, os.O_DIRECTORY, _syncfs)
 
 
@@ -49,7 +50,7 @@ def _syncfs(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _with_descriptor(path: Path, flags: int, act: Callable[[int], None]) -> None:
+def _with_descriptor(path: StrPath, flags: int, act: Callable[[int], None]) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         act(descriptor)

@@ -6,9 +6,12 @@ of the column ``timestamp``, ``pub_id``, ``<action_timestamp>_<action>``, ``plot
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
-from pathlib import PurePosixPath
+import re
+from datetime import datetime
+from typing import Final
 
 from cdc_archiver.errors import LayoutRefused
 from cdc_archiver.model import FileRecord, Reason
@@ -19,8 +22,12 @@ COMPONENT_BYTES = 255
 SUFFIX_ROOM = 5
 """Characters kept free in the column for a ``.1`` … ``.9999`` that placement may have to append."""
 
+_CHARACTER_BYTES: Final = 4
+_NOT_NORMAL: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
+"""A part that is empty, ``.`` or ``..``."""
 
-def archived_path(record: FileRecord) -> PurePosixPath:
+
+def archived_path(record: FileRecord) -> str:
     """The record's place below data_dir, relative.
 
     Raises:
@@ -31,10 +38,8 @@ def archived_path(record: FileRecord) -> PurePosixPath:
         raise LayoutRefused(Reason.NO_PUB_ID, "the row has no pub_id")
     if record.timestamp is None:
         raise LayoutRefused(Reason.NO_TIMESTAMP, "the row has no timestamp")
-    pub_id = _component(record.pub_id, "pub_id", Reason.BAD_PUB_ID)
-    action = _component(f"{_action_time(record, name)}_{record.action}", "action", Reason.BAD_ACTION)
-    digits = str(record.timestamp.timestamp())[:5]
-    return PurePosixPath(digits, pub_id, action, "plots" if record.plot else "outputs", name)
+    action = f"{_action_time(record, name)}_{record.action}"
+    return f"{_folder(record.timestamp, record.pub_id, action)}/{'plots' if record.plot else 'outputs'}/{name}"
 
 
 def source_entry(record: FileRecord, root: str) -> str:
@@ -49,16 +54,19 @@ def source_entry(record: FileRecord, root: str) -> str:
     """
     if not record.path or "\0" in record.path:
         raise LayoutRefused(Reason.BAD_PATH, f"the row's path {record.path!r} is empty or has a NUL in it")
-    root = posixpath.normpath("/" + root.lstrip("/"))
-    absolute = posixpath.normpath("/" + posixpath.join(root, record.path).lstrip("/"))
-    relative = posixpath.relpath(absolute, root)
+    root = _normal_root(root)
+    relative = record.path.removeprefix(root)
+    if relative == record.path or _NOT_NORMAL.search(relative):  # almost never
+        root = root.rstrip("/") or "/"
+        absolute = posixpath.normpath("/" + posixpath.join(root, record.path).lstrip("/"))
+        relative = posixpath.relpath(absolute, root)
     if relative == "." or relative.split("/", 1)[0] == "..":
         words = f"the row's path {record.path!r} is not below the source root {root}"
         if ".." in record.path.split("/"):
             raise LayoutRefused(Reason.BAD_PATH, words)
         # A mistyped root would refuse everything for good: the row is left as it is.
         raise LayoutRefused(Reason.OUTSIDE_ROOT, f"{words}: is --source-root right?")
-    if any(len(os.fsencode(part)) > COMPONENT_BYTES for part in relative.split("/")):
+    if any(_is_too_long(part) for part in relative.split("/")):
         raise LayoutRefused(Reason.BAD_PATH, f"the row's path has a part of over {COMPONENT_BYTES} bytes")
     return relative
 
@@ -85,9 +93,27 @@ def _file_name(record: FileRecord) -> str:
     name = posixpath.basename(record.path)
     if name in ("", ".", "..") or "\0" in name:
         raise LayoutRefused(Reason.BAD_NAME, f"the row's path {record.path!r} does not end in a file's name")
-    if len(os.fsencode(name)) > COMPONENT_BYTES:
+    if _is_too_long(name):
         raise LayoutRefused(Reason.BAD_NAME, f"the file's name has over {COMPONENT_BYTES} bytes")
     return name
+
+
+@functools.lru_cache(maxsize=256)
+def _folder(timestamp: datetime, pub_id: str, action: str) -> str:
+    """What the files of one action have in common."""
+    pub_id = _component(pub_id, "pub_id", Reason.BAD_PUB_ID)
+    action = _component(action, "action", Reason.BAD_ACTION)
+    return f"{str(timestamp.timestamp())[:5]}/{pub_id}/{action}"
+
+
+@functools.lru_cache(maxsize=64)
+def _normal_root(root: str) -> str:
+    """Ended by a slash."""
+    return posixpath.join(posixpath.normpath("/" + root.lstrip("/")), "")
+
+
+def _is_too_long(name: str) -> bool:
+    return len(name) > COMPONENT_BYTES // _CHARACTER_BYTES and len(os.fsencode(name)) > COMPONENT_BYTES
 
 
 def _component(value: str, column: str, reason: Reason) -> str:
@@ -95,7 +121,7 @@ def _component(value: str, column: str, reason: Reason) -> str:
         raise LayoutRefused(reason, f"{column}: {value!r} is no folder's name")
     if any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in value):
         raise LayoutRefused(reason, f"{column}: {value!r} has a control character")
-    if len(os.fsencode(value)) > COMPONENT_BYTES:
+    if _is_too_long(value):
         raise LayoutRefused(reason, f"{column}: the folder's name has over {COMPONENT_BYTES} bytes")
     return value
 

@@ -217,4 +217,6 @@ def _plain(quoted: str) -> str:
 
 
 def _unescape(name: bytes) -> bytes:
+    if b"\\" not in name:
+        return name
     return _ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), name)

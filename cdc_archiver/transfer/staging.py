@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,13 +49,15 @@ class Staged:
 
     Attributes:
         staged: where it is.
-        final: where it belongs, absolute.
+        final: where it belongs, absolute and normal.
         md5: what it must have.
+        found: what was seen of it, if anybody has looked.
     """
 
-    staged: Path
-    final: Path
+    staged: str
+    final: str
     md5: bytes
+    found: os.stat_result | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Placed:
         adopted: the archive had it already.
     """
 
-    path: Path
+    path: str
     size: int
     adopted: bool
 
@@ -218,7 +220,7 @@ class Archive:
         with _as_destination_trouble():
             _prune(self.incoming, time.time() - _KEPT, whole=True)
 
-    def find(self, final: Path, md5: bytes) -> Placed | None:
+    def find(self, final: str, md5: bytes) -> Placed | None:
         """The first file along ``name``, ``name.1``, ``name.2`` … that has this md5, made durable; None if none has.
 
         Raises:
@@ -229,10 +231,14 @@ class Archive:
                 found = os.lstat(candidate)
             except OSError:  # not there; or a name, or a folder, that placement will say more of
                 return None
-            if stat.S_ISREG(found.st_mode) and self._is_own_way(candidate.parent) and _has_md5(candidate, md5):
+            if (
+                stat.S_ISREG(found.st_mode)
+                and self._is_own_way(Path(candidate).parent)
+                and _has_md5(candidate, found.st_size, md5)
+            ):
                 with _as_destination_trouble():
                     durable.sync_file(candidate)
-                    durable.sync_folders({candidate.parent})
+                    durable.sync_folders({os.path.dirname(candidate)})
                 return Placed(candidate, found.st_size, adopted=True)
         return None
 
@@ -248,8 +254,10 @@ class Archive:
         Raises:
             DestinationUnavailable: it is not what was received: this machine changed it.
         """
-        with _as_destination_trouble():
-            seen = _md5_of(file.staged, cancel)
+        try:
+            seen = _md5_of(file.staged, file.found.st_size if file.found else _READ, cancel)
+        except OSError as error:
+            raise _destination_trouble(error) from error
         if seen is not None and seen != file.md5:
             raise DestinationUnavailable(
                 Reason.CORRUPTED,
@@ -270,28 +278,30 @@ class Archive:
         self._require_mounted()
         results: list[Placed | LayoutRefused | DestinationUnavailable] = []
         touched: set[Path] = set()
-        groups: dict[Path, int | None] = {}
+        placed_in: set[str] = set()
+        groups: dict[str, int | None] = {}
         with _as_destination_trouble():
             durable.sync_files([file.staged for file in files])
             for file in files:
-                folder = file.final.parent
+                folder = os.path.dirname(file.final)
                 try:
                     if folder not in groups:
-                        self._make_folder(folder, touched)
+                        self._make_folder(Path(folder), touched)
                         groups[folder] = _group_for(folder)
                     placed = self._link(file, groups[folder])
                 except OSError as error:
                     results.append(_refusal(file.final, error))
                 else:
-                    touched.add(folder)
+                    placed_in.add(folder)
                     results.append(placed)
-            durable.sync_folders(touched)
-            for file in files:
-                file.staged.unlink(missing_ok=True)
+            durable.sync_folders(touched.union(map(Path, placed_in)))
+            for staged in {file.staged for file in files}:  # two rows may share one
+                with suppress(FileNotFoundError):
+                    os.unlink(staged)
         return results
 
     def _link(self, file: Staged, group: int | None) -> Placed:
-        found = file.staged.stat()
+        found = file.found or os.lstat(file.staged)
         size = found.st_size
         if group is not None and group != found.st_gid:
             _give_to(file.staged, group)
@@ -299,7 +309,8 @@ class Archive:
             try:
                 os.link(file.staged, candidate, follow_symlinks=False)
             except FileExistsError:
-                if not os.path.islink(candidate) and os.path.isfile(candidate) and _has_md5(candidate, file.md5):
+                there = os.lstat(candidate)
+                if stat.S_ISREG(there.st_mode) and _has_md5(candidate, there.st_size, file.md5):
                     durable.sync_file(candidate)
                     return Placed(candidate, size, adopted=True)
             else:
@@ -362,7 +373,7 @@ class Archive:
         )
 
 
-def _give_to(file: Path, group: int) -> None:
+def _give_to(file: str, group: int) -> None:
     """Gives a file to a group; where that cannot be, the file stays as it is made here: no reason to archive nothing."""
     try:
         os.chown(file, -1, group)
@@ -371,41 +382,51 @@ def _give_to(file: Path, group: int) -> None:
             raise
 
 
-def _group_for(folder: Path) -> int | None:
+def _group_for(folder: str) -> int | None:
     """The group that files get in this folder, where it says so itself (setgid): they are linked, and not made, there."""
     found = os.stat(folder)
     return found.st_gid if found.st_mode & stat.S_ISGID else None
 
 
-def _names(final: Path) -> Iterator[Path]:
+def _names(final: str) -> Iterator[str]:
     yield final
     for number in range(1, _SUFFIXES + 1):
-        yield final.with_name(f"{final.name}.{number}")
+        yield f"{final}.{number}"
 
 
-def _md5_of(path: Path, cancel: threading.Event | None = None) -> bytes | None:
-    """None where it was given up."""
+def _md5_of(path: str, size: int, cancel: threading.Event | None = None) -> bytes | None:
+    """None where it was given up.
+
+    Args:
+        size: bytes that it should have: each system call hands the interpreter's lock over and may wait to have it back, and with
+            this a small file is read by one. A wrong one costs another.
+    """
     md5 = hashlib.md5(usedforsecurity=False)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        while chunk := os.read(descriptor, _READ):
-            if cancel is not None and cancel.is_set():
-                return None
+        left = size
+        while cancel is None or not cancel.is_set():
+            # One byte more than there should be: where it does not come, this was the end.
+            asked = left + 1 if 0 <= left < _READ else _READ
+            chunk = os.read(descriptor, asked)
             md5.update(chunk)
+            left -= len(chunk)
+            if not chunk or (left == 0 and len(chunk) < asked):
+                return md5.digest()
     finally:
         os.close(descriptor)
-    return md5.digest()
+    return None
 
 
-def _has_md5(path: Path, md5: bytes) -> bool:
+def _has_md5(path: str, size: int, md5: bytes) -> bool:
     """Whether a file of the archive has this md5; one that cannot be read has not."""
     try:
-        return _md5_of(path) == md5
+        return _md5_of(path, size) == md5
     except OSError:
         return False
 
 
-def _refusal(final: Path, error: OSError) -> LayoutRefused | DestinationUnavailable:
+def _refusal(final: str, error: OSError) -> LayoutRefused | DestinationUnavailable:
     """What an error at one final path means.
 
     Raises:
@@ -463,9 +484,13 @@ def _as_destination_trouble() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise DestinationUnavailable(
-            Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE,
-            f"the archive's disk: {error}",
-            "make room" if full else "is it mounted, writable for this user, and healthy?",
-        ) from error
+        raise _destination_trouble(error) from error
+
+
+def _destination_trouble(error: OSError) -> DestinationUnavailable:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return DestinationUnavailable(
+        Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE,
+        f"the archive's disk: {error}",
+        "make room" if full else "is it mounted, writable for this user, and healthy?",
+    )

@@ -17,6 +17,7 @@ from waiting import eventually
 
 from cdc_archiver.model import Batch, Charged, Deferred, Lane, Oversize, Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
+from cdc_archiver.transfer import report
 from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import MARKER
 
@@ -169,6 +170,27 @@ def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: CopierStage, monk
     assert (type(outcomes[gone.id]), reason(outcomes[gone.id])) == (Charged, Reason.MISSING)
 
 
+def test_a_file_that_is_told_of_before_it_has_its_name_is_taken_when_it_has(
+    stage: CopierStage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a local rsync does it: it is the sender there that tells, well before the receiver has put a file in its place."""
+    late, last = stage.file("d/late.npy"), stage.file("d/last.npy")
+
+    def tell(run: RsyncRun) -> Iterator[list[report.Line]]:
+        names = [b"d/late.npy", b"d/last.npy"]
+        entries = {name: entry for name in names for entry in run._entries if entry.endswith(name)}
+        places = {name: run._staging / os.fsdecode(entry) for name, entry in entries.items()}
+        places[names[1]].write_bytes(names[1])
+        yield [report.Arrived(entries[name], hashlib.md5(name).digest(), len(name)) for name in names]
+        assert not places[names[1]].exists(), "the other one is placed already"
+        places[names[0]].write_bytes(names[0])
+
+    monkeypatch.setattr(RsyncRun, "lines", tell)
+    outcomes = stage.copy(late, last)
+    archived(outcomes[late.id], b"d/late.npy")
+    archived(outcomes[last.id], b"d/last.npy")
+
+
 def test_a_disk_that_is_not_mounted_gets_nothing(stage: CopierStage) -> None:
     (stage.data / MARKER).unlink()
     before = sorted(stage.data.rglob("*"))
@@ -184,8 +206,8 @@ def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is
     verify = stage.archive.verify
 
     def spoil_then_verify(file: Any, cancel: threading.Event) -> bool:
-        if file.staged.name == "bad.npy":
-            file.staged.write_bytes(b"bad.npx")
+        if file.staged.endswith("/bad.npy"):
+            Path(file.staged).write_bytes(b"bad.npx")
         return verify(file, cancel)
 
     monkeypatch.setattr(stage.archive, "verify", spoil_then_verify)
