@@ -22,7 +22,9 @@ COMPONENT_BYTES = 255
 SUFFIX_ROOM = 5
 """Characters kept free in the column for a ``.1`` … ``.9999`` that placement may have to append."""
 
-_CHARACTER_BYTES: Final = 4
+_SURELY_FITS: Final = COMPONENT_BYTES // 4
+"""Characters; none has more than four bytes."""
+
 _NOT_NORMAL: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
 """A part that is empty, ``.`` or ``..``."""
 
@@ -66,7 +68,8 @@ def source_entry(record: FileRecord, root: str) -> str:
             raise LayoutRefused(Reason.BAD_PATH, words)
         # A mistyped root would refuse everything for good: the row is left as it is.
         raise LayoutRefused(Reason.OUTSIDE_ROOT, f"{words}: is --source-root right?")
-    if any(_is_too_long(part) for part in relative.split("/")):
+    parts = relative.split("/")
+    if max(map(len, parts)) > _SURELY_FITS and any(map(_is_too_long, parts)):
         raise LayoutRefused(Reason.BAD_PATH, f"the row's path has a part of over {COMPONENT_BYTES} bytes")
     return relative
 
@@ -113,7 +116,7 @@ def _normal_root(root: str) -> str:
 
 
 def _is_too_long(name: str) -> bool:
-    return len(name) > COMPONENT_BYTES // _CHARACTER_BYTES and len(os.fsencode(name)) > COMPONENT_BYTES
+    return len(name) > _SURELY_FITS and len(os.fsencode(name)) > COMPONENT_BYTES
 
 
 def _component(value: str, column: str, reason: Reason) -> str:
