@@ -116,6 +116,7 @@ class _Turns:
         case, rounds = self._case, self._case.rounds
         self._show("preparing", 0.0)
         case.ground.settle()
+        case.tell = lambda words: self._show(f"preparing, {words}", 0.0)
         case.prepare()
         ways = list(case.ways().items())
         for number in range(rounds):

@@ -36,6 +36,8 @@ class Case(ABC):
         self.ground = ground
         self.scale = scale
         self.stack = contextlib.ExitStack()
+        self.tell: Callable[[str], object] = lambda _: None
+        """For a preparation that takes minutes: how far it is, in a few words. Whoever runs the case sets it."""
 
     @property
     @abstractmethod

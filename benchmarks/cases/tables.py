@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -13,7 +13,7 @@ from benchmarks.figures import OURS, Aim
 from benchmarks.ground import PATIENCE, TABLE, Site
 from benchmarks.processes import cpu_seconds
 from benchmarks.program import Program
-from cdc_archiver.database import history
+from cdc_archiver.database import history, schema
 from cdc_archiver.sandbox import SandboxError
 
 _BASE: Final = 1000
@@ -22,23 +22,46 @@ _SWEEP_EVERY: Final = 0.3
 _SWEEPS_LEAST: Final = 2
 _SWEEPS_PATIENCE: Final = 10.0
 """Seconds; others may not be paused for longer."""
+_ROWS_OF_A_COMMIT: Final = 100_000
 _WRITTEN: Final = "path, action, timestamp, plot, pub_id, instance_id, copied, failed_copy_attempts, md5sum"
 
 
-def grow(site: Site, rows: int) -> None:
-    """Copies a site's rows, each time to another action, until there are so many; past the binary log."""
+def grow(site: Site, rows: int, tell: Callable[[str], object] = lambda _: None) -> None:
+    """Copies a site's rows again and again, each time to another action, until there are so many; past the binary log.
+
+    What comes from a small table and goes to the end of a large one does not depend on how large that is; nor does an index
+    that is built once, when all rows are there.
+
+    Args:
+        site: whose table has some rows, at the most `rows`.
+        rows: how many it is to have.
+        tell: called now and then with how far it is.
+    """
+    ((there, stamp),) = site.sql(f"SELECT COUNT(*), MAX(action_timestamp) FROM {TABLE}")
+    if there == rows:
+        return
     site.sql("SET SESSION sql_log_bin = 0")
-    ((there,),) = site.sql(f"SELECT COUNT(*) FROM {TABLE}")
-    ((stamp,),) = site.sql(f"SELECT MAX(action_timestamp) FROM {TABLE}")
+    site.sql(f"DROP INDEX {schema.INDEX} ON {TABLE}")
+    site.sql(f"CREATE TABLE template (PRIMARY KEY (id)) AS SELECT id, {_WRITTEN} FROM {TABLE}")
+    block = there
     while there < rows:
-        more = min(there, rows - there, 100_000)
-        stamp += 1000
-        site.sql(
-            f"INSERT INTO {TABLE} ({_WRITTEN}, action_timestamp) "
-            f"SELECT {_WRITTEN}, %s + id DIV {_BASE} FROM {TABLE} ORDER BY id LIMIT {more}",
-            (stamp + there,),
-        )
-        there += more
+        tell(f"{there:,} of {rows:,} rows")
+        until = min(rows, there + _ROWS_OF_A_COMMIT)
+        site.sql("BEGIN")
+        while there < until:
+            stamp += 1
+            more = min(block, until - there)
+            site.sql(
+                f"INSERT INTO {TABLE} ({_WRITTEN}, action_timestamp) "
+                f"SELECT {_WRITTEN}, %s FROM template ORDER BY id LIMIT {more}",
+                (stamp,),
+            )
+            there += more
+        site.sql("COMMIT")
+    tell(f"the index of {rows:,} rows")
+    site.sql(schema.index_statement(TABLE))
+    site.sql(f"ANALYZE TABLE {TABLE}")  # a site's server has had the time to learn how large it is
+    site.sql("DROP TABLE template")
     site.sql("SET SESSION sql_log_bin = 1")
 
 
@@ -71,7 +94,7 @@ class Sweep(Case):
             site = self.ground.site()
             self.stack.callback(site.close)
             site.register(self.ground.files("rows", _BASE, 100), columns={"copied": 1})
-            grow(site, rows)
+            grow(site, rows, self.tell)
             self._programs[way] = self.stack.enter_context(Program(site, sweep_interval=f"{_SWEEP_EVERY}s"))
 
     def ways(self) -> Mapping[str, Way]:
@@ -134,7 +157,7 @@ class Pending(Case):
         self._full = self.ground.site()
         self.stack.callback(self._full.close)
         self._full.register(self.ground.files("pending", _BASE, 2000))
-        grow(self._full, self.scale.pending_rows)
+        grow(self._full, self.scale.pending_rows, self.tell)
 
     def ways(self) -> Mapping[str, Way]:
         return {OURS: self._pending}

@@ -17,10 +17,12 @@ import pytest
 
 from benchmarks.cases import CASES
 from benchmarks.cases.sources import growth
+from benchmarks.cases.tables import grow
 from benchmarks.figures import Aim, Measurement, judge, percentile
-from benchmarks.ground import Ground
+from benchmarks.ground import TABLE, Ground
 from benchmarks.scale import GB, MB
-from cdc_archiver.sandbox import Sandbox, SshServer
+from cdc_archiver.database.schema import INDEX
+from cdc_archiver.sandbox import Kind, Sandbox, SshServer
 
 ROOT = Path(__file__).parents[2]
 RUNS = {
@@ -138,6 +140,39 @@ def test_what_is_put_aside_keeps_its_small_files_so_that_ext4_has_no_inodes_to_s
         ground.put_aside(turn)
         assert not turn.exists()
     assert {path.stat().st_ino for path in ground.folder.rglob("*") if path.is_file()} == kept
+
+
+@pytest.mark.parametrize("database", ["mariadb", "mysql"])
+def test_a_table_grows_to_its_size_action_by_action(
+    request: pytest.FixtureRequest, ssh_server: SshServer, place: Path, database: Kind
+) -> None:
+    request.getfixturevalue(database)  # skips where it is not to be had
+    with Sandbox(database, place / "sandbox") as sandbox:
+        ground = Ground(sandbox)
+        site = ground.site()
+        files = ground.files("rows", 100, 10)
+        site.register(files, columns={"copied": 1})
+        logged = sandbox.database.execute("SHOW BINARY LOGS")
+        told: list[str] = []
+        grow(site, 1050, told.append)
+        actions = site.sql(
+            "SELECT COUNT(*), COUNT(DISTINCT path), MIN(copied), MAX(id) - MIN(id) "
+            f"FROM {TABLE} GROUP BY action_timestamp ORDER BY MIN(id)"
+        )
+        # Each action's files lie side by side, as a monitor registers them.
+        assert actions == [(100, 100, 1, 99)] * 10 + [(50, 50, 1, 49)]
+        assert [
+            column
+            for (*_, column) in site.sql(
+                "SELECT seq_in_index, column_name FROM information_schema.statistics WHERE table_schema = DATABASE() "
+                "AND index_name = %s ORDER BY seq_in_index",
+                (INDEX,),
+            )
+        ][:3] == ["copied", "instance_id", "id"]
+        assert site.sql("SHOW TABLES LIKE 'template'") == []
+        assert sandbox.database.execute("SHOW BINARY LOGS") == logged  # nobody reads all that
+        assert told[0] == "100 of 1,050 rows"
+        site.close()
 
 
 # How values become a verdict.
