@@ -85,6 +85,7 @@ def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, folder: Path, con
                     tell_case(console, result)
 
             run(cases, ground, scale, console, folder, tell)
+            console.print("clearing away", style="dim")  # all files of all turns: up to a minute
     except SandboxError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         status = 1
