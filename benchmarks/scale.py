@@ -16,7 +16,7 @@ class Scale:
     Attributes:
         rounds: how often each way of a case has its turn; an even number, so that either of two is first as often.
         lone_rounds: the same of cases without an opponent.
-        room_bytes: that the disk has to have free.
+        room_bytes: that the disk has to have free; twice of what small files of all turns, large ones of one and the database need.
         idle_files: that come one by one, in each round.
         burst_files: of 20 kB.
         polled_files: that the polling way gets, in each round.
@@ -97,18 +97,18 @@ SHORT: Final = Scale(
     room_bytes=5 * GB,
     idle_files=12,
     burst_files=2000,
-    polled_files=7,
+    polled_files=4,
     dust_files=2000,
     large_bytes=100 * MB,
     many_large=(2, 70 * MB),
     night=(1, 150 * MB),
     stream_rows=30_000,
-    paced_seconds=2.0,
+    paced_seconds=1.5,
     unrelated_rows=60_000,
     table_rows=(10_000, 100_000),
     pending_rows=50_000,
     pending_seconds=1.0,
-    rest_seconds=5.0,
+    rest_seconds=4.0,
     sweep_seconds=0.6,
     sources=(2, 4),
     source_files=200,
@@ -119,7 +119,7 @@ FULL: Final = Scale(
     name="full",
     rounds=6,
     lone_rounds=5,
-    room_bytes=25 * GB,
+    room_bytes=20 * GB,
     idle_files=100,
     burst_files=2000,
     polled_files=7,
