@@ -43,6 +43,8 @@ _LOCKED: Final = {1205, 1213}
 _REFUSED: Final = {1048, 1062, 1264, 1265, 1292, 1364, 1366, 1406, 1442, 1644, 3819, 4025}
 _LOCK_WAIT: Final = 5
 """Seconds that a write waits for a row that somebody else's transaction holds."""
+_GROUP_CONCAT_MOST: Final = 1_000_000
+"""MariaDB's default, in bytes; MySQL's, 1,024, would cut the digests of a write-back's rows short."""
 
 
 class OurConnection(RawConnection):
@@ -162,7 +164,10 @@ class Database:
         def _set_session(connection: Any, record: Any) -> None:
             record.info["fresh"] = True
             with connection.cursor() as cursor:
-                cursor.execute("SET SESSION innodb_lock_wait_timeout = %s", (_LOCK_WAIT,))
+                cursor.execute(
+                    "SET SESSION innodb_lock_wait_timeout = %s, SESSION group_concat_max_len = %s",
+                    (_LOCK_WAIT, _GROUP_CONCAT_MOST),
+                )
                 if self._settings.db_time_zone:
                     cursor.execute("SET SESSION time_zone = %s", (self._settings.db_time_zone,))
 

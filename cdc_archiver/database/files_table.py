@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -92,8 +92,7 @@ class FilesTable:
 
     def load(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, Row]:
         """The rows with these ids; those that are not there, or not visible yet, are left out."""
-        rows = connection.execute(sa.select(*self._columns).where(self._table.c.id.in_(ids)))
-        return {row[0]: _row(row) for row in rows}
+        return self._by_id(connection, ids) if ids else {}
 
     def pending(
         self, connection: sa.Connection, targets: Sequence[str], after: int, until: int, limit: int
@@ -187,19 +186,25 @@ class FilesTable:
         changed: set[int] = set()
         already: set[int] = set()
         for chunk in _chunks(places):
-            same = self._lock_same(connection, chunk)
-            unmoved = {record.id: _storable(places[record]) for record in chunk if record.id in same}
-            others = [record for record in chunk if record.id not in same]
-            rows = self._lock(connection, others) if others else {}
-            for record in others:
-                row = rows.get(record.id)
-                if row is None:
-                    continue
-                as_read = replace(row.record, failed_copy_attempts=record.failed_copy_attempts)
-                if not row.copied and as_read == record:
-                    unmoved[record.id] = _storable(places[record])
-                elif row.copied and replace(as_read, path=record.path) == record and row.record.path == places[record]:
-                    already.add(record.id)
+            if self._lock_same(connection, chunk):
+                unmoved = {record.id: _storable(places[record]) for record in chunk}
+            else:
+                unmoved = {}
+                rows = self._lock(connection, chunk)
+                for record in chunk:
+                    row = rows.get(record.id)
+                    if row is None:
+                        continue
+                    # Somebody may have charged it meanwhile; that makes it no other file.
+                    as_read = replace(row.record, failed_copy_attempts=record.failed_copy_attempts)
+                    if not row.copied and as_read == record:
+                        unmoved[record.id] = _storable(places[record])
+                    elif (
+                        row.copied
+                        and replace(as_read, path=record.path) == record
+                        and row.record.path == places[record]
+                    ):
+                        already.add(record.id)
             if unmoved:
                 self._set(connection, "path", unmoved, copied=1)
             changed.update(unmoved)
@@ -297,23 +302,23 @@ class FilesTable:
 
         By hand: an expression for each row, built and compiled anew each time, cost more than the rest of a write-back.
         """
-        of_each = " ".join(["WHEN %s THEN %s"] * len(values))
-        of_all = "".join(f", `{name}` = %s" for name in same)
+        of_each = " ".join([f"WHEN {id_:d} THEN %s" for id_ in values])
+        of_all = "".join([f", `{name}` = {value:d}" for name, value in same.items()])
         connection.exec_driver_sql(
             f"UPDATE {self._quoted} SET `{column}` = CASE `id` {of_each} END{of_all}, `timestamp` = `timestamp` "
-            "WHERE `id` IN %s",
-            (*chain.from_iterable(values.items()), *same.values(), tuple(values)),
+            f"WHERE `id` IN ({_listed(values)})",
+            tuple(values.values()),
         )
 
-    def _lock_same(self, connection: sa.Connection, records: Sequence[FileRecord]) -> set[int]:
-        """Locks the records' rows; those that are pending and byte for byte what was read, as almost all are: to read them
-        whole once more cost more than all else of a write-back."""
+    def _lock_same(self, connection: sa.Connection, records: Sequence[FileRecord]) -> bool:
+        """Locks the records' rows, and asks whether all are pending and byte for byte what was read, as they almost always are:
+        to read them whole once more cost more than the rest of a write-back."""
         images = {record.id: record.image for record in records}
-        rows = connection.exec_driver_sql(
-            f"SELECT `id`, {self._image} FROM {self._quoted} WHERE `id` IN %s AND COALESCE(`copied`, 0) = 0 FOR UPDATE",
-            (tuple(images),),
+        ((digest,),) = connection.exec_driver_sql(
+            f"SELECT SHA2(GROUP_CONCAT(SHA2({self._image}, 256) ORDER BY `id` SEPARATOR ''), 256) FROM {self._quoted} "
+            f"WHERE `id` IN ({_listed(images)}) AND COALESCE(`copied`, 0) = 0 FOR UPDATE"
         )
-        return {id_ for id_, image in rows if image == images[id_]}
+        return bool(digest == _digest("".join([_digest(images[id_]) for id_ in sorted(images)])))
 
     def _lock(self, connection: sa.Connection, records: Sequence[FileRecord]) -> dict[int, Row]:
         """Locks the records' rows and reads them: what a compare-and-set compares.
@@ -322,8 +327,13 @@ class FilesTable:
         was copied is another file. The comparison is made here and not in the UPDATE: exact, whatever a column's character set
         and collation, and it says which rows it was.
         """
-        ids = [record.id for record in records]
-        rows = connection.execute(sa.select(*self._columns).where(self._table.c.id.in_(ids)).with_for_update())
+        return self._by_id(connection, [record.id for record in records], "FOR UPDATE")
+
+    def _by_id(self, connection: sa.Connection, ids: Sequence[int], how: str = "") -> dict[int, Row]:
+        columns = ", ".join(f"`{name}`" for name in schema.USED_COLUMNS)
+        rows = connection.exec_driver_sql(
+            f"SELECT {columns}, {self._image} FROM {self._quoted} WHERE `id` IN ({_listed(ids)}) {how}"
+        )
         return {row[0]: _row(row) for row in rows}
 
     def _attempts(self) -> sa.ColumnElement[int]:
@@ -333,6 +343,15 @@ class FilesTable:
 def _chunks(records: Mapping[FileRecord, Any]) -> list[list[FileRecord]]:
     listed = list(records)
     return [listed[start : start + _CHUNK] for start in range(0, len(listed), _CHUNK)]
+
+
+def _digest(text: str) -> str:
+    """SHA2(text, 256): MySQL has no MD5 since 9.6."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _listed(ids: Iterable[int]) -> str:
+    return ", ".join([f"{id_:d}" for id_ in ids])
 
 
 def _row(row: Sequence[Any]) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -75,6 +76,7 @@ TABLE: Final = sa.Table(
 )
 
 
+_PLAIN: Final = re.compile(r"[A-Za-z0-9/_.:-]*")
 _Value: TypeAlias = str | bytes | int | None
 _WRITTEN: Final = (
     *("at", "file_table", "file_id", "instance_id", "source", "source_path", "md5_row", "waited_ms"),
@@ -201,7 +203,9 @@ class _Literals:
             return str(value)
         known = self._known.get(value)
         if known is None:
-            known = self._known[value] = self._escape("%s", (value,))
+            # What has nothing to escape, as almost every path.
+            plain = isinstance(value, str) and _PLAIN.fullmatch(value)
+            known = self._known[value] = f"'{value!s}'" if plain else self._escape("%s", (value,))
         return known
 
 
