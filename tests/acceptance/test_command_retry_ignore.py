@@ -162,8 +162,7 @@ def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
     # as with Ctrl-C,
     with Terminal(stage, ["retry", "--all-quarantined"]) as terminal:
         terminal.wait_for("[y/N]")
-        terminal.interrupt()
-        done = terminal.end()
+        done = terminal.interrupt()
     assert done.returncode == 130
     assert "nothing was changed" in done.stdout
     assert "Traceback" not in done.stdout

@@ -14,6 +14,9 @@ from services import COMMAND
 from stage import Done, Stage
 from waiting import PATIENCE, eventually
 
+_CTRL_CS = 3
+_CTRL_C_EVERY = 5.0
+
 
 class Terminal:
     """``cdc-archiver`` on a terminal of its own. It is killed at the end of the ``with`` block."""
@@ -49,13 +52,18 @@ class Terminal:
         """Types a line."""
         os.write(self._ours, words.encode() + b"\n")
 
-    def interrupt(self) -> None:
-        """Ctrl-C."""
-        self._process.send_signal(signal.SIGINT)
+    def interrupt(self) -> Done:
+        """Ctrl-C, and again after some seconds, as a person does it: one that comes in the very moment in which a read begins does
+        not end that read. Its end."""
+        for _ in range(_CTRL_CS):
+            self._process.send_signal(signal.SIGINT)
+            with suppress(AssertionError):
+                return self.end(_CTRL_C_EVERY)
+        return self.end()
 
-    def end(self) -> Done:
+    def end(self, within: float = PATIENCE) -> Done:
         """Waits for its end."""
-        eventually(lambda: [self._read(), self._process.poll() is not None][1], "it ends", PATIENCE)
+        eventually(lambda: [self._read(), self._process.poll() is not None][1], "it ends", within)
         self._read()
         return Done(self._process.returncode, self.seen, "")
 
