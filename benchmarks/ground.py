@@ -247,15 +247,20 @@ class Site:
         listed = ", ".join(map(str, ids))
         return {id_ for (id_,) in self.sql(f"SELECT id FROM {TABLE} WHERE id IN ({listed}) AND copied = 1")}
 
-    def wait_none_pending(self, progress: Callable[[], object] = lambda: None) -> float:
+    def wait_none_pending(self, rows: Registered, progress: Callable[[], object] = lambda: None) -> float:
         """Waits until no row is pending; when that was seen, on the monotonic clock.
 
         Args:
+            rows: what was registered last. As long as its last row is pending, that one alone is asked for: the index of what
+                is pending is full of entries that are so no more, and who asks it a hundred times a second asks much of a
+                server that has work to do.
             progress: a value that changes as long as work is done.
         """
         last, before = time.monotonic(), object()  # asked late: it is no part of what is timed
         condition = " OR ".join(["(copied = 0 AND instance_id = %s)"] * len(self.targets))
-        while self.sql(f"SELECT 1 FROM {TABLE} WHERE {condition} LIMIT 1", self.targets):
+        while self.sql(f"SELECT 1 FROM {TABLE} WHERE id = {rows.ids[-1]} AND copied = 0") or self.sql(
+            f"SELECT 1 FROM {TABLE} WHERE {condition} LIMIT 1", self.targets
+        ):
             now = time.monotonic()
             if now - last > PATIENCE / 2:
                 if (after := progress()) == before:

@@ -134,8 +134,8 @@ class FileRecord:
         timestamp: aware, UTC; None where the row has none.
         action_timestamp: seconds since the epoch, or None.
         failed_copy_attempts: as read, None included: the write-back names it.
-        image: all of the row but id and attempts, in one word, for a comparison with what they are later; empty where nobody
-            read any.
+        image: the columns that we use but id and attempts, in one word, for a comparison with what they are later; empty where it
+            was not asked for.
     """
 
     id: int

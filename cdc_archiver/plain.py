@@ -11,9 +11,10 @@ from typing import Any
 
 
 def as_plain(value: Any) -> Any:
-    """JSON's types: dataclasses as objects, times in ISO 8601, md5 sums in hexadecimal digits, what is no number as null."""
+    """JSON's types: dataclasses as objects, but for fields that they do not show themselves; times in ISO 8601, md5 sums in
+    hexadecimal digits, what is no number as null."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: as_plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: as_plain(getattr(value, field.name)) for field in fields(value) if field.repr}
     if isinstance(value, dict):
         return {str(key): as_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

@@ -34,7 +34,7 @@ class _Growth(Case):
     def _measure(self, files: Sequence[SourceFile]) -> Figures:
         python, all_of_it = self._program.cpu_seconds(), self._program.cpu_seconds_with_children()
         rows = self._site.register(files)
-        seconds = self._site.wait_none_pending(self._program.copied) - rows.committed
+        seconds = self._site.wait_none_pending(rows, self._program.copied) - rows.committed
         python = self._program.cpu_seconds() - python
         all_of_it = self._program.cpu_seconds_with_children() - all_of_it
         self._site.require_archived(rows, files)

@@ -53,7 +53,7 @@ class _Large(Case):
 
     def _ours(self) -> Figures:
         rows = self._site.register(self._files)
-        seconds = self._site.wait_none_pending(self._program.copied) - rows.committed
+        seconds = self._site.wait_none_pending(rows, self._program.copied) - rows.committed
         self._site.require_archived(rows, self._files)
         self._site.empty()
         return self._figures(seconds)

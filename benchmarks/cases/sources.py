@@ -129,7 +129,7 @@ class Sources(Case):
         began = time.monotonic()
         for target in site.targets:
             rows.append(site.register(self._files, target=target))
-        done = site.wait_none_pending(program.copied)
+        done = site.wait_none_pending(rows[-1], program.copied)
         seconds = done - began
         busy, waiting = (after - before for after, before in zip(busy_processors(), (busy, waiting), strict=True))
         disk_after, cpu = disk_busy(site.folder), program.cpu_seconds() - cpu

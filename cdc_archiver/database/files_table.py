@@ -83,16 +83,20 @@ class FilesTable:
         self._table = schema.files_table(name)
         # Doubled, since the driver takes a single % for the place of a value.
         self._quoted = "`" + name.replace("`", "``").replace("%", "%%") + "`"
-        # All that is the row, exactly and in one value, whatever the columns' types, character sets and collations.
+        # All that a row is to us, exactly and in one value, whatever the columns' types, character sets and collations.
         image = [
             f"IFNULL(HEX(CAST(`{name}` AS BINARY)), '-')" for name in schema.USED_COLUMNS if name not in _NO_CHANGE
         ]
         self._image = f"CONCAT_WS(',', {', '.join(image)})"
-        self._columns = [*(self._table.c[column] for column in schema.USED_COLUMNS), sa.literal_column(self._image)]
+        self._columns = [self._table.c[column] for column in schema.USED_COLUMNS]
 
-    def load(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, Row]:
-        """The rows with these ids; those that are not there, or not visible yet, are left out."""
-        return self._by_id(connection, ids) if ids else {}
+    def load(self, connection: sa.Connection, ids: Sequence[int], *, image: bool = False) -> dict[int, Row]:
+        """The rows with these ids; those that are not there, or not visible yet, are left out.
+
+        Args:
+            image: with what a write-back compares: for records that are to be archived.
+        """
+        return self._by_id(connection, ids, self._image if image else "''") if ids else {}
 
     def pending(
         self, connection: sa.Connection, targets: Sequence[str], after: int, until: int, limit: int
@@ -259,7 +263,7 @@ class FilesTable:
         """
         id_ = self._table.c.id
         found = sa.select(*self._columns).where(*conditions).order_by(id_.desc() if newest_first else id_)
-        return [_row(row) for row in connection.execute(found.limit(limit))]
+        return [_row(*row) for row in connection.execute(found.limit(limit))]
 
     def count(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
         """How many rows meet all conditions."""
@@ -327,14 +331,14 @@ class FilesTable:
         was copied is another file. The comparison is made here and not in the UPDATE: exact, whatever a column's character set
         and collation, and it says which rows it was.
         """
-        return self._by_id(connection, [record.id for record in records], "FOR UPDATE")
+        return self._by_id(connection, [record.id for record in records], how="FOR UPDATE")
 
-    def _by_id(self, connection: sa.Connection, ids: Sequence[int], how: str = "") -> dict[int, Row]:
+    def _by_id(self, connection: sa.Connection, ids: Sequence[int], image: str = "''", how: str = "") -> dict[int, Row]:
         columns = ", ".join(f"`{name}`" for name in schema.USED_COLUMNS)
         rows = connection.exec_driver_sql(
-            f"SELECT {columns}, {self._image} FROM {self._quoted} WHERE `id` IN ({_listed(ids)}) {how}"
+            f"SELECT {columns}, {image} FROM {self._quoted} WHERE `id` IN ({_listed(ids)}) {how}"
         )
-        return {row[0]: _row(row) for row in rows}
+        return {row[0]: _row(*row) for row in rows}
 
     def _attempts(self) -> sa.ColumnElement[int]:
         return sa.func.coalesce(self._table.c.failed_copy_attempts, 0)
@@ -354,13 +358,22 @@ def _listed(ids: Iterable[int]) -> str:
     return ", ".join([f"{id_:d}" for id_ in ids])
 
 
-def _row(row: Sequence[Any]) -> Row:
-    """A row of the driver as ours, whatever the columns' types and NULLs: what cannot be is refused later, with its reason.
-
-    Args:
-        row: the columns of ``schema.USED_COLUMNS`` in their order, and the image.
-    """
-    id_, path, action, timestamp, action_timestamp, plot, pub_id, instance_id, copied, attempts, md5sum, image = row
+def _row(
+    id_: int,
+    path: Any,
+    action: Any,
+    timestamp: Any,
+    action_timestamp: Any,
+    plot: Any,
+    pub_id: Any,
+    instance_id: Any,
+    copied: Any,
+    attempts: int | None,
+    md5sum: Any,
+    image: str = "",
+) -> Row:
+    """The values of ``schema.USED_COLUMNS``, in their order, as a row of ours, whatever the columns' types and NULLs: what cannot
+    be is refused later, with its reason."""
     record = FileRecord(
         id=id_,
         path=_text(path) or "",

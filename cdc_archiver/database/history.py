@@ -210,7 +210,8 @@ class _Literals:
 
 
 def _portions(rows: Sequence[str]) -> Iterator[list[str]]:
-    """Rows in portions that a server takes as one statement, whatever its ``max_allowed_packet``."""
+    """Rows in portions that a server takes as one statement, even with the smallest ``max_allowed_packet`` that was ever a
+    default, 1 MB."""
     portion: list[str] = []
     size = 0
     for row in rows:

@@ -36,7 +36,7 @@ from cdc_archiver.words import printable
 _LONGEST_QUESTION: Final = 1024
 """Characters: more than a path has."""
 _PATHS: Final = frozenset({"path", "source_path", "archived_path"})
-_SUM: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{8})[0-9a-f]{24}(?![0-9a-f])")
+_SUM: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{8})[0-9a-f]{24}(?![0-9a-f])", re.IGNORECASE)
 
 _log = structlog.get_logger(__name__)
 

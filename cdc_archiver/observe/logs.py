@@ -19,6 +19,7 @@ from cdc_archiver.words import printable
 _QUIET: Final = ("paramiko", "pymysqlreplication", "uvicorn.access", "asyncio")
 
 _gathered = threading.local()
+_writing = threading.RLock()
 # Made once: json.dumps makes one for each line that has a default.
 _json = json.JSONEncoder(default=repr)
 
@@ -54,6 +55,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
+    handler.lock = _writing
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in _QUIET:
@@ -85,8 +87,10 @@ class _Lines:
         if lines is not None:
             lines.append(line)
             return
-        self._file.write(line + "\n")
-        self._file.flush()
+        # A pipe takes many lines in pieces where Python does not buffer them, as in a container.
+        with _writing:
+            self._file.write(line + "\n")
+            self._file.flush()
 
     debug = info = warning = error = critical = msg
 

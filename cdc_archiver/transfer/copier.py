@@ -229,12 +229,25 @@ class _Work:
             yield from self._take(ready, changed)
         if run.cancelled:
             return True
-        if folder and silent and not run.stalled and report.could_not_begin(run.status, run.stderr):
+        if folder and silent and not run.stalled and self._began_elsewhere(run, folder):
             return False
         yield from self._take(_in_place(held, staging)[0], changed)
         if not self._cancel.is_set():  # what was given up says nothing of its file
             yield from self._end(run, folder, staging, changed)
         return True
+
+    def _began_elsewhere(self, run: RsyncRun, folder: bytes) -> bool:
+        """Whether a run that brought nothing did not begin where it was to: it could not; or nothing is there, as when a key's
+        command names a folder of its own."""
+        if report.could_not_begin(run.status, run.stderr):
+            return True
+        missing = self._ending(run, folder).files
+        return all(entry in missing and missing[entry].reason is Reason.MISSING for entry in self.wanted)
+
+    def _ending(self, run: RsyncRun, folder: bytes) -> report.Ending:
+        known_peer = None if self._source.is_local else peer(self._source)
+        root = self._source.source_root
+        return report.read_ending(run.status, run.stderr, root, self.wanted.keys(), known_peer, folder)
 
     def _about_wanted(self, lines: Sequence[report.Line]) -> list[report.Line]:
         """The lines about files that were asked for: the other side may print what it likes."""
@@ -309,9 +322,7 @@ class _Work:
                 Reason.STALLED,
                 f"nothing came from {self._source.name} for {self._source.stall_timeout:.0f} s: rsync was killed",
             )
-        known_peer = None if self._source.is_local else peer(self._source)
-        root = self._source.source_root
-        ending = report.read_ending(run.status, run.stderr, root, self.wanted.keys(), known_peer, folder)
+        ending = self._ending(run, folder)
         # A directory prints its line only where it was made now; made before, for another file's sake, it is silent.
         for entry in [entry for entry in self.wanted if os.path.isdir(staging / os.fsdecode(entry))]:
             for record in list(self.wanted[entry]):

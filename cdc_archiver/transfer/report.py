@@ -22,6 +22,8 @@ _ARRIVED: Final = re.compile(rb"([0-9a-f]{32})\|(\d+)\|(.+)", re.DOTALL)
 _DIRECTORY: Final = re.compile(rb" {32}\|\d+\|(.+)/", re.DOTALL)
 _NOT_REGULAR: Final = re.compile(rb'skipping (?:non-regular file "(.+)"|directory (.+))', re.DOTALL)
 _OVERSIZE: Final = re.compile(rb"(.+) is over max-size", re.DOTALL)
+_FOLDER_ITSELF: Final = re.compile(rb"^/proc/self/fd/\d+/")
+"""How rsync 3.5 calls the folder that it began in, at times."""
 _ESCAPE: Final = re.compile(rb"\\#([0-7]{3})")
 
 _SENDER_FILE: Final = re.compile(
@@ -201,15 +203,16 @@ def _entry(quoted: str, root: str, folder: bytes, entries: Collection[bytes]) ->
     prefix = root.rstrip("/").encode("utf-8", "surrogateescape") + b"/"
     if name.startswith(prefix) and name[len(prefix) :] in entries:
         return name[len(prefix) :]
-    # The other side may know the root, or the folder, by another path (a link, a chroot): the longest entry that the name ends in.
+    if (below := _FOLDER_ITSELF.sub(b"", name)) != name:
+        return folder + below if folder + below in entries else None
+    # The other side may know the root by another path (a link, a chroot): the longest entry that the name ends in.
     parts = name.split(b"/")
-    for start in range(len(parts)):
-        tail = b"/".join(parts[start:])
-        if tail in entries:
-            return tail
-        if folder + tail in entries:
-            return folder + tail
-    return None
+    tails = [b"/".join(parts[start:]) for start in range(len(parts))]
+    if found := [tail for tail in tails if tail in entries]:
+        return found[0]
+    # Or the folder; then where several files may be meant, none is.
+    found = [folder + tail for tail in tails if folder + tail in entries]
+    return found[0] if len(found) == 1 else None
 
 
 def _plain(quoted: str) -> str:

@@ -180,6 +180,8 @@ def test_the_search_answers_what_why_answers(stage: Stage, browser: Browser) -> 
         assert {**answer["facts"]["record"], "md5sum": lost.md5.hex()} == said["facts"]["record"]
         # but for whole md5 sums: who may write rows can have any file archived whose sum he knows.
         assert answer["facts"]["record"]["md5sum"] == f"{lost.md5.hex()[:8]}…"
+        by_id = json.dumps(get(service, f"/api/why?q={id_}"))
+        assert lost.md5.hex() not in by_id.lower()
         # and of several that it may be, they choose.
         others = stage.register(*stage.files(2, prefix="many"))
         stage.wait_archived(*others)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
+import pymysql
 import pytest
 import sqlalchemy as sa
 from files_table import TABLE
@@ -12,7 +14,7 @@ from world import PASSWORD, World, new_world
 
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.engine import Database
-from cdc_archiver.database.files_table import Census, Pending, Written
+from cdc_archiver.database.files_table import Census, FilesTable, Pending, Written
 from cdc_archiver.database.history import Entry, History
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import Archived, Charged, Reason, Refused
@@ -67,12 +69,15 @@ def test_what_is_pending(world: World) -> None:
         assert files_table().census(connection, ["nobody"]) == Census()
 
 
-def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_moved_on(world: World) -> None:
+@pytest.mark.parametrize("image", [True, False])
+def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_moved_on(
+    world: World, image: bool
+) -> None:
     # Given three rows as read, of which one was archived by an equal of ours meanwhile and one was given another path
     ids = register(world, {"path": "/data/1"}, {"path": "/data/2"}, {"path": "/data/3"})
     with database_of(world) as database:
         with database.connect() as connection:
-            records = [row.record for row in files_table().load(connection, ids).values()]
+            records = [row.record for row in files_table().load(connection, ids, image=image).values()]
         world.sql(
             f"UPDATE {TABLE} SET copied = 1, path = '/archive/2' WHERE id = {ids[1]}",
             f"UPDATE {TABLE} SET path = '/data/other' WHERE id = {ids[2]}",
@@ -109,7 +114,7 @@ def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_ano
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
-            (row,) = files_table().load(connection, ids).values()
+            (row,) = files_table().load(connection, ids, image=True).values()
         world.sql(f"UPDATE {TABLE} SET {change} WHERE id = {ids[0]}")
         with database.transaction() as connection:
             assert files_table().mark_copied(connection, {row.record: "/archive/1"}) == Written(set(), set())
@@ -117,11 +122,52 @@ def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_ano
     assert states(world) == {ids[0]: ("/data/1", 0, 0)}
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        "",
+        "MODIFY path VARBINARY(260) NULL, MODIFY action VARBINARY(32), MODIFY plot BIT(1), MODIFY timestamp DATETIME NULL",
+        "CONVERT TO CHARACTER SET latin1",
+    ],
+)
+def test_rows_that_nobody_has_touched_are_not_read_once_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    """The server says that they are what they were, by one digest, and locks them."""
+    if columns:
+        world.sql(f"ALTER TABLE {TABLE} {columns}")
+    odd = [{"path": "/data/é.npy"}, {"action": None, "plot": None, "copied": None}, {"timestamp": None}, {"plot": 1}]
+    ids = register(world, *({"path": f"/data/{number}", **row} for number, row in enumerate(odd * 100)))
+
+    def read_again(*_: object) -> None:
+        raise AssertionError("they were read once more")
+
+    def write(
+        table: FilesTable, connection: sa.Connection, column: str, values: Mapping[int, str], **same: int
+    ) -> None:
+        with world.server.connect(database=world.name) as other, other.cursor() as cursor:
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+            with pytest.raises(pymysql.OperationalError, match="Lock wait timeout"):
+                cursor.execute(f"UPDATE {TABLE} SET plot = 7 WHERE id = {min(values)}")
+        written(table, connection, column, values, **same)
+
+    written = FilesTable._set
+    monkeypatch.setattr(FilesTable, "_lock", read_again)
+    monkeypatch.setattr(FilesTable, "_set", write)
+    with database_of(world) as database:
+        with database.connect() as connection:
+            records = [row.record for row in files_table().load(connection, ids, image=True).values()]
+        with database.transaction() as connection:
+            places = {record: f"/archive/{record.id}" for record in records}
+            assert files_table().mark_copied(connection, places) == Written(set(ids), set())
+    assert len(set(states(world).values())) == len(ids) == 400
+
+
 def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(world: World) -> None:
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
-            (row,) = files_table().load(connection, ids).values()
+            (row,) = files_table().load(connection, ids, image=True).values()
         world.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 3 WHERE id = {ids[0]}")
         with database.transaction() as connection:
             assert files_table().mark_copied(connection, {row.record: "/archive/1"}).changed == set(ids)

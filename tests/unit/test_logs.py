@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -47,6 +51,39 @@ def test_another_threads_lines_do_not_wait(capsys: pytest.CaptureFixture[str]) -
         other.join()
         assert events(capsys.readouterr().err) == ["theirs"]
     assert events(capsys.readouterr().err) == ["ours"]
+
+
+def test_lines_do_not_mix_in_a_pipe_that_nobody_hurries_to_read() -> None:
+    """Where Python does not buffer, as in a container, what is longer than a pipe goes into it in pieces."""
+    program = """if True:
+        import threading, structlog
+        from cdc_archiver.kinds import LogFormat, LogLevel
+        from cdc_archiver.observe.logs import gathered, set_up_logs
+
+        set_up_logs(LogFormat.JSON, LogLevel.INFO)
+
+        def many():
+            with gathered():
+                for _ in range(2000):
+                    structlog.get_logger().info("one of many", path="x" * 200)
+
+        def others():
+            for _ in range(2000):
+                structlog.get_logger().info("another")
+
+        threads = [threading.Thread(target=each) for each in (many, others, others)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+    """
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stderr is not None
+        read = b""
+        while chunk := process.stderr.read1(4096):
+            read += chunk
+    assert Counter(events(read.decode())) == {"one of many": 2000, "another": 4000}
 
 
 def test_what_was_gathered_before_an_error_is_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,15 @@ def test_a_file_is_known_wherever_the_other_side_began(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"), [("/proc/self/fd/4/a", b"run/a"), ("/mnt/4/a", None), ("/mnt/run/4/a", b"run/4/a")]
+)
+def test_where_two_files_may_be_meant_none_is(name: str, meant: bytes | None) -> None:
+    words = f'rsync: [sender] link_stat "{name}" failed: No such file or directory (2)'
+    ending = read_ending(23, words, ROOT, {b"run/a", b"run/4/a"}, folder=b"run/")
+    assert list(ending.files) == ([] if meant is None else [meant])
+
+
+@pytest.mark.parametrize(
     ("status", "stderr", "expected"),
     [
         (3, 'rsync: [sender] change_dir "/data/folder/" failed: No such file or directory (2)', True),
