@@ -180,13 +180,18 @@ class _Work:
             DestinationUnavailable: nothing can be written now.
         """
         self._archive.require_ready()
+        folders: dict[str, bool] = {}
         for record in list(self._undecided.values()):
             try:
                 self._plan(record)
             except LayoutRefused as refusal:
                 yield self._decide(_outcome(record, report.Verdict(refusal.reason, refusal.message)))
                 continue
-            placed = self._archive.find(self._finals[record.id], record.md5sum)
+            final = self._finals[record.id]
+            folder = os.path.dirname(final)
+            if folder not in folders:
+                folders[folder] = os.path.isdir(folder)
+            placed = self._archive.find(final, record.md5sum) if folders[folder] else None
             if placed is not None:
                 yield self._decide(Archived(record, placed.path, placed.size, adopted=True))
             else:

@@ -117,10 +117,10 @@ def test_a_restricted_key_leads_into_folders_as_it_leads_to_files(
         archived(both[linked.id], b"d/a.npy", adopted=True)
         assert reason(both[lost.id]) is Reason.MISSING
         assert reason(stage.copy(missing)[missing.id]) is Reason.MISSING
-        assert seen == ["d", "in", "away", ""]
+        assert seen == ["d", "in", "", "away", ""]
         # What rsync itself makes of a link that leads out depends on its version; it is about this one file.
         assert isinstance(stage.copy(out)[out.id], Charged)
-        assert seen[4:] == ["out", ""]
+        assert seen[5:] == ["out", ""]
 
 
 def test_a_folder_that_is_forbidden_makes_its_files_unreadable(
@@ -136,3 +136,20 @@ def test_a_folder_that_is_forbidden_makes_its_files_unreadable(
         outcome = stage.copy(file)[file.id]
         assert (type(outcome), reason(outcome)) == (Charged, Reason.UNREADABLE)
         assert seen == ["closed", ""]
+
+
+def test_a_command_that_serves_one_folder_whatever_is_asked_for_charges_nobody(
+    tmp_path: Path, server: SshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key's command of somebody's own, written when rsync always began in the root."""
+    flags = {**ssh_flags(server), "source_root": str(tmp_path / "source")}
+    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
+        fake = FakeRsync(tmp_path / "fake")
+        fake.misbehave(f'set -- $(echo "$*" | sed "s, [^ ]*$,,"); exec $real "$@" {stage.source}/')
+        server.authorize(path=fake.before(os.environ["PATH"]))
+        seen = begun_in(monkeypatch)
+        files = [stage.file(f"d/e/{number}.npy") for number in range(3)]
+        outcomes = stage.copy(*files)
+        for number, file in enumerate(files):
+            archived(outcomes[file.id], f"d/e/{number}.npy".encode())
+        assert seen == ["e", ""]

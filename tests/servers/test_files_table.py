@@ -136,7 +136,12 @@ def test_rows_that_nobody_has_touched_are_not_read_once_more(
     """The server says that they are what they were, by one digest, and locks them."""
     if columns:
         world.sql(f"ALTER TABLE {TABLE} {columns}")
-    odd = [{"path": "/data/é.npy"}, {"action": None, "plot": None, "copied": None}, {"timestamp": None}, {"plot": 1}]
+    odd: list[dict[str, object]] = [
+        {"path": "/data/é.npy"},
+        {"action": None, "plot": None, "copied": None},
+        {"timestamp": None},
+        {"plot": 1},
+    ]
     ids = register(world, *({"path": f"/data/{number}", **row} for number, row in enumerate(odd * 100)))
 
     def read_again(*_: object) -> None:
