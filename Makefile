@@ -8,7 +8,7 @@ MINUTES ?= 20
 SOAK_DB := $(if $(filter file,$(origin DB)),mariadb mysql,$(DB))
 # Tests wait for servers more than they compute; each process starts servers of its own.
 JOBS ?= 6
-# make bench CASES=idle,burst: some of them.  FULL=1 make bench: the sizes that the aims speak of, about an hour.
+# make bench CASES=idle,burst: some of them.  FULL=1 make bench: the sizes that the aims speak of, half an hour.
 # BENCH_FOLDER=folder: on the disk that is measured, where the temporary folder is not.
 CASES ?=
 FULL ?=

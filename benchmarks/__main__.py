@@ -106,7 +106,7 @@ def _draw(folder: Path, results: Sequence[Result], subtitle: str, console: Conso
         plots.draw(folder, results, subtitle)
     except ImportError:
         console.print("no pictures: matplotlib is not installed (make bench does that)", style="dim")
-    except Exception as error:  # an hour's tables are told all the same
+    except Exception as error:  # half an hour's tables are told all the same
         console.print(f"no pictures: {type(error).__name__}: {error}", style="bold red", markup=False)
 
 
