@@ -172,7 +172,7 @@ class Site:
             "mysql_password": PASSWORD,
             "data_dir": self.data_dir,
             "target": self.targets,
-            **ssh_options(self.ssh),
+            **self.ssh.settings,
             "min_free": 0,
             "http_port": 0,
         }
@@ -284,18 +284,6 @@ class Site:
             if folder.is_dir() and not folder.name.startswith("."):
                 self.ground.put_aside(folder)
         self.ground.settle()
-
-
-def ssh_options(ssh: SshServer) -> dict[str, Any]:
-    """How a server is reached, as settings of a source."""
-    return {
-        "host": ssh.host,
-        "user": ssh.user,
-        "ssh_port": ssh.port,
-        "ssh_key": ssh.key,
-        "known_hosts": ssh.known_hosts,
-        "ssh_config": "/dev/null",
-    }
 
 
 def sync_file_system(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from benchmarks.cases.base import Case, Figures, Way
 from benchmarks.figures import Aim, Measurement, Verdict
-from benchmarks.ground import TARGET, Site, ssh_options
+from benchmarks.ground import TARGET, Site
 from benchmarks.processes import busy_processors, disk_busy
 from benchmarks.program import Program
 from cdc_archiver.sandbox import SshServer
@@ -92,7 +92,7 @@ class Sources(Case):
             site = self.ground.site(targets=targets)
             self.stack.callback(site.close)
             program = Program(
-                site, "--config", str(self._config(site)), target=None, **dict.fromkeys(ssh_options(site.ssh))
+                site, "--config", str(self._config(site)), target=None, **dict.fromkeys(site.ssh.settings)
             )
             self._programs[count] = (site, self.stack.enter_context(program))
             # The first copy from each server waits for its connection.
@@ -111,7 +111,7 @@ class Sources(Case):
     def _config(self, site: Site) -> str:
         tables = []
         for target, server in zip(site.targets, self._servers, strict=False):
-            values = {"name": target, "target": [target], **ssh_options(server)}
+            values = {"name": target, "target": [target], **server.settings}
             words = [
                 f"{name} = {json.dumps(value if isinstance(value, int | list) else str(value))}"
                 for name, value in values.items()

@@ -190,28 +190,15 @@ class FilesTable:
         changed: set[int] = set()
         already: set[int] = set()
         for chunk in _chunks(places):
-            if self._lock_same(connection, chunk):
-                unmoved = {record.id: _storable(places[record]) for record in chunk}
-            else:
-                unmoved = {}
+            unmoved = {record.id for record in chunk}
+            if not self._lock_same(connection, chunk):
                 rows = self._lock(connection, chunk)
-                for record in chunk:
-                    row = rows.get(record.id)
-                    if row is None:
-                        continue
-                    # Somebody may have charged it meanwhile; that makes it no other file.
-                    as_read = replace(row.record, failed_copy_attempts=record.failed_copy_attempts)
-                    if not row.copied and as_read == record:
-                        unmoved[record.id] = _storable(places[record])
-                    elif (
-                        row.copied
-                        and replace(as_read, path=record.path) == record
-                        and row.record.path == places[record]
-                    ):
-                        already.add(record.id)
+                unmoved = {record.id for record in chunk if _is_unmoved(rows.get(record.id), record)}
+                already |= {record.id for record in chunk if _says_so(rows.get(record.id), record, places[record])}
             if unmoved:
-                self._set(connection, "path", unmoved, copied=1)
-            changed.update(unmoved)
+                paths = {record.id: _storable(places[record]) for record in chunk if record.id in unmoved}
+                self._set(connection, "path", paths, copied=1)
+            changed |= unmoved
         return Written(changed, already)
 
     def charge(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
@@ -347,6 +334,20 @@ class FilesTable:
 def _chunks(records: Mapping[FileRecord, Any]) -> list[list[FileRecord]]:
     listed = list(records)
     return [listed[start : start + _CHUNK] for start in range(0, len(listed), _CHUNK)]
+
+
+def _is_unmoved(row: Row | None, record: FileRecord) -> bool:
+    """Whether a row waits, and is what was read. Somebody may have charged it meanwhile; that makes it no other file."""
+    if row is None or row.copied:
+        return False
+    return replace(row.record, failed_copy_attempts=record.failed_copy_attempts) == record
+
+
+def _says_so(row: Row | None, record: FileRecord, place: str) -> bool:
+    """Whether a row says already that this file is archived at this place."""
+    if row is None or not row.copied or row.record.path != place:
+        return False
+    return replace(row.record, path=record.path, failed_copy_attempts=record.failed_copy_attempts) == record
 
 
 def _digest(text: str) -> str:

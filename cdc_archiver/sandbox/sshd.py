@@ -5,6 +5,7 @@ import shlex
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.packages import Tool, bin_folder, find, find_library
@@ -49,6 +50,18 @@ class SshServer(Server):
     def host(self) -> str:
         """The address that it listens on."""
         return "127.0.0.1"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it is reached, as settings of a source; a person's own configuration of ssh does not count."""
+        return {
+            "host": self.host,
+            "user": self.user,
+            "ssh_port": self.port,
+            "ssh_key": self.key,
+            "known_hosts": self.known_hosts,
+            "ssh_config": "/dev/null",
+        }
 
     def prepare(self) -> None:
         """Get what it needs onto the machine, which may take a download; `start` does it otherwise."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from copier_stage import CopierStage, archived, copying, reason, ssh_flags, staged
+from copier_stage import CopierStage, archived, copying, reason, staged
 from waiting import eventually
 
 from cdc_archiver.model import Batch, Charged, Deferred, Lane, Oversize, Reason
@@ -24,13 +24,13 @@ from cdc_archiver.transfer.staging import MARKER
 
 @pytest.fixture(params=["ssh", "local"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
-    flags = ssh_flags(ssh_server) if request.param == "ssh" else {}
+    flags = ssh_server.settings if request.param == "ssh" else {}
     yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", flags))
 
 
 @pytest.fixture
 def over_ssh(tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
-    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", ssh_flags(ssh_server)))
+    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", ssh_server.settings))
 
 
 NAMES = [
@@ -145,14 +145,14 @@ def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage:
 
 
 def test_a_source_root_that_is_not_there_is_nobodys_fault(tmp_path: Path, ssh_server: SshServer) -> None:
-    flags = {**ssh_flags(ssh_server), "source_root": str(tmp_path / "source" / "mount")}
+    flags = {**ssh_server.settings, "source_root": str(tmp_path / "source" / "mount")}
     for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
         assert reason(stage.copy(stage.row("mount/a.npy"))[1]) is Reason.SOURCE_NOT_MOUNTED
 
 
 def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_path: Path, ssh_server: SshServer) -> None:
     root = tmp_path / "source" / "mount"
-    flags = {**ssh_flags(ssh_server), "source_root": str(root)}
+    flags = {**ssh_server.settings, "source_root": str(root)}
     for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
         root.mkdir()
         gone = stage.row("mount/a.npy")
@@ -287,7 +287,7 @@ class TestTheOtherSide:
 
     @pytest.fixture
     def stage(self, tmp_path: Path, server: SshServer) -> Iterator[CopierStage]:
-        yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", ssh_flags(server)))
+        yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", server.settings))
 
     def test_sshd_is_down(self, stage: CopierStage, server: SshServer) -> None:
         file = stage.file("a.npy")
@@ -326,7 +326,7 @@ class TestTheOtherSide:
 
     def test_a_restricted_key_is_enough(self, tmp_path: Path, server: SshServer) -> None:
         root = tmp_path / "restricted"
-        flags = {**ssh_flags(server), "source_root": str(root), "restricted_key": True}
+        flags = {**server.settings, "source_root": str(root), "restricted_key": True}
         for stage in staged(CopierStage(root, tmp_path / "data2", flags)):
             server.authorize(read_only=root)
             file, missing, folder = stage.file("d/a.npy"), stage.row("gone.npy"), stage.row("d")
@@ -336,7 +336,7 @@ class TestTheOtherSide:
             assert reason(outcomes[folder.id]) is Reason.NOT_A_FILE
 
     def test_a_sender_that_stops_is_killed(self, tmp_path: Path, server: SshServer) -> None:
-        flags = {**ssh_flags(server), "stall_timeout": 2, "io_timeout": 600}
+        flags = {**server.settings, "stall_timeout": 2, "io_timeout": 600}
         for stage in staged(CopierStage(tmp_path / "s2", tmp_path / "d2", flags)):
             big = stage.file("big.npy", os.urandom(30_000_000))
             slow = stage.settings.sources[0].model_copy(update={"bwlimit": "2000k"})

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from copier_stage import CopierStage, archived, reason, ssh_flags, staged
+from copier_stage import CopierStage, archived, reason, staged
 from fakes import DROPS_CAPABILITIES, FakeRsync
 
 from cdc_archiver.model import Charged, Oversize, Reason
@@ -28,7 +28,7 @@ def server(tmp_path: Path, ssh_server: SshServer) -> Iterator[SshServer]:
 
 @pytest.fixture(params=["ssh", "local"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
-    flags = ssh_flags(ssh_server) if request.param == "ssh" else {}
+    flags = ssh_server.settings if request.param == "ssh" else {}
     yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", flags))
 
 
@@ -101,7 +101,7 @@ def test_a_restricted_key_leads_into_folders_as_it_leads_to_files(
     """rrsync looks at the folder that rsync begins in, and refuses in words of its own: a mistaken row is no reason to
     call for the operator."""
     root, outside = tmp_path / "restricted", tmp_path / "outside"
-    flags = {**ssh_flags(server), "source_root": str(root), "restricted_key": True}
+    flags = {**server.settings, "source_root": str(root), "restricted_key": True}
     for stage in staged(CopierStage(root, tmp_path / "data2", flags)):
         server.authorize(read_only=root)
         outside.mkdir()
@@ -126,7 +126,7 @@ def test_a_restricted_key_leads_into_folders_as_it_leads_to_files(
 def test_a_folder_that_is_forbidden_makes_its_files_unreadable(
     tmp_path: Path, server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", ssh_flags(server))):
+    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", server.settings)):
         fake = FakeRsync(tmp_path / "fake")
         fake.misbehave(DROPS_CAPABILITIES)
         server.authorize(path=fake.before(os.environ["PATH"]))
@@ -142,7 +142,7 @@ def test_a_command_that_serves_one_folder_whatever_is_asked_for_charges_nobody(
     tmp_path: Path, server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key's command of somebody's own, written when rsync always began in the root."""
-    flags = {**ssh_flags(server), "source_root": str(tmp_path / "source")}
+    flags = {**server.settings, "source_root": str(tmp_path / "source")}
     for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
         fake = FakeRsync(tmp_path / "fake")
         fake.misbehave(f'set -- $(echo "$*" | sed "s, [^ ]*$,,"); exec $real "$@" {stage.source}/')

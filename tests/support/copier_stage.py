@@ -13,7 +13,6 @@ from records import record
 from waiting import eventually
 
 from cdc_archiver.model import Archived, Batch, Charged, Deferred, FileRecord, Lane, Outcome, Reason, Refused
-from cdc_archiver.sandbox import SshServer
 from cdc_archiver.settings import SourceSettings, load
 from cdc_archiver.transfer.copier import Copier
 from cdc_archiver.transfer.staging import Archive
@@ -87,13 +86,3 @@ def copying(stage: CopierStage, source: SourceSettings, big: FileRecord) -> tupl
     thread.start()
     eventually(lambda: any(stage.archive.incoming.rglob(".big.npy.*")), "bytes arrive")
     return outcomes, thread
-
-
-def ssh_flags(server: SshServer) -> dict[str, Any]:
-    return {
-        "host": server.host,
-        "user": server.user,
-        "ssh_port": server.port,
-        "ssh_key": server.key,
-        "known_hosts": server.known_hosts,
-    }

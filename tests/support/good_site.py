@@ -68,13 +68,8 @@ def source(ssh_server: SshServer, as_it_was: None, root: Path) -> Source:
         return SourceSettings.model_validate(
             {
                 "name": "readout",
-                "host": ssh_server.host,
-                "user": ssh_server.user,
                 "target": ("monitor",),
-                "ssh_port": ssh_server.port,
-                "ssh_key": ssh_server.key,
-                "known_hosts": ssh_server.known_hosts,
-                "ssh_config": "/dev/null",
+                **ssh_server.settings,
                 "source_root": str(root),
                 **values,
             }

@@ -277,17 +277,12 @@ class Stage:
         options: dict[str, Any] = {
             "data_dir": self.data_dir,
             "target": (TARGET,),
-            "host": self.ssh.host,
-            "user": self.ssh.user,
-            "ssh_port": self.ssh.port,
-            "ssh_key": self.ssh.key,
-            "known_hosts": self.ssh.known_hosts,
-            "ssh_config": "/dev/null",
+            **self.ssh.settings,
             "http_port": 0,
             "min_free": 0,
         }
         if changes.get("host", "there") == "":
-            for name in ("host", "user", "ssh_port", "ssh_key", "known_hosts", "ssh_config"):
+            for name in self.ssh.settings:
                 del options[name]
             changes = {name: value for name, value in changes.items() if name != "host"}
         return {name: value for name, value in (options | dict(changes)).items() if value is not None}
