@@ -9,10 +9,10 @@ SOAK_DB := $(if $(filter file,$(origin DB)),mariadb mysql,$(DB))
 # Tests wait for servers more than they compute; each process starts servers of its own.
 JOBS ?= 6
 # make bench CASES=idle,burst: some of them.  FULL=1 make bench: the sizes that the aims speak of, half an hour.
-# BENCH_FOLDER=folder: on the disk that is measured, where the temporary folder is not.
+# BENCH_DIRECTORY=directory: on the disk that is measured, where the temporary directory is not.
 CASES ?=
 FULL ?=
-BENCH_FOLDER ?=
+BENCH_DIRECTORY ?=
 RESULTS ?= bench-results
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test soak lint format reference install servers image image-test clean
@@ -25,7 +25,7 @@ demo: install ## archive an observing session on private servers, prove it, clea
 
 bench: install ## the service beside bare rsync and the polling way: table, JSON, plots (CASES=idle,burst FULL=1)
 	@$(BIN)/python -m benchmarks --db $(DB) --scale $(if $(filter-out 0 no,$(FULL)),full,short) \
-	  --cases '$(CASES)' --results $(RESULTS) $(if $(BENCH_FOLDER),--folder '$(BENCH_FOLDER)')
+	  --cases '$(CASES)' --results $(RESULTS) $(if $(BENCH_DIRECTORY),--directory '$(BENCH_DIRECTORY)')
 
 test: lint servers ## lint, types and all tests, on real servers
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
@@ -42,7 +42,7 @@ lint: install ## ruff and mypy
 	$(BIN)/mypy
 
 reference: install ## renew the table of settings in docs/configuration.md
-	$(BIN)/python -m cdc_archiver.reference docs/configuration.md
+	$(BIN)/python -m cdc_archiver.settings.reference docs/configuration.md
 
 format: install ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
@@ -50,7 +50,7 @@ format: install ## let ruff lay the code out
 
 install: $(VENV)/installed ## the project and its tools into .venv, at the tested versions
 
-servers: install ## private MariaDB, MySQL, sshd, Prometheus and a browser into the cache folder, where they are not installed
+servers: install ## private MariaDB, MySQL, sshd, Prometheus and a browser into the cache directory, where they are not installed
 	@$(BIN)/python -m cdc_archiver.sandbox fetch mariadb mysql ssh prometheus browser
 
 # IMAGE_BASE=… names another base. Without it image takes the Dockerfile's, from a registry, and image-test one that it makes of
@@ -65,7 +65,7 @@ image: ## the container image cdc_archiver, with the engine of this machine
 image-test: servers ## the image without an engine, as root: built, run, files archived with it
 	$(BIN)/python -m pytest --override-ini timeout=1800 -s tests/deploy/image.py
 
-clean: ## remove what the commands above made here (not the cache folder, nor what was measured)
+clean: ## remove what the commands above made here (not the cache directory, nor what was measured)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Debian has venv in a package of its own.

@@ -43,25 +43,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not console.is_terminal:
         console = Console(width=_WIDTH)
     scale = _SCALES[given.scale]
-    if given.folder is not None:
-        tempfile.tempdir = str(given.folder.absolute())
+    if given.directory is not None:
+        tempfile.tempdir = str(given.directory.absolute())
     place = Path(tempfile.gettempdir())
     if not place.is_dir() or (free := shutil.disk_usage(place).free) < scale.room_bytes:
-        has = f"has {free / GB:.1f} GB" if place.is_dir() else "is no folder"
+        has = f"has {free / GB:.1f} GB" if place.is_dir() else "is no directory"
         print(
-            f"benchmarks: a {scale.name} run needs {scale.room_bytes / GB:.0f} GB, and {place} {has}: --folder, or TMPDIR",
+            f"benchmarks: a {scale.name} run needs {scale.room_bytes / GB:.0f} GB, and {place} {has}: --directory, or TMPDIR",
             file=sys.stderr,
         )
         return 2
     if file_system(place).startswith(("tmpfs", "ramfs")):
-        console.print(f"{place} is in memory: what is made durable there costs nothing, --folder is", style="bold red")
+        console.print(
+            f"{place} is in memory: what is made durable there costs nothing, --directory is", style="bold red"
+        )
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)
-    return _run(given.db, _chosen(given.cases), scale, _results_folder(given.results, scale), console)
+    return _run(given.db, _chosen(given.cases), scale, _results_directory(given.results, scale), console)
 
 
-def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, folder: Path, console: Console) -> int:
+def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, directory: Path, console: Console) -> int:
     began = time.monotonic()
     results: list[Result] = []
     subtitle = ""
@@ -79,12 +81,12 @@ def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, folder: Path, con
                 console.print(f"the machine is not quiet: its load is {load:.1f}", style="bold red")
 
             def tell(result: Result, complete: bool) -> None:
-                write_json(folder, environment, [*results, result], time.monotonic() - began)
+                write_json(directory, environment, [*results, result], time.monotonic() - began)
                 if complete:
                     results.append(result)
                     tell_case(console, result)
 
-            run(cases, ground, scale, console, folder, tell)
+            run(cases, ground, scale, console, directory, tell)
             console.print("clearing away", style="dim")  # all files of all turns: up to a minute
     except SandboxError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -93,17 +95,17 @@ def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, folder: Path, con
         status = _INTERRUPTED_STATUS
     if results:
         tell_aims(console, results)
-        _draw(folder, results, subtitle, console)
+        _draw(directory, results, subtitle, console)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    console.print(f"took {minutes} min {seconds} s; written to {folder}/", markup=False, highlight=False)
+    console.print(f"took {minutes} min {seconds} s; written to {directory}/", markup=False, highlight=False)
     if any(result.failure == INTERRUPTED for result in results):
         return _INTERRUPTED_STATUS
     return status or int(any(result.failure for result in results))
 
 
-def _draw(folder: Path, results: Sequence[Result], subtitle: str, console: Console) -> None:
+def _draw(directory: Path, results: Sequence[Result], subtitle: str, console: Console) -> None:
     try:
-        plots.draw(folder, results, subtitle)
+        plots.draw(directory, results, subtitle)
     except ImportError:
         console.print("no pictures: matplotlib is not installed (make bench does that)", style="dim")
     except Exception as error:  # half an hour's tables are told all the same
@@ -117,24 +119,27 @@ def _interrupt(_number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _results_folder(parent: Path, scale: Scale) -> Path:
-    """A new folder, so that no run takes an earlier one's results away; the link ``latest`` leads to it."""
+def _results_directory(parent: Path, scale: Scale) -> Path:
+    """A new directory, so that no run takes an earlier one's results away; the link ``latest`` leads to it."""
     name = f"{scale.name}-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
-    folder = parent / name
-    folder.mkdir(parents=True)
+    directory = parent / name
+    directory.mkdir(parents=True)
     latest = parent / "latest"
     latest.unlink(missing_ok=True)
     os.symlink(name, latest)
-    return folder
+    return directory
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--db", choices=["mariadb", "mysql"], default="mariadb")
     parser.add_argument("--scale", choices=list(_SCALES), default=SHORT.name, help="how much is measured")
-    parser.add_argument("--results", type=Path, default=Path("bench-results"), metavar="FOLDER")
+    parser.add_argument("--results", type=Path, default=Path("bench-results"), metavar="DIRECTORY")
     parser.add_argument(
-        "--folder", type=Path, metavar="FOLDER", help="on the disk that is measured; the temporary folder otherwise"
+        "--directory",
+        type=Path,
+        metavar="DIRECTORY",
+        help="on the disk that is measured; the temporary directory otherwise",
     )
     parser.add_argument(
         "--cases",

@@ -54,7 +54,7 @@ class Registered:
     """Rows of one transaction.
 
     Attributes:
-        stamp: their action_timestamp, which no other transaction has: it names the folder that they are archived in.
+        stamp: their action_timestamp, which no other transaction has: it names the directory that they are archived in.
         ids: ascending.
         committed: when COMMIT returned, on the monotonic clock.
     """
@@ -65,7 +65,7 @@ class Registered:
 
 
 class Ground:
-    """The servers of one run, and a folder for all that is written.
+    """The servers of one run, and a directory for all that is written.
 
     Args:
         sandbox: running.
@@ -74,65 +74,67 @@ class Ground:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.server = sandbox.database
-        self.folder = sandbox.folder / "benchmark"
-        self.folder.mkdir()
+        self.directory = sandbox.directory / "benchmark"
+        self.directory.mkdir()
         self.environment = clean(sandbox.environment())
-        self._files = self.folder / "readout"
-        self._attic = self.folder / "attic"
+        self._files = self.directory / "readout"
+        self._attic = self.directory / "attic"
         self._attic.mkdir()
         self._numbers = itertools.count(1)
         self._in_attic = itertools.count(1)
         self._made: dict[tuple[str, int, int], list[SourceFile]] = {}
 
     def files(self, name: str, count: int, size: int) -> list[SourceFile]:
-        """Files in a folder of their own on the readout server, warm in its page cache; made once."""
+        """Files in a directory of their own on the readout server, warm in its page cache; made once."""
         key = (name, count, size)
         if key not in self._made:
-            folder = self._files / f"{name}-{count}x{size}"
-            folder.mkdir(parents=True)
-            self._made[key] = [_write(folder / f"f{number:06}.npy", size) for number in range(count)]
+            directory = self._files / f"{name}-{count}x{size}"
+            directory.mkdir(parents=True)
+            self._made[key] = [_write(directory / f"f{number:06}.npy", size) for number in range(count)]
         return self._made[key]
 
     def forget(self, files: Sequence[SourceFile]) -> None:
         """Puts files aside that are not needed any more: large ones."""
         self._made = {key: made for key, made in self._made.items() if made is not files}
-        for folder in {file.path.parent for file in files}:
-            self.put_aside(folder)
+        for directory in {file.path.parent for file in files}:
+            self.put_aside(directory)
 
-    def put_aside(self, folder: Path) -> None:
-        """Takes a folder out of the way. Its large files, which are few, are removed, for their space; the others go with the ground.
+    def put_aside(self, directory: Path) -> None:
+        """Takes a directory out of the way. Its large files, which are few, are removed, for their space; the others go with the ground.
 
         ext4 does not give a deleted file's inode to another for one to five minutes (``recently_deleted`` in the kernel's
         fs/ext4/ialloc.c), and looks at each of those for every new file. So to delete thousands makes new files several times
         slower, for whoever makes some next.
 
         Args:
-            folder: of the ground.
+            directory: of the ground.
         """
-        for place, _, names in os.walk(folder):
+        for place, _, names in os.walk(directory):
             for path in (Path(place, name) for name in names):
                 if path.lstat().st_size >= _LARGE:
                     path.unlink()
-        folder.rename(self._attic / str(next(self._in_attic)))
+        directory.rename(self._attic / str(next(self._in_attic)))
 
     def site(self, *, targets: Sequence[str] = (TARGET,), ssh: SshServer | None = None) -> Site:
         """A new site: a database with an empty table of files, its index, an archiver's account, an empty archive."""
         number = next(self._numbers)
-        return Site(self, f"site_{number}", self.folder / f"site-{number}", tuple(targets), ssh or self.sandbox.ssh)
+        return Site(self, f"site_{number}", self.directory / f"site-{number}", tuple(targets), ssh or self.sandbox.ssh)
 
     def settle(self) -> None:
         """Brings everything to the disk that is still on its way there, so that nobody pays for another's writing."""
-        sync_file_system(self.folder)
+        sync_file_system(self.directory)
 
 
 class Site:
     """One database, one archive."""
 
-    def __init__(self, ground: Ground, database: str, folder: Path, targets: tuple[str, ...], ssh: SshServer) -> None:
+    def __init__(
+        self, ground: Ground, database: str, directory: Path, targets: tuple[str, ...], ssh: SshServer
+    ) -> None:
         self.ground = ground
         self.database = database
-        self.folder = folder
-        self.data_dir = folder / "archive"
+        self.directory = directory
+        self.data_dir = directory / "archive"
         self.targets = targets
         self.ssh = ssh
         self.data_dir.mkdir(parents=True)
@@ -153,7 +155,7 @@ class Site:
         """Hangs up, and puts aside what it made."""
         self._connection.close()
         self.ground.server.execute(f"DROP DATABASE {self.database}")
-        self.ground.put_aside(self.folder)
+        self.ground.put_aside(self.directory)
         self.ground.settle()
 
     # Settings.
@@ -280,24 +282,24 @@ class Site:
 
     def empty(self) -> None:
         """Puts aside what was archived, so that the next round finds a fresh destination."""
-        for folder in self.data_dir.iterdir():
-            if folder.is_dir() and not folder.name.startswith("."):
-                self.ground.put_aside(folder)
+        for directory in self.data_dir.iterdir():
+            if directory.is_dir() and not directory.name.startswith("."):
+                self.ground.put_aside(directory)
         self.ground.settle()
 
 
-def sync_file_system(folder: Path) -> None:
-    """``sync -f``: everything of a folder's file system is durable when it returns."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def sync_file_system(directory: Path) -> None:
+    """``sync -f``: everything of a directory's file system is durable when it returns."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         if _libc.syncfs(descriptor) != 0:
-            raise OSError(ctypes.get_errno(), f"syncfs {folder}")
+            raise OSError(ctypes.get_errno(), f"syncfs {directory}")
     finally:
         os.close(descriptor)
 
 
 def fsync(path: Path) -> None:
-    """One file or folder is durable when it returns."""
+    """One file or directory is durable when it returns."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

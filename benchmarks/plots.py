@@ -15,7 +15,7 @@ _MOST: Final = 100
 """Between these parts of its limit an aim is drawn."""
 
 
-def draw(folder: Path, results: Sequence[Result], subtitle: str) -> list[Path]:
+def draw(directory: Path, results: Sequence[Result], subtitle: str) -> list[Path]:
     """Draws what was measured.
 
     Args:
@@ -35,9 +35,9 @@ def draw(folder: Path, results: Sequence[Result], subtitle: str) -> list[Path]:
     paths = []
     for result in results:
         if pooled_by_way(result):
-            paths += _save(pyplot, folder, result.name, _draw_case(pyplot, result))
+            paths += _save(pyplot, directory, result.name, _draw_case(pyplot, result))
     if any(result.verdicts for result in results):
-        paths += _save(pyplot, folder, "aims", _draw_aims(pyplot, results, subtitle))
+        paths += _save(pyplot, directory, "aims", _draw_aims(pyplot, results, subtitle))
     return paths
 
 
@@ -122,8 +122,8 @@ def _title(figure: Any, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontsize=9)
 
 
-def _save(pyplot: Any, folder: Path, name: str, figure: Any) -> list[Path]:
-    paths = [folder / f"{name}.{kind}" for kind in ("svg", "png")]
+def _save(pyplot: Any, directory: Path, name: str, figure: Any) -> list[Path]:
+    paths = [directory / f"{name}.{kind}" for kind in ("svg", "png")]
     for path in paths:
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)

@@ -75,9 +75,9 @@ def busy_processors() -> tuple[float, float]:
     return (user + nice + system + irq + softirq) / _TICKS, waiting / _TICKS
 
 
-def disk_busy(folder: Path) -> float | None:
-    """Seconds that the disk of a folder has had something to do, since the machine's start; None where nobody can tell."""
-    device = os.stat(folder).st_dev
+def disk_busy(directory: Path) -> float | None:
+    """Seconds that the disk of a directory has had something to do, since the machine's start; None where nobody can tell."""
+    device = os.stat(directory).st_dev
     for line in Path("/proc/diskstats").read_text().splitlines():
         fields = line.split()
         if (int(fields[0]), int(fields[1])) == (os.major(device), os.minor(device)):

@@ -31,9 +31,9 @@ class Program(Service):
     """
 
     def __init__(self, site: Site, *flags: str, **options: Any) -> None:
-        folder = site.folder / f"program-{next(_numbers)}"
-        folder.mkdir()
-        super().__init__(flags, site.environment(options), folder)
+        directory = site.directory / f"program-{next(_numbers)}"
+        directory.mkdir()
+        super().__init__(flags, site.environment(options), directory)
         self._site = site
 
     def __enter__(self) -> Self:

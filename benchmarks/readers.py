@@ -17,7 +17,7 @@ from pymysqlreplication.row_event import RowsEvent
 
 from benchmarks.figures import OURS
 from cdc_archiver.database import server as servers
-from cdc_archiver.database.engine import Database
+from cdc_archiver.database.connections import Database
 from cdc_archiver.events.binlog import BinlogStream, Pace
 from cdc_archiver.events.reader import _EVENTS
 from cdc_archiver.observe.metrics import Metrics

@@ -43,7 +43,7 @@ def describe(ground: Ground, scale: Scale, options: Sequence[str]) -> dict[str, 
         "memory_gb": round(memory / 1e9, 1),
         "kernel": platform.release(),
         "load_at_start": os.getloadavg()[0],
-        "file_system": file_system(ground.folder),
+        "file_system": file_system(ground.directory),
         "database": f"{ground.sandbox.kind} {ground.server.execute('SELECT VERSION()')[0][0]}",
         "database_options": list(options),
         "rsync": _said(shutil.which("rsync", path=path) or "rsync", "--version").partition("protocol")[0].strip(),
@@ -54,18 +54,18 @@ def describe(ground: Ground, scale: Scale, options: Sequence[str]) -> dict[str, 
     }
 
 
-def file_system(folder: Path) -> str:
-    """The type, the device and the options of the file system that a folder is on."""
-    return _said("findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", "-T", str(folder))
+def file_system(directory: Path) -> str:
+    """The type, the device and the options of the file system that a directory is on."""
+    return _said("findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", "-T", str(directory))
 
 
-def write_json(folder: Path, environment: dict[str, Any], results: Sequence[Result], seconds: float) -> None:
-    """Writes all of it to a folder, every single measurement included; whole or not at all.
+def write_json(directory: Path, environment: dict[str, Any], results: Sequence[Result], seconds: float) -> None:
+    """Writes all of it to a directory, every single measurement included; whole or not at all.
 
     Args:
         seconds: that the run has taken so far.
     """
-    path = folder / "results.json"
+    path = directory / "results.json"
     unfinished = path.with_suffix(".unfinished")
     found = {
         "environment": environment,

@@ -52,7 +52,7 @@ class Bare:
             os.environ["PATH"] = before or ""
 
     def copy(self, what: str | Path, to: Path, *options: str) -> None:
-        """``rsync -a`` of a file or a folder."""
+        """``rsync -a`` of a file or a directory."""
         shell = remote_shell(self._source, self._control_path)
         command = ["rsync", "-a", *options, "-e", shell, "--", f"{self._host}:{what}", f"{to}"]
         done = subprocess.run(
@@ -68,17 +68,17 @@ class Bare:
             fsync(to / file.name)
         return seconds()
 
-    def tree(self, folder: Path, to: Path, *options: str) -> float:
-        """A folder's files and one sync; seconds."""
+    def tree(self, directory: Path, to: Path, *options: str) -> float:
+        """A directory's files and one sync; seconds."""
         with self._timed() as seconds:
-            self.copy(f"{folder}/", to, *options)
+            self.copy(f"{directory}/", to, *options)
             sync_file_system(to)
         return seconds()
 
-    def equal_work(self, folder: Path, to: Path) -> float:
-        """A folder's files with md5 in transfer, then one md5sum of all that has arrived, then one sync; seconds."""
+    def equal_work(self, directory: Path, to: Path) -> float:
+        """A directory's files with md5 in transfer, then one md5sum of all that has arrived, then one sync; seconds."""
         with self._timed() as seconds:
-            self.copy(f"{folder}/", to, MD5)
+            self.copy(f"{directory}/", to, MD5)
             subprocess.run(["md5sum", *map(str, to.iterdir())], check=True, stdout=subprocess.DEVNULL)
             sync_file_system(to)
         return seconds()

@@ -54,7 +54,7 @@ def run(
     """Measures cases one after the other; after an interruption no further one.
 
     Args:
-        evidence: a folder for the logs of a case that fails.
+        evidence: a directory for the logs of a case that fails.
         tell: called with what there is of a case after each round, and, with True, at its end.
     """
     with Progress(
@@ -136,9 +136,9 @@ class _Turns:
             self.failure = self.failure or f"{type(error).__name__}: {error}"
 
 
-def _keep_logs(ground: Ground, folder: Path) -> Path:
-    """Copies what the programs of a case, and the servers, have written: their own folders go with the case."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for log in [*ground.sandbox.folder.glob("*/*.log"), *ground.folder.glob("site-*/program-*/*.log")]:
-        shutil.copyfile(log, folder / f"{log.parent.name}-{log.name}")
-    return folder
+def _keep_logs(ground: Ground, directory: Path) -> Path:
+    """Copies what the programs of a case, and the servers, have written: their own directories go with the case."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for log in [*ground.sandbox.directory.glob("*/*.log"), *ground.directory.glob("site-*/program-*/*.log")]:
+        shutil.copyfile(log, directory / f"{log.parent.name}-{log.name}")
+    return directory

@@ -12,23 +12,25 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from cdc_archiver import __version__, account
-from cdc_archiver.archiver import Archiver
-from cdc_archiver.commands import change, listing, why
+from cdc_archiver import __version__
+from cdc_archiver.commands import init_db as init_db_operation
+from cdc_archiver.commands import list as list_command
 from cdc_archiver.commands import register as register_command
+from cdc_archiver.commands import retry as retry_command
 from cdc_archiver.commands import shadow as shadow_command
 from cdc_archiver.commands import status as status_command
-from cdc_archiver.commands import verify as verify_command
-from cdc_archiver.commands.show import counting, size_words
+from cdc_archiver.commands.output import counting, size_words
+from cdc_archiver.commands.verify import command as verify_command
+from cdc_archiver.commands.why import command as why_command
 from cdc_archiver.errors import ArchiverError, ExitStatus
-from cdc_archiver.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
 from cdc_archiver.observe.logs import set_up_logs
-from cdc_archiver.operations import init_db as init_db_operation
 from cdc_archiver.preflight import print_report, run_checks
-from cdc_archiver.reconciliation import Progress as Reconciled
-from cdc_archiver.reconciliation import Reconciliation, Result
+from cdc_archiver.service.reconciliation import ReconcileProgress, Reconciliation, Result
+from cdc_archiver.service.supervisor import Supervisor
 from cdc_archiver.settings import Settings, duration
-from cdc_archiver.words import printable
+from cdc_archiver.settings.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
+from cdc_archiver.text import escape_unprintable
+from cdc_archiver.transfer import nss_account
 
 _RUN_EXAMPLES: Final = """
 Archive files as they are registered, until SIGTERM.
@@ -39,7 +41,7 @@ Examples:
 
   cdc-archiver run --config /etc/cdc_archiver.toml --reconcile
 
-Exit status: 0 done; 1 a fault of our own; 2 wrong usage or configuration; 3 `--reconcile` finished with files still not
+Exit status: 0 done; 1 internal error; 2 wrong usage or configuration; 3 `--reconcile` finished with files still not
 right; 4 the database or a source cannot be reached.
 """
 
@@ -73,7 +75,7 @@ def run(
     set_up_logs(settings.log_format, settings.log_level)
     if reconcile:
         return _reconcile(settings, duration(wait))
-    archiver = Archiver(settings, load_again)
+    archiver = Supervisor(settings, load_again)
     _on_signals(archiver.stop)
     at_a_terminal = sys.stdin is not None and sys.stdin.isatty()
     hang_up = archiver.stop if at_a_terminal else archiver.reload  # the terminal is gone, or somebody wants a reload
@@ -87,9 +89,9 @@ def check(
     settings: Settings,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> ExitStatus:
-    """Ask database, sources and disk whether files can be archived, and say what mends what is not right.
+    """Ask database, sources and disk whether files can be archived, and say what fixes what is not right.
 
-    Exit status: 0 nothing fails; 2 something has to be mended; 4 the database or a source cannot be reached.
+    Exit status: 0 nothing fails; 2 something has to be fixed; 4 the database or a source cannot be reached.
     """
     set_up_logs(settings.log_format, settings.log_level)
     report = run_checks(settings)
@@ -103,10 +105,10 @@ def check(
 _ARCHIVE: Final = DATABASE | SERVICE | SOURCE | {"data_dir"}
 
 app.command(help=status_command.HELP)(with_settings_of(DATABASE | SERVICE | {"target"})(status_command.status))
-app.command(help=why.HELP)(with_settings_of(_ARCHIVE)(why.why))
-app.command(help=change.RETRY_HELP)(with_settings_of(DATABASE)(change.retry))
-app.command(help=change.IGNORE_HELP)(with_settings_of(DATABASE)(change.ignore))
-app.command("list", help=listing.HELP)(with_settings_of(DATABASE | SERVICE)(listing.list_files))
+app.command(help=why_command.HELP)(with_settings_of(_ARCHIVE)(why_command.why))
+app.command(help=retry_command.RETRY_HELP)(with_settings_of(DATABASE)(retry_command.retry))
+app.command(help=retry_command.IGNORE_HELP)(with_settings_of(DATABASE)(retry_command.ignore))
+app.command("list", help=list_command.HELP)(with_settings_of(DATABASE | SERVICE)(list_command.list_files))
 app.command(help=verify_command.HELP)(with_settings_of(_ARCHIVE - SERVICE)(verify_command.verify))
 app.command("register", help=register_command.HELP)(
     with_settings_of(DATABASE | {"source_root"})(register_command.register_files)
@@ -139,7 +141,7 @@ def demo(
 ) -> None:
     """Play an observing session on private servers of this machine, archive it, prove it, clean up.
 
-    Touches nothing of this machine: MariaDB or MySQL, sshd and rsync are fetched into a cache folder where they are not
+    Touches nothing of this machine: MariaDB or MySQL, sshd and rsync are fetched into a cache directory where they are not
     installed. Exit status 0 when every file is archived and proved.
     """
     from cdc_archiver.demo.command import run_demo  # private servers are no part of a service
@@ -158,7 +160,7 @@ def common(
 
 def main() -> None:
     """The entry point: an error is one line on standard error and its exit status."""
-    anew = account.variables_of_a_lent_one()
+    anew = nss_account.variables_of_a_lent_one()
     if sys.getfilesystemencoding() != "utf-8":  # names of files are UTF-8 here, whatever the locale
         anew["PYTHONUTF8"] = "1"
     if anew:
@@ -167,13 +169,13 @@ def main() -> None:
         status = app(standalone_mode=False, prog_name="cdc-archiver")
         sys.stdout.flush()
     except ArchiverError as error:
-        print(f"cdc-archiver: {printable(str(error))}", file=sys.stderr)
+        print(f"cdc-archiver: {escape_unprintable(str(error))}", file=sys.stderr)
         status = error.exit_status
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:  # `list | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = ExitStatus.OWN_FAULT
+        status = ExitStatus.INTERNAL_ERROR
     except Exception as error:
         # A wrong flag or argument, as the library that reads them says it.
         if not hasattr(error, "format_message"):
@@ -182,7 +184,7 @@ def main() -> None:
         if words.startswith("Usage:"):
             print(words)
         elif words:
-            print(f"cdc-archiver: {printable(words)} (see --help)", file=sys.stderr)
+            print(f"cdc-archiver: {escape_unprintable(words)} (see --help)", file=sys.stderr)
         status = ExitStatus.USAGE
     sys.exit(int(status or 0))
 
@@ -190,7 +192,7 @@ def main() -> None:
 def _reconcile(settings: Settings, wait: float) -> ExitStatus:
     with counting("files", None) as show:
 
-        def on_progress(now: Reconciled) -> None:
+        def on_progress(now: ReconcileProgress) -> None:
             show(now.done, total=now.total, beside=size_words(now.size))
 
         reconciliation = Reconciliation(settings, wait, on_progress)
@@ -198,7 +200,7 @@ def _reconcile(settings: Settings, wait: float) -> ExitStatus:
         result = reconciliation.run()
     print(_sentence(result))
     for line in result.trouble:
-        print(f"cdc-archiver: {printable(line)}", file=sys.stderr)
+        print(f"cdc-archiver: {escape_unprintable(line)}", file=sys.stderr)
     return result.status
 
 

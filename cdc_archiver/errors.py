@@ -11,7 +11,7 @@ class ExitStatus(IntEnum):
     """What the process tells its caller. A contract: others' scripts use it."""
 
     DONE = 0
-    OWN_FAULT = 1
+    INTERNAL_ERROR = 1
     USAGE = 2
     NOT_RIGHT = 3
     UNREACHABLE = 4
@@ -25,7 +25,7 @@ class ArchiverError(Exception):
         hint: what that person can do, a statement or a command where there is one; may be empty.
     """
 
-    exit_status = ExitStatus.OWN_FAULT
+    exit_status = ExitStatus.INTERNAL_ERROR
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class ArchiverError(Exception):
 
 
 class Misconfigured(ArchiverError):
-    """A setting, a table or a folder is not what it has to be. Nothing was touched; a person must mend it."""
+    """A setting, a table or a directory is not what it has to be. Nothing was touched; a person must fix it."""
 
     exit_status = ExitStatus.USAGE
 

@@ -29,21 +29,21 @@ class Origin(StrEnum):
     SWEEP = "sweep"
 
 
-class Fault(StrEnum):
-    """Whose fault a failure is. It decides who is charged and who waits."""
+class Scope(StrEnum):
+    """What a failure concerns. It decides whether a failed attempt counts, and what waits."""
 
     FILE = "file"
-    """The file is charged, and tried again later."""
+    """Counts as a failed attempt of the file, which is tried again later."""
     ROW = "row"
-    """The row is refused: no later try can succeed."""
+    """The row is refused: no later attempt can succeed."""
     SOURCE = "source"
-    """Nobody is charged; the source is left alone for a while."""
-    OPERATOR = "operator"
-    """Nobody is charged; the source waits until a person has mended something."""
+    """Does not count; the source pauses."""
+    CONFIGURATION = "operator"
+    """Does not count; the source pauses until a person has changed its configuration."""
     DESTINATION = "destination"
-    """Nobody is charged; nothing is copied from anywhere for a while."""
-    NOBODY = "nobody"
-    """Nobody is charged; the file is tried again."""
+    """Does not count; copies from all sources pause."""
+    NONE = "nobody"
+    """Does not count; the file is tried again."""
 
 
 class Reason(StrEnum):
@@ -84,41 +84,41 @@ class Reason(StrEnum):
     STOPPING = "stopping"
 
     @property
-    def fault(self) -> Fault:
-        """Whose fault it is."""
-        return _FAULTS[self]
+    def scope(self) -> Scope:
+        """What a failure for this reason concerns."""
+        return _SCOPES[self]
 
 
-_FAULTS = MappingProxyType(
+_SCOPES = MappingProxyType(
     {
-        Reason.MISSING: Fault.FILE,
-        Reason.UNREADABLE: Fault.FILE,
-        Reason.CHANGED: Fault.FILE,
-        Reason.NOT_A_FILE: Fault.ROW,
-        Reason.BAD_PATH: Fault.ROW,
-        Reason.BAD_NAME: Fault.ROW,
-        Reason.NO_PUB_ID: Fault.ROW,
-        Reason.BAD_PUB_ID: Fault.ROW,
-        Reason.BAD_ACTION: Fault.ROW,
-        Reason.NO_TIMESTAMP: Fault.ROW,
-        Reason.NO_MD5: Fault.ROW,
-        Reason.PATH_TOO_LONG: Fault.ROW,
-        Reason.HOST_UNREACHABLE: Fault.SOURCE,
-        Reason.LINK_LOST: Fault.SOURCE,
-        Reason.STALLED: Fault.SOURCE,
-        Reason.SOURCE_NOT_MOUNTED: Fault.SOURCE,
-        Reason.LOGIN_REFUSED: Fault.OPERATOR,
-        Reason.HOST_KEY: Fault.OPERATOR,
-        Reason.RSYNC_MISSING: Fault.OPERATOR,
-        Reason.RSYNC_REFUSED: Fault.OPERATOR,
-        Reason.NO_SPACE: Fault.DESTINATION,
-        Reason.DESTINATION_UNWRITABLE: Fault.DESTINATION,
-        Reason.DESTINATION_MISSING: Fault.DESTINATION,
-        Reason.CORRUPTED: Fault.DESTINATION,
-        Reason.OUTSIDE_ROOT: Fault.NOBODY,
-        Reason.PLACE_UNUSABLE: Fault.NOBODY,
-        Reason.UNDECIDED: Fault.NOBODY,
-        Reason.STOPPING: Fault.NOBODY,
+        Reason.MISSING: Scope.FILE,
+        Reason.UNREADABLE: Scope.FILE,
+        Reason.CHANGED: Scope.FILE,
+        Reason.NOT_A_FILE: Scope.ROW,
+        Reason.BAD_PATH: Scope.ROW,
+        Reason.BAD_NAME: Scope.ROW,
+        Reason.NO_PUB_ID: Scope.ROW,
+        Reason.BAD_PUB_ID: Scope.ROW,
+        Reason.BAD_ACTION: Scope.ROW,
+        Reason.NO_TIMESTAMP: Scope.ROW,
+        Reason.NO_MD5: Scope.ROW,
+        Reason.PATH_TOO_LONG: Scope.ROW,
+        Reason.HOST_UNREACHABLE: Scope.SOURCE,
+        Reason.LINK_LOST: Scope.SOURCE,
+        Reason.STALLED: Scope.SOURCE,
+        Reason.SOURCE_NOT_MOUNTED: Scope.SOURCE,
+        Reason.LOGIN_REFUSED: Scope.CONFIGURATION,
+        Reason.HOST_KEY: Scope.CONFIGURATION,
+        Reason.RSYNC_MISSING: Scope.CONFIGURATION,
+        Reason.RSYNC_REFUSED: Scope.CONFIGURATION,
+        Reason.NO_SPACE: Scope.DESTINATION,
+        Reason.DESTINATION_UNWRITABLE: Scope.DESTINATION,
+        Reason.DESTINATION_MISSING: Scope.DESTINATION,
+        Reason.CORRUPTED: Scope.DESTINATION,
+        Reason.OUTSIDE_ROOT: Scope.NONE,
+        Reason.PLACE_UNUSABLE: Scope.NONE,
+        Reason.UNDECIDED: Scope.NONE,
+        Reason.STOPPING: Scope.NONE,
     }
 )
 
@@ -168,7 +168,7 @@ class Batch:
 
     Attributes:
         source: the source's name.
-        worker: a name that no other worker has, at any time, for this source: it names the staging folder.
+        worker: a name that no other worker has, at any time, for this source: it names the staging directory.
     """
 
     source: str
@@ -204,13 +204,13 @@ class Archived:
 
 
 @dataclass(frozen=True, slots=True)
-class Charged:
+class AttemptFailed:
     """A try that failed by the file's own fault.
 
     Attributes:
         detail: one sentence for a person; rsync's own words where there are any.
         md5_seen: what arrived instead, where that is known.
-        disk_seen: the folder that a missing file should lie in was seen, with files in it: its disk is mounted.
+        disk_seen: the directory that a missing file should lie in was seen, with files in it: its disk is mounted.
     """
 
     record: FileRecord
@@ -245,4 +245,4 @@ class Oversize:
     record: FileRecord
 
 
-Outcome: TypeAlias = Archived | Charged | Refused | Deferred | Oversize
+Outcome: TypeAlias = Archived | AttemptFailed | Refused | Deferred | Oversize

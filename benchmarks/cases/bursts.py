@@ -54,7 +54,7 @@ class _Many(Case):
         }
 
     def _rsync(self) -> Figures:
-        to = self._site.folder / "bare"
+        to = self._site.directory / "bare"
         to.mkdir()
         used = cpu_of_children()
         seconds = self._bare.tree(self._files[0].path.parent, to)

@@ -86,9 +86,9 @@ class Idle(Case):
 
     def _rsync(self) -> Figures:
         latencies = []
-        to = self._site.folder / "bare"
+        to = self._site.directory / "bare"
         for number, file in enumerate(self._files):
-            # A folder for each, and all of them put aside at the end: nothing of that is in the next one's fsync.
+            # A directory for each, and all of them put aside at the end: nothing of that is in the next one's fsync.
             place = to / str(number)
             place.mkdir(parents=True)
             latencies.append(self._bare.one(file.path, place) * 1000)

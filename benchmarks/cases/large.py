@@ -59,7 +59,7 @@ class _Large(Case):
         return self._figures(seconds)
 
     def _opponent(self, work: Callable[[Path, Path], float]) -> Figures:
-        to = self._site.folder / "bare"
+        to = self._site.directory / "bare"
         to.mkdir()
         seconds = work(self._files[0].path.parent, to)
         self.ground.put_aside(to)
@@ -94,7 +94,7 @@ class LargeFileTransferOnly(_Large):
         return f"one file of {self.scale.large_bytes // MB:,} MB, --verify transfer"
 
     def ways(self) -> Mapping[str, Way]:
-        with_md5 = lambda folder, to: self._bare.tree(folder, to, MD5)
+        with_md5 = lambda directory, to: self._bare.tree(directory, to, MD5)
         return {**super().ways(), "rsync, md5": partial(self._opponent, with_md5)}
 
 

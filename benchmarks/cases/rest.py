@@ -13,7 +13,7 @@ from benchmarks.figures import OURS, Aim
 from benchmarks.program import Program
 
 _IMPORTS: Final = """
-import cdc_archiver.cli, cdc_archiver.archiver, uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on
+import cdc_archiver.cli, cdc_archiver.service.supervisor, uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on
 from pathlib import Path
 pages = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
 print(int(pages.split()[1]) * 1024 / 1e6)

@@ -83,7 +83,7 @@ class Sources(Case):
         most = max(self.scale.sources)
         self._servers = [self.ground.sandbox.ssh]
         for number in range(1, most):
-            server = SshServer(self.ground.folder / f"ssh-{number}")
+            server = SshServer(self.ground.directory / f"ssh-{number}")
             self._servers.append(self.stack.enter_context(server))
         self._files = self.ground.files("sources", self.scale.source_files, 20_000)
         self._programs = {}
@@ -117,7 +117,7 @@ class Sources(Case):
                 for name, value in values.items()
             ]
             tables.append("\n".join(["[[sources]]", *words]))
-        path = site.folder / "sources.toml"
+        path = site.directory / "sources.toml"
         path.write_text("\n\n".join(tables) + "\n")
         return str(path)
 
@@ -125,14 +125,14 @@ class Sources(Case):
         site, program = self._programs[count]
         rows = []
         busy, waiting = busy_processors()
-        disk, cpu = disk_busy(site.folder), program.cpu_seconds()
+        disk, cpu = disk_busy(site.directory), program.cpu_seconds()
         began = time.monotonic()
         for target in site.targets:
             rows.append(site.register(self._files, target=target))
         done = site.wait_none_pending(rows[-1], program.copied)
         seconds = done - began
         busy, waiting = (after - before for after, before in zip(busy_processors(), (busy, waiting), strict=True))
-        disk_after, cpu = disk_busy(site.folder), program.cpu_seconds() - cpu
+        disk_after, cpu = disk_busy(site.directory), program.cpu_seconds() - cpu
         for each in rows:
             site.require_archived(each, self._files)
         site.empty()

@@ -116,7 +116,7 @@ class _Stream(Case):
         # A reader that waits takes nothing from the server, which must not throw it out for that.
         self._site.sql("SET GLOBAL net_write_timeout = 600")
         # Of another target: nobody would copy them, and the stream cannot know.
-        self._row = SourceFile(self.ground.folder / "nothing.npy", 0, b"\x00" * 16)
+        self._row = SourceFile(self.ground.directory / "nothing.npy", 0, b"\x00" * 16)
         self._site.register([self._row] * 1000, target="somebody", columns={"copied": 1})
         self._site.sql(f"CREATE TABLE template AS SELECT {_COPIED} FROM {TABLE}")
         self._round = self.stack.enter_context(contextlib.ExitStack())

@@ -9,20 +9,20 @@ from typing import Annotated, Final
 
 import typer
 
-from cdc_archiver.commands import choose
-from cdc_archiver.commands.show import Page, complain, files_words, print_json
+from cdc_archiver.commands import options as choose
+from cdc_archiver.commands.context import CommandContext, open_context
+from cdc_archiver.commands.output import Page, complain, files_words, print_json
+from cdc_archiver.commands.register_files import Fate, Given, Registered, register
 from cdc_archiver.errors import ExitStatus, Misconfigured
-from cdc_archiver.kinds import LogLevel
 from cdc_archiver.observe.logs import set_up_logs
-from cdc_archiver.operations.desk import Desk, open_desk
-from cdc_archiver.operations.moments import moment
-from cdc_archiver.operations.register import Fate, Given, Registered, register
 from cdc_archiver.settings import Settings
+from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.timespec import moment
 
 HELP: Final = """
 Register files by hand.
 
-Files, or all files below a folder, as the monitor would have done it: their paths, md5 sums and times are theirs, the rest is said
+Files, or all files below a directory, as the monitor would have done it: their paths, md5 sums and times are theirs, the rest is said
 with flags.
 
 It runs on the machine that has the files, since it reads them, and needs the right to INSERT into the table. What is registered or
@@ -43,7 +43,7 @@ _STYLES: Final = {Fate.REGISTERED: "green", Fate.KNOWN: "dim", Fate.UNUSABLE: "b
 
 def register_files(
     settings: Settings,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, and folders with files.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, and directories with files.")],
     action: Annotated[str, typer.Option("--action", metavar="NAME", help="The action that they belong to.")],
     pub_id: Annotated[str, typer.Option("--pub-id", metavar="NAME", help="Who published them.")],
     target: Annotated[
@@ -67,7 +67,7 @@ def register_files(
     at, of_action = _time(timestamp), _time(action_timestamp)
     fates: Counter[Fate] = Counter()
     page = Page()
-    with open_desk(settings) as desk:
+    with open_context(settings) as desk:
         given = Given(
             target=target or _only_target(desk),
             action=action,
@@ -93,7 +93,7 @@ def register_files(
     return ExitStatus.NOT_RIGHT if fates[Fate.UNUSABLE] else ExitStatus.DONE
 
 
-def _only_target(desk: Desk) -> str:
+def _only_target(desk: CommandContext) -> str:
     targets = desk.settings.targets
     if len(targets) != 1:
         raise Misconfigured(

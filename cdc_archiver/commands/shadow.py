@@ -10,14 +10,14 @@ from typing import Annotated, Final
 
 import typer
 
-from cdc_archiver.commands import choose
-from cdc_archiver.commands.show import Page, complain, print_json
+from cdc_archiver.commands import options as choose
+from cdc_archiver.commands.context import open_context
+from cdc_archiver.commands.output import Page, complain, print_json
+from cdc_archiver.commands.shadow_comparison import Comparison, Observation, Shadow, Sums
 from cdc_archiver.errors import ExitStatus, Misconfigured
-from cdc_archiver.kinds import LogLevel
 from cdc_archiver.observe.logs import set_up_logs
-from cdc_archiver.operations.desk import open_desk
-from cdc_archiver.operations.shadow import Comparison, Observation, Shadow, Sums
 from cdc_archiver.settings import Settings
+from cdc_archiver.settings.types import LogLevel
 
 HELP: Final = """
 Run beside the old archiver, and compare.
@@ -25,8 +25,8 @@ Run beside the old archiver, and compare.
 Says of each file where we would archive it, or why we would refuse it; and when the archiver that is to be replaced has archived it,
 whether it did the same. Writes nothing.
 
-It takes no lock, keeps no history and changes no row. --data-dir is the archive's folder as the rows call it; where that is another
-one on this machine, --archive-here says which. Where the folder is here, the files' md5 sums are compared, too.
+It takes no lock, keeps no history and changes no row. --data-dir is the archive's directory as the rows call it; where that is another
+one on this machine, --archive-here says which. Where the directory is here, the files' md5 sums are compared, too.
 
 Examples:
 
@@ -65,10 +65,10 @@ def shadow(
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
     if settings.data_dir is None:
-        raise Misconfigured("there is no data_dir", "--data-dir names the archive's folder as the rows call it")
+        raise Misconfigured("there is no data_dir", "--data-dir names the archive's directory as the rows call it")
     here = _archive_here(archive_here or settings.data_dir, wanted=hash_files, once=once)
     page = Page()
-    with open_desk(settings) as desk:
+    with open_context(settings) as desk:
         run = Shadow(
             desk,
             settings.data_dir,
@@ -90,13 +90,13 @@ def shadow(
     return ExitStatus.NOT_RIGHT if run.sums.differ else ExitStatus.DONE
 
 
-def _archive_here(folder: Path, *, wanted: bool | None, once: bool) -> Path | None:
-    there = os.path.isdir(folder)
+def _archive_here(directory: Path, *, wanted: bool | None, once: bool) -> Path | None:
+    there = os.path.isdir(directory)
     if wanted and not there:
-        raise Misconfigured(f"{folder} is not there, so no file can be hashed", "--archive-here, or --no-hash")
+        raise Misconfigured(f"{directory} is not there, so no file can be hashed", "--archive-here, or --no-hash")
     if wanted is None:
         wanted = there and not once
-    return folder if wanted else None
+    return directory if wanted else None
 
 
 def _tell(page: Page, seen: Observation, as_json: bool) -> None:

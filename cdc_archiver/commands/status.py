@@ -14,14 +14,14 @@ from rich.live import Live
 from rich.text import Text
 
 from cdc_archiver import __version__
-from cdc_archiver.commands.show import Page, files_words, print_json, size_words
+from cdc_archiver.commands.output import Page, files_words, print_json, size_words
+from cdc_archiver.commands.status_overview import Overview, overview
 from cdc_archiver.errors import ArchiverError, ExitStatus
-from cdc_archiver.kinds import LogLevel
 from cdc_archiver.observe.logs import set_up_logs
-from cdc_archiver.operations.moments import ago, clock, span
-from cdc_archiver.operations.overview import Overview, overview
 from cdc_archiver.settings import Settings, duration
-from cdc_archiver.words import printable
+from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import escape_unprintable
+from cdc_archiver.timespec import ago, clock, span
 
 HELP: Final = """
 Say how things are.
@@ -95,7 +95,7 @@ def _text(line: _Line) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     for part in line:
         words, style = (part, "") if isinstance(part, str) else part
-        text.append(printable(words), style or None)
+        text.append(escape_unprintable(words), style or None)
     return text
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from cdc_archiver.database.engine import error_code
+from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.files_table import escaped
 from cdc_archiver.database.history import HISTORY_ERRORS, NAME, TABLE
 from cdc_archiver.model import FileRecord
@@ -105,7 +105,7 @@ class Attempts:
         """Where archived files came from, by the line's number in the history.
 
         Args:
-            below: a folder.
+            below: a directory.
             after: lines beyond this one.
         """
         lines = sa.select(TABLE.c.id, TABLE.c.source_path).where(

@@ -165,7 +165,7 @@ class FilesTable:
         return {_text(name) or "": count for name, count in connection.execute(waiting.group_by(table.c.instance_id))}
 
     def pending_outside(self, connection: sa.Connection, targets: Sequence[str], root: str) -> int:
-        """How many rows of these targets wait whose path is absolute and not below a folder."""
+        """How many rows of these targets wait whose path is absolute and not below a directory."""
         table = self._table
         prefix = root.rstrip("/") + "/"
         waiting = sa.select(sa.func.count()).where(

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.dialects import mysql
 
-from cdc_archiver.database.engine import error_code
-from cdc_archiver.model import Archived, Charged, Refused
+from cdc_archiver.database.connections import error_code
+from cdc_archiver.model import Archived, AttemptFailed, Refused
 
 NAME: Final = "cdc_archiver_history"
 _DETAIL_CHARACTERS: Final = 4000
@@ -94,7 +94,7 @@ class Entry:
     """
 
     source: str
-    outcome: Archived | Charged | Refused
+    outcome: Archived | AttemptFailed | Refused
     waited: float
 
 
@@ -164,7 +164,7 @@ class History:
         return deleted
 
     def knows_archived(self, connection: sa.Connection, below: str) -> bool:
-        """Whether any file was ever archived below this folder (a prefix of the path, ending in a slash)."""
+        """Whether any file was ever archived below this directory (a prefix of the path, ending in a slash)."""
         query = sa.select(sa.literal(1)).where(
             TABLE.c.file_table == self._file_table,
             TABLE.c.archived_path.startswith(below, autoescape=True),
@@ -182,7 +182,7 @@ class History:
                 times = (round(step * 1000) for step in (steps.transferred, steps.verified, steps.placed))
                 result = "adopted" if adopted else "archived"
                 return (*about, record.md5sum, waited, result, None, None, None, _storable(path), size, *times)
-            case Charged(reason=reason, detail=detail, md5_seen=md5_seen):
+            case AttemptFailed(reason=reason, detail=detail, md5_seen=md5_seen):
                 failed = ("charged", reason.value, _storable(detail[:_DETAIL_CHARACTERS]), md5_seen)
             case Refused(reason=reason, detail=detail):
                 failed = ("refused", reason.value, _storable(detail[:_DETAIL_CHARACTERS]), None)

@@ -11,11 +11,11 @@ from typing import Any, Final, Protocol
 import sqlalchemy as sa
 import structlog
 
-from cdc_archiver.database.engine import Database, error_code
+from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import HISTORY_ERRORS, Entry, History
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
-from cdc_archiver.model import Archived, Charged, Refused
+from cdc_archiver.model import Archived, AttemptFailed, Refused
 from cdc_archiver.observe.logs import gathered
 from cdc_archiver.threads import Part
 
@@ -36,7 +36,7 @@ class Settles(Protocol):
 
     def expect_echoes(self, ids: Sequence[int]) -> None: ...
     def cancel_echoes(self, ids: Sequence[int]) -> None: ...
-    def settled(self, source: str, outcome: Archived | Charged | Refused, *, counted: bool) -> None: ...
+    def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None: ...
     def hold_up(self, held_up: bool) -> None: ...
 
 
@@ -73,7 +73,7 @@ class Recorder(Part):
         self._held_up = False
         self._changed = threading.Condition()
 
-    def put(self, source: str, outcome: Archived | Charged | Refused, waited: float) -> None:
+    def put(self, source: str, outcome: Archived | AttemptFailed | Refused, waited: float) -> None:
         """Takes an outcome. Never waits.
 
         Args:
@@ -182,7 +182,7 @@ class Recorder(Part):
             The ids of the rows that say so now.
         """
         places = {o.record: o.path for entry in entries if isinstance(o := entry.outcome, Archived)}
-        charged = [o.record for entry in entries if isinstance(o := entry.outcome, Charged)]
+        charged = [o.record for entry in entries if isinstance(o := entry.outcome, AttemptFailed)]
         refused = [o.record for entry in entries if isinstance(o := entry.outcome, Refused)]
         ids = [entry.outcome.record.id for entry in entries]
         self._settles.expect_echoes(ids)
@@ -224,7 +224,7 @@ def _log_entry(log: Any, entry: Entry, counted: set[int], max_attempts: int) -> 
     match outcome:
         case Archived(path=path, size=size, adopted=adopted):
             log.info("adopted" if adopted else "archived", **about, path=path, bytes=size)
-        case Charged(reason=reason, detail=detail):
+        case AttemptFailed(reason=reason, detail=detail):
             last = record.attempts + 1 >= max_attempts
             log.warning(
                 "quarantined" if last else "charged",

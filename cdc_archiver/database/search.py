@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from cdc_archiver.database.engine import Database
+from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable, Row, escaped
 from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM
 

@@ -10,7 +10,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from cdc_archiver.database.engine import error_code
+from cdc_archiver.database.connections import error_code
 from cdc_archiver.errors import Misconfigured, StreamUnavailable
 
 NO_GRANT: Final = 1227
@@ -86,16 +86,16 @@ class Obstacle:
 
     Attributes:
         what: a sentence for a person, without its full stop.
-        mend: the statement, or the change of the server's configuration, that mends it.
+        fix: the statement, or the change of the server's configuration, that fixes it.
         fatal: no stream can be had, or none that carries our rows.
     """
 
     what: str
-    mend: str
+    fix: str
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.mend})"
+        return f"{self.what} ({self.fix})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +139,7 @@ def position(connection: sa.Connection, server: Server) -> Position:
     row = _log_status(connection, server)
     if row is None:
         obstacle = _log_is_off(server)
-        raise StreamUnavailable(obstacle.what, obstacle.mend)
+        raise StreamUnavailable(obstacle.what, obstacle.fix)
     return Position(row[0], int(row[1]))
 
 

@@ -21,11 +21,11 @@ from cdc_archiver.demo.playing import Play
 from cdc_archiver.demo.proof import Check
 from cdc_archiver.demo.telling import Teller
 from cdc_archiver.errors import ExitStatus, Misconfigured
-from cdc_archiver.kinds import Bytes
 from cdc_archiver.sandbox.database import Kind
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.harness import Sandbox
-from cdc_archiver.sandbox.packages import BUNDLES, cache_folder, find, find_library
+from cdc_archiver.sandbox.packages import BUNDLES, cache_directory, find, find_library
+from cdc_archiver.settings.types import Bytes
 
 _KINDS: Final[dict[str, Kind]] = {"mariadb": "mariadb", "mysql": "mysql"}
 _SERVER_OF: Final[dict[Kind, str]] = {"mariadb": "mariadbd", "mysql": "mysqld"}
@@ -42,7 +42,7 @@ def run_demo(database: str, files: int, largest: str) -> ExitStatus:
         largest: size of the largest, as settings take sizes: ``200M``.
 
     Returns:
-        DONE if every file is archived and proved, else OWN_FAULT.
+        DONE if every file is archived and proved, else INTERNAL_ERROR.
 
     Raises:
         Misconfigured: an argument makes no sense, or there is not enough room.
@@ -61,7 +61,7 @@ def run_demo(database: str, files: int, largest: str) -> ExitStatus:
     sandbox: Sandbox | None = None
     try:
         with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
-            teller.say(f"starting {database} and sshd (fetched into {cache_folder()} where they are not installed)")
+            teller.say(f"starting {database} and sshd (fetched into {cache_directory()} where they are not installed)")
             _fetch(_KINDS[database])
             with interrupts.deferred():  # a server that is about to start cannot be stopped yet
                 sandbox = stack.enter_context(Sandbox(_KINDS[database]))
@@ -95,13 +95,13 @@ def _conclude(teller: Teller, checks: list[Check], trouble: str) -> ExitStatus:
         teller.fault(trouble)
     for check in wrong:
         teller.check(check)
-    return ExitStatus.OWN_FAULT
+    return ExitStatus.INTERNAL_ERROR
 
 
 def _prove_cleared(sandbox: Sandbox) -> Check:
     left = [f"{server.log.stem} still runs" for server in (sandbox.database, sandbox.ssh) if server.running]
-    if sandbox.folder.exists():
-        left.append(f"{sandbox.folder} is still there")
+    if sandbox.directory.exists():
+        left.append(f"{sandbox.directory} is still there")
     return Check("the private servers are stopped, and all that they and the demo wrote is removed", tuple(left))
 
 
@@ -122,7 +122,7 @@ def _require_room(session: Session) -> None:
     if free < needed:
         raise Misconfigured(
             f"the demo needs {decimal(needed)} in {place}, which has {decimal(free)} left",
-            "TMPDIR=/some/other/folder, or smaller: --largest 20M --files 200",
+            "TMPDIR=/some/other/directory, or smaller: --largest 20M --files 200",
         )
 
 

@@ -25,7 +25,7 @@ _BIG: Final = tuple(size * _MEGABYTE for size in (75, 60, 40, 25, 12))
 
 _BURST: Final = 300
 """Files that are registered in one transaction, at the most."""
-_FOLDER_CHANGES: Final = 1_589_600_000
+_DIRECTORY_CHANGES: Final = 1_589_600_000
 """2020-05-16 03:33:20 UTC, where the archive's five digits turn from 15895 to 15896: soon after the session's start.
 
 A night long past, because the database takes times as of this machine's zone, and no zone skipped an hour in that one;
@@ -49,13 +49,13 @@ class Planned:
     """A file that the instrument will write, and what its publisher will say of it.
 
     Attributes:
-        folder: below the instrument's own.
+        directory: below the instrument's own.
         size: bytes.
         timestamp: when it is registered, seconds since the epoch.
         action_timestamp: when its action began; older publishers do not say.
     """
 
-    folder: PurePosixPath
+    directory: PurePosixPath
     name: str
     size: int
     format: str
@@ -130,12 +130,12 @@ def write(planned: Planned, below: Path) -> Written:
     """Writes a file.
 
     Args:
-        below: the instrument's folder.
+        below: the instrument's directory.
 
     Raises:
         OSError: it cannot be written, or is there.
     """
-    path = below / planned.folder / planned.name
+    path = below / planned.directory / planned.name
     path.parent.mkdir(parents=True, exist_ok=True)
     md5 = hashlib.md5(usedforsecurity=False)
     with path.open("xb") as file:
@@ -158,13 +158,13 @@ def _ordinary(count: int, largest: int) -> list[Planned]:
 def _file(number: int) -> Planned:
     """One file among others of an action."""
     action_number, in_action = divmod(number, _ACTION_FILES)
-    began = _FOLDER_CHANGES + (action_number - 4) * _ACTION_SECONDS
+    began = _DIRECTORY_CHANGES + (action_number - 4) * _ACTION_SECONDS
     action = list(_ACTIONS)[action_number % len(_ACTIONS)]
     stem, format_ = _ACTIONS[action][in_action % len(_ACTIONS[action])]
     pub_id = _PUB_IDS[action_number % len(_PUB_IDS)]
     timestamp = began + 3 + 2 * in_action
     return Planned(
-        folder=PurePosixPath("20200516", pub_id, str(began), "plots" if format_ == "png" else "outputs"),
+        directory=PurePosixPath("20200516", pub_id, str(began), "plots" if format_ == "png" else "outputs"),
         name=f"{timestamp}_{stem}_b{in_action % 8}.{format_}",
         size=SMALLEST,
         format=format_,
@@ -177,8 +177,8 @@ def _file(number: int) -> Planned:
 
 def _big(number: int, size: int, stem: str) -> Planned:
     file = _file(number)
-    folder = file.folder.with_name("outputs")
-    return replace(file, folder=folder, name=f"{file.timestamp}_{stem}.npy", format="npy", size=size)
+    directory = file.directory.with_name("outputs")
+    return replace(file, directory=directory, name=f"{file.timestamp}_{stem}.npy", format="npy", size=size)
 
 
 def _odd(number: int, file: Planned, before: Sequence[Planned]) -> Planned:
@@ -191,7 +191,7 @@ def _odd(number: int, file: Planned, before: Sequence[Planned]) -> Planned:
         case 11:
             return replace(file, name=f"{file.timestamp} bias group 3, 'cold' (50 µA).{file.format}")
         case 15:  # taken again: the same name, hence the same place in the archive
-            return replace(before[-1], folder=before[-1].folder / "again", size=file.size)
+            return replace(before[-1], directory=before[-1].directory / "again", size=file.size)
         case 18:
             return replace(file, action=None)
     return file

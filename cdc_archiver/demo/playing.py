@@ -13,6 +13,7 @@ import pymysql
 import sqlalchemy as sa
 from rich.filesize import decimal
 
+from cdc_archiver.commands.init_db import init_db
 from cdc_archiver.database import history, schema
 from cdc_archiver.demo.figures import tell_figures
 from cdc_archiver.demo.observing import Planned, Session, Written, write
@@ -21,11 +22,10 @@ from cdc_archiver.demo.registry import TARGET, Monitor, Registered, Watcher
 from cdc_archiver.demo.service import Reading, Service, clean, site_environment
 from cdc_archiver.demo.telling import Teller
 from cdc_archiver.errors import ArchiverError
-from cdc_archiver.kinds import FileModes
-from cdc_archiver.operations.init_db import init_db
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.harness import Sandbox
 from cdc_archiver.settings import Settings, load
+from cdc_archiver.settings.types import FileModes
 
 _TABLE: Final = schema.DEFAULT_TABLE
 _CHMOD: Final = "D750,F640"
@@ -50,7 +50,7 @@ class Play:
     """One run. To be iterated over once.
 
     Args:
-        sandbox: its servers up, its folder otherwise empty.
+        sandbox: its servers up, its directory otherwise empty.
         session: what is observed.
         teller: told the progress and the figures.
     """
@@ -59,8 +59,8 @@ class Play:
         self._sandbox = sandbox
         self._session = session
         self._teller = teller
-        self._readout = sandbox.folder / "readout"
-        self._archive = sandbox.folder / "archive"
+        self._readout = sandbox.directory / "readout"
+        self._archive = sandbox.directory / "archive"
         self._password = secrets.token_hex(16)
         self._files = len(session.files)
         self._bytes = sum(file.size for file in session.files)
@@ -84,7 +84,7 @@ class Play:
             environment = self._furnish()
             written = self._write()
             flags = ("--data-dir", str(self._archive), "--host", ssh.host, "--target", TARGET)
-            service = Service(flags, environment, self._sandbox.folder)
+            service = Service(flags, environment, self._sandbox.directory)
             yield from self._observe_and_prove(service, written, load(environment=environment))
         except (SandboxError, ArchiverError, sa.exc.SQLAlchemyError, pymysql.err.MySQLError, OSError) as error:
             what = str(getattr(error, "orig", error))  # SQLAlchemy's own words around it are for programmers
@@ -115,12 +115,12 @@ class Play:
         yield _prove_reconciliation(service)
 
     def _furnish(self) -> dict[str, str]:
-        """Makes database, accounts, table and folders, as a site's administrator does.
+        """Makes database, accounts, table and directories, as a site's administrator does.
 
         Returns:
             The service's environment, with its settings.
         """
-        server, ssh, folder = self._sandbox.database, self._sandbox.ssh, self._sandbox.folder
+        server, ssh, directory = self._sandbox.database, self._sandbox.ssh, self._sandbox.directory
         where = {"mysql_host": "127.0.0.1", "mysql_port": server.port}
         server.execute("CREATE DATABASE files")
         for user, grants in (("admin", "ALL"), ("monitor", "SELECT, INSERT")):
@@ -129,14 +129,14 @@ class Play:
         for line in init_db(load({**where, "mysql_user": "admin", "mysql_password": self._password}, environment={})):
             self._teller.say(f"init-db: {line.removeprefix('-- ')}")
         server.create_archiver_user("archiver", self._password, "files", table=_TABLE, history=history.NAME)
-        secret = folder / "password"
+        secret = directory / "password"
         secret.touch(mode=0o600)
         secret.write_text(self._password)
-        for made in (self._readout, self._archive, folder / "run"):
+        for made in (self._readout, self._archive, directory / "run"):
             made.mkdir(mode=0o700)
         return {
             **clean(self._sandbox.environment()),
-            "XDG_RUNTIME_DIR": str(folder / "run"),  # its sockets: here they are cleared away even if it is killed
+            "XDG_RUNTIME_DIR": str(directory / "run"),  # its sockets: here they are cleared away even if it is killed
             **site_environment(
                 **where,
                 mysql_user="archiver",

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from cdc_archiver.demo.registry import Registered
-from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import FileRecord
+from cdc_archiver.settings.types import FileModes
 from cdc_archiver.transfer import layout
 from cdc_archiver.transfer.staging import INCOMING, MARKER
 
@@ -56,8 +56,8 @@ def prove(
         registered: all files, as they were written and registered.
         rows: the whole table as it is now, by id.
         data_dir: the archive.
-        modes: what its files and folders should have.
-        source: the folder of the instrument, with nothing but its files.
+        modes: what its files and directories should have.
+        source: the directory of the instrument, with nothing but its files.
         on_hashed: called with the bytes of each file hashed; two for each registered one.
     """
     count = f"{len(registered):,}"
@@ -76,7 +76,7 @@ def prove(
             tuple(_content_faults(registered, archived, on_hashed)),
         ),
         Check(
-            f"files have mode {modes.files:o} and folders {modes.folders:o}, as configured",
+            f"files have mode {modes.files:o} and directories {modes.directories:o}, as configured",
             tuple(_mode_faults(data_dir, modes)),
         ),
         Check(
@@ -132,18 +132,18 @@ def _content_faults(
 def _mode_faults(data_dir: Path, modes: FileModes) -> Iterator[str]:
     for path in _tree(data_dir):
         found = path.lstat().st_mode
-        wanted = modes.folders if stat.S_ISDIR(found) else modes.files
+        wanted = modes.directories if stat.S_ISDIR(found) else modes.files
         if stat.S_IMODE(found) != wanted:
             yield f"{path} has mode {stat.S_IMODE(found):o}, and should have {wanted:o}"
 
 
 def _stray_faults(named: set[Path], data_dir: Path) -> Iterator[str]:
     for path in _tree(data_dir):
-        # A folder may be there for others; anything else has a row, and is a file: no link, no socket.
+        # A directory may be there for others; anything else has a row, and is a file: no link, no socket.
         kind = path.lstat().st_mode
         if not stat.S_ISDIR(kind) and (path not in named or not stat.S_ISREG(kind)):
             yield f"{path} is in the archive, and no row names it as a file"
-    # The workers' folders stay, empty.
+    # The workers' directories stay, empty.
     for path in (data_dir / INCOMING).rglob("*"):
         if not path.is_dir() or path.is_symlink():
             yield f"{path} was left behind"

@@ -53,14 +53,14 @@ class Service:
     Args:
         flags: of the command line, behind `run`.
         environment: its variables; see :func:`clean`.
-        folder: for its logs.
+        directory: for its logs.
     """
 
-    def __init__(self, flags: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(self, flags: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         self._command = (sys.executable, "-m", "cdc_archiver", "run", *flags)
         self._environment = dict(environment)
-        self._folder = folder
-        self._process = ChildProcess("the service", self._command, folder / "service.log", self._environment)
+        self._directory = directory
+        self._process = ChildProcess("the service", self._command, directory / "service.log", self._environment)
         self._port: int | None = None
 
     @property
@@ -144,7 +144,7 @@ class Service:
             Its exit status, None where it was killed after `timeout` seconds; the last line that it wrote.
         """
         process = ChildProcess(
-            "run --reconcile", (*self._command, "--reconcile"), self._folder / "reconcile.log", self._environment
+            "run --reconcile", (*self._command, "--reconcile"), self._directory / "reconcile.log", self._environment
         )
         process.start()
         try:

@@ -12,16 +12,15 @@ from functools import partial
 from typing import Final
 
 from cdc_archiver.dispatch.health import Health
-from cdc_archiver.dispatch.ledger import Answer, Ledger, State
+from cdc_archiver.dispatch.in_flight import InFlightTable, OfferResult, State
 from cdc_archiver.dispatch.queues import SourceQueues, SourceState
 from cdc_archiver.dispatch.watch import DESTINATION, Watch
-from cdc_archiver.events.delivered import IntervalSet
+from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.model import (
     Archived,
+    AttemptFailed,
     Batch,
-    Charged,
     Deferred,
-    Fault,
     FileRecord,
     Lane,
     Origin,
@@ -29,6 +28,7 @@ from cdc_archiver.model import (
     Oversize,
     Reason,
     Refused,
+    Scope,
 )
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings, SourceSettings
@@ -70,7 +70,7 @@ class Dispatcher:
         self._clock = clock
         self._random = random.Random()
         self._changed = threading.Condition()
-        self._ledger = self.ledger = Ledger()
+        self._ledger = self.ledger = InFlightTable()
         self._sources: dict[str, SourceQueues] = {}
         self._watch = Watch(clock)
         self._destination = self._watch.destination
@@ -135,7 +135,7 @@ class Dispatcher:
                     continue
                 answer = self._ledger.offer(id_, origin, now, fresh=fresh)
                 counts[answer] += 1
-                if answer is Answer.OFFERED:
+                if answer is OfferResult.OFFERED:
                     inbox.append(id_)
                     taken.add(id_)
             if taken:
@@ -291,7 +291,7 @@ class Dispatcher:
     def judge(self, batch: Batch, outcome: Outcome) -> Outcome:
         """Takes note of an outcome, and returns what it really is in the light of its neighbours.
 
-        An ``Archived``, ``Charged`` or ``Refused`` goes to the table next, and comes back by :meth:`settled`; the others are
+        An ``Archived``, ``AttemptFailed`` or ``Refused`` goes to the table next, and comes back by :meth:`settled`; the others are
         dealt with here.
         """
         source = batch.source
@@ -347,7 +347,7 @@ class Dispatcher:
         with self._changed:
             self._ledger.cancel_echoes(ids)
 
-    def settled(self, source: str, outcome: Archived | Charged | Refused, *, counted: bool) -> None:
+    def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None:
         """An outcome is in the table.
 
         Args:
@@ -369,7 +369,7 @@ class Dispatcher:
             if not counted:
                 # The row has moved on, or cannot be written: what it says now decides, after a moment.
                 self._ledger.retry(record.id, now + _NOT_COUNTED_DELAY)
-            elif isinstance(outcome, Charged) and record.attempts + 1 < self._max_attempts:
+            elif isinstance(outcome, AttemptFailed) and record.attempts + 1 < self._max_attempts:
                 delay = _CHARGED_DELAYS[min(record.attempts, len(_CHARGED_DELAYS) - 1)]
                 self._ledger.retry(record.id, now + delay * self._random.uniform(0.9, 1.1))
             elif self._ledger.finished(record.id):
@@ -470,10 +470,10 @@ class Dispatcher:
 
     def _next_try(self, state: SourceQueues, outcome: Deferred) -> float:
         now = self._clock()
-        match outcome.reason.fault:
-            case Fault.DESTINATION:
+        match outcome.reason.scope:
+            case Scope.DESTINATION:
                 return max(now, self._destination.until)
-            case Fault.NOBODY:
+            case Scope.NONE:
                 entry = self._ledger[outcome.record.id]
                 entry.blank_tries += 1
                 return now + _BLANK_DELAYS[min(entry.blank_tries, len(_BLANK_DELAYS)) - 1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cdc_archiver.model import Fault, Reason
+from cdc_archiver.model import Reason, Scope
 
 # First and longest pause in seconds, by whose fault it is; each failure doubles.
 _PAUSES: Final = {
-    Fault.SOURCE: (1.0, 60.0),
-    Fault.OPERATOR: (10.0, 120.0),
-    Fault.DESTINATION: (2.0, 30.0),
+    Scope.SOURCE: (1.0, 60.0),
+    Scope.CONFIGURATION: (10.0, 120.0),
+    Scope.DESTINATION: (2.0, 30.0),
 }
 _CORRUPTED_PAUSE: Final = 300.0
 _NOT_MOUNTED_LONGEST: Final = 15.0
@@ -79,7 +79,7 @@ class Health:
             return False  # a neighbour's batch met the same; it is one failure
         if not neighbours:
             self.failures += 1
-        first, longest = _PAUSES.get(reason.fault, (1.0, 60.0))
+        first, longest = _PAUSES.get(reason.scope, (1.0, 60.0))
         if reason is Reason.SOURCE_NOT_MOUNTED:
             longest = _NOT_MOUNTED_LONGEST
         pause = min(longest, first * 2 ** min(self.failures - 1, 10))

@@ -8,7 +8,7 @@ from typing import Final
 
 from cdc_archiver.dispatch.health import Health
 from cdc_archiver.model import FileRecord, Lane
-from cdc_archiver.transfer.absence import Absences
+from cdc_archiver.transfer.mount_heuristic import MissingFiles
 
 _BULK_FILES: Final = 8
 """Files of a bulk batch: few, so that several bulk workers share them."""
@@ -69,7 +69,7 @@ class SourceQueues:
     lanes: dict[Lane, Queue] = field(default_factory=lambda: {lane: Queue() for lane in Lane})
     in_flight: int = 0
     starved: bool = False
-    absences: Absences = field(default_factory=Absences)
+    absences: MissingFiles = field(default_factory=MissingFiles)
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.lanes.values())

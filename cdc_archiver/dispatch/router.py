@@ -7,7 +7,7 @@ from typing import Final
 
 import structlog
 
-from cdc_archiver.database.engine import Database
+from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable, Row
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.targets import Targets

@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 
 from cdc_archiver.dispatch.health import Health
-from cdc_archiver.model import Archived, Charged, Deferred, Fault, Outcome, Oversize, Reason, Refused
+from cdc_archiver.model import Archived, AttemptFailed, Deferred, Outcome, Oversize, Reason, Refused, Scope
 
 DESTINATION: Final = "destination"
 
@@ -42,12 +42,12 @@ class Watch:
                 destination = self.succeeded(self.destination, DESTINATION)
                 return (not adopted and self.succeeded(health, source)) or destination
             # Whatever rsync says of a file, its host said it.
-            case Charged() | Oversize() | Refused(reason=Reason.NOT_A_FILE):
+            case AttemptFailed() | Oversize() | Refused(reason=Reason.NOT_A_FILE):
                 return self.succeeded(health, source)
             case Deferred(reason=reason, detail=detail):
-                if reason.fault is Fault.DESTINATION:
+                if reason.scope is Scope.DESTINATION:
                     self.failed(self.destination, DESTINATION, reason, detail)
-                elif reason.fault is not Fault.NOBODY:
+                elif reason.scope is not Scope.NONE:
                     self.failed(health, source, reason, detail)
                 elif (
                     reason is not Reason.STOPPING and tries & (tries - 1) == 0

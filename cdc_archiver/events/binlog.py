@@ -15,13 +15,13 @@ import structlog
 from sqlalchemy.pool import NullPool
 
 from cdc_archiver.database import server as servers
-from cdc_archiver.database.engine import Database, in_our_words
+from cdc_archiver.database.connections import Database, in_our_words
 from cdc_archiver.database.server import KeyColumn, Position, Server
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, ServerIdTaken, StreamLost, StreamUnavailable
-from cdc_archiver.events.delivered import IntervalSet
-from cdc_archiver.events.line import Line
+from cdc_archiver.events.interruptible import InterruptibleConnections
+from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.events.listener import StreamListener
-from cdc_archiver.events.progress import Progress
+from cdc_archiver.events.progress import StreamProgress
 from cdc_archiver.events.reader import Mark, Reader, Rows
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.threads import Part
@@ -119,10 +119,10 @@ class BinlogStream(Part):
         self._chance = chance or random.Random()
         self._retry = Wait(self._pace.first_retry, self._pace.last_retry, self._chance)
         self._ask_again = Wait(self._pace.first_ask, self._pace.last_ask, self._chance)
-        self._progress = Progress()
+        self._progress = StreamProgress()
         self._anchored = False
         self._told = ""
-        self._line = Line()
+        self._line = InterruptibleConnections()
         self._engine = sa.create_engine(
             "mysql+pymysql://", creator=self._dial, isolation_level="AUTOCOMMIT", poolclass=NullPool
         )
@@ -147,11 +147,11 @@ class BinlogStream(Part):
         return self._progress.delivered
 
     def suspect(self, ids: Iterable[int], position: Position) -> None:
-        """See :meth:`Progress.suspect`."""
+        """See :meth:`StreamProgress.suspect`."""
         self._progress.suspect(ids, position)
 
     def take_missed(self) -> list[int]:
-        """See :meth:`Progress.take_missed`."""
+        """See :meth:`StreamProgress.take_missed`."""
         return self._progress.take_missed()
 
     def interrupt(self) -> None:
@@ -343,7 +343,7 @@ class BinlogStream(Part):
 
     def _dial(self) -> pymysql.Connection:
         timeouts = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), _ANSWER_TIMEOUT)
-        return self._line.dial({**self._database.connection_settings(), **timeouts})
+        return self._line.connect({**self._database.connection_settings(), **timeouts})
 
 
 def _max_id(connection: sa.Connection, key: KeyColumn) -> int:

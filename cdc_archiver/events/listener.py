@@ -44,5 +44,5 @@ class StreamListener(Protocol):
         """There is no stream now: poll. Said once for each reason; ``on_anchor`` follows when there is one again.
 
         Args:
-            why: for a person: what is wrong, and what mends it.
+            why: for a person: what is wrong, and what fixes it.
         """

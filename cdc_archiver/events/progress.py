@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Final
 
 from cdc_archiver.database.server import Position
-from cdc_archiver.events.delivered import IntervalSet
+from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.events.reader import Mark
 
 _SUSPECTS_MOST: Final = 10_000
@@ -25,7 +25,7 @@ class _Suspects:
     position: Position
 
 
-class Progress:
+class StreamProgress:
     """One thread writes, any may ask. Begins anew with each anchor.
 
     How far the stream is changes with each transaction of the server, and hardly anybody asks: so that is one reference, written and

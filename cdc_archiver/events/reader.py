@@ -21,11 +21,11 @@ from pymysqlreplication.event import (
 )
 from pymysqlreplication.row_event import PartialUpdateRowsEvent, RowsEvent, UpdateRowsEvent, WriteRowsEvent
 
-from cdc_archiver.database.engine import error_code, in_our_words
+from cdc_archiver.database.connections import error_code, in_our_words
 from cdc_archiver.database.server import NO_GRANT, KeyColumn, Position, Server
 from cdc_archiver.errors import Misconfigured, StreamLost, StreamUnavailable
-from cdc_archiver.events.line import Line
-from cdc_archiver.events.rows import KeyReader, Unreadable
+from cdc_archiver.events.interruptible import InterruptibleConnections
+from cdc_archiver.events.row_keys import KeyReader, Unreadable
 
 # It advises FULL metadata, in several lines, at each connect; what it tells of connections we tell ourselves.
 logging.getLogger("pymysqlreplication").setLevel(logging.ERROR)
@@ -125,7 +125,7 @@ class Reader:
 
     def __init__(
         self,
-        line: Line,
+        line: InterruptibleConnections,
         settings: Mapping[str, Any],
         *,
         server: Server,
@@ -253,7 +253,7 @@ class Reader:
             raise StreamLost(f"the connection to the server {self._address} broke", "link")
         else:
             self._stream_dialled = True
-        connection = self._line.dial(settings)
+        connection = self._line.connect(settings)
         self.heard_at = time.monotonic()
         return connection
 

@@ -17,11 +17,11 @@ import sqlalchemy as sa
 import structlog
 
 from cdc_archiver.database import server
-from cdc_archiver.database.engine import Database
+from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import Census, FilesTable, Pending
 from cdc_archiver.database.server import Position
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, StreamUnavailable
-from cdc_archiver.events.delivered import IntervalSet
+from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.model import Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings, SourceSettings
@@ -41,7 +41,7 @@ _CENSUS_EVERY: Final = 10.0
 _log = structlog.get_logger(__name__)
 
 
-class Door(Protocol):
+class WakeupSink(Protocol):
     """Where ids are handed in: the dispatcher's. It says how much there is room for, and what it had to drop."""
 
     def offer(self, ids: Iterable[int], origin: Origin, *, fresh: bool) -> set[int]: ...
@@ -93,7 +93,7 @@ class Sweeper(Part):
         settings: Settings,
         database: Database,
         files: FilesTable,
-        door: Door,
+        door: WakeupSink,
         stream: StreamView,
         metrics: Metrics,
         housekeeping: Callable[[sa.Connection], None] = lambda connection: None,
@@ -183,7 +183,7 @@ class Sweeper(Part):
 
         Raises:
             DatabaseUnavailable: it does not answer.
-            Misconfigured: it does, and a person must mend something.
+            Misconfigured: it does, and a person must fix something.
         """
         began = time.monotonic()
         complete = True

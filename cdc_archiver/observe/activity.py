@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from cdc_archiver.model import Archived, Charged, Deferred, Reason, Refused
+from cdc_archiver.model import Archived, AttemptFailed, Deferred, Reason, Refused
 
 MINUTES: Final = 60
 NEWEST: Final = 50
@@ -144,7 +144,7 @@ class Activity:
         self._failing: OrderedDict[int, Failure] = OrderedDict()
         self._forgotten = 0
 
-    def note(self, source: str, outcome: Archived | Charged | Refused | Deferred, latency: float | None) -> None:
+    def note(self, source: str, outcome: Archived | AttemptFailed | Refused | Deferred, latency: float | None) -> None:
         """Something came of a file.
 
         Args:
@@ -202,7 +202,7 @@ class Activity:
             last = {failure.reason: failure for failure in self._failing.values()}
             forgotten = self._forgotten
         failing = tuple(
-            Failing(reason, Reason(reason).fault.value, files, last[reason]) for reason, files in counts.most_common()
+            Failing(reason, Reason(reason).scope.value, files, last[reason]) for reason, files in counts.most_common()
         )
         return Seen(datetime.fromtimestamp(now, UTC), minutes, newest, failing, forgotten)
 

@@ -20,18 +20,17 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from cdc_archiver.dispatch.ledger import Whereabouts
+from cdc_archiver.commands.why.diagnosis import reason_words
+from cdc_archiver.dispatch.in_flight import FileStatus
 from cdc_archiver.errors import ArchiverError, Misconfigured
 from cdc_archiver.observe import page
-from cdc_archiver.observe.doorkeeper import Doorkeeper
-from cdc_archiver.observe.inquirer import Busy, Inquirer
+from cdc_archiver.observe.host_guard import Doorkeeper
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.operations.advice import reason_words
-from cdc_archiver.operations.status import Status
-from cdc_archiver.operations.wording import Words
-from cdc_archiver.plain import as_plain
+from cdc_archiver.observe.query_pool import Busy, Inquirer
+from cdc_archiver.observe.service_status import ServiceStatus
+from cdc_archiver.observe.summary import Summary
+from cdc_archiver.text import escape_unprintable, to_jsonable
 from cdc_archiver.threads import Part
-from cdc_archiver.words import printable
 
 _LONGEST_QUESTION: Final = 1024
 """Characters: more than a path has."""
@@ -51,9 +50,9 @@ class Views:
     """
 
     metrics: Metrics
-    status: Callable[[], Status]
-    words: Callable[[Status], Words]
-    whereabouts: Callable[[int], Whereabouts | None]
+    status: Callable[[], ServiceStatus]
+    words: Callable[[ServiceStatus], Summary]
+    whereabouts: Callable[[int], FileStatus | None]
     why: Callable[[str], dict[str, Any]]
 
 
@@ -120,15 +119,15 @@ def application(views: Views, host: str, address: str) -> Starlette:
     def readyz(_request: Request) -> Response:
         now = views.status()
         return PlainTextResponse(
-            f"{now.state}: {printable(now.why)}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
+            f"{now.state}: {escape_unprintable(now.why)}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
         )
 
     def api_status(_request: Request) -> Response:
         now = views.status()
-        return _Json({**as_plain(now), "words": as_plain(views.words(now))})
+        return _Json({**to_jsonable(now), "words": to_jsonable(views.words(now))})
 
     def api_activity(_request: Request) -> Response:
-        seen = as_plain(metrics.activity.seen())
+        seen = to_jsonable(metrics.activity.seen())
         for group in seen["failing"]:
             group["words"] = reason_words(group["reason"])
         return _Json(_shortened(seen))
@@ -139,7 +138,7 @@ def application(views: Views, host: str, address: str) -> Starlette:
             raise HTTPException(404)
         id_ = int(text)
         found = views.whereabouts(id_)
-        return _Json({"id": id_, "in_hand": None if found is None else as_plain(found)})
+        return _Json({"id": id_, "in_hand": None if found is None else to_jsonable(found)})
 
     async def api_why(request: Request) -> Response:
         wanted = request.query_params.get("q", "").strip()
@@ -157,7 +156,7 @@ def application(views: Views, host: str, address: str) -> Starlette:
             return _complaint(503, str(error))
         except Exception as error:
             _log.error("not_answered", question=wanted, exc_info=error)
-            return _complaint(500, "It could not be answered, by a fault of our own; the log says more.")
+            return _complaint(500, "It could not be answered, by internal error; the log says more.")
 
     def complain(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -12,8 +12,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-from cdc_archiver.kinds import LogFormat, LogLevel
-from cdc_archiver.words import printable
+from cdc_archiver.settings.types import LogFormat, LogLevel
+from cdc_archiver.text import escape_unprintable
 
 # Libraries whose own lines repeat, at length and with tracebacks, what we say ourselves.
 _QUIET: Final = ("paramiko", "pymysqlreplication", "uvicorn.access", "asyncio")
@@ -99,5 +99,5 @@ def _escape_controls(_logger: Any, _method: str, event: MutableMapping[str, Any]
     """A file's name may hold anything; in a log it stays on its line and moves no cursor."""
     for key, value in event.items():
         if isinstance(value, str):
-            event[key] = printable(value)
+            event[key] = escape_unprintable(value)
     return event

@@ -11,7 +11,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from cdc_archiver import __version__
-from cdc_archiver.model import Archived, Charged, Deferred, Reason, Refused
+from cdc_archiver.model import Archived, AttemptFailed, Deferred, Reason, Refused
 from cdc_archiver.observe.activity import Activity
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -152,7 +152,7 @@ class Metrics:
             self.mode.labels(name).set(name == mode)
 
     def count(
-        self, source: str, outcome: Archived | Charged | Refused | Deferred, latency: float | None = None
+        self, source: str, outcome: Archived | AttemptFailed | Refused | Deferred, latency: float | None = None
     ) -> None:
         """Counts what became of a file.
 
@@ -173,7 +173,7 @@ class Metrics:
             self.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
             return
         match outcome:
-            case Charged():
+            case AttemptFailed():
                 self.copies.labels(source, "charged").inc()
             case Refused():
                 self.copies.labels(source, "refused").inc()

@@ -1,4 +1,4 @@
-"""What ``check`` and the start ask of this machine, the database, the sources and the disk, with what mends each fault.
+"""What ``check`` and the start ask of this machine, the database, the sources and the disk, with what fixes each fault.
 
 Each question stands alone: one that breaks is a finding, and the others are asked all the same.
 """
@@ -10,17 +10,17 @@ from functools import partial
 from itertools import chain
 from threading import Thread
 
-from cdc_archiver.database.engine import Database
+from cdc_archiver.database.connections import Database
 from cdc_archiver.preflight.database import database_findings, knows_archived
 from cdc_archiver.preflight.disk import destination_findings
-from cdc_archiver.preflight.findings import Finding, Report, Status, print_report
+from cdc_archiver.preflight.findings import CheckStatus, Finding, Report, print_report
 from cdc_archiver.preflight.source import machine_findings, source_findings
 from cdc_archiver.settings import Settings
 
 __all__ = [
+    "CheckStatus",
     "Finding",
     "Report",
-    "Status",
     "database_findings",
     "destination_findings",
     "machine_findings",

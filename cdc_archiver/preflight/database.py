@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from cdc_archiver.database import history, schema
-from cdc_archiver.database.engine import Database, error_code
+from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.server import Server, ServerKind, identify, position, stream_obstacles
 from cdc_archiver.errors import ArchiverError, Misconfigured
@@ -160,11 +160,11 @@ class _Table:
             )
 
     def stream(self, settings: Settings) -> Iterator[Finding]:
-        until_then = f"; until that is mended the table is polled every {settings.poll_interval:g} s"
+        until_then = f"; until that is fixed the table is polled every {settings.poll_interval:g} s"
         with self._database.connect() as connection:
             obstacles = stream_obstacles(connection, self._server, self._database.name, self._name)
-            for obstacle in (obstacle for obstacle in obstacles if obstacle.mend != self._to_innodb):
-                yield warning("stream", obstacle.what + (until_then if obstacle.fatal else ""), obstacle.mend)
+            for obstacle in (obstacle for obstacle in obstacles if obstacle.fix != self._to_innodb):
+                yield warning("stream", obstacle.what + (until_then if obstacle.fatal else ""), obstacle.fix)
             if not obstacles:
                 yield ok(
                     "stream", f"new files are seen at once; the binary log is at {position(connection, self._server)}"
@@ -209,7 +209,7 @@ class _Table:
                         "targets",
                         f"{outside} files of the source {source.name} wait that are not below its source root "
                         f"{source.source_root}",
-                        "--source-root FOLDER  # that they all lie below; / for anywhere",
+                        "--source-root DIRECTORY  # that they all lie below; / for anywhere",
                     )
             others = files.pending_of_others(connection, settings.targets)
         for name, count in sorted(others.items()):

@@ -35,52 +35,52 @@ def destination_findings(settings: Settings, *, known: bool = False) -> list[Fin
 
 
 def _destination(settings: Settings, known: bool) -> Iterator[Finding]:
-    folder = settings.data_dir
-    if folder is None or not folder.is_absolute():
-        yield failure("data_dir", f"data_dir {folder or ''} is no absolute path", "--data-dir /data/…")
+    directory = settings.data_dir
+    if directory is None or not directory.is_absolute():
+        yield failure("data_dir", f"data_dir {directory or ''} is no absolute path", "--data-dir /data/…")
         return
-    quoted = shlex.quote(str(folder))
+    quoted = shlex.quote(str(directory))
     try:
-        mode = os.stat(folder).st_mode
+        mode = os.stat(directory).st_mode
     except FileNotFoundError:
-        yield failure("data_dir", f"data_dir {folder} does not exist", f"mkdir -p {quoted}  # or mount it")
+        yield failure("data_dir", f"data_dir {directory} does not exist", f"mkdir -p {quoted}  # or mount it")
         return
     except OSError as error:
         yield failure(
-            "data_dir", f"data_dir {folder}: {error.strerror}", f"namei -l {quoted}  # {_account()} has to get there"
+            "data_dir", f"data_dir {directory}: {error.strerror}", f"namei -l {quoted}  # {_account()} has to get there"
         )
         return
     if not stat.S_ISDIR(mode):
-        yield failure("data_dir", f"data_dir {folder} is a file", "--data-dir FOLDER")
+        yield failure("data_dir", f"data_dir {directory} is a file", "--data-dir DIRECTORY")
         return
-    archive = Archive(folder, settings.modes, settings.min_free)
-    if known and not os.path.exists(folder / MARKER):
-        yield _marker(folder, known)  # nothing is written to what may be a bare mount point, not even to try it
+    archive = Archive(directory, settings.modes, settings.min_free)
+    if known and not os.path.exists(directory / MARKER):
+        yield _marker(directory, known)  # nothing is written to what may be a bare mount point, not even to try it
         return
-    trouble = _try_to_archive(folder, settings)
+    trouble = _try_to_archive(directory, settings)
     if trouble is not None:
-        yield failure("data_dir", f"{folder} takes no files: {trouble.message}", _write_mend(folder, trouble))
+        yield failure("data_dir", f"{directory} takes no files: {trouble.message}", _write_fix(directory, trouble))
     else:
-        yield ok("data_dir", f"{folder} takes files, links and syncs")
-    yield _file_system(folder)
+        yield ok("data_dir", f"{directory} takes files, links and syncs")
+    yield _file_system(directory)
     free, least = archive.free_bytes(), settings.min_free
     if free < least:
         yield failure(
             "free space",
-            f"{_size(free)} free in {folder}, less than the {_size(least)} to keep free",
+            f"{_size(free)} free in {directory}, less than the {_size(least)} to keep free",
             f"--min-free {max(free // 2**21, 0)}M  # or make room",
         )
     else:
         yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")
-    yield _marker(folder, known)
-    if leftovers := _leftovers(folder / INCOMING):
+    yield _marker(directory, known)
+    if leftovers := _leftovers(directory / INCOMING):
         yield ok("staging", leftovers)
 
 
-def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable | None:
-    """Places files in a folder of its own the way that an archived file is placed, by fsync and by syncfs."""
-    staging = folder / INCOMING  # where the next run clears away what a kill leaves behind
-    place = staging if staging.is_dir() else folder
+def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailable | None:
+    """Places files in a directory of its own the way that an archived file is placed, by fsync and by syncfs."""
+    staging = directory / INCOMING  # where the next run clears away what a kill leaves behind
+    place = staging if staging.is_dir() else directory
     try:
         # Not a TemporaryDirectory: at the end of the process it would tidy up beside this thread, and trip over it.
         trial = Path(tempfile.mkdtemp(prefix=".check-", dir=place))
@@ -102,16 +102,16 @@ def _try_to_archive(folder: Path, settings: Settings) -> DestinationUnavailable 
     return None
 
 
-def _write_mend(folder: Path, trouble: DestinationUnavailable) -> str:
-    quoted = shlex.quote(str(folder))
+def _write_fix(directory: Path, trouble: DestinationUnavailable) -> str:
+    quoted = shlex.quote(str(directory))
     if trouble.reason is Reason.NO_SPACE:
         return f"du -xsh {quoted}/*  # and make room"
     if getattr(trouble.__cause__, "filename2", None) is not None:  # os.link names two files
-        return "--data-dir FOLDER  # on a file system that has hard links: ext4, xfs, zfs, nfs"
-    if os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
-        return trouble.hint or f"dmesg | tail  # the disk of {folder} may be failing"
-    if os.statvfs(folder).f_flag & os.ST_RDONLY:
-        mount = _mount_of(folder)
+        return "--data-dir DIRECTORY  # on a file system that has hard links: ext4, xfs, zfs, nfs"
+    if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
+        return trouble.hint or f"dmesg | tail  # the disk of {directory} may be failing"
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        mount = _mount_of(directory)
         if mount.read_only_disk:
             return f"mount -o remount,rw {shlex.quote(mount.point)}"
         # A unit's ProtectSystem or a container's read-only root: no mount command of the machine's changes what we see.
@@ -119,13 +119,13 @@ def _write_mend(folder: Path, trouble: DestinationUnavailable) -> str:
     return f"chown {_account()} {quoted}"
 
 
-def _file_system(folder: Path) -> Finding:
-    mount = _mount_of(folder)
+def _file_system(directory: Path) -> Finding:
+    mount = _mount_of(directory)
     if mount.kind in _NOT_KEPT:
         return warning(
             "file system",
-            f"{folder} is on a {mount.kind} ({mount.point}): what is archived there does not outlive {_NOT_KEPT[mount.kind]}",
-            f"mount {shlex.quote(str(folder))}  # or another --data-dir; with Docker: -v /data/pysmurf:{folder}",
+            f"{directory} is on a {mount.kind} ({mount.point}): what is archived there does not outlive {_NOT_KEPT[mount.kind]}",
+            f"mount {shlex.quote(str(directory))}  # or another --data-dir; with Docker: -v /data/pysmurf:{directory}",
         )
     return ok("file system", f"{mount.kind}, mounted at {mount.point}")
 
@@ -144,8 +144,8 @@ class _Mount:
     read_only_disk: bool = False
 
 
-def _mount_of(folder: Path) -> _Mount:
-    real = os.path.realpath(folder)
+def _mount_of(directory: Path) -> _Mount:
+    real = os.path.realpath(directory)
     best = _Mount()
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
@@ -157,15 +157,15 @@ def _mount_of(folder: Path) -> _Mount:
     return best
 
 
-def _marker(folder: Path, known: bool) -> Finding:
-    marker = folder / MARKER
+def _marker(directory: Path, known: bool) -> Finding:
+    marker = directory / MARKER
     if marker.exists():
         return ok("marker", f"{marker} says that the disk is mounted")
     if known:
         return failure(
             "marker",
-            f"{marker} is not there, and files were archived in {folder} before: the disk is not mounted",
-            f"mount {shlex.quote(str(folder))}  # or, if this really is a new archive: touch {shlex.quote(str(marker))}",
+            f"{marker} is not there, and files were archived in {directory} before: the disk is not mounted",
+            f"mount {shlex.quote(str(directory))}  # or, if this really is a new archive: touch {shlex.quote(str(marker))}",
         )
     return ok("marker", f"{marker} will be made at the first run")
 

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from cdc_archiver.errors import ArchiverError, DestinationUnavailable, ExitStatus
-from cdc_archiver.words import printable
+from cdc_archiver.text import escape_unprintable
 
 
-class Status(StrEnum):
+class CheckStatus(StrEnum):
     """How a question was answered."""
 
     OK = "ok"
@@ -31,16 +31,16 @@ class Finding:
     Attributes:
         subject: what was asked about.
         text: a sentence for a person.
-        mend: the statement or command that mends it, where there is one, with a remark behind ``#`` or ``--``; empty only
-            where nothing has to be mended.
+        fix: the statement or command that fixes it, where there is one, with a remark behind ``#`` or ``--``; empty only
+            where nothing has to be fixed.
         exit_status: what this failure makes of the whole; DONE for what is none.
         rsync: side and version, where this is about an rsync; for the metric.
     """
 
     subject: str
-    status: Status
+    status: CheckStatus
     text: str
-    mend: str = ""
+    fix: str = ""
     exit_status: ExitStatus = ExitStatus.DONE
     rsync: tuple[str, str] | None = None
 
@@ -55,7 +55,7 @@ class Report:
     def exit_status(self) -> ExitStatus:
         """What ``check`` ends with: configuration comes before reachability, since a person can do something about it."""
         found = {finding.exit_status for finding in self.findings}
-        order = (ExitStatus.USAGE, ExitStatus.UNREACHABLE, ExitStatus.OWN_FAULT)
+        order = (ExitStatus.USAGE, ExitStatus.UNREACHABLE, ExitStatus.INTERNAL_ERROR)
         return next((status for status in order if status in found), ExitStatus.DONE)
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,22 +63,22 @@ class Report:
         return {
             "exit_status": int(self.exit_status),
             "findings": [
-                {"subject": f.subject, "status": f.status.value, "text": f.text, "mend": f.mend} for f in self.findings
+                {"subject": f.subject, "status": f.status.value, "text": f.text, "mend": f.fix} for f in self.findings
             ],
         }
 
 
 def print_report(report: Report, console: Console) -> None:
-    """One line for each finding, and one more for what mends it."""
-    styles = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILURE: "bold red"}
-    labels = {Status.OK: "ok", Status.WARNING: "warning", Status.FAILURE: "FAIL"}
+    """One line for each finding, and one more for what fixes it."""
+    styles = {CheckStatus.OK: "green", CheckStatus.WARNING: "yellow", CheckStatus.FAILURE: "bold red"}
+    labels = {CheckStatus.OK: "ok", CheckStatus.WARNING: "warning", CheckStatus.FAILURE: "FAIL"}
     width = max((len(finding.subject) for finding in report.findings), default=0)
     for finding in report.findings:
         line = Text(f"{labels[finding.status]:8}", styles[finding.status])
-        line.append(printable(f"{finding.subject:{width}}  {finding.text}"), "default")
+        line.append(escape_unprintable(f"{finding.subject:{width}}  {finding.text}"), "default")
         console.print(line, soft_wrap=True)
-        if finding.mend:
-            console.print(Text(printable(f"{'':8}{'':{width}}  mend: {finding.mend}")), soft_wrap=True)
+        if finding.fix:
+            console.print(Text(escape_unprintable(f"{'':8}{'':{width}}  fix: {finding.fix}")), soft_wrap=True)
 
 
 def guarded(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -102,17 +102,17 @@ def broken(subject: str, error: Exception) -> Finding:
         subject,
         f"this question could not be asked: {type(error).__name__}: {error}",
         "a fault of cdc_archiver: report it",
-        ExitStatus.OWN_FAULT,
+        ExitStatus.INTERNAL_ERROR,
     )
 
 
 def ok(subject: str, text: str) -> Finding:
-    return Finding(subject, Status.OK, text)
+    return Finding(subject, CheckStatus.OK, text)
 
 
-def warning(subject: str, text: str, mend: str) -> Finding:
-    return Finding(subject, Status.WARNING, text, mend)
+def warning(subject: str, text: str, fix: str) -> Finding:
+    return Finding(subject, CheckStatus.WARNING, text, fix)
 
 
-def failure(subject: str, text: str, mend: str, exit_status: ExitStatus = ExitStatus.USAGE) -> Finding:
-    return Finding(subject, Status.FAILURE, text, mend, exit_status)
+def failure(subject: str, text: str, fix: str, exit_status: ExitStatus = ExitStatus.USAGE) -> Finding:
+    return Finding(subject, CheckStatus.FAILURE, text, fix, exit_status)

@@ -16,13 +16,13 @@ from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
 from cdc_archiver.model import Reason
 from cdc_archiver.preflight.findings import Finding, failure, guarded, ok, warning
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.transfer import report as rsync_report
+from cdc_archiver.transfer import rsync_output as rsync_report
 from cdc_archiver.transfer.probe import FileState, Look, Probe, rsync_version_here
 from cdc_archiver.transfer.ssh import (
     CONNECT_TIMEOUT,
     clean_environment,
     dies_with_parent,
-    home_folder,
+    home_directory,
     peer,
     remote_shell,
     rsync_host,
@@ -45,7 +45,7 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     if any(not source.is_local for source in settings.sources):
         if shutil.which("ssh") is None:
             yield failure("ssh here", "there is no ssh on this machine", "apt-get install openssh-client")
-        home_folder()
+        home_directory()
 
 
 def _rsync_version(subject: str, version: str, where: str) -> Finding:
@@ -62,8 +62,8 @@ def _rsync_age(subject: str, old: bool, what: str) -> Finding:
         return ok(subject, what)
     return warning(
         subject,
-        f"{what}: below 3.4.0 it has holes by which a hostile source could write outside the staging folder",
-        "apt-get update && apt-get install rsync  # a distribution may have mended an older version: ask its changelog",
+        f"{what}: below 3.4.0 it has holes by which a hostile source could write outside the staging directory",
+        "apt-get update && apt-get install rsync  # a distribution may have fixed an older version: ask its changelog",
     )
 
 
@@ -75,7 +75,7 @@ _UNREACHABLE: Final = {
     Reason.SOURCE_NOT_MOUNTED,
 }
 _SAY_RESTRICTED: Final = (
-    'restricted_key = true  # the key has command="rrsync …" there: the folder named in it is the root of all'
+    'restricted_key = true  # the key has command="rrsync …" there: the directory named in it is the root of all'
 )
 _TRIAL_LIMIT: Final = 3.0 * CONNECT_TIMEOUT
 _PROTOCOL: Final = re.compile(r"Protocol versions: remote=(\d+)")
@@ -103,11 +103,11 @@ def _remote(source: SourceSettings) -> Iterator[Finding]:
     if trouble is not None:
         missing = trouble.reason is Reason.SOURCE_NOT_MOUNTED
         text = f"the source root {source.source_root} is not there: {trouble.words}" if missing else trouble.words
-        mend = _root_mend(source) if missing else trouble.hint or "is the host up, and is the network between?"
+        fix = _root_fix(source) if missing else trouble.hint or "is the host up, and is the network between?"
         if "rrsync" in trial.stderr and not source.restricted_key:
-            mend = _SAY_RESTRICTED
+            fix = _SAY_RESTRICTED
         status = ExitStatus.UNREACHABLE if trouble.reason in _UNREACHABLE else ExitStatus.USAGE
-        yield failure(subject, text, mend, status)
+        yield failure(subject, text, fix, status)
         return
     yield ok(subject, f"{there.login} lets us in, and rsync runs there")
     if trial.returncode != 0:
@@ -150,11 +150,11 @@ def _second_look(subject: str, source: SourceSettings, trial: str) -> Iterator[F
 def _root(subject: str, source: SourceSettings, state: FileState) -> Finding | None:
     if state is FileState.ROOT_GONE:
         return warning(
-            subject, f"the source root {source.source_root} is empty: is its disk mounted?", _root_mend(source)
+            subject, f"the source root {source.source_root} is empty: is its disk mounted?", _root_fix(source)
         )
     if state in (FileState.MISSING, FileState.NOT_A_FILE):
         return failure(
-            subject, f"the source root {source.source_root} is no folder", _root_mend(source), ExitStatus.UNREACHABLE
+            subject, f"the source root {source.source_root} is no directory", _root_fix(source), ExitStatus.UNREACHABLE
         )
     if state is FileState.UNREADABLE:
         return warning(
@@ -165,7 +165,7 @@ def _root(subject: str, source: SourceSettings, state: FileState) -> Finding | N
     return None
 
 
-def _root_mend(source: SourceSettings) -> str:
+def _root_fix(source: SourceSettings) -> str:
     where = f"  # on {source.host_name}; or check --source-root" if source.host else "  # or check --source-root"
     return f"mount {shlex.quote(source.source_root)}{where}"
 

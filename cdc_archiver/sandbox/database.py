@@ -1,4 +1,4 @@
-"""Private MariaDB and MySQL servers on loopback: started in a folder of their own, stopped, killed, asked, granted."""
+"""Private MariaDB and MySQL servers on loopback: started in a directory of their own, stopped, killed, asked, granted."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ import pymysql
 from pymysql.connections import Connection
 
 from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.packages import Tool, cache_folder, find, workshop
+from cdc_archiver.sandbox.packages import Tool, cache_directory, find, workshop
 from cdc_archiver.sandbox.process import ChildProcess, free_port
 from cdc_archiver.sandbox.server import Server
 
@@ -33,45 +33,45 @@ _SOCKET_LIMIT = 100
 class DatabaseServer(Server):
     """One private server with row binlog on and, but for what costs time or memory, its own defaults.
 
-    The administrator is `root` without a password, by way of a Unix socket in the server's folder, which only this
+    The administrator is `root` without a password, by way of a Unix socket in the server's directory, which only this
     account may enter; every other user comes over TCP. So nobody else on the machine has a way in.
     """
 
     kind: ClassVar[Kind]
 
-    def __init__(self, folder: Path, *, options: Sequence[str] = ()) -> None:
+    def __init__(self, directory: Path, *, options: Sequence[str] = ()) -> None:
         """Describe the server; `start` runs it.
 
         Arguments:
-            folder: its own folder, made where it is absent; a server's data found there is used again.
+            directory: its own directory, made where it is absent; a server's data found there is used again.
             options: further server options, which win over the ones here: `--binlog-row-metadata=FULL`,
                 `--skip-log-bin`, `--server-id=7`.
         """
         super().__init__(self.kind)
-        self.folder = folder.absolute()
+        self.directory = directory.absolute()
         self.options = tuple(options)
-        self.data = self.folder / "data"
-        self.log = self.folder / f"{self.kind}.log"
-        self._socket_folder: Path | None = None
+        self.data = self.directory / "data"
+        self.log = self.directory / f"{self.kind}.log"
+        self._socket_directory: Path | None = None
 
     @property
     def socket(self) -> Path:
         """Its Unix socket."""
-        path = self.folder / "server.sock"
+        path = self.directory / "server.sock"
         if len(os.fsencode(path)) <= _SOCKET_LIMIT:
             return path
-        if self._socket_folder is None:
-            self._socket_folder = Path(tempfile.mkdtemp(prefix="cdc-socket-"))
-            weakref.finalize(self, shutil.rmtree, self._socket_folder, ignore_errors=True)
-        return self._socket_folder / "server.sock"
+        if self._socket_directory is None:
+            self._socket_directory = Path(tempfile.mkdtemp(prefix="cdc-socket-"))
+            weakref.finalize(self, shutil.rmtree, self._socket_directory, ignore_errors=True)
+        return self._socket_directory / "server.sock"
 
     def prepare(self) -> None:
-        """Get its program and a data folder, which may take a download; `start` does it otherwise."""
+        """Get its program and a data directory, which may take a download; `start` does it otherwise."""
         program = self._program()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)  # the administrator's socket is in it, and asks for no password
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.directory.chmod(0o700)  # the administrator's socket is in it, and asks for no password
         if not self.data.exists():
-            unfinished = self.folder / "data.unfinished"
+            unfinished = self.directory / "data.unfinished"
             shutil.rmtree(unfinished, ignore_errors=True)
             shutil.copytree(_template(self, program), unfinished, symlinks=True)
             unfinished.rename(self.data)
@@ -160,7 +160,7 @@ class DatabaseServer(Server):
 
     @abstractmethod
     def _initialise(self, program: Tool, data: Path) -> None:
-        """Make a fresh data folder, with an administrator who has no password."""
+        """Make a fresh data directory, with an administrator who has no password."""
 
     @abstractmethod
     def _own_options(self, program: Tool) -> list[str]:
@@ -168,7 +168,7 @@ class DatabaseServer(Server):
 
     @abstractmethod
     def _tidy(self, connection: "Connection[Any]") -> None:
-        """Take out of a fresh data folder the accounts that would let others in."""
+        """Take out of a fresh data directory the accounts that would let others in."""
 
     def _base_options(self, program: Tool, data: Path) -> list[str]:
         options = [
@@ -188,8 +188,8 @@ class DatabaseServer(Server):
             f"--socket={self.socket}",
             f"--port={port}",
             "--bind-address=127.0.0.1",
-            f"--pid-file={self.folder / 'server.pid'}",
-            f"--tmpdir={self.folder}",
+            f"--pid-file={self.directory / 'server.pid'}",
+            f"--tmpdir={self.directory}",
             "--skip-name-resolve",
             "--server-id=1",
             f"--log-bin={self.data / 'binlog'}",
@@ -272,16 +272,16 @@ class MySql(DatabaseServer):
         """Nothing: a fresh MySQL has no account but the administrator's, on localhost."""
 
 
-def open_database(kind: Kind, folder: Path, *, options: Sequence[str] = ()) -> DatabaseServer:
-    """A server of that kind in `folder`, not started yet; `options` as for `DatabaseServer`."""
-    return {"mariadb": MariaDb, "mysql": MySql}[kind](folder, options=options)
+def open_database(kind: Kind, directory: Path, *, options: Sequence[str] = ()) -> DatabaseServer:
+    """A server of that kind in `directory`, not started yet; `options` as for `DatabaseServer`."""
+    return {"mariadb": MariaDb, "mysql": MySql}[kind](directory, options=options)
 
 
 def _template(server: DatabaseServer, program: Tool) -> Path:
-    """A prepared data folder of this version of the server, made at its first use and kept in the cache."""
+    """A prepared data directory of this version of the server, made at its first use and kept in the cache."""
     made_of = f"1 {program.run('--version')} {server._own_options(program)}"
     name = f"{server.kind}-{hashlib.sha256(made_of.encode()).hexdigest()[:12]}"
-    template = cache_folder() / "templates" / name
+    template = cache_directory() / "templates" / name
     if template.exists():
         return template
     with workshop("templates") as scratch:

@@ -1,4 +1,4 @@
-"""The whole stage: a database and an ssh server in one temporary folder, started together and cleared away together."""
+"""The whole stage: a database and an ssh server in one temporary directory, started together and cleared away together."""
 
 import os
 import shutil
@@ -16,29 +16,29 @@ from cdc_archiver.sandbox.sshd import SshServer
 class Sandbox:
     """A database and an ssh server, running inside a `with` block and gone after it, however it ends."""
 
-    folder: Path
+    directory: Path
     """Where everything lives; there from the start of the block, like the two servers."""
     database: DatabaseServer
     ssh: SshServer
 
-    def __init__(self, kind: Kind = "mariadb", folder: Path | None = None, *, options: Sequence[str] = ()) -> None:
+    def __init__(self, kind: Kind = "mariadb", directory: Path | None = None, *, options: Sequence[str] = ()) -> None:
         """Describe the stage; entering it starts the servers.
 
         Arguments:
             kind: the database, `mariadb` or `mysql`.
-            folder: where everything is to live; it stays afterwards. None makes a temporary folder, which does not.
+            directory: where everything is to live; it stays afterwards. None makes a temporary directory, which does not.
             options: further options of the database server.
         """
         self.kind: Kind = kind
-        self._given_folder = folder
+        self._given_directory = directory
         self._options = tuple(options)
 
     def __enter__(self) -> Self:
         """Start both servers; SandboxError where one cannot be had, and then neither is left running."""
-        given = self._given_folder
-        self.folder = Path(tempfile.mkdtemp(prefix="cdc-sandbox-")) if given is None else given.absolute()
-        self.database = open_database(self.kind, self.folder / "database", options=self._options)
-        self.ssh = SshServer(self.folder / "ssh")
+        given = self._given_directory
+        self.directory = Path(tempfile.mkdtemp(prefix="cdc-sandbox-")) if given is None else given.absolute()
+        self.database = open_database(self.kind, self.directory / "database", options=self._options)
+        self.ssh = SshServer(self.directory / "ssh")
         starts: list[Future[None]] = []
         try:
             # Downloads happen here and not in the pool: Ctrl-C reaches this thread.
@@ -55,12 +55,12 @@ class Sandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop both servers and remove a temporary folder."""
+        """Stop both servers and remove a temporary directory."""
         self.close()
 
     def close(self) -> None:
-        """Stop both servers and remove the folder, where it is a temporary one."""
-        temporary = self._given_folder is None
+        """Stop both servers and remove the directory, where it is a temporary one."""
+        temporary = self._given_directory is None
         try:
             self.ssh.stop()
             if temporary:
@@ -68,7 +68,7 @@ class Sandbox:
             self.database.stop()
         finally:
             if temporary:
-                shutil.rmtree(self.folder, ignore_errors=True)
+                shutil.rmtree(self.directory, ignore_errors=True)
 
     def environment(self) -> dict[str, str]:
         """This process's environment with a PATH on which `rsync` and `ssh` are found."""

@@ -1,6 +1,6 @@
-"""Programs and where they come from: the machine itself, or Debian packages in a private folder, without being root.
+"""Programs and where they come from: the machine itself, or Debian packages in a private directory, without being root.
 
-A program that the machine has is taken as it is. Where it has none, apt downloads the packages into a cache folder and
+A program that the machine has is taken as it is. Where it has none, apt downloads the packages into a cache directory and
 they are unpacked there; nothing of the system is changed. There are two kinds of such a package root:
 
 - of the machine's own suite, holding only what the machine lacks and using the machine's libraries for the rest;
@@ -27,7 +27,7 @@ from pathlib import Path
 from cdc_archiver.sandbox.errors import SandboxError
 from cdc_archiver.sandbox.sources import as_suite, debian_sources, read_sources
 
-_SYSTEM_FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Looked into after PATH: a plain user's PATH has no sbin, where servers live."""
 
 _TRIES = 3
@@ -108,17 +108,17 @@ class Tool:
         return _run(self.command(*arguments), self.environ(), timeout)
 
 
-def cache_folder() -> Path:
-    """Where packages and prepared data folders are kept: `$CDC_ARCHIVER_CACHE`, or below the user's cache folder."""
+def cache_directory() -> Path:
+    """Where packages and prepared data directories are kept: `$CDC_ARCHIVER_CACHE`, or below the user's cache directory."""
     if given := os.environ.get("CDC_ARCHIVER_CACHE"):
         return Path(given).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "cdc_archiver"
 
 
-def bin_folder() -> Path:
-    """A folder for PATH: one runnable entry for each program that was fetched because the machine lacks it."""
-    return cache_folder() / "bin"
+def bin_directory() -> Path:
+    """A directory for PATH: one runnable entry for each program that was fetched because the machine lacks it."""
+    return cache_directory() / "bin"
 
 
 @contextlib.contextmanager
@@ -129,18 +129,18 @@ def workshop(name: str) -> Iterator[Path]:
         name: the part; who holds one may ask for another.
 
     Yields:
-        an empty folder to build in, on the cache's disk; it is gone afterwards, and what a killed builder left as well.
+        an empty directory to build in, on the cache's disk; it is gone afterwards, and what a killed builder left as well.
 
     Raises:
         SandboxError: the cache cannot be written.
     """
-    scratch = cache_folder() / f"{name}.unfinished"
+    scratch = cache_directory() / f"{name}.unfinished"
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
-        lock = (cache_folder() / f"{name}.lock").open("w")
+        lock = (cache_directory() / f"{name}.lock").open("w")
     except OSError as error:
         raise SandboxError(
-            f"the cache folder {cache_folder()} cannot be written ({error.strerror}); "
+            f"the cache directory {cache_directory()} cannot be written ({error.strerror}); "
             "name another one in CDC_ARCHIVER_CACHE"
         ) from error
     with lock:
@@ -154,10 +154,10 @@ def workshop(name: str) -> Iterator[Path]:
 
 
 def find(program: str) -> Tool:
-    """The program, fetched first where the machine lacks it; a fetched one gets its entry in the bin folder, too.
+    """The program, fetched first where the machine lacks it; a fetched one gets its entry in the bin directory, too.
 
     Arguments:
-        program: its name, without a folder.
+        program: its name, without a directory.
 
     Raises:
         SandboxError: it is not here and could not be fetched; the message says what to install by hand.
@@ -173,15 +173,17 @@ def find(program: str) -> Tool:
         return tool
     raise SandboxError(
         f"{program} is neither on PATH nor in the packages {', '.join(bundle.packages)} that were fetched into {root}; "
-        f"remove that folder to fetch them again, or install {program} by hand"
+        f"remove that directory to fetch them again, or install {program} by hand"
     )
 
 
 def find_on_system(program: str) -> Path | None:
-    """The machine's own program of that name, whether or not its folder is on PATH; None where there is none."""
-    own = str(bin_folder())
-    folders = [folder for folder in os.environ.get("PATH", "").split(os.pathsep) if folder and folder != own]
-    found = shutil.which(program, path=os.pathsep.join([*folders, *_SYSTEM_FOLDERS]))
+    """The machine's own program of that name, whether or not its directory is on PATH; None where there is none."""
+    own = str(bin_directory())
+    directories = [
+        directory for directory in os.environ.get("PATH", "").split(os.pathsep) if directory and directory != own
+    ]
+    found = shutil.which(program, path=os.pathsep.join([*directories, *_SYSTEM_DIRECTORIES]))
     if found is None:
         return None
     path = Path(found)
@@ -203,7 +205,7 @@ def find_library(name: str) -> Path:
 def ensure_tools(*programs: str) -> dict[str, Tool]:
     """Make programs runnable by their bare names in this process and its children.
 
-    PATH is left alone where they are installed; otherwise the private folder comes first in it.
+    PATH is left alone where they are installed; otherwise the private directory comes first in it.
 
     Arguments:
         programs: names; `rsync` and `ssh` where none is given.
@@ -219,8 +221,10 @@ def ensure_tools(*programs: str) -> dict[str, Tool]:
 
 def path_with_tools(path: str) -> str:
     """A PATH that finds fetched programs before anything else in `path`."""
-    own = str(bin_folder())
-    return os.pathsep.join([own, *(folder for folder in path.split(os.pathsep) if folder and folder != own)])
+    own = str(bin_directory())
+    return os.pathsep.join(
+        [own, *(directory for directory in path.split(os.pathsep) if directory and directory != own)]
+    )
 
 
 def fetch(bundle: Bundle) -> Path:
@@ -229,7 +233,7 @@ def fetch(bundle: Bundle) -> Path:
     Raises:
         SandboxError: the packages cannot be fetched; the message says what to install by hand.
     """
-    root = cache_folder() / "roots" / bundle.name
+    root = cache_directory() / "roots" / bundle.name
     stamp = root / ".complete"
     wanted = _stamp(bundle)
     if _reads(stamp) == wanted:
@@ -274,25 +278,25 @@ def _download(bundle: Bundle, scratch: Path) -> list[Path]:
             f"{', '.join(bundle.programs)}: not installed, and apt's configuration names no Debian source; {by_hand}"
         )
     configuration = scratch / "apt.conf"
-    folders = {name: scratch / name for name in ("state", "lists", "cache", "sources", "none")}
-    for folder in folders.values():
-        (folder / "partial").mkdir(parents=True)
-    (folders["cache"] / "archives" / "partial").mkdir(parents=True)
-    (folders["sources"] / "debian.sources").write_text("\n".join(source.stanza() for source in sources))
-    (folders["state"] / "empty-status").touch()
+    directories = {name: scratch / name for name in ("state", "lists", "cache", "sources", "none")}
+    for directory in directories.values():
+        (directory / "partial").mkdir(parents=True)
+    (directories["cache"] / "archives" / "partial").mkdir(parents=True)
+    (directories["sources"] / "debian.sources").write_text("\n".join(source.stanza() for source in sources))
+    (directories["state"] / "empty-status").touch()
     settings = {
-        "Dir::State": folders["state"],
-        "Dir::State::lists": folders["lists"],
+        "Dir::State": directories["state"],
+        "Dir::State::lists": directories["lists"],
         # Its real status makes apt download only what the machine lacks; an empty one makes it download everything.
-        "Dir::State::status": folders["state"] / "empty-status" if bundle.suite else "/var/lib/dpkg/status",
-        "Dir::Cache": folders["cache"],
+        "Dir::State::status": directories["state"] / "empty-status" if bundle.suite else "/var/lib/dpkg/status",
+        "Dir::Cache": directories["cache"],
         "Dir::Etc::sourcelist": "/dev/null",
-        "Dir::Etc::sourceparts": folders["sources"],
+        "Dir::Etc::sourceparts": directories["sources"],
         # The machine's own configuration may run hooks that touch the system; of it only Acquire (proxies) is taken.
         "Dir::Etc::main": "/dev/null",
-        "Dir::Etc::parts": folders["none"],
+        "Dir::Etc::parts": directories["none"],
         "Dir::Etc::preferences": "/dev/null",
-        "Dir::Etc::preferencesparts": folders["none"],
+        "Dir::Etc::preferencesparts": directories["none"],
         "APT::Sandbox::User": "root",
         "APT::Install-Recommends": "false",
         "Acquire::Languages": "none",
@@ -309,7 +313,7 @@ def _download(bundle: Bundle, scratch: Path) -> list[Path]:
         try:
             _run(["apt-get", "update", "--error-on=any"], environment, _DOWNLOAD_LIMIT)
             _run(["apt-get", "install", "--yes", "--download-only", *bundle.packages], environment, _DOWNLOAD_LIMIT)
-            archives = sorted((folders["cache"] / "archives").glob("*.deb"))
+            archives = sorted((directories["cache"] / "archives").glob("*.deb"))
             if not archives:
                 raise SandboxError("apt holds the packages for installed, and yet their programs are not here")
             return archives
@@ -330,12 +334,12 @@ def _acquire_settings() -> list[str]:
 
 def _tool_in(root: Path, program: str) -> Tool | None:
     # The browser first where it is itself: what stands for it in usr/bin is a script that looks in the system's places.
-    for folder in ("usr/lib/chromium", "usr/sbin", "usr/bin", "sbin", "bin"):
-        path = root / folder / program
+    for directory in ("usr/lib/chromium", "usr/sbin", "usr/bin", "sbin", "bin"):
+        path = root / directory / program
         if not path.exists():
             continue
         path = path.resolve()
-        libraries = os.pathsep.join(map(str, _library_folders(root)))
+        libraries = os.pathsep.join(map(str, _library_directories(root)))
         # A root that holds a C library must be run through its loader: the machine's may be older than that library.
         loaders = sorted(root.glob("usr/lib/*/ld-linux*.so.*")) or sorted(root.glob("lib/*/ld-linux*.so.*"))
         if loaders and not _is_script(path):
@@ -345,40 +349,40 @@ def _tool_in(root: Path, program: str) -> Tool | None:
 
 
 def _library_in(root: Path, name: str) -> Path | None:
-    return next((folder / name for folder in _library_folders(root) if (folder / name).exists()), None)
+    return next((directory / name for directory in _library_directories(root) if (directory / name).exists()), None)
 
 
-def _library_folders(root: Path) -> list[Path]:
+def _library_directories(root: Path) -> list[Path]:
     triplet = sysconfig.get_config_var("MULTIARCH") or f"{platform.machine()}-linux-gnu"
-    folders = (
+    directories = (
         root / "usr/lib" / triplet,
         root / "lib" / triplet,
         root / "usr/lib/mysql/private",
         root / "usr/lib" / triplet / "pulseaudio",
     )
-    return [folder for folder in folders if folder.is_dir()]
+    return [directory for directory in directories if directory.is_dir()]
 
 
 def _write_entry(tool: Tool) -> None:
-    """Put a way to run a private tool into the bin folder, in one step: another process may be running it."""
+    """Put a way to run a private tool into the bin directory, in one step: another process may be running it."""
     if _is_script(tool.path) and tool.name != "rrsync":
         return  # it would look for its files in the system's places
     if tool.name == "rrsync":
         # rrsync is a Python script that names rsync by its system path.
-        text = tool.path.read_text().replace("'/usr/bin/rsync'", repr(str(bin_folder() / "rsync")))
+        text = tool.path.read_text().replace("'/usr/bin/rsync'", repr(str(bin_directory() / "rsync")))
         interpreter = Path(sys.executable).resolve()
         content = re.sub(r"\A#!.*python3?.*\n", f"#!{interpreter}\n", text)
     else:
         variables = "".join(f"{name}={shlex.quote(value)} " for name, value in tool.environment.items())
         content = (
-            f"#!/bin/sh\n# Runs {tool.name} with the libraries of its private package folder.\n"
+            f"#!/bin/sh\n# Runs {tool.name} with the libraries of its private package directory.\n"
             f'{variables}exec {shlex.join(tool.command())} "$@"\n'
         )
-    bin_folder().mkdir(parents=True, exist_ok=True)
-    entry = bin_folder() / tool.name
+    bin_directory().mkdir(parents=True, exist_ok=True)
+    entry = bin_directory() / tool.name
     if entry.exists() and entry.read_text() == content:
         return
-    handle, name = tempfile.mkstemp(prefix=f".{tool.name}-", dir=bin_folder())
+    handle, name = tempfile.mkstemp(prefix=f".{tool.name}-", dir=bin_directory())
     with os.fdopen(handle, "w") as file:
         file.write(content)
     Path(name).chmod(0o755)

@@ -65,11 +65,11 @@ class Past:
 
 
 class PrometheusServer(Server):
-    """One private Prometheus; everything that it keeps is in its folder."""
+    """One private Prometheus; everything that it keeps is in its directory."""
 
     def __init__(
         self,
-        folder: Path,
+        directory: Path,
         jobs: Mapping[str, Sequence[str]],
         rules: Sequence[Path] = (),
         *,
@@ -79,16 +79,16 @@ class PrometheusServer(Server):
         """Describe the server; `start` runs it.
 
         Arguments:
-            folder: its own folder, made where it is absent.
+            directory: its own directory, made where it is absent.
             jobs: what to scrape, host:port, for each job.
             rules: files with rules.
             interval: seconds between two scrapes, and between two evaluations of the rules.
             external_labels: what every alert is labelled with.
         """
         super().__init__("Prometheus")
-        self.folder = folder.absolute()
-        self.log = self.folder / "prometheus.log"
-        self._data = self.folder / "data"
+        self.directory = directory.absolute()
+        self.log = self.directory / "prometheus.log"
+        self._data = self.directory / "data"
         self._configuration = {
             "global": {
                 "scrape_interval": f"{round(interval * 1000)}ms",
@@ -108,8 +108,8 @@ class PrometheusServer(Server):
         Raises:
             SandboxError: promtool did not take it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = self.folder / "past.openmetrics"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        text = self.directory / "past.openmetrics"
         by_name: dict[str, list[Past]] = {}
         for series in past:
             by_name.setdefault(series.name, []).append(series)
@@ -122,8 +122,8 @@ class PrometheusServer(Server):
     def start(self) -> None:
         """Run it and wait until it is ready; SandboxError, with its last words, where it is not."""
         program = find("prometheus")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        configuration = self.folder / "prometheus.yml"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        configuration = self.directory / "prometheus.yml"
         configuration.write_text(json.dumps(self._configuration))  # YAML takes it
 
         def launch(port: int) -> ChildProcess:

@@ -18,7 +18,7 @@ _PORT_TAKEN: Final = re.compile(
 
 
 class Server(ABC):
-    """Started by entering its `with` block, stopped by leaving it; its folder stays.
+    """Started by entering its `with` block, stopped by leaving it; its directory stays.
 
     Arguments:
         label: what messages call it.
@@ -35,7 +35,7 @@ class Server(ABC):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it; its folder stays."""
+        """Stop it; its directory stays."""
         self.stop()
 
     @abstractmethod

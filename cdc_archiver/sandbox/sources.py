@@ -42,11 +42,11 @@ class Source:
         return "".join(f"{name}: {value}\n" for name, value in fields)
 
 
-def read_sources(folder: Path = Path("/etc/apt")) -> list[Source]:
-    """Every enabled binary source of the apt configuration in `folder`, in either of apt's two formats."""
-    parts = folder / "sources.list.d"
+def read_sources(directory: Path = Path("/etc/apt")) -> list[Source]:
+    """Every enabled binary source of the apt configuration in `directory`, in either of apt's two formats."""
+    parts = directory / "sources.list.d"
     sources: list[Source] = []
-    for file in [folder / "sources.list", *sorted(parts.glob("*.list"))]:
+    for file in [directory / "sources.list", *sorted(parts.glob("*.list"))]:
         if file.is_file():
             sources += parse_one_line(file.read_text(errors="replace"))
     for file in sorted(parts.glob("*.sources")):

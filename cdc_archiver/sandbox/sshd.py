@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.packages import Tool, bin_folder, find, find_library
+from cdc_archiver.sandbox.packages import Tool, bin_directory, find, find_library
 from cdc_archiver.sandbox.process import ChildProcess
 from cdc_archiver.sandbox.server import Server
 
@@ -24,27 +24,27 @@ NO_PROGRAMS = "/nonexistent"
 class SshServer(Server):
     """One private sshd that lets one key into one account, `smurf`.
 
-    The account is made up for this server alone (nss_wrapper): it has the uid of this process, a home folder of its own
+    The account is made up for this server alone (nss_wrapper): it has the uid of this process, a home directory of its own
     and a plain `/bin/sh` that reads no start-up files. The machine's accounts are neither needed nor changed.
     """
 
     user = "smurf"
     """The login name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         """Describe the server; `start` runs it.
 
         Arguments:
-            folder: its own folder, made where it is absent; keys found there are used again.
+            directory: its own directory, made where it is absent; keys found there are used again.
         """
         super().__init__("sshd")
-        self.folder = folder.absolute()
-        self.home = self.folder / "home"
-        self.key = self.folder / "client_key"
-        self.known_hosts = self.folder / "known_hosts"
-        self.log = self.folder / "sshd.log"
-        self._host_key = self.folder / "host_key"
-        self._authorized_keys = self.folder / "authorized_keys"
+        self.directory = directory.absolute()
+        self.home = self.directory / "home"
+        self.key = self.directory / "client_key"
+        self.known_hosts = self.directory / "known_hosts"
+        self.log = self.directory / "sshd.log"
+        self._host_key = self.directory / "host_key"
+        self._authorized_keys = self.directory / "authorized_keys"
 
     @property
     def host(self) -> str:
@@ -89,14 +89,14 @@ class SshServer(Server):
         """Say what the client's key may do, from the next connection on; without arguments, everything.
 
         Arguments:
-            read_only: the folder that the key is restricted to, as `restrict,command="rrsync -ro FOLDER"` does it.
+            read_only: the directory that the key is restricted to, as `restrict,command="rrsync -ro DIRECTORY"` does it.
             path: the PATH of remote commands; None finds rsync on it, `NO_PROGRAMS` finds nothing.
         """
-        remote_path = path if path is not None else f"{bin_folder()}:{_REMOTE_PATH}"
+        remote_path = path if path is not None else f"{bin_directory()}:{_REMOTE_PATH}"
         options = [f'environment="PATH={remote_path}"']
         if read_only is not None:
             program = find("rrsync")
-            rrsync = bin_folder() / "rrsync" if program.private else program.path
+            rrsync = bin_directory() / "rrsync" if program.private else program.path
             options += ["restrict", f'command="{shlex.quote(str(rrsync))} -ro {shlex.quote(str(read_only))}"']
         public = self.key.with_suffix(".pub").read_text()
         self._authorized_keys.write_text(f"{','.join(options)} {public}")
@@ -132,7 +132,7 @@ class SshServer(Server):
         return find("ssh").command(*words, *login, *remote)
 
     def _furnish(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.home.mkdir(exist_ok=True)
         if not self.key.exists():
             _make_key(self.key)
@@ -146,19 +146,19 @@ class SshServer(Server):
         ]
         if os.getuid() != 0:
             accounts.append("root:*:0:0:root:/root:/bin/sh")
-        (self.folder / "passwd").write_text("\n".join(accounts) + "\n")
-        (self.folder / "group").write_text(f"{self.user}:*:{os.getgid()}:\nnogroup:*:{_NOBODY}:\n")
+        (self.directory / "passwd").write_text("\n".join(accounts) + "\n")
+        (self.directory / "group").write_text(f"{self.user}:*:{os.getgid()}:\nnogroup:*:{_NOBODY}:\n")
 
     def _launch(self, port: int) -> ChildProcess:
         program = find("sshd")
-        configuration = self.folder / "sshd_config"
+        configuration = self.directory / "sshd_config"
         configuration.write_text("".join(f"{name} {value}\n" for name, value in self._settings(program, port)))
         environment = {
             **program.environ(),
             # sshd hands none of these on: a session's environment is made from nothing.
             "LD_PRELOAD": str(find_library(_NSS_WRAPPER)),
-            "NSS_WRAPPER_PASSWD": str(self.folder / "passwd"),
-            "NSS_WRAPPER_GROUP": str(self.folder / "group"),
+            "NSS_WRAPPER_PASSWD": str(self.directory / "passwd"),
+            "NSS_WRAPPER_GROUP": str(self.directory / "group"),
         }
         command = program.command("-D", "-e", "-f", configuration)
         process = ChildProcess("sshd", command, self.log, environment)
@@ -176,7 +176,7 @@ class SshServer(Server):
             ("PasswordAuthentication", "no"),
             ("KbdInteractiveAuthentication", "no"),
             ("PermitRootLogin", "yes"),
-            ("StrictModes", "no"),  # a temporary folder's parents belong to others
+            ("StrictModes", "no"),  # a temporary directory's parents belong to others
             ("PermitUserEnvironment", "yes"),  # authorize() names the PATH
             ("PermitUserRC", "no"),
             ("MaxStartups", "100:30:200"),

@@ -17,25 +17,25 @@ import structlog
 import tenacity
 
 from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
-from cdc_archiver.kinds import Verify
 from cdc_archiver.model import (
     Archived,
+    AttemptFailed,
     Batch,
-    Charged,
     Deferred,
-    Fault,
     FileRecord,
     Lane,
     Outcome,
     Oversize,
     Reason,
     Refused,
+    Scope,
     Steps,
 )
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.transfer import absence, layout, report
+from cdc_archiver.settings.types import Verify
+from cdc_archiver.transfer import layout, mount_heuristic, rsync_output
 from cdc_archiver.transfer.probe import FileState, Probe
-from cdc_archiver.transfer.rsync import Limits, RsyncRun, common_folder, rsync_command
+from cdc_archiver.transfer.rsync import Limits, RsyncRun, common_directory, rsync_command
 from cdc_archiver.transfer.ssh import ControlMaster, peer
 from cdc_archiver.transfer.staging import Archive, Placed, Staged
 
@@ -47,7 +47,7 @@ _LOOKS: Final = 20
 _LOOK_AGAIN: Final = 0.001
 """How often, and after how many seconds, we look whether a file has got its name."""
 
-_FOLDERS_LOOKED_AT: Final = 5
+_DIRECTORIES_LOOKED_AT: Final = 5
 _LOOKED_AT: Final = 100
 """Files that a diagnosis looks at, at the most."""
 
@@ -105,7 +105,7 @@ class Copier:
                     if work.wanted and not self._cancel.is_set():
                         yield from work.run(self._control_path(source))
         except CopyTrouble as trouble:
-            if trouble.reason.fault is Fault.OPERATOR or trouble.reason is Reason.STALLED:
+            if trouble.reason.scope is Scope.CONFIGURATION or trouble.reason is Reason.STALLED:
                 self._renew_connection(source)
             yield from work.defer(trouble.reason, str(trouble))
         except Misconfigured as error:  # ssh cannot even be asked: no account for this uid, an unusable path
@@ -180,18 +180,18 @@ class _Work:
             DestinationUnavailable: nothing can be written now.
         """
         self._archive.require_ready()
-        folders: dict[str, bool] = {}
+        directories: dict[str, bool] = {}
         for record in list(self._undecided.values()):
             try:
                 self._plan(record)
             except LayoutRefused as refusal:
-                yield self._decide(_outcome(record, report.Verdict(refusal.reason, refusal.message)))
+                yield self._decide(_outcome(record, rsync_output.Verdict(refusal.reason, refusal.message)))
                 continue
             final = self._finals[record.id]
-            folder = os.path.dirname(final)
-            if folder not in folders:
-                folders[folder] = os.path.isdir(folder)
-            placed = self._archive.find(final, record.md5sum) if folders[folder] else None
+            directory = os.path.dirname(final)
+            if directory not in directories:
+                directories[directory] = os.path.isdir(directory)
+            placed = self._archive.find(final, record.md5sum) if directories[directory] else None
             if placed is not None:
                 yield self._decide(Archived(record, placed.path, placed.size, adopted=True))
             else:
@@ -199,18 +199,18 @@ class _Work:
         self._entries_at_first = len(self.wanted)
 
     def run(self, control_path: Path | None) -> Iterator[Outcome]:
-        """Brings what is wanted with one rsync, from the folder that all of it lies below.
+        """Brings what is wanted with one rsync, from the directory that all of it lies below.
 
-        Where that folder cannot be entered, from the source root: what that says is about each file.
+        Where that directory cannot be entered, from the source root: what that says is about each file.
 
         Raises:
             CopyTrouble: it failed by no file's fault; what arrived before counts.
         """
-        folder = common_folder(list(self.wanted))
-        if not (yield from self._run(folder, control_path)):
+        directory = common_directory(list(self.wanted))
+        if not (yield from self._run(directory, control_path)):
             yield from self._run(b"", control_path)
 
-    def _run(self, folder: bytes, control_path: Path | None) -> Generator[Outcome, None, bool]:
+    def _run(self, directory: bytes, control_path: Path | None) -> Generator[Outcome, None, bool]:
         """One rsync; False where it did not begin, and nothing is decided."""
         limits = Limits(
             max_size=None if self._bulk else self._source.small_limit,
@@ -218,15 +218,15 @@ class _Work:
             stall_timeout=self._source.stall_timeout,
             rate=self._source.timetable.rate_at(datetime.now().time()),
         )
-        staging = self._archive.staging_folder(self._source.staging_name, self._worker)
+        staging = self._archive.staging_directory(self._source.staging_name, self._worker)
         # What an earlier try left there would look like what this one brings.
         self.clear()
         # Staged files lie where their entry says, wherever rsync begins: the part of a large one is found again.
-        self._archive.make_staged_folder(staging, folder)
-        command = rsync_command(self._source, staging, self._settings.modes, limits, control_path, folder)
-        run = RsyncRun(command, list(self.wanted), staging, limits, self._cancel, folder)
+        self._archive.make_staged_directory(staging, directory)
+        command = rsync_command(self._source, staging, self._settings.modes, limits, control_path, directory)
+        run = RsyncRun(command, list(self.wanted), staging, limits, self._cancel, directory)
         changed: dict[bytes, bytes] = {}
-        held: list[report.Line] = []
+        held: list[rsync_output.Line] = []
         silent = True
         for lines in run.lines():
             silent = False
@@ -234,27 +234,27 @@ class _Work:
             yield from self._take(ready, changed)
         if run.cancelled:
             return True
-        if folder and silent and not run.stalled and self._began_elsewhere(run, folder):
+        if directory and silent and not run.stalled and self._began_elsewhere(run, directory):
             return False
         yield from self._take(_in_place(held, staging)[0], changed)
         if not self._cancel.is_set():  # what was given up says nothing of its file
-            yield from self._end(run, folder, staging, changed)
+            yield from self._end(run, directory, staging, changed)
         return True
 
-    def _began_elsewhere(self, run: RsyncRun, folder: bytes) -> bool:
+    def _began_elsewhere(self, run: RsyncRun, directory: bytes) -> bool:
         """Whether a run that brought nothing did not begin where it was to: it could not; or nothing is there, as when a key's
-        command names a folder of its own."""
-        if report.could_not_begin(run.status, run.stderr):
+        command names a directory of its own."""
+        if rsync_output.could_not_begin(run.status, run.stderr):
             return True
-        missing = self._ending(run, folder).files
+        missing = self._ending(run, directory).files
         return all(entry in missing and missing[entry].reason is Reason.MISSING for entry in self.wanted)
 
-    def _ending(self, run: RsyncRun, folder: bytes) -> report.Ending:
+    def _ending(self, run: RsyncRun, directory: bytes) -> rsync_output.ExitInfo:
         known_peer = None if self._source.is_local else peer(self._source)
         root = self._source.source_root
-        return report.read_ending(run.status, run.stderr, root, self.wanted.keys(), known_peer, folder)
+        return rsync_output.read_ending(run.status, run.stderr, root, self.wanted.keys(), known_peer, directory)
 
-    def _about_wanted(self, lines: Sequence[report.Line]) -> list[report.Line]:
+    def _about_wanted(self, lines: Sequence[rsync_output.Line]) -> list[rsync_output.Line]:
         """The lines about files that were asked for: the other side may print what it likes."""
         return [line for line in lines if line.entry in self.wanted]
 
@@ -282,7 +282,7 @@ class _Work:
             line = said.line
             records = self.wanted.get(line.entry, ())
             match line:
-                case report.Arrived(md5=md5):
+                case rsync_output.Arrived(md5=md5):
                     if any(record.md5sum != md5 for record in records):
                         changed[line.entry] = md5
                     for record in records:
@@ -291,10 +291,10 @@ class _Work:
                                 record,
                                 Staged(said.staged, self._finals[record.id], md5, said.found),
                             )
-                case report.NotAFile():
+                case rsync_output.NotAFile():
                     for record in list(records):
                         yield self._decide(_not_a_file(record))
-                case report.TooLarge() if not self._bulk:
+                case rsync_output.TooLarge() if not self._bulk:
                     for record in list(records):
                         yield self._decide(Oversize(record))
         if arrived:
@@ -321,13 +321,13 @@ class _Work:
                 case DestinationUnavailable(reason=reason):
                     yield self._decide(Deferred(record, reason, str(result)))
 
-    def _end(self, run: RsyncRun, folder: bytes, staging: Path, changed: Mapping[bytes, bytes]) -> Iterator[Outcome]:
+    def _end(self, run: RsyncRun, directory: bytes, staging: Path, changed: Mapping[bytes, bytes]) -> Iterator[Outcome]:
         if run.stalled:
             raise HostUnavailable(
                 Reason.STALLED,
                 f"nothing came from {self._source.name} for {self._source.stall_timeout:.0f} s: rsync was killed",
             )
-        ending = self._ending(run, folder)
+        ending = self._ending(run, directory)
         # A directory prints its line only where it was made now; made before, for another file's sake, it is silent.
         for entry in [entry for entry in self.wanted if os.path.isdir(staging / os.fsdecode(entry))]:
             for record in list(self.wanted[entry]):
@@ -335,7 +335,9 @@ class _Work:
         disk_seen = self._sees_disk_of(ending.files)
         verdicts = dict(ending.files)
         if not disk_seen:
-            verdicts.update(absence.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged()))
+            verdicts.update(
+                mount_heuristic.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged())
+            )
         if ending.trouble is None:
             # A file may print twice, and the last line wins: only a run that came to its end makes a wrong sum final.
             for entry, seen in changed.items():
@@ -347,24 +349,24 @@ class _Work:
                 yield self._decide(_outcome(record, verdict, disk_seen=disk_seen))
         if ending.trouble is not None and self.wanted:
             trouble = ending.trouble
-            here = trouble.reason.fault is Fault.DESTINATION
+            here = trouble.reason.scope is Scope.DESTINATION
             kind = DestinationUnavailable if here else HostUnavailable
             raise kind(trouble.reason, f"{self._source.name}: {trouble.words}", trouble.hint)
 
     def _never_charged(self) -> list[bytes]:
         return [entry for entry, records in self.wanted.items() if any(record.attempts == 0 for record in records)]
 
-    def _sees_disk_of(self, verdicts: Mapping[bytes, report.Verdict]) -> bool:
-        """Whether a missing file's folder is there and has files in it; asked only where every file of the batch is missing."""
+    def _sees_disk_of(self, verdicts: Mapping[bytes, rsync_output.Verdict]) -> bool:
+        """Whether a missing file's directory is there and has files in it; asked only where every file of the batch is missing."""
         missing = [entry for entry, verdict in verdicts.items() if verdict.reason is Reason.MISSING]
         if not missing or len(missing) < self._entries_at_first:
             return False
-        return Probe(self._source).sees_folder_of([self._path(entry) for entry in missing[:_FOLDERS_LOOKED_AT]])
+        return Probe(self._source).sees_directory_of([self._path(entry) for entry in missing[:_DIRECTORIES_LOOKED_AT]])
 
     def _path(self, entry: bytes) -> str:
         return posixpath.join(self._source.source_root, os.fsdecode(entry))
 
-    def _diagnose(self, verdicts: Mapping[bytes, report.Verdict]) -> dict[bytes, report.Verdict]:
+    def _diagnose(self, verdicts: Mapping[bytes, rsync_output.Verdict]) -> dict[bytes, rsync_output.Verdict]:
         """A look at the files that rsync said nothing of, or that it found missing: is their disk there at all?"""
         missing = {entry for entry, verdict in verdicts.items() if verdict.reason is Reason.MISSING}
         silent = self.wanted.keys() - verdicts.keys()
@@ -373,19 +375,21 @@ class _Work:
             return {}
         paths = {entry: self._path(entry) for entry in doubtful}
         states = Probe(self._source).diagnose(list(paths.values()))
-        seen: dict[bytes, report.Verdict] = {}
+        seen: dict[bytes, rsync_output.Verdict] = {}
         for entry, path in paths.items():
             reason = _SEEN.get(states[path])
             if reason is Reason.SOURCE_NOT_MOUNTED or (reason is not None and entry in silent):
                 words = f"rsync said nothing of it; a look over there says: {states[path].value.replace('_', ' ')}"
                 if reason is Reason.SOURCE_NOT_MOUNTED:
                     words = f"the source root {self._source.source_root} is missing or empty: is the disk mounted?"
-                seen[entry] = report.Verdict(reason, words)
+                seen[entry] = rsync_output.Verdict(reason, words)
             elif entry in missing and states[path] is FileState.OK:
-                seen[entry] = report.Verdict(Reason.UNDECIDED, "rsync did not find it, and a look over there does")
+                seen[entry] = rsync_output.Verdict(
+                    Reason.UNDECIDED, "rsync did not find it, and a look over there does"
+                )
             elif entry in missing and states[path] is FileState.UNREACHABLE:
                 words = "rsync did not find it, and the host went away before we could look whether its disk is there"
-                seen[entry] = report.Verdict(Reason.UNDECIDED, words)
+                seen[entry] = rsync_output.Verdict(Reason.UNDECIDED, words)
         # What was not looked at goes by what was: one file that is not simply missing speaks for them all.
         others = missing - paths.keys()
         for entry in others if seen.keys() & missing else ():
@@ -409,25 +413,25 @@ class _Work:
 class _Said:
     """A line, and where it tells of a staged file, that file as it lies there."""
 
-    line: report.Line
+    line: rsync_output.Line
     staged: str = ""
     found: os.stat_result | None = None
 
 
-def _in_place(lines: Sequence[report.Line], staging: Path) -> tuple[list[_Said], list[report.Line]]:
+def _in_place(lines: Sequence[rsync_output.Line], staging: Path) -> tuple[list[_Said], list[rsync_output.Line]]:
     """Splits off the lines whose file has not got its name yet.
 
     rsync prints a file's line when its data is complete, and renames it then: a few microseconds, most of the time. The
     line of the next file, or the end, comes after the rename. A local one prints it when the data is sent, well before.
     """
     ready: list[_Said] = []
-    held: list[report.Line] = []
-    folder = os.path.join(os.fsencode(staging), b"")
+    held: list[rsync_output.Line] = []
+    directory = os.path.join(os.fsencode(staging), b"")
     for line in lines:
-        if not isinstance(line, report.Arrived):
+        if not isinstance(line, rsync_output.Arrived):
             ready.append(_Said(line))
             continue
-        staged = os.fsdecode(folder + line.entry)
+        staged = os.fsdecode(directory + line.entry)
         for look in range(_LOOKS if line is lines[-1] else 1):
             if look:
                 time.sleep(_LOOK_AGAIN)
@@ -442,19 +446,21 @@ def _in_place(lines: Sequence[report.Line], staging: Path) -> tuple[list[_Said],
     return ready, held
 
 
-def _outcome(record: FileRecord, verdict: report.Verdict, *, disk_seen: bool = False) -> Charged | Refused | Deferred:
+def _outcome(
+    record: FileRecord, verdict: rsync_output.Verdict, *, disk_seen: bool = False
+) -> AttemptFailed | Refused | Deferred:
     words = f"{verdict.words} {verdict.hint}".strip()
-    match verdict.reason.fault:
-        case Fault.FILE:
-            return Charged(record, verdict.reason, words, disk_seen=disk_seen)
-        case Fault.ROW:
+    match verdict.reason.scope:
+        case Scope.FILE:
+            return AttemptFailed(record, verdict.reason, words, disk_seen=disk_seen)
+        case Scope.ROW:
             return Refused(record, verdict.reason, words)
         case _:
             return Deferred(record, verdict.reason, words)
 
 
-def _changed(record: FileRecord, seen: bytes) -> Charged:
-    return Charged(
+def _changed(record: FileRecord, seen: bytes) -> AttemptFailed:
+    return AttemptFailed(
         record,
         Reason.CHANGED,
         f"the file's md5 is {seen.hex()}, the row says {record.md5sum.hex()}: it was changed after it was registered",
@@ -463,7 +469,7 @@ def _changed(record: FileRecord, seen: bytes) -> Charged:
 
 
 def _not_a_file(record: FileRecord) -> Refused:
-    return Refused(record, Reason.NOT_A_FILE, f"{record.path} is a folder, a link or a device on its source")
+    return Refused(record, Reason.NOT_A_FILE, f"{record.path} is a directory, a link or a device on its source")
 
 
 def _may_pass_soon(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What is on the disk when a call returns: files, and the folders that name them."""
+"""What is on the disk when a call returns: files, and the directories that name them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 StrPath: TypeAlias = str | os.PathLike[str]
 
 SYNC_EACH: Final = 16
-"""Files or folders up to which each is synced by itself. Beyond, one syncfs: beside a busy writer that took 90 ms where an
+"""Files or directories up to which each is synced by itself. Beyond, one syncfs: beside a busy writer that took 90 ms where an
 fsync took 0.6."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -25,14 +25,14 @@ def sync_files(paths: Sequence[StrPath]) -> None:
             sync_file(path)
 
 
-def sync_folders(folders: Iterable[StrPath]) -> None:
+def sync_directories(directories: Iterable[StrPath]) -> None:
     """The names in them; all in one file system."""
-    listed = list(folders)
+    listed = list(directories)
     if len(listed) > SYNC_EACH:
         _sync_file_system(listed[0])
     else:
-        for folder in listed:
-            _with_descriptor(folder, os.O_DIRECTORY, os.fsync)
+        for directory in listed:
+            _with_descriptor(directory, os.O_DIRECTORY, os.fsync)
 
 
 def sync_file(path: StrPath) -> None:
@@ -40,8 +40,8 @@ def sync_file(path: StrPath) -> None:
     _with_descriptor(path, os.O_NOFOLLOW, os.fsync)
 
 
-def _sync_file_system(folder: StrPath) -> None:
-    _with_descriptor(folder, os.O_DIRECTORY, _syncfs)
+def _sync_file_system(directory: StrPath) -> None:
+    _with_descriptor(directory, os.O_DIRECTORY, _syncfs)
 
 
 def _syncfs(descriptor: int) -> None:

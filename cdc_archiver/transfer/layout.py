@@ -41,14 +41,14 @@ def archived_path(record: FileRecord) -> str:
     if record.timestamp is None:
         raise LayoutRefused(Reason.NO_TIMESTAMP, "the row has no timestamp")
     action = f"{_action_time(record, name)}_{record.action}"
-    return f"{_folder(record.timestamp, record.pub_id, action)}/{'plots' if record.plot else 'outputs'}/{name}"
+    return f"{_directory(record.timestamp, record.pub_id, action)}/{'plots' if record.plot else 'outputs'}/{name}"
 
 
 def source_entry(record: FileRecord, root: str) -> str:
     """The record's file on its source, relative to ``root``: what rsync is asked for, and the path below staging.
 
     Args:
-        root: absolute folder that every file of this source lies below; ``/`` for anywhere. A relative ``path`` in the
+        root: absolute directory that every file of this source lies below; ``/`` for anywhere. A relative ``path`` in the
             row is taken as below it.
 
     Raises:
@@ -102,7 +102,7 @@ def _file_name(record: FileRecord) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _folder(timestamp: datetime, pub_id: str, action: str) -> str:
+def _directory(timestamp: datetime, pub_id: str, action: str) -> str:
     """What the files of one action have in common."""
     pub_id = _component(pub_id, "pub_id", Reason.BAD_PUB_ID)
     action = _component(action, "action", Reason.BAD_ACTION)
@@ -121,11 +121,11 @@ def _is_too_long(name: str) -> bool:
 
 def _component(value: str, column: str, reason: Reason) -> str:
     if value in ("", ".", "..") or "/" in value:
-        raise LayoutRefused(reason, f"{column}: {value!r} is no folder's name")
+        raise LayoutRefused(reason, f"{column}: {value!r} is no directory's name")
     if any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in value):
         raise LayoutRefused(reason, f"{column}: {value!r} has a control character")
     if _is_too_long(value):
-        raise LayoutRefused(reason, f"{column}: the folder's name has over {COMPONENT_BYTES} bytes")
+        raise LayoutRefused(reason, f"{column}: the directory's name has over {COMPONENT_BYTES} bytes")
     return value
 
 

@@ -35,7 +35,7 @@ from cdc_archiver.transfer.ssh import (
     peer,
     ssh_command,
 )
-from cdc_archiver.transfer.ssh_words import host_key_hint, key_refused_hint
+from cdc_archiver.transfer.ssh_errors import host_key_hint, key_refused_hint
 
 PROBE_LIMIT: Final = 30.0
 """Seconds that one look or one diagnosis takes at the most; what is not known by then cannot be told."""
@@ -56,7 +56,7 @@ class FileState(StrEnum):
     UNREADABLE = "unreadable"
     NOT_A_FILE = "not_a_file"
     ROOT_GONE = "root_gone"
-    """The folder that all files lie below is missing or empty: its disk is not mounted."""
+    """The directory that all files lie below is missing or empty: its disk is not mounted."""
     CANNOT_TELL = "cannot_tell"
     UNREACHABLE = "unreachable"
     """It could not be looked at just now; another time it can."""
@@ -73,7 +73,7 @@ class Look:
     Attributes:
         rsync: version there; empty where it cannot be told.
         rsync_missing: the account there finds no rsync.
-        root: the source root: OK for a folder that can be listed, NOT_A_FILE for what is no folder.
+        root: the source root: OK for a directory that can be listed, NOT_A_FILE for what is no directory.
         unknown: why something above cannot be told; empty where all of it was.
     """
 
@@ -151,20 +151,20 @@ class Probe:
                     _leave_open(states)
         return states
 
-    def sees_folder_of(self, paths: Sequence[str]) -> bool:
-        """Whether the folder of one of these files is there, with something in it: then its disk is mounted.
+    def sees_directory_of(self, paths: Sequence[str]) -> bool:
+        """Whether the directory of one of these files is there, with something in it: then its disk is mounted.
 
         Never raises; what it cannot see it does not claim.
 
         Args:
             paths: absolute, as rows have them; a few.
         """
-        folders = sorted({posixpath.dirname(path) for path in paths if "\0" not in path})
+        directories = sorted({posixpath.dirname(path) for path in paths if "\0" not in path})
         if self._source.is_local:
-            return any(_root_state(_LocalFiles(), folder) is FileState.OK for folder in folders)
+            return any(_root_state(_LocalFiles(), directory) is FileState.OK for directory in directories)
         if not self._source.restricted_key:
             with contextlib.suppress(Exception), self._login() as transport, _sftp(transport) as files:
-                return any(_root_state(files, folder) is FileState.OK for folder in folders)
+                return any(_root_state(files, directory) is FileState.OK for directory in directories)
         return False
 
     @contextmanager
@@ -416,7 +416,7 @@ def _root_state(files: _LocalFiles | _RemoteFiles, root: str) -> FileState:
     path = _bytes(root)
 
     def ask() -> FileState:
-        # With a slash at its end a link to a folder is that folder.
+        # With a slash at its end a link to a directory is that directory.
         if not stat.S_ISDIR(files.lstat(path.rstrip(b"/") + b"/")):
             return FileState.NOT_A_FILE
         return FileState.OK if files.has_entries(path) else FileState.ROOT_GONE

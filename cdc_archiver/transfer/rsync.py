@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import IO, Final
 
 from cdc_archiver.errors import HostUnavailable
-from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import Reason
 from cdc_archiver.settings import SourceSettings
-from cdc_archiver.transfer import report
+from cdc_archiver.settings.types import FileModes
+from cdc_archiver.transfer import rsync_output
 from cdc_archiver.transfer.ssh import clean_environment, dies_with_parent, remote_shell, rsync_host
 
 PARTIAL: Final = ".rsync-partial"
@@ -61,15 +61,15 @@ class Limits:
     rate: str = ""
 
 
-_PLAIN_FOLDERS: Final = re.compile(rb"(?:(?!-|\.{1,2}/)[A-Za-z0-9._-]+/)*")
-"""Folders whose names mean nothing but themselves to any shell: before 3.2.4 rsync hands its arguments to one as they are."""
+_PLAIN_DIRECTORIES: Final = re.compile(rb"(?:(?!-|\.{1,2}/)[A-Za-z0-9._-]+/)*")
+"""Directories whose names mean nothing but themselves to any shell: before 3.2.4 rsync hands its arguments to one as they are."""
 
-_FOLDER_MOST: Final = 1024
+_DIRECTORY_MOST: Final = 1024
 """Bytes: with staging's own path before it, it is a path still."""
 
 
-def common_folder(entries: Sequence[bytes]) -> bytes:
-    """The folder that all entries lie below, ended by a slash, down to where its name is not plain; empty for the root.
+def common_directory(entries: Sequence[bytes]) -> bytes:
+    """The directory that all entries lie below, ended by a slash, down to where its name is not plain; empty for the root.
 
     rsync walks a name component by component for each file, on both sides: from here the way is shorter.
 
@@ -78,8 +78,8 @@ def common_folder(entries: Sequence[bytes]) -> bytes:
     """
     # What the first and the last by the alphabet share, all share.
     shared = posixpath.commonpath([posixpath.dirname(min(entries)), posixpath.dirname(max(entries))])
-    plain = _PLAIN_FOLDERS.match(shared + b"/")
-    return plain[0] if plain and len(plain[0]) <= _FOLDER_MOST else b""
+    plain = _PLAIN_DIRECTORIES.match(shared + b"/")
+    return plain[0] if plain and len(plain[0]) <= _DIRECTORY_MOST else b""
 
 
 def rsync_command(
@@ -88,19 +88,19 @@ def rsync_command(
     modes: FileModes,
     limits: Limits,
     control_path: Path | None,
-    folder: bytes = b"",
+    directory: bytes = b"",
 ) -> list[str]:
     """The argument list; what is wanted is read from standard input, each entry ended by a NUL.
 
     Args:
         source: where from.
-        staging: folder on the archive's file system that no other rsync uses.
+        staging: directory on the archive's file system that no other rsync uses.
         modes: of staged, and so of archived, files.
         limits: of this run.
         control_path: of the source's ControlMaster; None for a connection of its own.
-        folder: from :func:`common_folder`: what entries are relative to, below the source root as below staging.
+        directory: from :func:`common_directory`: what entries are relative to, below the source root as below staging.
     """
-    below = os.fsdecode(folder)
+    below = os.fsdecode(directory)
     command = [
         "rsync",
         "--files-from=-",
@@ -108,12 +108,12 @@ def rsync_command(
         "--no-implied-dirs",
         "--times",
         "--perms",
-        # Folders of staging are ours whatever their mode at the source: one without rights could never be cleared.
+        # Directories of staging are ours whatever their mode at the source: one without rights could never be cleared.
         f"--chmod=D0700,F{modes.files:o}",
         # Without this a leftover that is complete prints nothing and exits 0, for ever.
         "--ignore-times",
         "--checksum-choice=md5",
-        f"--out-format={report.OUT_FORMAT}",
+        f"--out-format={rsync_output.OUT_FORMAT}",
         "--outbuf=L",
         f"--partial-dir={PARTIAL}",
         f"--timeout={max(1, round(limits.io_timeout))}",
@@ -124,12 +124,12 @@ def rsync_command(
         command.append(f"--bwlimit={limits.rate}")
     if source.is_local:
         return [*command, "--", f"{source.source_root.rstrip('/')}/{below}", f"{staging}/{below}"]
-    # For this side alone: the other one takes a folder for what it is either way. With --dirs, which a list implies, this side
+    # For this side alone: the other one takes a directory for what it is either way. With --dirs, which a list implies, this side
     # looks each name up among two patterns for each entry, one of them with a wild card: the square of a batch.
     command.append("--no-dirs")
     if source.compress:
         command += ["--compress", "--compress-choice=zstd"]
-    # With rrsync the folder is named by the key's command, and every path is taken as below it.
+    # With rrsync the directory is named by the key's command, and every path is taken as below it.
     root = "/" if source.restricted_key else f"{source.source_root.rstrip('/')}/"
     shell = remote_shell(source, control_path)
     return [*command, "-e", shell, "--", f"{rsync_host(source)}:{root}{below}", f"{staging}/{below}"]
@@ -141,10 +141,10 @@ class RsyncRun:
     Args:
         command: from :func:`rsync_command`.
         entries: what is wanted, relative to the source root.
-        staging: the folder it writes to, watched for progress.
+        staging: the directory it writes to, watched for progress.
         limits: of this run.
         cancel: set from elsewhere to kill it.
-        folder: that of the command; rsync hears and tells names relative to it, and nobody else does.
+        directory: that of the command; rsync hears and tells names relative to it, and nobody else does.
     """
 
     def __init__(
@@ -154,20 +154,20 @@ class RsyncRun:
         staging: Path,
         limits: Limits,
         cancel: threading.Event,
-        folder: bytes = b"",
+        directory: bytes = b"",
     ) -> None:
         self._command = list(command)
         self._entries = entries
         self._staging = staging
         self._limits = limits
         self._cancel = cancel
-        self._folder = folder
+        self._directory = directory
         self.stalled = False
         self.cancelled = False
         self.status = 0
         self.stderr = ""
 
-    def lines(self) -> Iterator[list[report.Line]]:
+    def lines(self) -> Iterator[list[rsync_output.Line]]:
         """What arrives, in groups: all that was printed since the last group was taken; at once where nothing more is to come.
 
         Raises:
@@ -176,7 +176,7 @@ class RsyncRun:
         # In memory: a full /tmp is no reason to copy nothing.
         with _memory_file("wanted") as wanted, _memory_file("errors") as errors:
             # An entry that begins with '#' or ';' would be dropped without a word.
-            start = len(self._folder)
+            start = len(self._directory)
             wanted.write(b"".join(b"./" + entry[start:] + b"\0" for entry in self._entries))
             wanted.seek(0)
             process = self._start(wanted, errors)
@@ -209,12 +209,12 @@ class RsyncRun:
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return process
 
-    def _watch(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Iterator[list[report.Line]]:
+    def _watch(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Iterator[list[rsync_output.Line]]:
         assert process.stdout is not None
         output = process.stdout.fileno()
         rest = b""
         progress = _Progress(self._staging)
-        gathered: list[report.Line] = []
+        gathered: list[rsync_output.Line] = []
         told = 0
         due = float("inf")
         with selectors.DefaultSelector() as selector:
@@ -235,7 +235,9 @@ class RsyncRun:
                     if not chunk:
                         break
                     *complete, rest = (rest + chunk).split(b"\n")
-                    lines = [line for text in complete if (line := report.read_line(text, self._folder)) is not None]
+                    lines = [
+                        line for text in complete if (line := rsync_output.read_line(text, self._directory)) is not None
+                    ]
                     if lines:
                         progress.heard()
                         due = min(due, time.monotonic() + _GATHER)
@@ -295,9 +297,9 @@ class _Progress:
         return now - self._since
 
 
-def _bytes_below(folder: Path) -> int:
+def _bytes_below(directory: Path) -> int:
     total = 0
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(directory):
         for name in names:
             with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(parent, name)).st_size

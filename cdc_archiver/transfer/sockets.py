@@ -1,4 +1,4 @@
-"""A folder for the sockets of ControlMasters: short of path, for us alone, and gone with the process that made it."""
+"""A directory for the sockets of ControlMasters: short of path, for us alone, and gone with the process that made it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ zero; OpenSSH 9.2 took 90 and refused 91."""
 _PREFIX: Final = "cdcssh-"
 
 
-class SocketFolder:
-    """A new folder that only we may enter, with a path short enough for a socket's.
+class SocketDirectory:
+    """A new directory that only we may enter, with a path short enough for a socket's.
 
     It is locked as long as its process lives, so that what a killed one left behind is known for it, and removed here.
 
@@ -31,8 +31,8 @@ class SocketFolder:
         self._descriptor: int | None = descriptor
 
     @classmethod
-    def make(cls) -> SocketFolder | None:
-        """One, in the runtime folder of this account or in ``/tmp``; None where neither can be had."""
+    def make(cls) -> SocketDirectory | None:
+        """One, in the runtime directory of this account or in ``/tmp``; None where neither can be had."""
         for place in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.getuid()}", "/tmp"):
             if place.startswith("/"):
                 with contextlib.suppress(OSError):
@@ -52,7 +52,7 @@ class SocketFolder:
 
 
 def _lock(path: Path) -> int | None:
-    """A descriptor of the folder with the lock; None where another holds it."""
+    """A descriptor of the directory with the lock; None where another holds it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -19,8 +19,8 @@ from typing import IO, Final
 
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import SourceSettings
-from cdc_archiver.transfer.sockets import SocketFolder
-from cdc_archiver.transfer.ssh_words import Peer
+from cdc_archiver.transfer.sockets import SocketDirectory
+from cdc_archiver.transfer.ssh_errors import Peer
 
 CONNECT_TIMEOUT: Final = 10
 """Seconds for a connection to come about; a copy waits for a ControlMaster no longer than this."""
@@ -91,7 +91,7 @@ def known_hosts_file(source: SourceSettings) -> Path:
 
 
 def peer(source: SourceSettings) -> Peer:
-    """Who is on the other side, for the hints of :mod:`cdc_archiver.transfer.ssh_words`.
+    """Who is on the other side, for the hints of :mod:`cdc_archiver.transfer.ssh_errors`.
 
     Raises:
         Misconfigured: as :func:`ssh_command`.
@@ -117,7 +117,7 @@ def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str,
     return {**kept, "LC_ALL": "C"}
 
 
-def home_folder() -> Path:
+def home_directory() -> Path:
     """The home that OpenSSH goes by: the account's, whatever ``HOME`` says.
 
     Raises:
@@ -134,12 +134,12 @@ def home_folder() -> Path:
 
 
 def absolute(path: Path) -> Path:
-    """The path with ``~`` expanded as ssh does it, and independent of the working folder.
+    """The path with ``~`` expanded as ssh does it, and independent of the working directory.
 
     Raises:
-        Misconfigured: as :func:`home_folder`.
+        Misconfigured: as :func:`home_directory`.
     """
-    return home_folder().joinpath(*path.parts[1:]) if path.parts[:1] == ("~",) else path.absolute()
+    return home_directory().joinpath(*path.parts[1:]) if path.parts[:1] == ("~",) else path.absolute()
 
 
 def dies_with_parent(command: list[str]) -> list[str]:
@@ -161,7 +161,7 @@ class ControlMaster:
     def __init__(self, source: SourceSettings) -> None:
         self._source = source
         self._lock = threading.Lock()
-        self._folder: SocketFolder | None = None
+        self._directory: SocketDirectory | None = None
         self._started = 0
         self._closed = False
         self._master: _Master | None = None
@@ -192,7 +192,7 @@ class ControlMaster:
     def renew(self) -> None:
         """Ends the master, sessions that go through it included; the next :meth:`ensure` logs in anew.
 
-        What counts at the login (the key's options, a group, a shell) is otherwise never seen to have been mended.
+        What counts at the login (the key's options, a group, a shell) is otherwise never seen to have been fixed.
         """
         master = self._master
         if master is not None:
@@ -202,12 +202,12 @@ class ControlMaster:
         """Ends the master, sessions that go through it included. It is not started again."""
         with self._lock:
             self._closed = True
-            master, folder = self._master, self._folder
+            master, directory = self._master, self._directory
         if master is not None:
             master.end()
             master.join(3.0)
-        if folder is not None:
-            folder.remove()
+        if directory is not None:
+            directory.remove()
 
     def _present(self) -> _Master | None:
         with self._lock:
@@ -218,16 +218,16 @@ class ControlMaster:
             return self._master
 
     def _start(self) -> _Master | None:
-        if self._folder is not None and not self._folder.path.is_dir():
-            self._folder.remove()
-            self._folder = None
-        if self._folder is None:
-            self._folder = SocketFolder.make()
-        if self._folder is None:
+        if self._directory is not None and not self._directory.path.is_dir():
+            self._directory.remove()
+            self._directory = None
+        if self._directory is None:
+            self._directory = SocketDirectory.make()
+        if self._directory is None:
             return None
         # A new name each time: the old master may still be on its way out, and takes its socket along.
         self._started += 1
-        socket = self._folder.path / str(self._started)
+        socket = self._directory.path / str(self._started)
         try:
             command = ["ssh", "-N", *_options(self._source, "yes", socket), "--", self._source.host_name]
             check = [*ssh_command(self._source, socket), "-O", "check", "--", self._source.host_name]
@@ -365,7 +365,7 @@ _WORDS_KEPT: Final = 8192
 
 
 def _options(source: SourceSettings, control_master: str, control_path: Path | None) -> list[str]:
-    home_folder()  # without an account no ssh works, and its own words come too late to be of help
+    home_directory()  # without an account no ssh works, and its own words come too late to be of help
     options = {
         **_OPTIONS,
         "UserKnownHostsFile": _quoted_for_ssh(known_hosts_file(source)),

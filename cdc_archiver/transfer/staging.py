@@ -1,7 +1,7 @@
 """The archive's disk: staged, hashed, durable, placed, adopted.
 
 The order is what makes a crash harmless at every step: the staged data is synced, then linked to its final name, then
-the folders are synced, and only then may the row say so. A link never overwrites and is all or nothing, so no final
+the directories are synced, and only then may the row say so. A link never overwrites and is all or nothing, so no final
 path ever holds part of a file.
 """
 
@@ -22,14 +22,14 @@ from typing import Final
 import structlog
 
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
-from cdc_archiver.kinds import FileModes
 from cdc_archiver.model import Reason
+from cdc_archiver.settings.types import FileModes
 from cdc_archiver.transfer import durable
 from cdc_archiver.transfer.rsync import PARTIAL
 
 INCOMING: Final = ".incoming"
 MARKER: Final = ".cdc_archiver"
-"""A file in data_dir that says that this is the archive and not the empty folder that it is mounted on."""
+"""A file in data_dir that says that this is the archive and not the empty directory that it is mounted on."""
 
 _MARKER_TEXT: Final = (
     "This file shows cdc_archiver that the archive's disk is mounted. Without it nothing is written here.\n"
@@ -78,7 +78,7 @@ class Archive:
     """data_dir. Safe to share between threads.
 
     Args:
-        data_dir: the archive's folder, absolute.
+        data_dir: the archive's directory, absolute.
         modes: of what is archived.
         min_free: bytes of free space below which nothing is taken.
     """
@@ -92,8 +92,8 @@ class Archive:
         self.last_free_bytes: int | None = None
         """As it was last asked: a look that never waits for a disk that hangs."""
 
-    def require_folder(self) -> None:
-        """Asks whether data_dir can be an archive's folder at all.
+    def require_directory(self) -> None:
+        """Asks whether data_dir can be an archive's directory at all.
 
         Raises:
             Misconfigured: it is something else, or no absolute path.
@@ -101,10 +101,12 @@ class Archive:
         if not self.data_dir.is_absolute():
             raise Misconfigured(f"data_dir {self.data_dir} is no absolute path", "--data-dir /data/…")
         if os.path.exists(self.data_dir) and not os.path.isdir(self.data_dir):
-            raise Misconfigured(f"data_dir {self.data_dir} is not a folder", "--data-dir names the archive's folder")
+            raise Misconfigured(
+                f"data_dir {self.data_dir} is not a directory", "--data-dir names the archive's directory"
+            )
 
     def prepare(self, *, known: bool) -> None:
-        """Makes the folder ready, at the start of a service and as long as that did not succeed.
+        """Makes the directory ready, at the start of a service and as long as that did not succeed.
 
         Args:
             known: whether the history has archived files here, so that a missing marker means a missing disk.
@@ -174,23 +176,23 @@ class Archive:
         if not os.path.exists(self._marker):
             raise self._not_mounted("it was there before")
 
-    def staging_folder(self, source: str, worker: str) -> Path:
-        """The folder of one worker, made if need be.
+    def staging_directory(self, source: str, worker: str) -> Path:
+        """The directory of one worker, made if need be.
 
         Args:
-            source: the name of the source's folder in staging.
+            source: the name of the source's directory in staging.
 
         Raises:
             DestinationUnavailable: it cannot be made.
         """
         self._require_mounted()
-        folder = self.incoming / source / worker
+        directory = self.incoming / source / worker
         with _as_destination_trouble():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return directory
 
-    def make_staged_folder(self, staging: Path, below: bytes) -> None:
-        """Makes a folder in a worker's staging folder, for rsync to write to.
+    def make_staged_directory(self, staging: Path, below: bytes) -> None:
+        """Makes a directory in a worker's staging directory, for rsync to write to.
 
         Raises:
             DestinationUnavailable: it cannot be made.
@@ -202,7 +204,7 @@ class Archive:
         """Removes what a batch, or a service that died, left in staging; parts of files are kept for a day.
 
         Args:
-            source: the name of the source's folder in staging.
+            source: the name of the source's directory in staging.
             worker: of one worker alone.
 
         Raises:
@@ -229,7 +231,7 @@ class Archive:
         for candidate in _names(final):
             try:
                 found = os.lstat(candidate)
-            except OSError:  # not there; or a name, or a folder, that placement will say more of
+            except OSError:  # not there; or a name, or a directory, that placement will say more of
                 return None
             if (
                 stat.S_ISREG(found.st_mode)
@@ -238,7 +240,7 @@ class Archive:
             ):
                 with _as_destination_trouble():
                     durable.sync_file(candidate)
-                    durable.sync_folders({os.path.dirname(candidate)})
+                    durable.sync_directories({os.path.dirname(candidate)})
                 return Placed(candidate, found.st_size, adopted=True)
         return None
 
@@ -283,18 +285,18 @@ class Archive:
         with _as_destination_trouble():
             durable.sync_files([file.staged for file in files])
             for file in files:
-                folder = os.path.dirname(file.final)
+                directory = os.path.dirname(file.final)
                 try:
-                    if folder not in groups:
-                        self._make_folder(Path(folder), touched)
-                        groups[folder] = _group_for(folder)
-                    placed = self._link(file, groups[folder])
+                    if directory not in groups:
+                        self._make_directory(Path(directory), touched)
+                        groups[directory] = _group_for(directory)
+                    placed = self._link(file, groups[directory])
                 except OSError as error:
                     results.append(_refusal(file.final, error))
                 else:
-                    placed_in.add(folder)
+                    placed_in.add(directory)
                     results.append(placed)
-            durable.sync_folders(touched.union(map(Path, placed_in)))
+            durable.sync_directories(touched.union(map(Path, placed_in)))
             for staged in {file.staged for file in files}:  # two rows may share one
                 with suppress(FileNotFoundError):
                     os.unlink(staged)
@@ -317,9 +319,9 @@ class Archive:
                 return Placed(candidate, size, adopted=False)
         raise OSError(errno.ENAMETOOLONG, f"there are {_SUFFIXES} files of that name")
 
-    def _make_folder(self, folder: Path, touched: set[Path]) -> None:
+    def _make_directory(self, directory: Path, touched: set[Path]) -> None:
         missing: list[Path] = []
-        there = folder
+        there = directory
         while not os.path.isdir(there):
             if there == self.data_dir:
                 raise self._not_mounted("data_dir itself is gone")
@@ -327,33 +329,33 @@ class Archive:
             there = there.parent
         if not self._is_own_way(there):
             raise OSError(
-                errno.ELOOP, f"on the way to {folder} is a link of somebody else's, which leads where he likes"
+                errno.ELOOP, f"on the way to {directory} is a link of somebody else's, which leads where he likes"
             )
         for new in reversed(missing):
             try:
-                new.mkdir(self._modes.folders)
+                new.mkdir(self._modes.directories)
                 self._set_mode(new)
             except FileExistsError:  # another worker made it just now
                 if not os.path.isdir(new):
                     raise
             touched.update((new, new.parent))
 
-    def _set_mode(self, folder: Path) -> None:
-        """Whatever the umask; and where the folder above hands on its group, this one does so too."""
-        made = stat.S_IMODE(os.stat(folder).st_mode)
-        wanted = self._modes.folders | made & stat.S_ISGID
+    def _set_mode(self, directory: Path) -> None:
+        """Whatever the umask; and where the directory above hands on its group, this one does so too."""
+        made = stat.S_IMODE(os.stat(directory).st_mode)
+        wanted = self._modes.directories | made & stat.S_ISGID
         if made == wanted:
             return
         try:
-            folder.chmod(wanted)
+            directory.chmod(wanted)
         except PermissionError:  # systemd's RestrictSUIDSGID forbids that bit even where it is set already
-            folder.chmod(self._modes.folders)
-            _log.warning("folder_without_setgid", path=str(folder), mode=oct(wanted))
+            directory.chmod(self._modes.directories)
+            _log.warning("directory_without_setgid", path=str(directory), mode=oct(wanted))
 
-    def _is_own_way(self, folder: Path) -> bool:
-        """Whether no folder between data_dir and this one is somebody else's link: one of ours, or root's, may spread an
+    def _is_own_way(self, directory: Path) -> bool:
+        """Whether no directory between data_dir and this one is somebody else's link: one of ours, or root's, may spread an
         archive over disks."""
-        for each in (folder, *folder.parents):
+        for each in (directory, *directory.parents):
             if each == self.data_dir:
                 return True
             found = os.lstat(each)
@@ -382,9 +384,9 @@ def _give_to(file: str, group: int) -> None:
             raise
 
 
-def _group_for(folder: str) -> int | None:
-    """The group that files get in this folder, where it says so itself (setgid): they are linked, and not made, there."""
-    found = os.stat(folder)
+def _group_for(directory: str) -> int | None:
+    """The group that files get in this directory, where it says so itself (setgid): they are linked, and not made, there."""
+    found = os.stat(directory)
     return found.st_gid if found.st_mode & stat.S_ISGID else None
 
 
@@ -441,20 +443,20 @@ def _refusal(final: str, error: OSError) -> LayoutRefused | DestinationUnavailab
             trouble = DestinationUnavailable(
                 Reason.PLACE_UNUSABLE,
                 f"the file cannot be placed: {error}",
-                "who owns that folder, and what is in its way?",
+                "who owns that directory, and what is in its way?",
             )
             trouble.__cause__ = error
             return trouble
 
 
-def _prune(folder: os.PathLike[str], before: float, *, whole: bool = False) -> bool:
-    """Removes what lies below, but for parts of files that are younger; returns whether the folder is empty now.
+def _prune(directory: os.PathLike[str], before: float, *, whole: bool = False) -> bool:
+    """Removes what lies below, but for parts of files that are younger; returns whether the directory is empty now.
 
     Args:
         whole: keeps young whole files as well.
     """
     empty = True
-    for entry in _entries(folder):
+    for entry in _entries(directory):
         if entry.is_dir(follow_symlinks=False):
             if _prune(entry, before, whole=whole or entry.name == PARTIAL):
                 os.rmdir(entry.path)
@@ -467,15 +469,15 @@ def _prune(folder: os.PathLike[str], before: float, *, whole: bool = False) -> b
     return empty
 
 
-def _entries(folder: os.PathLike[str]) -> list[os.DirEntry[str]]:
+def _entries(directory: os.PathLike[str]) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as entries:
+        with os.scandir(directory) as entries:
             return list(entries)
     except FileNotFoundError:
         return []
-    except PermissionError:  # a folder that came with its source's mode
-        os.chmod(folder, 0o700)
-        with os.scandir(folder) as entries:
+    except PermissionError:  # a directory that came with its source's mode
+        os.chmod(directory, 0o700)
+        with os.scandir(directory) as entries:
             return list(entries)
 
 

@@ -17,13 +17,13 @@ SLOTS = 4
 ACTIONS = (("take_iv", 20_000), ("take_noise", 60_000), ("tracking_setup", 300_000))
 
 
-def write(folder: Path, now: datetime, action: str, slot: int, size: int) -> list[dict[str, object]]:
+def write(directory: Path, now: datetime, action: str, slot: int, size: int) -> list[dict[str, object]]:
     """Writes what one action of one slot leaves, data and a plot; the rows that tell of it."""
     seconds = int(now.timestamp())
     rows: list[dict[str, object]] = []
     for name, plot in ((f"{seconds}_{action}.npy", 0), (f"{seconds}_{action}.png", 1)):
         path = (
-            folder
+            directory
             / str(seconds)[:5]
             / f"crate1slot{slot}"
             / f"{seconds}_{action}"
@@ -74,7 +74,7 @@ def register(rows: list[dict[str, object]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, required=True, help="where the files are written")
+    parser.add_argument("--directory", type=Path, required=True, help="where the files are written")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two actions")
     parser.add_argument("--actions", type=int, default=0, help="end after so many; 0: never")
     given = parser.parse_args()
@@ -84,7 +84,7 @@ def main() -> None:
     while not stopping.is_set():
         action, size = ACTIONS[done % len(ACTIONS)]
         now = datetime.now(UTC)
-        rows = [row for slot in range(SLOTS) for row in write(given.folder, now, action, slot, size)]
+        rows = [row for slot in range(SLOTS) for row in write(given.directory, now, action, slot, size)]
         try:
             register(rows)
         except pymysql.MySQLError as error:

@@ -59,25 +59,25 @@ def no_select(stage: Stage) -> list[str]:
 
 
 def data_dir_is_a_file(stage: Stage) -> list[str]:
-    file = stage.folder / "file"
+    file = stage.directory / "file"
     file.write_text("precious")
     return ["--data-dir", str(file)]
 
 
 def misspelt_key(stage: Stage) -> list[str]:
-    config = stage.folder / "site.toml"
+    config = stage.directory / "site.toml"
     config.write_text("swep_interval = 30\n")
     return ["--config", str(config)]
 
 
 def misspelt_key_of_a_source(stage: Stage) -> list[str]:
-    config = stage.folder / "site.toml"
+    config = stage.directory / "site.toml"
     config.write_text('[[sources]]\nname = "a"\ntargets = ["m"]\n')
     return ["--config", str(config)]
 
 
 def no_toml(stage: Stage) -> list[str]:
-    config = stage.folder / "site.toml"
+    config = stage.directory / "site.toml"
     config.write_text("data_dir: /data\n")
     return ["--config", str(config)]
 
@@ -97,7 +97,7 @@ MISTAKES = {
         ["MYSQL_PASSWORD", "MYSQL_PASSWORD_FILE", "both set"], environment={"MYSQL_PASSWORD_FILE": "/nowhere/secret"}
     ),
     "no such database": Mistake(["no_such_db"], environment={"MYSQL_DATABASE": "no_such_db"}),
-    "a data_dir that is a file": Mistake(["is not a folder"], prepare=data_dir_is_a_file),
+    "a data_dir that is a file": Mistake(["is not a directory"], prepare=data_dir_is_a_file),
     "a relative data_dir": Mistake(["archive", "absolute"], ["--data-dir", "archive"]),
     "an unknown flag": Mistake(["--data-dri"], ["--data-dri", "/data"]),
     "a flag without its value": Mistake(["--table"], ["--table"]),
@@ -121,7 +121,7 @@ def everything(stage: Stage) -> tuple[object, ...]:
     """What must not be touched."""
     tables = sorted(name for (name,) in stage.sql("SHOW TABLES"))
     rows = [stage.sql(f"SELECT * FROM {name}") for name in tables]
-    files = sorted((str(path), path.read_bytes() if path.is_file() else b"") for path in stage.folder.rglob("*"))
+    files = sorted((str(path), path.read_bytes() if path.is_file() else b"") for path in stage.directory.rglob("*"))
     return tables, rows, files
 
 
@@ -189,7 +189,7 @@ def test_a_database_that_cannot_be_reached_is_status_4(stage: Stage, arguments: 
 
 def test_a_server_id_that_another_replica_has_ends_one_of_the_two_and_says_so(stage: Stage) -> None:
     # Given a service whose server_id an operator has set,
-    other = stage.folder / "other"
+    other = stage.directory / "other"
     other.mkdir()
     with (
         stage.service(server_id=4711) as first,

@@ -35,8 +35,8 @@ RUNS = {
 @pytest.fixture
 def place() -> Iterator[Path]:
     """The benchmark's TMPDIR; a short one: archived paths have to fit into their column."""
-    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as directory:
+        yield Path(directory)
 
 
 def start_bench(place: Path, *arguments: str) -> "subprocess.Popen[str]":
@@ -127,10 +127,10 @@ def test_an_unknown_case_is_wrong_usage(place: Path) -> None:
 
 
 def test_what_is_put_aside_keeps_its_small_files_so_that_ext4_has_no_inodes_to_step_over(tmp_path: Path) -> None:
-    ground = Ground(cast("Sandbox", SimpleNamespace(folder=tmp_path, database=None, environment=dict)))
+    ground = Ground(cast("Sandbox", SimpleNamespace(directory=tmp_path, database=None, environment=dict)))
     kept = set()
     for _ in range(2):  # the second has the first one's name
-        turn = ground.folder / "turn"
+        turn = ground.directory / "turn"
         (turn / "outputs").mkdir(parents=True)
         for name, size in {"dust": 500, "outputs/small": 20_000, "outputs/large": GB // 100}.items():
             with (turn / name).open("wb") as file:
@@ -139,7 +139,7 @@ def test_what_is_put_aside_keeps_its_small_files_so_that_ext4_has_no_inodes_to_s
                 kept.add((turn / name).stat().st_ino)
         ground.put_aside(turn)
         assert not turn.exists()
-    assert {path.stat().st_ino for path in ground.folder.rglob("*") if path.is_file()} == kept
+    assert {path.stat().st_ino for path in ground.directory.rglob("*") if path.is_file()} == kept
 
 
 @pytest.mark.parametrize("database", ["mariadb", "mysql"])

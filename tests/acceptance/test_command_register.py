@@ -13,8 +13,8 @@ from asking import ask
 from files_table import TABLE
 from stage import TARGET, Stage, new_stage
 
-from cdc_archiver.operations import register as operation
-from cdc_archiver.operations.hashing import hash_file
+from cdc_archiver.commands import register_files as operation
+from cdc_archiver.commands.hashing import hash_file
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 MOMENT = 1_589_517_264
@@ -102,7 +102,7 @@ def test_what_cannot_be_archived_is_not_registered(either_stage: Stage) -> None:
     stage = either_stage
     good = stage.file("good.npy")
     long = stage.file("x" * 200 + "/" + "y" * 200)
-    foreign = stage.folder / "elsewhere.npy"
+    foreign = stage.directory / "elsewhere.npy"
     foreign.write_bytes(b"")
     os.mkfifo(stage.sources / "pipe")
     fates = register(stage, good.path, long.path, foreign, stage.sources / "pipe", source_root=stage.sources, status=3)
@@ -143,17 +143,17 @@ def test_what_may_be_wrong_is_one_line(stage: Stage) -> None:
     assert f"GRANT INSERT ON {stage.database}.{TABLE} TO '{stage.user}'@'%'" in done.stderr.splitlines()[-1]
 
 
-def test_a_folder_that_may_not_be_read_is_said_and_a_file_that_goes_is_none(
+def test_a_directory_that_may_not_be_read_is_said_and_a_file_that_goes_is_none(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, gone = stage.file("day/a.npy"), stage.file("day/.a.npy.x7")
     stage.file("day/sub/b.npy")
     listed, looked_at = os.scandir, os.lstat
 
-    def scandir(folder: Any) -> Any:
-        if str(folder) == f"{stage.sources}/day/sub":
-            raise PermissionError(13, "Permission denied", folder)
-        return listed(folder)
+    def scandir(directory: Any) -> Any:
+        if str(directory) == f"{stage.sources}/day/sub":
+            raise PermissionError(13, "Permission denied", directory)
+        return listed(directory)
 
     def lstat(path: Any, **options: Any) -> Any:
         if str(path) == str(gone.path):

@@ -12,7 +12,7 @@ from past import archived, failed
 from stage import HISTORY, TARGET, Stage
 from terminal import Terminal
 
-from cdc_archiver.commands import change
+from cdc_archiver.commands import retry as change
 from cdc_archiver.model import Reason
 
 
@@ -179,7 +179,7 @@ def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
 def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cdc_archiver.database.engine._LOCK_WAIT", 1)
+    monkeypatch.setattr("cdc_archiver.database.connections._LOCK_WAIT", 1)
     ids = stage.register(*stage.files(3), failed_copy_attempts=5)
     with contextlib.closing(stage.connect(autocommit=False)) as other, other.cursor() as cursor:
         cursor.execute(f"SELECT * FROM {TABLE} WHERE id = %s FOR UPDATE", (ids[1],))

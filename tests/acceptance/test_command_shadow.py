@@ -18,8 +18,8 @@ from services import COMMAND
 from stage import HISTORY, SourceFile, Stage
 from waiting import PATIENCE, eventually
 
-from cdc_archiver.operations import shadow as operation
-from cdc_archiver.operations.hashing import hash_file
+from cdc_archiver.commands import shadow_comparison as operation
+from cdc_archiver.commands.hashing import hash_file
 
 
 class OldArchiver:
@@ -70,7 +70,7 @@ class Follower:
 
 @contextmanager
 def following(stage: Stage, *arguments: str) -> Iterator[Follower]:
-    output, errors = stage.folder / "shadow.jsonl", stage.folder / "shadow.err"
+    output, errors = stage.directory / "shadow.jsonl", stage.directory / "shadow.err"
     with output.open("w") as out, errors.open("w") as err:
         process = subprocess.Popen(
             [*COMMAND, "shadow", "--json", *arguments, *stage.flags()],
@@ -109,7 +109,7 @@ def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(either_stag
         other = old.archive(ids[2], files[2], stage.place(files[2]).parents[1] / "plots" / files[2].path.name)
         old.archive(ids[3], files[3], content=b"damaged")
         old.give_up(ids[4])
-        old.archive(bad, files[5], stage.folder / "outside.npy")
+        old.archive(bad, files[5], stage.directory / "outside.npy")
         assert shadow.wait_for(ids[0], "agree")["theirs"] == str(stage.place(files[0]))
         shadow.wait_for(ids[1], "agree")
         differs = shadow.wait_for(ids[2], "differ")
@@ -166,7 +166,7 @@ def test_once_compares_the_table_as_it_is(stage: Stage, monkeypatch: pytest.Monk
     assert lines[4] == "no file was read: paths alone were compared"
     # The archive may be elsewhere on this machine; what is damaged there is seen when it is read.
     stage.sql(f"DELETE FROM {TABLE} WHERE id = %s", (ids[1],))
-    moved = stage.folder / "moved"
+    moved = stage.directory / "moved"
     stage.data_dir.rename(moved)
     found = ["shadow", "--once", "--hash", "--json", *stage.flags()]
     assert ask(stage, *found).returncode == 2

@@ -17,9 +17,9 @@ from past import archived
 from prometheus_client.parser import text_string_to_metric_families
 from stage import HISTORY, Stage
 
+from cdc_archiver.commands.hashing import hash_file
+from cdc_archiver.commands.verify import verification as verify
 from cdc_archiver.errors import DatabaseUnavailable
-from cdc_archiver.operations import verify
-from cdc_archiver.operations.hashing import hash_file
 
 
 def run(stage: Stage, *arguments: str, status: int = 0) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -38,7 +38,7 @@ def test_each_verdict_in_words_and_for_scripts(either_stage: Stage) -> None:
     stage = either_stage
     # Given files that were archived, and what years do to them; and some that are not archived,
     files = stage.files(6)
-    right, gone, changed, folder, looped, elsewhere = (archived(stage, file) for file in files)
+    right, gone, changed, directory, looped, elsewhere = (archived(stage, file) for file in files)
     stage.register(files[0])
     stage.place(files[1]).unlink()
     stage.place(files[2]).write_bytes(b"another")
@@ -50,7 +50,7 @@ def test_each_verdict_in_words_and_for_scripts(either_stage: Stage) -> None:
     stage.sql(f"UPDATE {TABLE} SET path = 'relative.npy' WHERE id = %s", (elsewhere,))
     # then each is called by its name,
     problems, sums = run(stage, status=3)
-    expected = {gone: "missing", changed: "changed", folder: "changed", looped: "unreadable", elsewhere: "elsewhere"}
+    expected = {gone: "missing", changed: "changed", directory: "changed", looped: "unreadable", elsewhere: "elsewhere"}
     assert verdicts(problems) == expected
     assert sums["verdicts"] == {"ok": 1, "missing": 1, "changed": 2, "unreadable": 1, "elsewhere": 1}
     assert (sums["total"], sums["complete"], sums["unregistered"], sums["requeued"]) == (6, True, None, 0)
@@ -221,7 +221,7 @@ def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_one
         return hash_file(path, *more, **options)
 
     monkeypatch.setattr(verify, "hash_file", reading)
-    words = ["verify", "--json", "--requeue", "--jobs", "1", "--state", str(stage.folder / "state"), *stage.flags()]
+    words = ["verify", "--json", "--requeue", "--jobs", "1", "--state", str(stage.directory / "state"), *stage.flags()]
     # then what was found so far is told, and nothing is done about it;
     first = ask(stage, *words)
     assert first.returncode == 4
@@ -233,7 +233,7 @@ def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_one
     problems, sums = run(stage, *words[2 : -len(stage.flags())], status=3)
     assert {problem["id"]: problem["requeue_note"] for problem in problems} == {
         ids[0]: "",
-        ids[1]: "it cannot be read here: mend that first",
+        ids[1]: "it cannot be read here: fix that first",
     }
     assert sums["verdicts"] == {"ok": 4, "missing": 0, "changed": 1, "unreadable": 1, "elsewhere": 0}
     assert [row.copied for row in stage.rows(ids)] == [0, 1, 1, 1, 1, 1]
@@ -273,7 +273,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         stage.sql(f"DELETE FROM {lost[0]} AND id <> {ids[17]}")
         sample = ("--sample", "17")
     total = 17 if sample else 20
-    state = stage.folder / "verify.state"
+    state = stage.directory / "verify.state"
     read: list[str] = []
 
     def interrupted(path: str, *more: Any, **options: Any) -> Any:
@@ -330,22 +330,22 @@ def test_files_that_no_row_names(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     assert (sums["unregistered"], sums["verdicts"]["ok"]) == (2, 1)
     words = ask(stage, "verify", "--unregistered", *stage.flags()).stdout
     assert rf"unregistered {stage.data_dir}/two\nlines.txt: no row names it" in words
-    # Under another name of the folder, every good file would be a stranger: nothing is told.
-    (stage.folder / "link").symlink_to(stage.data_dir)
-    done = ask(stage, "verify", "--unregistered", "--json", *stage.flags(data_dir=stage.folder / "link"))
+    # Under another name of the directory, every good file would be a stranger: nothing is told.
+    (stage.directory / "link").symlink_to(stage.data_dir)
+    done = ask(stage, "verify", "--unregistered", "--json", *stage.flags(data_dir=stage.directory / "link"))
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"no archived row of {TABLE} is below {stage.folder}/link" in done.stderr
-    stage.sql(f"UPDATE {TABLE} SET path = %s WHERE copied = 0", (f"{stage.folder}/link/two\nlines.txt",))
+    assert f"no archived row of {TABLE} is below {stage.directory}/link" in done.stderr
+    stage.sql(f"UPDATE {TABLE} SET path = %s WHERE copied = 0", (f"{stage.directory}/link/two\nlines.txt",))
     stage.sql(f"UPDATE {TABLE} SET copied = 1 WHERE copied = 0")
     problems, _ = run(stage, "--unregistered", status=3)
     assert stray not in {Path(problem["path"]) for problem in problems if problem["verdict"] == "unregistered"}
-    # A folder that may not be read is said, and the rest is looked at.
+    # A directory that may not be read is said, and the rest is looked at.
     listed, closed = os.scandir, stage.place(named).parent
 
-    def scandir(folder: Any) -> Any:
-        if Path(folder) == closed:
-            raise PermissionError(13, "Permission denied", folder)
-        return listed(folder)
+    def scandir(directory: Any) -> Any:
+        if Path(directory) == closed:
+            raise PermissionError(13, "Permission denied", directory)
+        return listed(directory)
 
     monkeypatch.setattr(os, "scandir", scandir)
     done = ask(stage, "verify", "--unregistered", "--json", *stage.flags())
@@ -357,7 +357,7 @@ def test_files_that_no_row_names(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
 def test_the_sums_for_prometheus(stage: Stage) -> None:
     file = stage.file("file.npy", size=1234)
     archived(stage, file)
-    metrics = stage.folder / "verify.prom"
+    metrics = stage.directory / "verify.prom"
     run(stage, "--metrics-file", str(metrics))
     found = {
         (sample.name, sample.labels.get("result", "")): sample.value

@@ -141,7 +141,7 @@ def test_the_database_settings_are_enough_and_it_says_what_it_could_not_look_at(
     assert done.returncode == 0
     assert "given up after 5 failed attempts" in sentence(done.stdout)
     assert "Permission denied (13)" in done.stdout
-    assert "was not looked at (the archive's folder is not known here: --data-dir)" in done.stdout
+    assert "was not looked at (the archive's directory is not known here: --data-dir)" in done.stdout
     assert "was not looked at: no source is given: --host and --target" in done.stdout
     assert "not asked: no service answers at 127.0.0.1:1" in done.stdout
 
@@ -187,7 +187,7 @@ def test_a_large_archived_file_is_hashed_where_it_is_asked_for(stage: Stage) -> 
 def test_an_unmounted_archive_is_not_a_missing_file(stage: Stage) -> None:
     file = stage.file("file.npy")
     id_ = archived(stage, file)
-    stage.data_dir.rename(stage.folder / "elsewhere")
+    stage.data_dir.rename(stage.directory / "elsewhere")
     text = why(stage, id_)
     assert "cannot be seen from here" in sentence(text)
     assert "is its disk mounted" in sentence(text)

@@ -48,7 +48,7 @@ def test_every_command_takes_the_flags_of_run(stage: Stage) -> None:
 
 
 def test_sources_of_a_file_are_filtered_by_name_and_by_target(stage: Stage) -> None:
-    config = stage.folder / "site.toml"
+    config = stage.directory / "site.toml"
     config.write_text(
         '[[sources]]\nname = "one"\ntarget = ["m1"]\n\n[[sources]]\nname = "two"\ntarget = ["m2", "m3"]\n'
     )

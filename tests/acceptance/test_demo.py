@@ -23,11 +23,11 @@ FEW = ("--files", "60", "--largest", "2M")
 def place() -> Iterator[Path]:
     """The demo's TMPDIR: what it leaves behind shows there, and all that it starts knows the name.
 
-    Not pytest's own folder: the archived paths have to fit into their column, and a socket's name is shorter still.
+    Not pytest's own directory: the archived paths have to fit into their column, and a socket's name is shorter still.
     """
-    folder = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
-    yield folder
-    shutil.rmtree(folder)
+    directory = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(params=["mariadb", "mysql"])
@@ -66,7 +66,7 @@ def read_until(process: "subprocess.Popen[str]", words: str) -> str:
 
 
 def of_this_demo(place: Path) -> list[tuple[int, str]]:
-    """The processes that have its folder in their command line or environment, and their command lines."""
+    """The processes that have its directory in their command line or environment, and their command lines."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -105,7 +105,7 @@ def test_every_file_is_archived_and_proved(database: str, place: Path) -> None:
         "60 rows say copied = 1",
         "60 paths are what the layout makes",
         "60 archived files, hashed again, have the md5",
-        "files have mode 640 and folders 750",
+        "files have mode 640 and directories 750",
         "the archive holds no file that no row names",
         "60 files at the source are as they were written",
         "the service's metrics say so too: 0 stream_missed, 0 charged, 0 refused, 60 archived",
@@ -139,7 +139,7 @@ def test_interrupted_at_work_it_clears_everything_away(
 def test_interrupted_while_its_servers_start_it_clears_everything_away(
     ssh_server: SshServer, mysql: object, place: Path
 ) -> None:
-    """Against a server that is up only after the clearing away, and keeps its folder."""
+    """Against a server that is up only after the clearing away, and keeps its directory."""
     with demo(place, "--db", "mysql", *FEW) as process:
         deadline = time.monotonic() + 30.0
         while not any("mysqld" in command for _, command in of_this_demo(place)):

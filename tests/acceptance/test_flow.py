@@ -129,7 +129,7 @@ def test_without_a_host_files_are_copied_locally(stage: Stage) -> None:
         service.wait_metric(1, "copies_total", source="local", result="archived")
 
 
-def test_a_key_that_may_read_one_folder_and_nothing_else_is_enough(stage: Stage) -> None:
+def test_a_key_that_may_read_one_directory_and_nothing_else_is_enough(stage: Stage) -> None:
     # Given a key that is restricted with rrsync, and can open no shell and no SFTP,
     stage.ssh.authorize(read_only=stage.sources)
     sound, missing = stage.file("sound.npy"), stage.file("missing.npy")
@@ -149,7 +149,7 @@ def test_a_key_that_may_read_one_folder_and_nothing_else_is_enough(stage: Stage)
 
 def test_several_sources_with_several_targets_from_a_file(stage: Stage) -> None:
     # Given two readout servers with two monitors each, of which one is this machine,
-    config = stage.folder / "cdc_archiver.toml"
+    config = stage.directory / "cdc_archiver.toml"
     config.write_text(
         f"""
         data_dir = "{stage.data_dir}"

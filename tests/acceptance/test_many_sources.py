@@ -25,16 +25,16 @@ def write_config(stage: Stage, sources: Mapping[str, Mapping[str, Any]], **top: 
     for name, own in sources.items():
         values = {"name": name, "host": stage.ssh.host, **own}
         lines += ["[[sources]]", *(f'{key} = "{value}"' for key, value in values.items()), f'target = ["{name}"]']
-    config = stage.folder / "cdc_archiver.toml"
+    config = stage.directory / "cdc_archiver.toml"
     config.write_text("\n".join(lines) + "\n")
     return config
 
 
 def started(stage: Stage, config: Path, until: str = "streaming", **more: Any) -> Program:
     """The service as a program that takes all from this file, with locks that are quick to be given up."""
-    script = stage.folder / "short_locks.py"
+    script = stage.directory / "short_locks.py"
     script.write_text(
-        "from cdc_archiver.database.lock import LockTiming\n"
+        "from cdc_archiver.database.source_locks import LockTiming\n"
         f"LockTiming.__init__.__defaults__ = {SHORT!r}\n"
         "from cdc_archiver.cli import main\n"
         "main()\n"

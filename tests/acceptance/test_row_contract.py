@@ -201,7 +201,7 @@ def test_a_file_that_is_in_place_is_adopted(mariadb_stage: Stage) -> None:
 def test_another_file_of_the_same_name_gets_a_number(mariadb_stage: Stage) -> None:
     stage = mariadb_stage
     # Given three files of one name,
-    files = [stage.file(f"{folder}/iv.npy") for folder in ("morning", "noon", "evening")]
+    files = [stage.file(f"{directory}/iv.npy") for directory in ("morning", "noon", "evening")]
     place = stage.place(files[0])
     with stage.service() as service:
         # when they are registered one after the other,
@@ -262,7 +262,7 @@ def test_modes_and_times_of_what_is_archived(mariadb_stage: Stage) -> None:
         stage.wait_archived(*stage.register(file))
     place = stage.place(file)
     assert stat.S_IMODE(place.stat().st_mode) == 0o640
-    assert [stat.S_IMODE(folder.stat().st_mode) for folder in list(place.parents)[:4]] == [0o750] * 4
+    assert [stat.S_IMODE(directory.stat().st_mode) for directory in list(place.parents)[:4]] == [0o750] * 4
     assert place.stat().st_mtime == 1_500_000_000
 
 

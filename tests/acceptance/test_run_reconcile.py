@@ -12,10 +12,10 @@ from services import COMMAND
 from stage import Done, Stage
 from waiting import eventually
 
-from cdc_archiver import reconciliation
 from cdc_archiver.dispatch import dispatcher, health
-from cdc_archiver.model import Fault
-from cdc_archiver.reconciliation import Reconciliation
+from cdc_archiver.model import Scope
+from cdc_archiver.service import reconciliation
+from cdc_archiver.service.reconciliation import Reconciliation
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_it_takes_over_from_a_service_that_dies(stage: Stage) -> None:
 
 
 def test_beside_a_service_it_watches_and_copies_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(health._PAUSES, Fault.SOURCE, (0.3, 0.5))
+    monkeypatch.setitem(health._PAUSES, Scope.SOURCE, (0.3, 0.5))
     # Given a running service whose source is down, and files that wait for it,
     with stage.service() as service:
         stage.ssh.stop()

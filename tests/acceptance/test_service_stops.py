@@ -13,9 +13,9 @@ from waiting import PATIENCE, eventually, processes_of
 
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.router import Router
-from cdc_archiver.dispatch.worker import Worker
 from cdc_archiver.events.binlog import BinlogStream
 from cdc_archiver.events.sweep import Sweeper
+from cdc_archiver.service.worker import Worker
 from cdc_archiver.threads import Part
 
 
@@ -24,7 +24,7 @@ def await_copy(stage: Stage, program: Program) -> None:
     incoming = stage.data_dir / ".incoming"
 
     def at_work() -> bool:
-        runs = any("rsync" in line and "--files-from" in line for line in processes_of(stage.folder))
+        runs = any("rsync" in line and "--files-from" in line for line in processes_of(stage.directory))
         return runs and any(path.is_file() for path in incoming.rglob("*"))
 
     eventually(at_work, "rsync is at work")
@@ -42,7 +42,7 @@ def test_what_does_not_end_in_time_is_killed_with_its_children(stage: Stage) -> 
         assert program.wait() == 0
         assert time.monotonic() - began < 10
     # with no rsync and no ssh left on either side,
-    eventually(lambda: not processes_of(stage.folder), "its children are gone")
+    eventually(lambda: not processes_of(stage.directory), "its children are gone")
     # the file's row is as it was, and nothing of it is in the archive.
     row = stage.row(id_)
     assert (row.copied, row.attempts) == (0, 0)
@@ -166,7 +166,7 @@ def test_a_part_that_returns_unasked_ends_the_service_too(stage: Stage, monkeypa
 
 def test_a_death_is_one_clear_last_line_and_a_status_of_its_own(stage: Stage) -> None:
     # Given a program with a bug in it,
-    script = stage.folder / "buggy.py"
+    script = stage.directory / "buggy.py"
     script.write_text(
         "from cdc_archiver.dispatch.router import Router\n"
         "def _route(self, id_, row): raise RuntimeError('a bug of ours')\n"

@@ -14,7 +14,7 @@ from stage import TARGET, Stage, new_stage
 from structlog.testing import capture_logs
 from waiting import eventually
 
-from cdc_archiver.database.lock import LockTiming, lock_name
+from cdc_archiver.database.source_locks import LockTiming, lock_name
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 WITHIN_SECONDS = 10.0
@@ -96,7 +96,7 @@ def test_a_service_that_loses_its_lock_stops_copying_and_begins_anew(
 def test_services_with_other_targets_work_side_by_side(mariadb_stage: Stage) -> None:
     stage = mariadb_stage
     # Given two services with a target each, on archives of their own,
-    other_archive = stage.folder / "other"
+    other_archive = stage.directory / "other"
     other_archive.mkdir()
     with stage.service() as one, stage.service(target=("other-monitor",), data_dir=other_archive) as other:
         # when both get files, then each archives its own.
@@ -113,9 +113,9 @@ def test_services_with_other_targets_work_side_by_side(mariadb_stage: Stage) -> 
 def test_a_frozen_service_loses_its_targets_and_writes_nothing_when_it_wakes(mariadb_stage: Stage) -> None:
     stage = mariadb_stage
     # Given a first service that is frozen with a file on its way, as a machine is that is suspended,
-    script = stage.folder / "short_locks.py"
+    script = stage.directory / "short_locks.py"
     script.write_text(
-        "from cdc_archiver.database.lock import LockTiming\n"
+        "from cdc_archiver.database.source_locks import LockTiming\n"
         f"LockTiming.__init__.__defaults__ = {SHORT!r}\n"
         "from cdc_archiver.cli import main\n"
         "main()\n"

@@ -116,7 +116,7 @@ def test_load_data(stage: Stage) -> None:
         f"{file.path}\ttake_iv\t2020-05-15 04:34:24\t1589517264\tcrate1slot2\tpysmurf-monitor\t0\t0\t{file.md5.hex()}\n"
         for file in files
     ]
-    listing = stage.folder / "listing.tsv"
+    listing = stage.directory / "listing.tsv"
     listing.write_text("".join(lines))
     top = int(stage.sql(f"SELECT COALESCE(MAX(id), 0) FROM {TABLE}")[0][0])
     stage.sql(

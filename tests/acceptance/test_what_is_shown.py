@@ -77,8 +77,8 @@ def doomed_stage(doomed: DatabaseServer, ssh_server: SshServer, tmp_path: Path) 
 
 
 @contextmanager
-def own_server(kind: Kind, folder: Path, *options: str) -> Iterator[DatabaseServer]:
-    server = open_database(kind, folder, options=options)
+def own_server(kind: Kind, directory: Path, *options: str) -> Iterator[DatabaseServer]:
+    server = open_database(kind, directory, options=options)
     server.start()
     try:
         yield server

@@ -53,11 +53,11 @@ class InContainer(Served):
 
     def __init__(self, image: Image, stage: Stage, uid: int = 9000, **variables: str) -> None:
         self.port = free_port()
-        home = stage.folder / "home"
+        home = stage.directory / "home"
         (home / ".ssh").mkdir(parents=True)
         shutil.copy(stage.ssh.key, home / ".ssh/id_ed25519")
         shutil.copy(stage.ssh.known_hosts, home / ".ssh/known_hosts")
-        secret = stage.folder / "password"
+        secret = stage.directory / "password"
         secret.write_text(PASSWORD)
         for path in (home, *home.rglob("*"), secret, stage.data_dir):
             os.chown(path, uid, uid)
@@ -65,7 +65,7 @@ class InContainer(Served):
         secret.chmod(0o400)
         self.container = Container(
             image,
-            stage.folder / "container.log",
+            stage.directory / "container.log",
             user="" if uid == 9000 else f"{uid}:{uid}",
             environment=_given(
                 {
@@ -188,7 +188,7 @@ def test_its_health_is_that_of_healthz(image: Image, stage: Stage) -> None:
         checked = running.execute(*image.health_check)
         assert (checked.returncode, checked.stdout) == (0, "200 no database\n")
     nobody = {"CDC_ARCHIVER_HTTP_PORT": str(free_port())}
-    idle = Container(image, stage.folder / "idle.log", environment=nobody, arguments=["60"], entry_point=["sleep"])
+    idle = Container(image, stage.directory / "idle.log", environment=nobody, arguments=["60"], entry_point=["sleep"])
     with idle as running:
         assert running.execute(*image.health_check).returncode == 1
 
@@ -225,9 +225,9 @@ def test_the_demos_services_archive_as_compose_runs_them(
         site = {**database, "MYSQL_DATABASE": stage.database, "READOUT_HOST": "ocs@127.0.0.1"}
         compose = interpolated(read(DEPLOY / "compose.yaml"), site)
         volumes = {name: tmp_path / "volumes" / name for name in compose["volumes"]}
-        for folder in volumes.values():
-            folder.mkdir(parents=True)
-            os.chown(folder, 9000, 9000)  # as the image's /data is, of which a new volume is a copy
+        for directory in volumes.values():
+            directory.mkdir(parents=True)
+            os.chown(directory, 9000, 9000)  # as the image's /data is, of which a new volume is a copy
 
         def service(name: str, of: Image, more: Mapping[str, str], mounts: Mapping[str, Path]) -> Container:
             given = compose["services"][name]

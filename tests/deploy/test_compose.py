@@ -38,9 +38,9 @@ WELL_KNOWN = {"mysql:8.4", "mariadb:10.11", "prom/prometheus", "grafana/grafana"
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What make-secrets makes."""
     ensure_tools("ssh-keygen")
-    folder = tmp_path_factory.mktemp("made") / "secrets"
-    subprocess.run([DEPLOY / "make-secrets", folder], check=True)
-    return folder
+    directory = tmp_path_factory.mktemp("made") / "secrets"
+    subprocess.run([DEPLOY / "make-secrets", directory], check=True)
+    return directory
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.ocs.yaml"])
@@ -204,7 +204,7 @@ def test_the_entry_for_an_observatory_takes_what_its_neighbours_take(tmp_path: P
     (source,) = settings.sources
     assert (source.host, source.user, source.target) == ("smurf-srv", "cryo", ("pysmurf-monitor",))
     assert str(settings.data_dir) == "/data/pysmurf"
-    # It gets as far as the folder of the archive, which is not here.
+    # It gets as far as the directory of the archive, which is not here.
     elsewhere = {"MYSQL_HOST": "127.0.0.1", "MYSQL_PORT": "1", "CDC_ARCHIVER_DATA_DIR": f"{tmp_path}/none/pysmurf"}
     done = run_here(["check", "--host", ""], {"PATH": os.environ["PATH"], **variables, **elsewhere})
     assert f"data_dir {tmp_path}/none/pysmurf does not exist" in " ".join(done.stdout.split()), done
@@ -281,17 +281,17 @@ def test_secrets_are_made_once_and_are_all_that_are_asked_for(secrets: Path) -> 
 def test_the_key_is_the_archivers_alone_where_that_runs_as_who_made_it(tmp_path: Path, line: str) -> None:
     """As the environment says it, or a line of .env in any way that compose takes."""
     ensure_tools("ssh-keygen")
-    folder, uid = tmp_path / "secrets", os.getuid()
-    make = [DEPLOY / "make-secrets", folder]
+    directory, uid = tmp_path / "secrets", os.getuid()
+    make = [DEPLOY / "make-secrets", directory]
     bare = {name: value for name, value in os.environ.items() if name != "ARCHIVER_USER"}
     subprocess.run(make, check=True, env={**bare, "ARCHIVER_USER": f"{uid + 1}:1"})
-    assert (folder / "ssh_key").stat().st_mode & 0o777 == 0o644
+    assert (directory / "ssh_key").stat().st_mode & 0o777 == 0o644
     if line:
         (tmp_path / ".env").write_text(f"READOUT_ROOT=/data\n{line.format(uid)}\nFILES_TABLE=x\n")
         subprocess.run(make, check=True, env=bare)
     else:
         subprocess.run(make, check=True, env={**bare, "ARCHIVER_USER": f"{uid}:1"})
-    assert (folder / "ssh_key").stat().st_mode & 0o777 == 0o600
+    assert (directory / "ssh_key").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_demos_sshd_finds_its_keys() -> None:
@@ -363,7 +363,16 @@ def test_a_databases_options_are_ones_that_it_has(database_server: DatabaseServe
 def _publish(stage: Stage, secrets: Path, table: str) -> None:
     """The demo's instrument and monitor, two actions of it."""
     done = subprocess.run(
-        [sys.executable, DEPLOY / "demo/publisher.py", "--folder", stage.sources, "--actions", "2", "--every", "0.01"],
+        [
+            sys.executable,
+            DEPLOY / "demo/publisher.py",
+            "--directory",
+            stage.sources,
+            "--actions",
+            "2",
+            "--every",
+            "0.01",
+        ],
         check=False,
         capture_output=True,
         text=True,

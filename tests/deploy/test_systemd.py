@@ -52,7 +52,7 @@ def unit() -> dict[str, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root folder with the service's files in it."""
+    """A root directory with the service's files in it."""
     root = tmp_path_factory.mktemp("root")
     install(root)
     for program in (root / "opt/cdc_archiver/bin/cdc-archiver", root / "bin/kill"):
@@ -71,7 +71,7 @@ def systemd() -> tuple[list[str], dict[str, str], Path]:
     if program := find_on_system("systemd-analyze"):
         return [str(program)], dict(os.environ), Path("/lib/systemd/system")
     root = fetch(Bundle("systemd", ("systemd",), ("systemd-analyze",)))
-    libraries = ":".join(str(folder.parent) for folder in root.rglob("libsystemd-*.so"))
+    libraries = ":".join(str(directory.parent) for directory in root.rglob("libsystemd-*.so"))
     units = next(path.parent for path in root.rglob("sysinit.target"))
     return [str(root / "usr/bin/systemd-analyze")], {**os.environ, "LD_LIBRARY_PATH": libraries}, units
 
@@ -119,16 +119,16 @@ def test_the_unit_leaves_what_the_service_does(unit: dict[str, dict[str, str]]) 
     assert {"AF_UNIX", "AF_INET", "AF_INET6"} <= set(service["RestrictAddressFamilies"].split())
 
 
-def test_a_file_takes_the_group_of_a_folder_that_says_so(stage: Stage) -> None:
+def test_a_file_takes_the_group_of_a_directory_that_says_so(stage: Stage) -> None:
     groups = [group for group in os.getgroups() if group != os.getegid()]
     if not groups and os.getuid() != 0:
         pytest.skip("this account has one group alone")
     group = groups[0] if groups else 9000
     file = stage.file("a.npy")
-    folder = stage.place(file).parent
-    folder.mkdir(parents=True)
-    os.chown(folder, -1, group)
-    folder.chmod(0o2755)
+    directory = stage.place(file).parent
+    directory.mkdir(parents=True)
+    os.chown(directory, -1, group)
+    directory.chmod(0o2755)
     with stage.service():
         stage.wait_archived(*stage.register(file))
     assert stage.place(file).stat().st_gid == group
@@ -250,7 +250,7 @@ def test_commands_run_as_the_service_with_its_settings_and_password_or_one_that_
 
 
 def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: Stage) -> None:
-    with Manager(stage.folder) as manager:
+    with Manager(stage.directory) as manager:
         interpreter = [
             *_with(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="900000"),
             sys.executable,

@@ -121,7 +121,7 @@ class _Seen:
 class Watcher:
     """Looks at the archive the whole time: what appears at a final path is whole at once, and stays as it is.
 
-    A folder is listed again when its time of change says so, or is so young that it may not say so; all that was seen is
+    A directory is listed again when its time of change says so, or is so young that it may not say so; all that was seen is
     looked at again now and then.
     """
 
@@ -161,37 +161,37 @@ class Watcher:
             looked_at_all = time.monotonic()
             while not self._stop.is_set():
                 began = time.monotonic()
-                self._look_at_folder("")
+                self._look_at_directory("")
                 if began - looked_at_all > self._ALL_EVERY:
                     looked_at_all = began
                     self._look_again()
                 # The machine is the service's: one look in four times as long as a look takes.
                 self._stop.wait(max(0.01, 3 * (time.monotonic() - began)))
-            self._look_at_folder("", anew=True)
+            self._look_at_directory("", anew=True)
             self._look_again()
         except BaseException as error:
             self._failure = error
 
-    def _look_at_folder(self, folder: str, *, anew: bool = False) -> None:
-        path = self._data_dir / folder
+    def _look_at_directory(self, directory: str, *, anew: bool = False) -> None:
+        path = self._data_dir / directory
         try:
             changed = path.stat().st_mtime_ns
         except FileNotFoundError:
-            self.unsteady.append(f"the folder {folder} is gone")
+            self.unsteady.append(f"the directory {directory} is gone")
             return
-        known = self._listed.get(folder)
+        known = self._listed.get(directory)
         if known is None or known[0] != changed or time.time() - changed / 1e9 < self._YOUNG or anew:
-            known = (changed, self._list(folder))
-            self._listed[folder] = known
+            known = (changed, self._list(directory))
+            self._listed[directory] = known
         for below in known[1]:
-            self._look_at_folder(below, anew=anew)
+            self._look_at_directory(below, anew=anew)
 
-    def _list(self, folder: str) -> list[str]:
+    def _list(self, directory: str) -> list[str]:
         below = []
-        with os.scandir(self._data_dir / folder) as entries:
+        with os.scandir(self._data_dir / directory) as entries:
             for entry in entries:
-                name = os.path.join(folder, entry.name)
-                if folder == "" and _is_ours(entry.name):
+                name = os.path.join(directory, entry.name)
+                if directory == "" and _is_ours(entry.name):
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     below.append(name)

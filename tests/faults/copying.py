@@ -16,7 +16,7 @@ from stage import HISTORY, SourceFile, Stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher, health
-from cdc_archiver.model import Fault
+from cdc_archiver.model import Scope
 
 PAUSE = 0.3
 """Seconds that whatever failed is left alone, in place of up to ten minutes."""
@@ -27,7 +27,7 @@ def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (PAUSE,))
     monkeypatch.setattr(dispatcher, "_BLANK_DELAYS", (PAUSE,))
     monkeypatch.setattr(health, "_CORRUPTED_PAUSE", PAUSE)
-    for fault in (Fault.SOURCE, Fault.OPERATOR, Fault.DESTINATION):
+    for fault in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, fault, (PAUSE, PAUSE))
 
 
@@ -50,7 +50,7 @@ def one_batch(service: Service, files: int) -> Iterator[None]:
 
 def through(wire: Proxy, stage: Stage) -> dict[str, Any]:
     """Settings to reach the stage's sshd over a wire; the host's key is known there too."""
-    known_hosts = stage.folder / "known_hosts-of-the-wire"
+    known_hosts = stage.directory / "known_hosts-of-the-wire"
     known_hosts.write_text(stage.ssh.known_hosts.read_text().replace(f":{stage.ssh.port} ", f":{wire.port} "))
     return {"ssh_port": wire.port, "known_hosts": known_hosts}
 

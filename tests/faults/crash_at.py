@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
 from cdc_archiver import cli
-from cdc_archiver.archiver import Archiver
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import History
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Origin
+from cdc_archiver.service.supervisor import Supervisor
 from cdc_archiver.transfer import durable
 from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import Archive
@@ -72,9 +72,9 @@ def in_mid_transfer() -> None:
     RsyncRun._start = start  # type: ignore[method-assign, assignment]
 
 
-def staged_bytes(folder: os.PathLike[str]) -> int:
+def staged_bytes(directory: os.PathLike[str]) -> int:
     total = 0
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(directory):
         for name in names:
             try:
                 total += os.lstat(os.path.join(parent, name)).st_size
@@ -96,7 +96,7 @@ STEPS: Final[Mapping[str, Callable[[], None]]] = {
     "hashed": lambda: after(Archive, "verify"),
     "staging-synced": lambda: after(durable, "sync_files"),
     "linked": lambda: after(Archive, "_link"),
-    "folders-synced": lambda: after(durable, "sync_folders"),
+    "directories-synced": lambda: after(durable, "sync_directories"),
     "placed": lambda: before(Recorder, "put"),
     "row-written": lambda: after(FilesTable, "mark_copied", somebody_changed),
     "history-written": lambda: after(History, "write"),
@@ -109,7 +109,7 @@ STEPS: Final[Mapping[str, Callable[[], None]]] = {
 def main() -> None:
     step = sys.argv.pop(1)
     # It places files of its own, for a trial.
-    Archiver._preflight = lambda self: None  # type: ignore[method-assign]
+    Supervisor._preflight = lambda self: None  # type: ignore[method-assign]
     STEPS[step]()
     cli.main()
 

@@ -12,9 +12,9 @@ from services import Service
 from stage import SourceFile, Stage
 from waiting import PATIENCE, eventually, eventually_or_not
 
-from cdc_archiver.database.lock import LockTiming
+from cdc_archiver.database.source_locks import LockTiming
 from cdc_archiver.events.binlog import BinlogStream, Pace
-from cdc_archiver.events.delivered import IntervalSet
+from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.sandbox import DatabaseServer
 
 QUICK = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5)

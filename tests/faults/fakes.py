@@ -28,16 +28,16 @@ class FakeRsync:
     does not exit, the real one follows. It may be told anew at any time; each run looks again.
 
     Args:
-        folder: its own; to be put first on a PATH.
+        directory: its own; to be put first on a PATH.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self._trouble = folder / "trouble.sh"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir()
+        self._trouble = directory / "trouble.sh"
         real = shutil.which("rsync")
         assert real is not None, "there is no rsync to stand before"
-        program = folder / "rsync"
+        program = directory / "rsync"
         program.write_text(_SCRIPT.format(real=shlex.quote(real), trouble=shlex.quote(str(self._trouble))))
         program.chmod(0o755)
 
@@ -53,7 +53,7 @@ class FakeRsync:
 
     def before(self, path: str) -> str:
         """A PATH where it is found first."""
-        return os.pathsep.join((str(self.folder), path))
+        return os.pathsep.join((str(self.directory), path))
 
 
 def ends_early(brings: int, status: int, words: str) -> str:

@@ -20,7 +20,7 @@ from files_table import TABLE
 from stage import Stage, insert
 
 DISK = "disk"
-"""The one folder below the stage's sources: whoever moves it takes all files away at once."""
+"""The one directory below the stage's sources: whoever moves it takes all files away at once."""
 _EPOCH = 1_589_517_264
 _ACTIONS = ("take_iv", "take_noise", "take_bias_steps", "tracking")
 _SLOTS = ("crate1slot2", "crate1slot3", "crate1slot4")
@@ -82,7 +82,7 @@ class Publisher(threading.Thread):
         self._late: list[_Late] = []
         self._known: list[tuple[int, Entry]] = []
         self._files = 0
-        self._folder = ""
+        self._directory = ""
         self._place: tuple[str, dict[str, Any]] = ("", {})
         self.counts: Counter[str] = Counter()
         """Actions that the database took, by name."""
@@ -103,7 +103,7 @@ class Publisher(threading.Thread):
             (4, self.same_name),
             (3, self.missing),
             (2, self.changed),
-            (2, self.folder),
+            (2, self.directory),
             (3, self.with_nulls),
             (4, self.put_back),
             (0.7 if huge else 0, self.huge),
@@ -191,7 +191,7 @@ class Publisher(threading.Thread):
         """LOAD DATA."""
         entries = self._write(self._chance.randint(5, 60), largest=20_000)
         columns = [column for column in entries[0].row if column != "md5sum"]
-        table = self._stage.folder / f"load-{self._files}.tsv"
+        table = self._stage.directory / f"load-{self._files}.tsv"
         lines = ["\t".join([str(e.row[c]) for c in columns] + [e.expected.md5.hex()]) for e in entries]
         table.write_text("\n".join(lines) + "\n")
         names = ", ".join(f"`{column}`" for column in columns)
@@ -231,14 +231,14 @@ class Publisher(threading.Thread):
         """Registered, and written to again."""
         self._bad(Fate.CHANGED, lambda path: path.write_bytes(os.urandom(300)))
 
-    def folder(self) -> None:
-        """Somebody registered a folder."""
+    def directory(self) -> None:
+        """Somebody registered a directory."""
 
-        def make_folder(path: Path) -> None:
+        def make_directory(path: Path) -> None:
             path.unlink()
             path.mkdir()
 
-        self._bad(Fate.NOT_A_FILE, make_folder)
+        self._bad(Fate.NOT_A_FILE, make_directory)
 
     def put_back(self) -> None:
         """An operator has files archived anew."""
@@ -280,8 +280,8 @@ class Publisher(threading.Thread):
         prefix, values = self._place
         plot = self._chance.random() < 0.2 if name is None else name.endswith(".png")
         name = name or f"{self._files:06}{'.png' if plot else '.npy'}"
-        # Files of one name come from different folders.
-        file = self._stage.file(f"{DISK}/{self._folder}/{self._files}/{name}", os.urandom(size))
+        # Files of one name come from different directories.
+        file = self._stage.file(f"{DISK}/{self._directory}/{self._files}/{name}", os.urandom(size))
         self.size += size
         expected = Expected(file.md5, f"{prefix}/{'plots' if plot else 'outputs'}/{name}", size)
         return Entry(expected, self._stage.values(file, **values, plot=int(plot)))
@@ -293,7 +293,7 @@ class Publisher(threading.Thread):
         written = begun + 20_000 * number
         text = datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M:%S")
         values = {"pub_id": slot, "action": action, "action_timestamp": begun, "timestamp": text}
-        self._folder = f"{begun}/{slot}"
+        self._directory = f"{begun}/{slot}"
         self._place = (f"{str(written)[:5]}/{slot}/{begun}_{action}", values)
 
     def _insert(self, entries: Sequence[Entry], **columns: Any) -> None:

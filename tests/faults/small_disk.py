@@ -23,13 +23,13 @@ _LIMIT = 20.0
 
 
 class SmallDisk:
-    """A tmpfs, of which a folder is mounted for one program.
+    """A tmpfs, of which a directory is mounted for one program.
 
     Args:
-        mount_point: an empty folder; whoever does not see the disk sees it empty.
+        mount_point: an empty directory; whoever does not see the disk sees it empty.
         size: bytes that there is room for, as mount takes them (``8m``).
         used: bytes of them that something else takes, until :meth:`make_room`, as head takes them (``4M``).
-        files: files that there is room for; about ten go for the folders.
+        files: files that there is room for; about ten go for the directories.
         used_files: files that something else takes, until :meth:`make_room`.
     """
 
@@ -79,7 +79,7 @@ class SmallDisk:
         self._do(f"mount -o remount,bind,rw {self._quoted(self.mount_point)}")
 
     def unmount(self) -> None:
-        """The program sees the empty folder now, that the disk was mounted on."""
+        """The program sees the empty directory now, that the disk was mounted on."""
         self._do(f"umount --lazy {self._quoted(self.mount_point)}")
 
     def mount(self) -> None:
@@ -105,8 +105,8 @@ def require_mounts() -> None:
 
 @functools.cache
 def _why_no_mounts() -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        script = f"mount -t tmpfs -o size=1m none {shlex.quote(folder)}"
+    with tempfile.TemporaryDirectory() as directory:
+        script = f"mount -t tmpfs -o size=1m none {shlex.quote(directory)}"
         try:
             done = subprocess.run(
                 [*UNSHARE, "sh", "-c", script], check=False, capture_output=True, text=True, timeout=_LIMIT

@@ -25,8 +25,8 @@ from small_disk import SmallDisk
 from stage import Stage, new_stage
 from waiting import eventually
 
-from cdc_archiver import shift
 from cdc_archiver.sandbox import MariaDb, SshServer
+from cdc_archiver.service import pipeline as shift
 from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
 
 
@@ -41,7 +41,7 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: 
 @pytest.fixture
 def fake(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> FakeRsync:
     """The rsync of this machine."""
-    made = FakeRsync(stage.folder / "fake")
+    made = FakeRsync(stage.directory / "fake")
     monkeypatch.setenv("PATH", made.before(os.environ["PATH"]))
     return made
 
@@ -89,7 +89,7 @@ def test_a_disk_that_can_not_be_written_to_charges_nobody(stage: Stage, trouble:
         # when its disk is read-only, or gone,
         {"read-only": disk.make_read_only, "unmounted": disk.unmount}[trouble]()
         ids += stage.register(*files)
-        # then the service says so, nobody is charged, and nothing is written to the folder that is left;
+        # then the service says so, nobody is charged, and nothing is written to the directory that is left;
         reason = {"read-only": "destination_unwritable", "unmounted": "destination_missing"}[trouble]
         assert_destination_is_to_blame(program, reason)
         assert failures(program, reason) == 0
@@ -113,7 +113,7 @@ RECEIVERS = {
         f'rsync: [receiver] mkstemp "/a/.b.Qn5Yzt" failed: Permission denied (13)\n{_PARTIAL_TRANSFER}',
         "destination_unwritable",
     ),
-    "no folder": (
+    "no directory": (
         23,
         f'rsync: [generator] recv_generator: mkdir "/a/b" failed: Input/output error (5)\n{_PARTIAL_TRANSFER}',
         "destination_unwritable",

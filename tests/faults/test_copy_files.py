@@ -28,9 +28,9 @@ from cdc_archiver.dispatch import dispatcher
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Batch, Deferred, Outcome, Reason
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
-from cdc_archiver.sandbox.packages import bin_folder
+from cdc_archiver.sandbox.packages import bin_directory
 
-REMOTE_PATH = f"{bin_folder()}:/usr/local/bin:/usr/bin:/bin"
+REMOTE_PATH = f"{bin_directory()}:/usr/local/bin:/usr/bin:/bin"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: 
 def readable_by_mode(stage: Stage) -> None:
     """The account on the host reads what its mode allows: root's, too."""
     if os.geteuid() == 0:
-        fake = FakeRsync(stage.folder / "fake-there")
+        fake = FakeRsync(stage.directory / "fake-there")
         fake.misbehave(DROPS_CAPABILITIES)
         stage.ssh.authorize(path=fake.before(REMOTE_PATH))
 
@@ -70,13 +70,13 @@ def emptied(file: SourceFile) -> None:
     file.path.write_bytes(b"")
 
 
-def a_folder(file: SourceFile) -> None:
+def a_directory(file: SourceFile) -> None:
     file.path.unlink()
     file.path.mkdir()
 
 
-def a_folder_with_files(file: SourceFile) -> None:
-    a_folder(file)
+def a_directory_with_files(file: SourceFile) -> None:
+    a_directory(file)
     (file.path / "inside.npy").write_bytes(b"inside")
 
 
@@ -96,10 +96,10 @@ def a_pipe(file: SourceFile) -> None:
 
 
 def below_a_file(file: SourceFile) -> None:
-    """The folder that it lay in is a file now."""
+    """The directory that it lay in is a file now."""
     file.path.unlink()
     file.path.parent.rmdir()
-    file.path.parent.write_bytes(b"no folder")
+    file.path.parent.write_bytes(b"no directory")
 
 
 CHARGED: dict[str, tuple[Callable[[SourceFile], None], str, str]] = {
@@ -107,11 +107,11 @@ CHARGED: dict[str, tuple[Callable[[SourceFile], None], str, str]] = {
     "unreadable.npy": (unreadable, "unreadable", "Permission denied"),
     "changed.npy": (changed, "changed", "the file's md5 is"),
     "emptied.npy": (emptied, "changed", "the file's md5 is"),
-    "folder-gone/below.npy": (below_a_file, "missing", "(20)"),
+    "directory-gone/below.npy": (below_a_file, "missing", "(20)"),
 }
 REFUSED: dict[str, Callable[[SourceFile], None]] = {
-    "folder.npy": a_folder,
-    "full-folder.npy": a_folder_with_files,
+    "directory.npy": a_directory,
+    "full-directory.npy": a_directory_with_files,
     "link.npy": a_link,
     "dangling.npy": a_link_to_nowhere,
     "pipe.npy": a_pipe,
@@ -172,7 +172,7 @@ def test_one_bad_file_of_each_kind_costs_five_hundred_others_nothing(stage: Stag
         assert (entry["md5_seen"] is None) == (reason != "changed")
         assert [each["result"] for each in stage.history(id_)] == ["charged", "charged", "archived"]
     for id_ in refused_ids:
-        assert_said(stage, id_, "refused", "not_a_file", "a folder, a link or a device")
+        assert_said(stage, id_, "refused", "not_a_file", "a directory, a link or a device")
         assert len(stage.history(id_)) == 1
     assert [stage.history(id_)[0]["reason"] for id_ in impossible_ids] == list(IMPOSSIBLE)
 
@@ -223,7 +223,7 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_never_archived_in_part(sta
 
 
 def test_files_that_all_can_not_be_read_are_their_hosts_fault(stage: Stage, readable_by_mode: None) -> None:
-    # Given a folder that an administrator has closed to our account,
+    # Given a directory that an administrator has closed to our account,
     files = [stage.file(f"closed/{number}.npy") for number in range(4)]
     (stage.sources / "closed").chmod(0o600)
     try:
@@ -252,7 +252,7 @@ def test_files_that_all_can_not_be_read_are_their_hosts_fault(stage: Stage, read
     "how", ["together", "one after the other", "with a key that sees nothing else", "the root itself"]
 )
 def test_a_disk_that_is_not_mounted_at_the_source_charges_nobody(stage: Stage, how: str) -> None:
-    # Given a source whose disk is not mounted: every file of it is missing, and its folder is empty,
+    # Given a source whose disk is not mounted: every file of it is missing, and its directory is empty,
     mounted, away = stage.sources / "disk", stage.sources / "disk-away"
     files = [stage.file(f"disk/{number}.npy") for number in range(4)]
     mounted.rename(away)
@@ -304,7 +304,7 @@ def test_a_file_that_rsync_passes_over_in_silence_goes_alone_at_the_third_try(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an rsync that says nothing of a file, as long as it has company,
-    fake = FakeRsync(stage.folder / "fake")
+    fake = FakeRsync(stage.directory / "fake")
     fake.misbehave(says_nothing_of("odd.npy"))
     monkeypatch.setenv("PATH", fake.before(os.environ["PATH"]))
     monkeypatch.setattr(dispatcher, "_BLANK_DELAYS", (0.05,))

@@ -27,7 +27,7 @@ from stage import SourceFile, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import NO_PROGRAMS, MariaDb, SshServer
-from cdc_archiver.sandbox.packages import bin_folder
+from cdc_archiver.sandbox.packages import bin_directory
 from cdc_archiver.transfer import copier, ssh
 
 
@@ -78,21 +78,21 @@ def test_a_host_that_is_away_is_asked_again_and_again_until_it_is_back(
     assert_whole(stage, ids, files)
 
 
-# 255 and 12: what an operator has to mend.
+# 255 and 12: what an operator has to fix.
 
-REMOTE_PATH = f"{bin_folder()}:/usr/local/bin:/usr/bin:/bin"
+REMOTE_PATH = f"{bin_directory()}:/usr/local/bin:/usr/bin:/bin"
 
 OPERATORS = {
     "the key is refused": "login_refused",
     "the host has another key": "host_key",
     "rsync is not installed": "rsync_missing",
-    "the key is restricted to no folder": "rsync_refused",
+    "the key is restricted to no directory": "rsync_refused",
     "the login greets": "rsync_refused",
 }
 
 
 @pytest.mark.parametrize("trouble", OPERATORS)
-def test_what_a_person_has_to_mend_charges_nobody(stage: Stage, trouble: str) -> None:
+def test_what_a_person_has_to_fix_charges_nobody(stage: Stage, trouble: str) -> None:
     # Given a host that does not let us do our work,
     match trouble:
         case "the key is refused":
@@ -101,10 +101,10 @@ def test_what_a_person_has_to_mend_charges_nobody(stage: Stage, trouble: str) ->
             stage.ssh.change_host_key()
         case "rsync is not installed":
             stage.ssh.authorize(path=NO_PROGRAMS)
-        case "the key is restricted to no folder":
-            stage.ssh.authorize(read_only=stage.folder / "mistyped")
+        case "the key is restricted to no directory":
+            stage.ssh.authorize(read_only=stage.directory / "mistyped")
         case _:
-            chatty = FakeRsync(stage.folder / "chatty")
+            chatty = FakeRsync(stage.directory / "chatty")
             chatty.misbehave('echo "Welcome to smurf-srv!"')  # where a shell's start-up file does, no rsync can speak
             stage.ssh.authorize(path=chatty.before(REMOTE_PATH))
     files = stage.files(4)
@@ -117,7 +117,7 @@ def test_what_a_person_has_to_mend_charges_nobody(stage: Stage, trouble: str) ->
         assert_source_is_to_blame(service, reason)
         assert failures(service, reason) == 0
         assert_nobody_charged(stage)
-        # and goes on when a person has mended it.
+        # and goes on when a person has fixed it.
         stage.ssh.authorize()
         stage.ssh.trust_host_key()
         stage.wait_archived(*ids)
@@ -142,7 +142,7 @@ def test_what_arrived_before_the_link_was_lost_counts(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, status: int, words: str
 ) -> None:
     # Given an rsync that brings two files and ends with one of the statuses of a lost link,
-    fake = FakeRsync(stage.folder / "fake")
+    fake = FakeRsync(stage.directory / "fake")
     fake.misbehave(ends_early(2, status, words))
     monkeypatch.setenv("PATH", fake.before(os.environ["PATH"]))
     files = stage.files(40)

@@ -122,7 +122,7 @@ def test_a_reconciliation_that_is_killed_is_run_again(stage: Stage) -> None:
         files = stage.files(60)
         ids = told.register(*files)
         command = [*crashing("linked"), "run", *stage.flags(), "--reconcile"]
-        first = ChildProcess("reconciliation", command, stage.folder / "first.log", stage.environment())
+        first = ChildProcess("reconciliation", command, stage.directory / "first.log", stage.environment())
         first.start()
         assert first.wait(PATIENCE)
         assert first.returncode == -signal.SIGKILL
@@ -176,14 +176,14 @@ def test_a_connection_that_is_killed_alone_costs_its_files_nothing(stage: Stage)
 @pytest.mark.parametrize("back", ["later", "at once"])
 def test_a_source_disk_that_goes_away_in_mid_batch_costs_its_files_nothing(stage: Stage, back: str) -> None:
     told = Told(stage)
-    away = stage.folder / "away"
+    away = stage.directory / "away"
     away.mkdir()
     files = stage.files(200, size=20_000)
     # Given a batch of files of which some have come,
     with told.watcher, stage.service(source_root=str(stage.sources), bwlimit="1000") as service:
         ids = told.register(*files)
         eventually(lambda: stage.count("copied = 1") > 0, "some have come")
-        # when all of a sudden the root is an empty folder, for the rsync that is at work in it, too,
+        # when all of a sudden the root is an empty directory, for the rsync that is at work in it, too,
         move_all(stage.sources, away)
         if back == "later":
             service.wait_state("no source")
@@ -240,6 +240,6 @@ def two(pids: list[int]) -> list[int]:
     return pids if len(pids) > 1 else []
 
 
-def move_all(folder: Path, other: Path) -> None:
-    for name in sorted(os.listdir(folder)):
-        (folder / name).rename(other / name)
+def move_all(directory: Path, other: Path) -> None:
+    for name in sorted(os.listdir(directory)):
+        (directory / name).rename(other / name)

@@ -74,24 +74,24 @@ CAUSES = {
     "compression": (compression, "compressed rows cannot be read", "= OFF"),
     "statements": (statements, "binlog_format is STATEMENT", "SET GLOBAL binlog_format = 'ROW'"),
 }
-"""What stands in the stream's way, by name: how it comes about and ends, why there is no stream then, what mends it."""
+"""What stands in the stream's way, by name: how it comes about and ends, why there is no stream then, what fixes it."""
 
 Cause = Callable[[Stage], contextlib.AbstractContextManager[None]]
 
 
 @pytest.mark.parametrize(("cause", "why", "mend"), CAUSES.values(), ids=CAUSES)
-def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, mend: str) -> None:
+def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, fix: str) -> None:
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(capture_logs())
         degraded = stack.enter_context(contextlib.ExitStack())
         degraded.enter_context(cause(stage))
         service = stack.enter_context(stage.service(until=None, poll_interval=0.5))
         story = Story(stage, service)
-        # Given a cause for which there can be no stream, then the service says so, and what mends it,
+        # Given a cause for which there can be no stream, then the service says so, and what fixes it,
         story.polls(why)
-        assert mend in service.get("/readyz")[1]
+        assert fix in service.get("/readyz")[1]
         eventually(lambda: said(lines, why), f"the log says {why!r}")
-        assert mend in said(lines, why)[0]["detail"]
+        assert fix in said(lines, why)[0]["detail"]
         # sweeps again and again, and archives what it finds.
         for _ in range(3):
             swept = service.metric("sweep_duration_seconds_count")
@@ -110,7 +110,7 @@ def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, m
 
 
 @pytest.mark.parametrize(("cause", "why", "mend"), CAUSES.values(), ids=CAUSES)
-def test_a_stream_that_is_lost_to_it_and_had_again(stage: Stage, cause: Cause, why: str, mend: str) -> None:
+def test_a_stream_that_is_lost_to_it_and_had_again(stage: Stage, cause: Cause, why: str, fix: str) -> None:
     with capture_logs() as lines, stage.service(poll_interval=0.5) as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -118,7 +118,7 @@ def test_a_stream_that_is_lost_to_it_and_had_again(stage: Stage, cause: Cause, w
         with cause(stage):
             # then it notices by itself, says so, and archives by the sweep;
             story.polls(why)
-            assert mend in service.get("/readyz")[1]
+            assert fix in service.get("/readyz")[1]
             eventually(lambda: said(lines, why), f"the log says {why!r}")
             stage.wait_archived(*story.register(2))
         # and streams again when the cause is gone.

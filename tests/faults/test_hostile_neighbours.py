@@ -60,7 +60,7 @@ def test_no_process_list_no_log_and_no_page_shows_a_secret(stage: Stage, variabl
     environment = stage.environment()
     environment[variable] = environment.pop("MYSQL_PASSWORD")
     options = {"bwlimit": "100", "log_level": "debug", "log_format": "json"}
-    log = stage.folder / "secretive.log"
+    log = stage.directory / "secretive.log"
     with Program([*COMMAND, "run", *stage.flags(**options)], environment, log, "streaming") as service:
         # when a copy is under way,
         (id_,) = stage.register(stage.file("slow.npy", size=300_000))
@@ -89,10 +89,10 @@ def test_no_process_list_no_log_and_no_page_shows_a_secret(stage: Stage, variabl
 @pytest.mark.parametrize("where", ["in a thread", "at the start"])
 def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: Stage, log_format: str, where: str) -> None:
     """A traceback with the values of variables would have the password in it."""
-    script = stage.folder / "buggy.py"
+    script = stage.directory / "buggy.py"
     room, name = {
         "in a thread": ("cdc_archiver.database.files_table", "FilesTable.load"),
-        "at the start": ("cdc_archiver.database.engine", "Database.raw_connection"),
+        "at the start": ("cdc_archiver.database.connections", "Database.raw_connection"),
     }[where]
     script.write_text(
         f"import os, {room} as room\n"
@@ -104,7 +104,7 @@ def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: Stage, log
         "main()\n"
     )
     stage.register(stage.file("file.npy"))
-    log = stage.folder / "buggy.log"
+    log = stage.directory / "buggy.log"
     command = [sys.executable, str(script), "run", *stage.flags(log_format=log_format, log_level="debug")]
     program = Program(command, stage.environment(), log, until=None)
     program.may_trace = True
@@ -119,7 +119,7 @@ def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: Stage, log
 
 
 @pytest.mark.parametrize(
-    ("umask", "set_folders", "files", "folders"),
+    ("umask", "set_directories", "files", "directories"),
     [
         ("000", 0o755, 0o644, 0o755),
         ("022", 0o755, 0o644, 0o2755),  # an archive that hands on its group does so all the way down
@@ -128,16 +128,16 @@ def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: Stage, log
     ],
 )
 def test_modes_are_those_of_the_settings_whatever_the_umask(
-    stage: Stage, umask: str, set_folders: int, files: int, folders: int
+    stage: Stage, umask: str, set_directories: int, files: int, directories: int
 ) -> None:
     # Given a service that was started with some umask,
     groups = [SOMEBODY] if ROOT else [group for group in os.getgroups() if group != os.getegid()]
-    if folders & stat.S_ISGID:
+    if directories & stat.S_ISGID:
         os.chown(stage.data_dir, -1, groups[0] if groups else -1)
-        os.chmod(stage.data_dir, folders)
+        os.chmod(stage.data_dir, directories)
     shell = ("sh", "-c", f'umask {umask}; exec "$@"', "sh", *COMMAND)
     slow = stage.file("slow.npy", size=200_000)
-    with stage.program(interpreter=shell, chmod=f"D{set_folders:o},F{files:o}", bwlimit="100") as service:
+    with stage.program(interpreter=shell, chmod=f"D{set_directories:o},F{files:o}", bwlimit="100") as service:
         # when files are archived,
         ids = stage.register(slow, stage.file("a.npy"), action="x") + stage.register(stage.file("b.npy"), plot=1)
         eventually(lambda: service.metric("in_flight"), "one is on its way")
@@ -147,20 +147,20 @@ def test_modes_are_those_of_the_settings_whatever_the_umask(
         assert {mode(path) & 0o077 for path in sockets} == {0}
         assert mode(stage.data_dir / ".incoming") & 0o777 == 0o700
         stage.wait_archived(*ids)
-    # and what is archived has the modes that were set, and the group of the folder that hands on its own.
+    # and what is archived has the modes that were set, and the group of the directory that hands on its own.
     places = stage.archived_files()
     parents = {parent for place in places for parent in place.parents[:4]}
     assert {mode(place) for place in places} == {files}
-    assert {mode(parent) for parent in parents} == {folders}
-    if folders & stat.S_ISGID:
+    assert {mode(parent) for parent in parents} == {directories}
+    if directories & stat.S_ISGID:
         owner = stage.data_dir.stat().st_gid
         assert {path.stat().st_gid for path in (*parents, *places)} == {owner}
     assert not mode(stage.data_dir / ".cdc_archiver") & 0o022, "the marker is the archiver's"
 
 
-def sockets_below(folder: Path) -> list[Path]:
+def sockets_below(directory: Path) -> list[Path]:
     found = []
-    for path in folder.rglob("*"):
+    for path in directory.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # it comes under another name first
             if stat.S_ISSOCK(path.lstat().st_mode):
                 found.append(path)
@@ -177,8 +177,8 @@ def plant(path: Path, target: Path) -> None:
 @pytest.mark.skipif(not ROOT, reason="only root can make a link that belongs to somebody else")
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: Stage, level: int) -> None:
-    # Given a folder of the archive that is somebody else's link to elsewhere,
-    elsewhere = stage.folder / "elsewhere"
+    # Given a directory of the archive that is somebody else's link to elsewhere,
+    elsewhere = stage.directory / "elsewhere"
     elsewhere.mkdir()
     file, other = stage.file("file.npy"), stage.file("other.npy")
     plant(stage.place(file).parents[level], elsewhere)
@@ -193,9 +193,9 @@ def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: Stag
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_link_in_the_place_of_the_staging_folder_is_neither_filled_nor_emptied(stage: Stage) -> None:
-    # Given a link in the place of the staging folder, to where there is something old,
-    precious = stage.folder / "precious"
+def test_a_link_in_the_place_of_the_staging_directory_is_neither_filled_nor_emptied(stage: Stage) -> None:
+    # Given a link in the place of the staging directory, to where there is something old,
+    precious = stage.directory / "precious"
     precious.mkdir()
     (precious / "old.txt").write_text("of years ago")
     os.utime(precious / "old.txt", (1, 1))
@@ -211,7 +211,7 @@ def test_a_link_in_the_place_of_the_staging_folder_is_neither_filled_nor_emptied
 
 
 def test_a_link_in_the_place_of_the_marker_is_not_written_through(stage: Stage) -> None:
-    target = stage.folder / "written-through"
+    target = stage.directory / "written-through"
     (stage.data_dir / ".cdc_archiver").symlink_to(target)
     stage.register(stage.file("file.npy"))
     with stage.service(until=None) as service:

@@ -59,10 +59,10 @@ def nothing_is_executed() -> Iterator[None]:
 
 
 def beside_the_archive(stage: Stage) -> list[tuple[str, bytes]]:
-    """Everything in the site's folder but the archive and the logs: what nobody may write to."""
+    """Everything in the site's directory but the archive and the logs: what nobody may write to."""
     return sorted(
         (str(path), path.read_bytes() if path.is_file() else b"")
-        for path in stage.folder.rglob("*")
+        for path in stage.directory.rglob("*")
         if not path.is_relative_to(stage.data_dir) and path.suffix != ".log"
     )
 
@@ -70,7 +70,7 @@ def beside_the_archive(stage: Stage) -> list[tuple[str, bytes]]:
 def register_hostile(stage: Stage) -> dict[int, bytes]:
     """A row for each payload in each column, and one for each file that is called so; ids of ours, and their files' content."""
     with contextlib.suppress(OSError):
-        (stage.folder / "outside").mkdir()
+        (stage.directory / "outside").mkdir()
     rows = []
     file = stage.file("file.npy")
     for payload in PAYLOADS:
@@ -109,7 +109,7 @@ def test_no_value_of_a_row_is_anything_but_a_value(either_stage: Stage, log_form
     # no table is harmed, nothing beside the archive is touched;
     assert set(tables) <= set(stage.sql("SHOW TABLES"))
     assert beside_the_archive(stage) == before
-    # what is archived lies in its place, four folders deep, and is what was registered;
+    # what is archived lies in its place, four directories deep, and is what was registered;
     archived = stage.sql(f"SELECT id, path FROM {TABLE} WHERE copied = 1")
     assert len(archived) > 100
     for id_, path in archived:
@@ -119,7 +119,7 @@ def test_no_value_of_a_row_is_anything_but_a_value(either_stage: Stage, log_form
         assert place.is_file()
         assert id_ not in ids or len(ids[id_]) == 16
     # and each line of the log is one line, for a person as for a machine.
-    (log,) = stage.folder.glob("program-*.log")
+    (log,) = stage.directory.glob("program-*.log")
     for line in log.read_bytes().decode().split("\n")[:-1]:
         assert line.isprintable(), repr(line)
         assert json.loads(line)["event"] if log_format == "json" else LOG_LINE.fullmatch(line), line
@@ -174,7 +174,7 @@ def assert_said_in_lines(done: Done, value: str) -> None:
 def test_a_site_whose_every_name_looks_like_a_command_is_a_site_like_any_other(
     database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path
 ) -> None:
-    # Given folders, keys and a database that are really called so,
+    # Given directories, keys and a database that are really called so,
     odd = tmp_path / f"a $(touch {CANARY.name}) 'b\" ;`c` %h -e"
     odd.mkdir()
     name = "o'd`d\"; DROP TABLE x; --"
@@ -205,4 +205,4 @@ def test_a_site_whose_every_name_looks_like_a_command_is_a_site_like_any_other(
             finally:
                 cursor.execute(f"DROP DATABASE {quoted}")
         assert stage.place(file).read_bytes() == file.content
-    assert not [path for folder in (Path.cwd(), ssh_server.home, odd) for path in folder.glob(f"*{CANARY.name}*")]
+    assert not [path for directory in (Path.cwd(), ssh_server.home, odd) for path in directory.glob(f"*{CANARY.name}*")]

@@ -16,9 +16,9 @@ from stage import SourceFile, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher, health
-from cdc_archiver.model import Fault
+from cdc_archiver.model import Scope
 from cdc_archiver.sandbox import MariaDb, SshServer
-from cdc_archiver.sandbox.packages import bin_folder, find
+from cdc_archiver.sandbox.packages import bin_directory, find
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[S
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits is tried again in a moment."""
     monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (0.3,))
-    for fault in (Fault.SOURCE, Fault.OPERATOR, Fault.DESTINATION):
+    for fault in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, fault, (0.3, 1.0))
 
 
@@ -40,22 +40,22 @@ def in_wrong_hands(stage: Stage, body: str) -> None:
     """Puts a program in the place of rsync on the readout server.
 
     Arguments:
-        body: of a shell script; ``$real`` is the true rsync, ``$evil`` a folder that is the attacker's.
+        body: of a shell script; ``$real`` is the true rsync, ``$evil`` a directory that is the attacker's.
     """
-    folder = stage.folder / "hostile-bin"
-    folder.mkdir()
-    (stage.folder / "evil").mkdir()
-    program = folder / "rsync"
+    directory = stage.directory / "hostile-bin"
+    directory.mkdir()
+    (stage.directory / "evil").mkdir()
+    program = directory / "rsync"
     true = find("rsync")
-    real = bin_folder() / "rsync" if true.private else true.path
-    program.write_text(f"#!/bin/sh\nreal={shlex.quote(str(real))}\nevil={stage.folder}/evil\n{body}\n")
+    real = bin_directory() / "rsync" if true.private else true.path
+    program.write_text(f"#!/bin/sh\nreal={shlex.quote(str(real))}\nevil={stage.directory}/evil\n{body}\n")
     program.chmod(0o755)
-    stage.ssh.authorize(path=f"{folder}:{bin_folder()}:/usr/local/bin:/usr/bin:/bin")
+    stage.ssh.authorize(path=f"{directory}:{bin_directory()}:/usr/local/bin:/usr/bin:/bin")
 
 
 def evil_twin(stage: Stage, file: SourceFile) -> Path:
     """Where a file lies in the attacker's tree, whose root is not the file system's."""
-    twin = stage.folder / "evil" / str(file.path).lstrip("/")
+    twin = stage.directory / "evil" / str(file.path).lstrip("/")
     twin.parent.mkdir(parents=True)
     return twin
 
@@ -85,7 +85,7 @@ TRICKS = {
     "another content": Trick(OTHER_ROOT, {"changed"}),
     "a link to a secret of the storage node": Trick(OTHER_ROOT, {"not_a_file"}, "link"),
     "a pipe": Trick(OTHER_ROOT, {"not_a_file"}, "pipe"),
-    "a folder": Trick(OTHER_ROOT, {"not_a_file"}, "folder"),
+    "a directory": Trick(OTHER_ROOT, {"not_a_file"}, "directory"),
     "files that nobody asked for": Trick(OTHER_LIST, {"link_lost", "rsync_refused"}, "link"),
     "noise in place of the protocol": Trick("head -c 300000 /dev/urandom", {"link_lost", "rsync_refused"}),
     "words without end": Trick("yes 'no such thing' | head -c 3000000 >&2; exit 1", {"stalled"}),
@@ -98,7 +98,7 @@ TRICKS = {
 def test_a_hostile_source_gets_nothing_into_the_archive(stage: Stage, name: str) -> None:
     # Given a readout server in wrong hands, and secrets of ours,
     trick = TRICKS[name]
-    secret = stage.folder / "secret"
+    secret = stage.directory / "secret"
     secret.write_text("the storage node's own")
     in_wrong_hands(stage, trick.script)
     file = stage.file("file.npy")
@@ -106,10 +106,10 @@ def test_a_hostile_source_gets_nothing_into_the_archive(stage: Stage, name: str)
     match trick.twin:
         case "link":
             twin.symlink_to(secret)
-            (stage.folder / "evil" / "more").symlink_to("/etc")
+            (stage.directory / "evil" / "more").symlink_to("/etc")
         case "pipe":
             os.mkfifo(twin)
-        case "folder":
+        case "directory":
             twin.mkdir()
             (twin / "inside").write_text("x")
         case _:
@@ -155,7 +155,7 @@ def test_what_a_hostile_source_says_is_quoted_and_never_obeyed(stage: Stage) -> 
         assert "owned" not in {path.name for path in Path.cwd().iterdir()}
         assert "\x1b" not in service.get("/readyz")[1]
         assert service.get("/readyz")[1].count("\n") == 1
-        (log,) = stage.folder.glob("program-*.log")
+        (log,) = stage.directory.glob("program-*.log")
         lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert "archived" not in {line["event"] for line in lines}
     assert {line["event"] for line in lines} >= {"source_down"}
@@ -166,12 +166,12 @@ def test_what_a_hostile_source_says_is_quoted_and_never_obeyed(stage: Stage) -> 
 
 def test_modes_of_the_source_do_not_get_into_the_archive(stage: Stage) -> None:
     files = {mode: stage.file(f"{mode:o}.npy") for mode in (0o6777, 0o4755, 0o2755, 0o1777, 0o600, 0o444, 0o400)}
-    folder = stage.file("sticky/file.npy")
+    directory = stage.file("sticky/file.npy")
     for mode, file in files.items():
         file.path.chmod(mode)
-    folder.path.parent.chmod(0o3777)
+    directory.path.parent.chmod(0o3777)
     with stage.service(chmod="D750,F640"):
-        stage.wait_archived(*stage.register(*files.values(), folder))
+        stage.wait_archived(*stage.register(*files.values(), directory))
     assert {stat.S_IMODE(path.stat().st_mode) for path in stage.archived_files()} == {0o640}
     assert {stat.S_IMODE(parent.stat().st_mode) for path in stage.archived_files() for parent in path.parents[:4]} == {
         0o750
@@ -180,7 +180,7 @@ def test_modes_of_the_source_do_not_get_into_the_archive(stage: Stage) -> None:
 
 def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage: Stage) -> None:
     # Given no trusted host key at all,
-    known = stage.folder / "known_hosts"
+    known = stage.directory / "known_hosts"
     known.write_text("# nobody\n")
     own = Path("~/.ssh").expanduser()
     before = sorted((str(path), path.stat().st_mtime_ns) for path in own.glob("*")) if own.is_dir() else []
@@ -190,7 +190,7 @@ def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage:
         assert service.status()["sources"][0]["state"]["reason"] == "host_key"
     # then nothing was fetched, and whoever it is, is as unknown as before.
     assert known.read_text() == "# nobody\n"
-    assert sorted(path.name for path in stage.folder.iterdir()) == ["archive", "known_hosts", "readout"]
+    assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "known_hosts", "readout"]
     after = sorted((str(path), path.stat().st_mtime_ns) for path in own.glob("*")) if own.is_dir() else []
     assert after == before
     assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
@@ -198,7 +198,7 @@ def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage:
 
 def test_a_restricted_key_is_enough_and_good_for_nothing_else(stage: Stage) -> None:
     # Given a key that may read the files and nothing else,
-    private = stage.folder / "private"
+    private = stage.directory / "private"
     private.write_text("of the readout server")
     stage.ssh.authorize(read_only=stage.sources)
     file = stage.file("deep/er/file $(x).npy")
@@ -210,7 +210,7 @@ def test_a_restricted_key_is_enough_and_good_for_nothing_else(stage: Stage) -> N
     login = shlex.join(stage.ssh.command()[:-1])
     there = f"{stage.ssh.user}@{stage.ssh.host}"
     rsync = [str(word) for word in find("rsync").command("-e", login)]
-    loot = stage.folder / "loot"
+    loot = stage.directory / "loot"
     for attempt in (
         [*rsync, str(private), f"{there}:/planted"],
         [*rsync, "--remove-source-files", f"{there}:/deep/er/", f"{loot}/"],

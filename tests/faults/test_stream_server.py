@@ -26,10 +26,10 @@ from services import PASSWORD
 from stage import HISTORY, Stage, insert, new_stage
 from waiting import eventually
 
-from cdc_archiver.database import lock
+from cdc_archiver.database import source_locks as lock
 from cdc_archiver.errors import ExitStatus, ServerIdTaken
 from cdc_archiver.events import binlog
-from cdc_archiver.events.line import Line
+from cdc_archiver.events.interruptible import InterruptibleConnections
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 
 pytestmark = pytest.mark.usefixtures("quick_stream")
@@ -57,8 +57,10 @@ def brisk_lock(monkeypatch: pytest.MonkeyPatch) -> None:
 def stream_wire(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A wire that the stream alone goes over, and its questions beside it."""
     with Proxy(stage.server.port) as proxy:
-        dial = Line.dial
-        monkeypatch.setattr(Line, "dial", lambda line, settings: dial(line, {**settings, "port": proxy.port}))
+        connect = InterruptibleConnections.connect
+        monkeypatch.setattr(
+            InterruptibleConnections, "connect", lambda line, settings: connect(line, {**settings, "port": proxy.port})
+        )
         yield proxy
 
 

@@ -64,7 +64,7 @@ def node_exporter() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def watched(folder: Path, service: Service, source: str, *others: str) -> Iterator[PrometheusServer]:
+def watched(directory: Path, service: Service, source: str, *others: str) -> Iterator[PrometheusServer]:
     """Prometheus, which scrapes the service and others, and remembers a day on which all was well and the disk was emptier."""
     here = {"job": "cdc_archiver", "instance": f"127.0.0.1:{service.port}"}
     free = eventually(lambda: max(0.0, service.metric("destination_free_bytes")), "the disk was looked at")
@@ -76,7 +76,7 @@ def watched(folder: Path, service: Service, source: str, *others: str) -> Iterat
 
     with node_exporter() as node:
         server = PrometheusServer(
-            folder,
+            directory,
             {"cdc_archiver": [here["instance"], *others], "node": [node]},
             [RULES],
             external_labels={"cdc_archiver_url": HOME},
@@ -124,7 +124,7 @@ def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, sta
     with (
         nobody() as port,
         stage.service(sweep_interval=1.0, preflight=True) as service,
-        stage.service(until="no database", mysql_port=port, data_dir=stage.folder) as other,
+        stage.service(until="no database", mysql_port=port, data_dir=stage.directory) as other,
         watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}") as prometheus,
     ):
         seen: set[str] = set()

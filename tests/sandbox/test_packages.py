@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cdc_archiver.sandbox import SandboxError, packages
-from cdc_archiver.sandbox.packages import Bundle, Tool, cache_folder, ensure_tools, fetch, find, find_on_system
+from cdc_archiver.sandbox.packages import Bundle, Tool, cache_directory, ensure_tools, fetch, find, find_on_system
 from cdc_archiver.sandbox.sources import Source, as_suite, debian_sources, parse_deb822, parse_one_line, read_sources
 
 DEB822 = """\
@@ -118,7 +118,7 @@ def test_another_suite_is_taken_from_the_main_archive_and_not_from_security() ->
     assert sid.signed_by == "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
-def test_both_formats_are_read_from_a_folder(tmp_path: Path) -> None:
+def test_both_formats_are_read_from_a_directory(tmp_path: Path) -> None:
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / "sources.list").write_text("deb http://mirror.example/debian bookworm main\n")
     (tmp_path / "sources.list.d" / "more.sources").write_text(DEB822)
@@ -150,17 +150,17 @@ mkdir -p "$3/usr/bin" && cp /bin/echo "$3/usr/bin/made-up"
 class FakeApt:
     """An apt that hands out packages with one program, after as many failures as it is told."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.calls = folder / "calls"
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.calls = directory / "calls"
         self.calls.touch()
         self.install("apt-config", "#!/bin/sh\n")
         self.install("dpkg", DPKG)
         self.fail(0)
 
     def install(self, name: str, script: str) -> None:
-        (self.folder / name).write_text(script)
-        (self.folder / name).chmod(0o755)
+        (self.directory / name).write_text(script)
+        (self.directory / name).chmod(0o755)
 
     def fail(self, times: int) -> None:
         self.install("apt-get", APT.format(calls=self.calls, failures=times))
@@ -185,7 +185,7 @@ def test_a_fetch_fills_the_root_says_so_once_and_is_not_repeated(
 ) -> None:
     root = fetch(BUNDLE)
 
-    assert root == cache_folder() / "roots" / "made-up"
+    assert root == cache_directory() / "roots" / "made-up"
     assert (root / "usr/bin/made-up").exists()
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -209,12 +209,12 @@ def test_a_failed_fetch_says_what_to_install_and_leaves_nothing_behind(apt: Fake
         fetch(BUNDLE)
 
     assert apt.count("update") == 3
-    assert not (cache_folder() / "roots" / "made-up").exists()
-    assert sorted(entry.name for entry in cache_folder().iterdir()) == ["packages.lock", "roots"]
+    assert not (cache_directory() / "roots" / "made-up").exists()
+    assert sorted(entry.name for entry in cache_directory().iterdir()) == ["packages.lock", "roots"]
 
 
 def test_a_root_without_its_stamp_is_fetched_again(apt: FakeApt) -> None:
-    half = cache_folder() / "roots" / "made-up"
+    half = cache_directory() / "roots" / "made-up"
     half.mkdir(parents=True)
     (half / "left-over").touch()
 
@@ -254,7 +254,7 @@ def test_the_machines_own_program_wins(apt: FakeApt) -> None:
 
     tool = find("promtool")
 
-    assert tool == Tool("promtool", apt.folder / "promtool", Path("/"))
+    assert tool == Tool("promtool", apt.directory / "promtool", Path("/"))
     assert apt.count("update") == 0
 
 
@@ -262,22 +262,24 @@ def test_a_fetched_program_has_an_entry_that_runs_it(apt: FakeApt, monkeypatch: 
     monkeypatch.setattr(packages, "_BUNDLE_OF", {"made-up": BUNDLE})
 
     tool = find("made-up")
-    (cache_folder() / "bin" / "made-up").unlink()
+    (cache_directory() / "bin" / "made-up").unlink()
     find("made-up")
 
     assert tool.private
     assert tool.run("hello", "world") == "hello world\n"
-    entry = subprocess.run([cache_folder() / "bin" / "made-up", "it's  me"], capture_output=True, text=True, check=True)
+    entry = subprocess.run(
+        [cache_directory() / "bin" / "made-up", "it's  me"], capture_output=True, text=True, check=True
+    )
     assert entry.stdout == "it's  me\n"
 
 
 def test_mariadb_under_the_name_of_mysqld_is_no_mysql(apt: FakeApt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "_SYSTEM_FOLDERS", ())
-    monkeypatch.setenv("PATH", str(apt.folder))
+    monkeypatch.setattr(packages, "_SYSTEM_DIRECTORIES", ())
+    monkeypatch.setenv("PATH", str(apt.directory))
     apt.install("mariadbd", "#!/bin/sh\n")
-    (apt.folder / "mysqld").symlink_to("mariadbd")
+    (apt.directory / "mysqld").symlink_to("mariadbd")
 
-    assert find_on_system("mariadbd") == apt.folder / "mariadbd"
+    assert find_on_system("mariadbd") == apt.directory / "mariadbd"
     assert find_on_system("mysqld") is None
 
 

@@ -70,7 +70,7 @@ def test_the_administrator_is_the_only_account_and_comes_by_the_socket_alone(own
 
     assert [host for user, host in accounts if user == "root"] == ["localhost"]
     assert "" not in [user for user, _ in accounts]
-    assert own_server.folder.stat().st_mode & 0o077 == 0
+    assert own_server.directory.stat().st_mode & 0o077 == 0
     with pytest.raises(pymysql.err.OperationalError):
         own_server.connect(unix_socket=None, host="127.0.0.1", port=own_server.port)
 
@@ -120,7 +120,7 @@ def test_server_options_given_win(database_server: DatabaseServer, tmp_path: Pat
         assert server.execute("SELECT @@log_bin, @@server_id") == [(0, 7)]
 
 
-def test_a_folder_with_a_long_path_serves_as_well(database_server: DatabaseServer, tmp_path: Path) -> None:
+def test_a_directory_with_a_long_path_serves_as_well(database_server: DatabaseServer, tmp_path: Path) -> None:
     with open_database(database_server.kind, tmp_path / ("long" * 30)) as server:
         assert server.execute("SELECT 1") == [(1,)]
         sockets = server.socket.parent
@@ -226,8 +226,8 @@ def test_rsync_is_found_on_the_far_side_unless_it_shall_not(own_ssh: SshServer, 
     assert "not found" in done.stderr
 
 
-def test_a_restricted_key_reads_its_folder_and_nothing_else(own_ssh: SshServer, tmp_path: Path) -> None:
-    inside = tmp_path / "a folder"
+def test_a_restricted_key_reads_its_directory_and_nothing_else(own_ssh: SshServer, tmp_path: Path) -> None:
+    inside = tmp_path / "a directory"
     inside.mkdir()
     (inside / "file").write_text("hello")
     own_ssh.authorize(read_only=inside)
@@ -302,7 +302,7 @@ def test_a_sandbox_runs_both_and_leaves_nothing(database_server: DatabaseServer,
     with pytest.raises(InterruptedError):
         use()
 
-    assert not sandbox.folder.exists()
+    assert not sandbox.directory.exists()
     assert not sandbox.database.running
     assert not sandbox.ssh.running
 
@@ -311,35 +311,35 @@ def test_servers_die_with_the_process_that_started_them(mariadb: DatabaseServer,
     program = (
         "import time\nfrom cdc_archiver.sandbox import Sandbox\n"
         "with Sandbox('mariadb') as s:\n"
-        "    print(s.folder, s.database.pid, s.ssh.pid, flush=True)\n"
+        "    print(s.directory, s.database.pid, s.ssh.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        folder, *pids = process.stdout.readline().split()
+        directory, *pids = process.stdout.readline().split()
         process.kill()
     try:
         assert len(pids) == 2
         assert eventually(lambda: not any(alive(int(pid)) for pid in pids))
     finally:
-        subprocess.run(["rm", "-rf", folder], check=True)
+        subprocess.run(["rm", "-rf", directory], check=True)
 
 
 def test_ctrl_c_leaves_nothing(mariadb: DatabaseServer, ssh_server: SshServer) -> None:
     program = (
         "import time\nfrom cdc_archiver.sandbox import Sandbox\n"
         "with Sandbox('mariadb') as s:\n"
-        "    print(s.folder, s.database.pid, s.ssh.pid, flush=True)\n"
+        "    print(s.directory, s.database.pid, s.ssh.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
-        folder, *pids = process.stdout.readline().split()
+        directory, *pids = process.stdout.readline().split()
         process.send_signal(signal.SIGINT)
 
-    assert not Path(folder).exists()
+    assert not Path(directory).exists()
     assert not any(alive(int(pid)) for pid in pids)
 
 

@@ -23,7 +23,7 @@ _PROGRAM: Final = "chromium-headless-shell"
 _PATIENCE: Final = 30.0
 _FONTS: Final = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "urn:fontconfig:fonts.dtd">
-<fontconfig>{folders}<cachedir>{cache}</cachedir>
+<fontconfig>{directories}<cachedir>{cache}</cachedir>
 <match><edit name="family" mode="append" binding="strong"><string>DejaVu Sans</string></edit></match>
 <alias binding="strong"><family>sans-serif</family><prefer><family>DejaVu Sans</family></prefer></alias>
 <alias binding="strong"><family>system-ui</family><prefer><family>DejaVu Sans</family></prefer></alias>
@@ -43,17 +43,17 @@ class Browser:
     """A browser with one page.
 
     Arguments:
-        folder: for its profile; short-lived.
+        directory: for its profile; short-lived.
     """
 
-    def __init__(self, tool: Tool, folder: Path) -> None:
+    def __init__(self, tool: Tool, directory: Path) -> None:
         self._number = 0
         self._rest = b""
         self._session: str | None = None
         self.events: list[dict[str, Any]] = []
-        folders = "".join(f"<dir>{root / 'usr/share/fonts'}</dir>" for root in {tool.root, Path("/")})
-        fonts = folder / "fonts.conf"
-        fonts.write_text(_FONTS.format(folders=folders, cache=folder / "fonts"))
+        directories = "".join(f"<dir>{root / 'usr/share/fonts'}</dir>" for root in {tool.root, Path("/")})
+        fonts = directory / "fonts.conf"
+        fonts.write_text(_FONTS.format(directories=directories, cache=directory / "fonts"))
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
         # It reads from descriptor 3 and writes to 4, whatever ours are called.
@@ -65,12 +65,12 @@ class Browser:
             "--disable-background-networking",
             "--hide-scrollbars",
             "--force-color-profile=srgb",
-            f"--user-data-dir={folder / 'profile'}",
+            f"--user-data-dir={directory / 'profile'}",
         )
-        self._log = (folder / "browser.log").open("w")
+        self._log = (directory / "browser.log").open("w")
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _LAUNCH, str(to_browser), str(from_browser), *words],
-            env=tool.environ() | {"FONTCONFIG_FILE": str(fonts), "HOME": str(folder)},
+            env=tool.environ() | {"FONTCONFIG_FILE": str(fonts), "HOME": str(directory)},
             pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -218,9 +218,9 @@ class Browser:
 def new_browser() -> Iterator[Browser]:
     """A browser of one's own; SandboxError where none can be had."""
     tool = find(_PROGRAM)
-    folder = Path(tempfile.mkdtemp(prefix="cdc-browser-", dir="/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="cdc-browser-", dir="/tmp"))
     try:
-        with contextlib.closing(Browser(tool, folder)) as browser:
+        with contextlib.closing(Browser(tool, directory)) as browser:
             yield browser
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,7 +1,7 @@
 """Containers without a daemon: an image built by buildah, run in namespaces of its own as an engine would run it.
 
 No registry is asked: the base is Debian, made by debootstrap from the machine's own package source, unless ``IMAGE_BASE`` names
-another image. Both are kept in the cache folder.
+another image. Both are kept in the cache directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from waiting import PATIENCE, eventually
 
-from cdc_archiver.sandbox.packages import cache_folder
+from cdc_archiver.sandbox.packages import cache_directory
 from cdc_archiver.sandbox.sources import debian_sources, read_sources
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +81,7 @@ class Container:
 
     Attributes:
         user: ``uid:gid``.
-        mounts: folders and files of the machine, by their place in the container.
+        mounts: directories and files of the machine, by their place in the container.
         arguments: in place of the image's command, after its entry point; None for the command.
     """
 
@@ -111,7 +111,7 @@ class Container:
             *(self.image.config["Entrypoint"] if self.entry_point is None else self.entry_point),
             *(self.image.config["Cmd"] if self.arguments is None else self.arguments),
         ]
-        script.append(f'exec chroot "$ROOT" {shlex.join([*self._as_user(), *self._in_its_folder(), *command])}')
+        script.append(f'exec chroot "$ROOT" {shlex.join([*self._as_user(), *self._in_its_directory(), *command])}')
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [*_NAMESPACES, "sh", "-c", "\n".join(script)],
@@ -153,7 +153,7 @@ class Container:
             [
                 *("nsenter", f"--target={self.first}", "--mount", "--pid", "--root", "--"),
                 *self._as_user(),
-                *self._in_its_folder(),
+                *self._in_its_directory(),
                 *command,
             ],
             check=False,
@@ -175,7 +175,7 @@ class Container:
     def _variables(self) -> dict[str, str]:
         return {**self.image.environment, **self.environment}
 
-    def _in_its_folder(self) -> list[str]:
+    def _in_its_directory(self) -> list[str]:
         return ["env", f"--chdir={self.image.config.get('WorkingDir') or '/'}"]
 
     def _as_user(self) -> list[str]:
@@ -248,7 +248,7 @@ def _base() -> str:
     if _buildah("images", "--quiet", "--filter", f"reference={name}"):
         return name
     # Without what a base image from a registry does not have either: lists and packages of apt.
-    root = cache_folder() / "containers" / "debian"
+    root = cache_directory() / "containers" / "debian"
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)
     sources = debian_sources(read_sources(), _codename())
@@ -270,7 +270,7 @@ def _codename() -> str:
 
 def _buildah(*arguments: str) -> str:
     # A store of our own, with the one driver that works everywhere.
-    store = cache_folder() / "containers"
+    store = cache_directory() / "containers"
     return _run(
         "buildah", f"--root={store / 'store'}", f"--runroot={store / 'run'}", "--storage-driver=vfs", *arguments
     )

@@ -1,4 +1,4 @@
-"""What the copier's tests share: a source's folder, an archive, and a copier between them."""
+"""What the copier's tests share: a source's directory, an archive, and a copier between them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from records import record
 from waiting import eventually
 
-from cdc_archiver.model import Archived, Batch, Charged, Deferred, FileRecord, Lane, Outcome, Reason, Refused
+from cdc_archiver.model import Archived, AttemptFailed, Batch, Deferred, FileRecord, Lane, Outcome, Reason, Refused
 from cdc_archiver.settings import SourceSettings, load
 from cdc_archiver.transfer.copier import Copier
 from cdc_archiver.transfer.staging import Archive
@@ -20,7 +20,7 @@ from cdc_archiver.transfer.staging import Archive
 
 @dataclass
 class CopierStage:
-    """A source's folder, an archive, and a copier between them."""
+    """A source's directory, an archive, and a copier between them."""
 
     source: Path
     data: Path
@@ -69,7 +69,7 @@ def archived(outcome: Outcome, content: bytes, *, adopted: bool = False) -> Path
 
 
 def reason(outcome: Outcome) -> Reason:
-    assert isinstance(outcome, Charged | Refused | Deferred), outcome
+    assert isinstance(outcome, AttemptFailed | Refused | Deferred), outcome
     return outcome.reason
 
 

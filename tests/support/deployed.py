@@ -63,7 +63,7 @@ def seconds(text: str) -> float:
 
 
 def initial_sql(file: Path, environment: Mapping[str, str], secrets: Path = Path("/run/secrets")) -> str:
-    """What a script of the database's folder has its image's client do."""
+    """What a script of the database's directory has its image's client do."""
     # The image runs one that is executable as a program of its own, which would not know the function.
     assert not os.access(file, os.X_OK)
     script = file.read_text().replace("/run/secrets", str(secrets))
@@ -80,7 +80,7 @@ def initial_sql(file: Path, environment: Mapping[str, str], secrets: Path = Path
 
 @contextlib.contextmanager
 def set_up_database(stage: Stage, secrets: Path, **site: str) -> Iterator[None]:
-    """Does what the database's image does with the folder at its first start.
+    """Does what the database's image does with the directory at its first start.
 
     Args:
         site: variables of compose.yaml.

@@ -4,7 +4,7 @@ from typing import Any
 
 from world import PASSWORD, World
 
-from cdc_archiver.preflight import Finding, Status
+from cdc_archiver.preflight import CheckStatus, Finding
 from cdc_archiver.settings import Settings, load
 
 
@@ -23,12 +23,12 @@ def settings(world: World | None = None, **flags: Any) -> Settings:
 
 
 def not_ok(findings: list[Finding]) -> list[Finding]:
-    return [finding for finding in findings if finding.status is not Status.OK]
+    return [finding for finding in findings if finding.status is not CheckStatus.OK]
 
 
 def the_only(findings: list[Finding]) -> Finding:
-    """The one finding that is not ok. It says how to mend it."""
+    """The one finding that is not ok. It says how to fix it."""
     wrong = not_ok(findings)
     assert len(wrong) == 1, wrong
-    assert wrong[0].mend
+    assert wrong[0].fix
     return wrong[0]

@@ -44,10 +44,10 @@ def site(database_server: DatabaseServer) -> Iterator[World]:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A source root with a file."""
-    folder = tmp_path / "source root"
-    folder.mkdir()
-    (folder / "file").write_text("what was measured")
-    return folder
+    directory = tmp_path / "source root"
+    directory.mkdir()
+    (directory / "file").write_text("what was measured")
+    return directory
 
 
 @pytest.fixture
@@ -80,9 +80,9 @@ def source(ssh_server: SshServer, as_it_was: None, root: Path) -> Source:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A folder that other accounts can get to, which pytest's own are not."""
+    """A directory that other accounts can get to, which pytest's own are not."""
     with tempfile.TemporaryDirectory(prefix="cdc-") as name:
         os.chmod(name, 0o755)
-        folder = Path(name) / "the archive"
-        folder.mkdir()
-        yield folder
+        directory = Path(name) / "the archive"
+        directory.mkdir()
+        yield directory

@@ -14,8 +14,8 @@ from waiting import PATIENCE
 class Manager:
     """Hears what a service says, as systemd does."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "notify"
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "notify"
         self.heard: list[str] = []
         """Each line of each datagram, in order."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

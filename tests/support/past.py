@@ -9,10 +9,10 @@ from files_table import TABLE
 from stage import SourceFile, Stage
 
 from cdc_archiver.database import history
-from cdc_archiver.database.engine import Database
+from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import Entry, History
-from cdc_archiver.model import Archived, Charged, FileRecord, Reason, Refused
+from cdc_archiver.model import Archived, AttemptFailed, FileRecord, Reason, Refused
 from cdc_archiver.transfer.staging import MARKER
 
 
@@ -44,13 +44,13 @@ def _tell(stage: Stage, id_: int, reason: Reason | None, words: str, md5_seen: b
             assert history.open_history(connection) == ""
             record: FileRecord = FilesTable(TABLE, 260, 5).load(connection, [id_])[id_].record
             record = replace(record, failed_copy_attempts=0)
-            outcome: Archived | Charged | Refused
+            outcome: Archived | AttemptFailed | Refused
             if reason is None:
                 outcome = Archived(record, words, Path(words).stat().st_size)
-            elif reason.fault == "row":
+            elif reason.scope == "row":
                 outcome = Refused(record, reason, words)
             else:
-                outcome = Charged(record, reason, words, md5_seen)
+                outcome = AttemptFailed(record, reason, words, md5_seen)
             History(TABLE, 0).write(connection, [Entry(stage.ssh.host, outcome, 0.0)])
     finally:
         database.close()

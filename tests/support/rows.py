@@ -10,7 +10,7 @@ from files_table import TABLE
 from world import World
 
 from cdc_archiver.database import history
-from cdc_archiver.database.engine import Database
+from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable
 
 COLUMNS = {

@@ -17,9 +17,9 @@ from typing import Any, Self
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import PATIENCE, eventually, eventually_or_not
 
-from cdc_archiver.archiver import Archiver
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.sandbox import ChildProcess
+from cdc_archiver.service.supervisor import Supervisor
 from cdc_archiver.settings import Settings
 
 COMMAND = (sys.executable, "-m", "cdc_archiver")
@@ -80,7 +80,7 @@ class Service(Served):
     """The service in a thread. It ends with the ``with`` block, and must end well there unless :meth:`failure` was asked."""
 
     def __init__(self, settings: Settings, until: str | None) -> None:
-        self.archiver = Archiver(settings)
+        self.archiver = Supervisor(settings)
         self._until = until
         self.ended: ExitStatus | Exception | None = None
         self.looked = False

@@ -68,18 +68,18 @@ class Done:
 
 
 class Stage:
-    """One site: a database with the table of files, an archiver's account, a folder of files, an archive."""
+    """One site: a database with the table of files, an archiver's account, a directory of files, an archive."""
 
-    def __init__(self, server: DatabaseServer, ssh: SshServer, folder: Path, runtime: Path) -> None:
+    def __init__(self, server: DatabaseServer, ssh: SshServer, directory: Path, runtime: Path) -> None:
         number = next(_numbers)
         self.server = server
         self.ssh = ssh
-        self.folder = folder
+        self.directory = directory
         self.runtime = runtime
         self.database = f"site_{number}"
         self.user = f"archiver_{number}"
-        self.sources = folder / "readout"
-        self.data_dir = folder / "archive"
+        self.sources = directory / "readout"
+        self.data_dir = directory / "archive"
         self.services: list[Service] = []
         self._administrator: Any = None
 
@@ -137,8 +137,8 @@ class Stage:
 
     def place(self, file: SourceFile, *, plot: bool = False) -> Path:
         """Where a file belongs that was registered like any other."""
-        folder = "plots" if plot else "outputs"
-        return self.data_dir / "15895" / "crate1slot2" / "1589517264_take_iv" / folder / file.path.name
+        directory = "plots" if plot else "outputs"
+        return self.data_dir / "15895" / "crate1slot2" / "1589517264_take_iv" / directory / file.path.name
 
     # The table.
 
@@ -198,8 +198,8 @@ class Stage:
     def archived_files(self) -> list[Path]:
         """Every file below data_dir but the archiver's own."""
         # Staging comes and goes while we look.
-        years = [folder for folder in self.data_dir.glob("*") if not folder.name.startswith(".")]
-        return sorted(path for folder in years for path in (folder, *folder.rglob("*")) if path.is_file())
+        years = [directory for directory in self.data_dir.glob("*") if not directory.name.startswith(".")]
+        return sorted(path for directory in years for path in (directory, *directory.rglob("*")) if path.is_file())
 
     # The archiver.
 
@@ -227,7 +227,7 @@ class Stage:
         Arguments:
             interpreter: what is run in place of ``cdc-archiver``.
         """
-        log = self.folder / f"program-{next(_numbers)}.log"
+        log = self.directory / f"program-{next(_numbers)}.log"
         return Program([*interpreter, "run", *self.flags(**changes)], self.environment(), log, until)
 
     def command(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Done:
@@ -298,13 +298,13 @@ class Stage:
 
 
 @contextlib.contextmanager
-def new_stage(server: DatabaseServer, ssh: SshServer, folder: Path, *, table: bool = True) -> Iterator[Stage]:
+def new_stage(server: DatabaseServer, ssh: SshServer, directory: Path, *, table: bool = True) -> Iterator[Stage]:
     """A stage on these servers, which are as they were afterwards; fails where a process or a thread of it is left."""
     threads = set(threading.enumerate())
     runtime = Path(tempfile.mkdtemp(prefix="cdc-stage-", dir="/tmp"))  # short: an ssh socket goes into it
     before = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)
-    stage = Stage(server, ssh, folder, runtime)
+    stage = Stage(server, ssh, directory, runtime)
     try:
         stage.build(table=table)
         yield stage
@@ -320,7 +320,9 @@ def new_stage(server: DatabaseServer, ssh: SshServer, folder: Path, *, table: bo
         if server.running:
             server.execute(f"DROP DATABASE {stage.database}")
             server.execute(f"DROP USER IF EXISTS '{stage.user}'@'%'")
-    assert eventually_or_not(lambda: not processes_of(folder), 10.0), f"processes are left: {processes_of(folder)}"
+    assert eventually_or_not(lambda: not processes_of(directory), 10.0), (
+        f"processes are left: {processes_of(directory)}"
+    )
     assert eventually_or_not(lambda: not threads_since(threads), 10.0), f"threads are left: {threads_since(threads)}"
 
 

@@ -41,13 +41,13 @@ def threads_since(before: Collection[threading.Thread]) -> list[str]:
     return [thread.name for thread in new if thread.name != "sandbox-spawner"]
 
 
-def processes_of(folder: Path) -> list[str]:
-    """The command lines that name a folder: rsync on both sides, ssh, an archiver."""
+def processes_of(directory: Path) -> list[str]:
+    """The command lines that name a directory: rsync on both sides, ssh, an archiver."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if str(folder) in words:
+                if str(directory) in words:
                     found.append(words)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from files_table import CREATE_TABLE, TABLE
 
-from cdc_archiver.database.engine import Database
+from cdc_archiver.database.connections import Database
 from cdc_archiver.sandbox import DatabaseServer
 from cdc_archiver.settings import load
 

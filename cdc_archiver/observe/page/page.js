@@ -168,8 +168,8 @@ function asks(id, kind) {
 }
 
 function path(text) {
-  const [, folder, name] = /^(.*\/)?([^]*)$/.exec(text);
-  return element("span", { class: "path", title: shown(text) }, element("span", { class: "folder" }, shown(folder ?? "")), element("b", {}, shown(name)));
+  const [, directory, name] = /^(.*\/)?([^]*)$/.exec(text);
+  return element("span", { class: "path", title: shown(text) }, element("span", { class: "directory" }, shown(directory ?? "")), element("b", {}, shown(name)));
 }
 
 function failing(activity, status, now) {

@@ -17,7 +17,7 @@ from records import record
 
 from cdc_archiver.model import Archived, Batch, Lane
 from cdc_archiver.settings import SourceSettings, load
-from cdc_archiver.transfer import report
+from cdc_archiver.transfer import rsync_output as report
 from cdc_archiver.transfer.copier import Copier
 from cdc_archiver.transfer.staging import Archive
 from fuzz.corpus import LINES, SSH_LINES, STATUSES, some_bytes, words_of
@@ -77,11 +77,11 @@ def make_act(rng: random.Random, contents: dict[str, bytes]) -> Act:
 
 
 class Stand:
-    """A copier on a folder of its own, made once."""
+    """A copier on a directory of its own, made once."""
 
-    def __init__(self, folder: Path) -> None:
-        self.sources = folder / "readout"
-        self.archive = folder / "archive"
+    def __init__(self, directory: Path) -> None:
+        self.sources = directory / "readout"
+        self.archive = directory / "archive"
         for made in (self.sources, self.archive):
             made.mkdir()
         (self.sources / "there.npy").write_bytes(b"so that the disk is there")

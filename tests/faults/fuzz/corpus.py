@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from cdc_archiver.transfer.ssh_words import Peer
+from cdc_archiver.transfer.ssh_errors import Peer
 
 SECRET: Final = "hunter2-c0rrect"
 PEER: Final = Peer("smurf-srv", 2222, "data", "/home/ocs/.ssh/known hosts", "/home/ocs/.ssh/key")
@@ -43,9 +43,9 @@ LINES: Final = (
     f"{MD5}|5|./b c.npy",
     f"{'0' * 32}|5|a.npy",
     f"{MD5.upper()}|5|a.npy",
-    f"{' ' * 32}|4096|folder/",
+    f"{' ' * 32}|4096|directory/",
     'skipping non-regular file "a.npy"',
-    "skipping directory folder",
+    "skipping directory directory",
     "a.npy is over max-size",
     "receiving incremental file list",
     'rsync: [sender] link_stat "/data/a.npy" failed: No such file or directory (2)',

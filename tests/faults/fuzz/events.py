@@ -11,7 +11,7 @@ from pymysqlreplication.row_event import UpdateRowsEvent
 
 from cdc_archiver.database.server import KeyColumn
 from cdc_archiver.errors import Misconfigured
-from cdc_archiver.events.rows import KeyReader, Unreadable
+from cdc_archiver.events.row_keys import KeyReader, Unreadable
 
 
 def make_event(rng: random.Random) -> tuple[Any, KeyColumn | Exception]:

@@ -10,8 +10,8 @@ from unittest import mock
 
 import structlog
 
-from cdc_archiver.kinds import LogFormat, LogLevel
 from cdc_archiver.observe.logs import set_up_logs
+from cdc_archiver.settings.types import LogFormat, LogLevel
 from fuzz.corpus import a_text
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from records import record
 
 from cdc_archiver.errors import LayoutRefused
-from cdc_archiver.model import Fault, FileRecord
+from cdc_archiver.model import FileRecord, Scope
 from cdc_archiver.transfer.layout import archived_path, require_fit, source_entry
 from fuzz.corpus import a_text
 
@@ -42,7 +42,7 @@ def check_row(given: tuple[FileRecord, str]) -> None:
     except LayoutRefused as error:
         refusal = error
     if refusal is not None:
-        assert refusal.reason.fault is Fault.ROW
+        assert refusal.reason.scope is Scope.ROW
         assert refusal.message
         return
     parts = place.split("/")
@@ -51,4 +51,4 @@ def check_row(given: tuple[FileRecord, str]) -> None:
     assert "\0" not in place
     assert os.path.normpath(f"/archive/{place}") == f"/archive/{place}"
     assert all(len(os.fsencode(part)) <= 255 for part in parts)
-    assert not parts[0].startswith("."), "beside the archiver's own folders"
+    assert not parts[0].startswith("."), "beside the archiver's own directories"

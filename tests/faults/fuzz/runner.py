@@ -35,8 +35,8 @@ class Target:
 def all_targets() -> Iterator[dict[str, Target]]:
     """Everything that is fuzzed; logs are set up as they were afterwards."""
     configuration = structlog.get_config()
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        stand, desk = copies.Stand(Path(folder)), sites.Desk(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
+        stand, desk = copies.Stand(Path(directory)), sites.Desk(Path(directory))
         try:
             yield {
                 "line": Target(420, some_bytes, words.check_line),

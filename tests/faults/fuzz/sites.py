@@ -114,10 +114,10 @@ def make_site(rng: random.Random) -> Site:
 
 
 class Desk:
-    """A folder for the configuration file."""
+    """A directory for the configuration file."""
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "site.toml"
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / "site.toml"
 
     def check(self, site: Site) -> None:
         if site.config is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from cdc_archiver.model import Fault, Reason
-from cdc_archiver.transfer import report
-from cdc_archiver.transfer.ssh_words import Peer, classify_ssh_failure
+from cdc_archiver.model import Reason, Scope
+from cdc_archiver.transfer import rsync_output as report
+from cdc_archiver.transfer.ssh_errors import Peer, classify_ssh_failure
 from fuzz.corpus import LINES, PEER, SSH_LINES, STATUSES, words_of
 
 
@@ -23,7 +23,9 @@ def check_line(line: bytes) -> None:
 
 
 def make_ending(rng: random.Random) -> tuple[int, str, str, list[bytes], Peer | None]:
-    entries = [rng.choice((b"a.npy", b"b c.npy", b"data/a.npy", b"folder", b"\xff")) for _ in range(rng.randrange(4))]
+    entries = [
+        rng.choice((b"a.npy", b"b c.npy", b"data/a.npy", b"directory", b"\xff")) for _ in range(rng.randrange(4))
+    ]
     root = rng.choice(("/", "/data", "/data/", "//data"))
     return rng.choice(STATUSES), words_of(rng, LINES, LINES, SSH_LINES), root, entries, rng.choice((PEER, None))
 
@@ -33,9 +35,9 @@ def check_ending(given: tuple[int, str, str, list[bytes], Peer | None]) -> None:
     ending = report.read_ending(status, stderr, root, entries, peer)
     assert ending.files.keys() <= set(entries), "a verdict on a file that was not asked for"
     # A file that vanished is looked for once more before it is its own fault.
-    assert all(v.reason.fault is Fault.FILE or v.reason is Reason.UNDECIDED for v in ending.files.values())
+    assert all(v.reason.scope is Scope.FILE or v.reason is Reason.UNDECIDED for v in ending.files.values())
     if ending.trouble is not None:
-        assert ending.trouble.reason.fault in (Fault.SOURCE, Fault.OPERATOR, Fault.DESTINATION)
+        assert ending.trouble.reason.scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION)
         assert ending.trouble.words
     assert len(report.last_words(stderr)) <= 500
 
@@ -45,4 +47,4 @@ def check_words(text: str) -> None:
     if failure is not None:
         assert failure.words in text.replace("\r", "")
         assert "\n" not in failure.words + failure.hint
-        assert failure.reason.fault in (Fault.SOURCE, Fault.OPERATOR)
+        assert failure.reason.scope in (Scope.SOURCE, Scope.CONFIGURATION)

@@ -27,35 +27,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20.0, help="of faults (default: 20)")
     parser.add_argument("--db", choices=("mariadb", "mysql"), default="mariadb")
     parser.add_argument("--seed", type=int, help="of the order of things (default: a random one)")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a new one below the temporary folder)")
+    parser.add_argument(
+        "--directory", type=Path, help="where to work (default: a new one below the temporary directory)"
+    )
     given = parser.parse_args(arguments)
     seed = random.randrange(1_000_000) if given.seed is None else given.seed
-    folder = given.folder or Path(tempfile.mkdtemp(prefix="cdc-soak-"))
+    directory = given.directory or Path(tempfile.mkdtemp(prefix="cdc-soak-"))
     plan = Plan(given.db, given.minutes * 60, seed)
-    print(f"{plan.kind}, seed {seed}, {given.minutes:g} minutes, in {folder}", flush=True)
+    print(f"{plan.kind}, seed {seed}, {given.minutes:g} minutes, in {directory}", flush=True)
     try:
         with _shown(plan) as say:
-            report = soak(plan, folder, say)
+            report = soak(plan, directory, say)
     except SandboxError as error:
         print(f"the sandbox is not to be had: {error}", file=sys.stderr)
         return 4
     except BaseException:
-        print(f"not brought to its end; what there is lies in {folder}", file=sys.stderr)
+        print(f"not brought to its end; what there is lies in {directory}", file=sys.stderr)
         raise
     print(report)
     if not report.clean:
-        _complain(report, folder)
+        _complain(report, directory)
         return 1
-    if given.folder is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    if given.directory is None:
+        shutil.rmtree(directory, ignore_errors=True)
     return 0
 
 
-def _complain(report: Report, folder: Path) -> None:
+def _complain(report: Report, directory: Path) -> None:
     for name, found in {**report.audit.wrong, "unforeseen": report.unforeseen}.items():
         for line in found[:10]:
             print(f"{name}: {line}")
-    print(f"NOT CLEAN: logs, rows and history are in {folder}; again with --seed {report.plan.seed}")
+    print(f"NOT CLEAN: logs, rows and history are in {directory}; again with --seed {report.plan.seed}")
 
 
 @contextmanager

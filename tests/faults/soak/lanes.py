@@ -1,4 +1,4 @@
-"""Lanes of faults: each does one fault after the other, at random, and mends it again; several lanes at once do all kinds at once."""
+"""Lanes of faults: each does one fault after the other, at random, and fixes it again; several lanes at once do all kinds at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from files_table import TABLE
 from publisher import DISK
 from stage import TARGET
 
-from cdc_archiver.database.lock import lock_name
+from cdc_archiver.database.source_locks import lock_name
 from cdc_archiver.sandbox import ChildProcess, SandboxError
 from cdc_archiver.transfer.staging import MARKER
 from soak.site import Site, children_of, send
@@ -28,7 +28,7 @@ _ENOUGH = 15.0
 
 
 class Lane(threading.Thread):
-    """One fault after the other until the time of faults is over; what it broke is mended when it has ended.
+    """One fault after the other until the time of faults is over; what it broke is fixed when it has ended.
 
     Args:
         gap: mean seconds between two faults.
@@ -260,8 +260,8 @@ class SourceLane(Lane):
             wire.delay, wire.rate = 0.0, 0.0
 
     def sources_unmounted(self) -> None:
-        """All at once the root is an empty folder, for those that are at work in it, too."""
-        disk, away = self.site.stage.sources / DISK, self.site.stage.folder / "away"
+        """All at once the root is an empty directory, for those that are at work in it, too."""
+        disk, away = self.site.stage.sources / DISK, self.site.stage.directory / "away"
         with self.site.sources_held:
             disk.rename(away)
             try:

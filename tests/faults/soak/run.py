@@ -93,14 +93,14 @@ class Report:
         )
 
 
-def soak(plan: Plan, folder: Path, say: Callable[[Progress], None] = lambda progress: None) -> Report:
+def soak(plan: Plan, directory: Path, say: Callable[[Progress], None] = lambda progress: None) -> Report:
     """Does it.
 
     Args:
-        folder: of its own; logs and evidence stay there.
+        directory: of its own; logs and evidence stay there.
         say: called about once a second.
     """
-    with new_site(plan.kind, folder, own_disk=plan.own_disk) as site:
+    with new_site(plan.kind, directory, own_disk=plan.own_disk) as site:
         publisher = _publisher(site, plan)
         services = ServiceLane("service", site, random.Random(f"{plan.seed} service"), 1.0 / plan.haste)
         try:
@@ -128,7 +128,7 @@ def soak(plan: Plan, folder: Path, say: Callable[[Progress], None] = lambda prog
         site.read_logs()
         report = Report(plan, found, dict(site.counts), dict(publisher.counts), tuple(site.unforeseen))
         if not report.clean:
-            _keep_evidence(site, report, folder)
+            _keep_evidence(site, report, directory)
         return report
 
 
@@ -231,12 +231,12 @@ def _seconds(limit: float) -> Iterator[None]:
         time.sleep(0.1)
 
 
-def _keep_evidence(site: Site, report: Report, folder: Path) -> None:
+def _keep_evidence(site: Site, report: Report, directory: Path) -> None:
     rows = site.stage.sql(f"SELECT id, path, copied, failed_copy_attempts, HEX(md5sum) FROM {TABLE} ORDER BY id")
     told = site.stage.sql(
         f"SELECT file_id, at, result, reason, detail, source_path, archived_path FROM {HISTORY} ORDER BY id"
     )
     for name, table in (("rows.tsv", rows), ("history.tsv", told)):
-        (folder / name).write_text("".join("\t".join(map(repr, row)) + "\n" for row in table))
+        (directory / name).write_text("".join("\t".join(map(repr, row)) + "\n" for row in table))
     wrong = {**report.audit.wrong, "unforeseen": report.unforeseen}
-    (folder / "wrong.json").write_text(json.dumps(wrong, indent=1))
+    (directory / "wrong.json").write_text(json.dumps(wrong, indent=1))

@@ -50,11 +50,11 @@ class Site:
 
     @property
     def known_hosts(self) -> Path:
-        return self.stage.folder / "known_hosts"
+        return self.stage.directory / "known_hosts"
 
     @property
     def logs(self) -> Path:
-        return self.stage.folder / "logs"
+        return self.stage.directory / "logs"
 
     def trust_host_key(self) -> None:
         """As an operator does it who knows of a new host key."""
@@ -96,7 +96,7 @@ class Site:
     def note(self, began: float, ended: float, fault: str) -> None:
         """Writes a fault down, beside the services' logs, whose times it has."""
         at = datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds")
-        with (self.stage.folder / "faults.log").open("a") as file:
+        with (self.stage.directory / "faults.log").open("a") as file:
             file.write(f"{at} {ended - began:6.1f} s  {fault}\n")
 
     def read_logs(self) -> None:
@@ -112,11 +112,11 @@ class Site:
 
 
 @contextlib.contextmanager
-def new_site(kind: Kind, folder: Path, *, own_disk: bool) -> Iterator[Site]:
-    """Servers, wires, stage, disk; all of it gone afterwards but for the folder's files."""
+def new_site(kind: Kind, directory: Path, *, own_disk: bool) -> Iterator[Site]:
+    """Servers, wires, stage, disk; all of it gone afterwards but for the directory's files."""
     ensure_tools()
-    database, ssh = open_database(kind, folder / "database"), SshServer(folder / "ssh")
-    place = folder / "site"
+    database, ssh = open_database(kind, directory / "database"), SshServer(directory / "ssh")
+    place = directory / "site"
     place.mkdir(parents=True)
     try:
         database.start()
@@ -124,11 +124,11 @@ def new_site(kind: Kind, folder: Path, *, own_disk: bool) -> Iterator[Site]:
         with contextlib.ExitStack() as stack:
             stage = stack.enter_context(new_stage(database, ssh, place))
             database_wire, ssh_wire = (stack.enter_context(Proxy(server.port)) for server in (database, ssh))
-            disk = stack.enter_context(_disk_of_its_own(folder, stage.data_dir)) if own_disk else None
+            disk = stack.enter_context(_disk_of_its_own(directory, stage.data_dir)) if own_disk else None
             site = Site(stage, database, ssh, database_wire, ssh_wire, disk)
             site.trust_host_key()
             yield site
-            # The stage looks for processes that name its folder.
+            # The stage looks for processes that name its directory.
             database.resume()
             ssh.resume()
     finally:
@@ -139,9 +139,9 @@ def new_site(kind: Kind, folder: Path, *, own_disk: bool) -> Iterator[Site]:
 
 
 @contextlib.contextmanager
-def _disk_of_its_own(folder: Path, mount: Path) -> Iterator[Path | None]:
+def _disk_of_its_own(directory: Path, mount: Path) -> Iterator[Path | None]:
     """A file system for the archive alone, which can be filled up; None where this user may not mount."""
-    image = folder / "disk.ext4"
+    image = directory / "disk.ext4"
     with image.open("wb") as file:
         file.truncate(_DISK_BYTES)
     made = _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image)) and _run("mount", "-o", "loop", str(image), str(mount))

@@ -1,0 +1,133 @@
+"""Connections that another thread can cut: how a stop reaches a thread that waits for the database."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import pymysql
+from pymysql.connections import Connection
+from pymysql.constants import CR
+
+from cdc_archiver.database.connections import OurConnection
+
+
+class Interrupted(OSError):
+    """Somebody cut the line while, or before, we used it."""
+
+
+class InterruptibleConnections:
+    """Connections of one thread, which :meth:`cut` ends from any other, whatever they wait for.
+
+    PyMySQL's ``close()`` from another thread blocks until the next packet arrives. So each socket gets a twin, a second
+    descriptor of the same connection, and cutting shuts the twins down: that wakes whoever connects, shakes hands, with TLS or
+    not, or reads. Looking up a host's name cannot be woken.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cut = False
+        self._twins: set[socket.socket] = set()
+        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+    def connect(self, settings: Mapping[str, Any]) -> Connection:
+        """A connection.
+
+        Args:
+            settings: PyMySQL's, with host and port.
+
+        Raises:
+            Interrupted: the line was cut before.
+            pymysql.MySQLError: nobody answers, or not us.
+        """
+        connection = _Connection(**settings, defer_connect=True)
+        try:
+            sock, twin = self._reach(connection.host, connection.port, connection.connect_timeout)
+        except Interrupted:
+            raise
+        except OSError as error:
+            raise pymysql.OperationalError(
+                CR.CR_CONN_HOST_ERROR, f"Can't connect to MySQL server on {connection.host!r} ({error})"
+            ) from error
+        try:
+            connection.connect(sock)
+        except BaseException:
+            sock.close()
+            self._part(twin)
+            raise
+        connection.after_close = lambda: self._part(twin)
+        with self._lock:
+            self._connections.add(connection)
+        return connection
+
+    def cut(self) -> None:
+        """Ends every connection, and lets no new one be made. Returns at once; safe from any thread."""
+        with self._lock:
+            self._cut = True
+            for twin in self._twins:
+                # One that is not connected, or no longer, has nobody waiting.
+                with contextlib.suppress(OSError):
+                    twin.shutdown(socket.SHUT_RDWR)
+
+    def hang_up(self) -> None:
+        """Closes what is open. For the thread that dials."""
+        with self._lock:
+            open_ones = list(self._connections)
+            self._connections.clear()
+        for connection in open_ones:
+            with contextlib.suppress(pymysql.MySQLError):
+                connection.close()
+
+    def _reach(self, host: str, port: int, timeout: float | None) -> tuple[socket.socket, socket.socket]:
+        trouble: OSError = OSError(f"{host} has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                sock = socket.socket(family, kind, protocol)
+            except OSError as error:  # a kernel without IPv6: the next address may be another kind
+                trouble = error
+                continue
+            try:
+                twin = self._pair(sock)
+            except BaseException:
+                sock.close()
+                raise
+            try:
+                sock.settimeout(timeout)
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                return sock, twin
+            except OSError as error:
+                trouble = error
+                sock.close()
+                self._part(twin)
+        raise trouble
+
+    def _pair(self, sock: socket.socket) -> socket.socket:
+        with self._lock:
+            if self._cut:
+                raise Interrupted("the line was cut")
+            twin = sock.dup()
+            self._twins.add(twin)
+            return twin
+
+    def _part(self, twin: socket.socket) -> None:
+        with self._lock:
+            self._twins.discard(twin)
+        twin.close()
+
+
+class _Connection(OurConnection):
+    """A connection whose twin ends with it."""
+
+    after_close = staticmethod(lambda: None)
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self.after_close()

@@ -1,0 +1,125 @@
+"""How things are: what `/readyz`, `/api/status` and an operator are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from cdc_archiver import __version__
+from cdc_archiver.database.files_table import Census
+from cdc_archiver.dispatch.queues import SourceState
+
+
+class ServiceState(StrEnum):
+    """What the service does now, in a word or two."""
+
+    STARTING = "starting"
+    STREAMING = "streaming"
+    POLLING = "polling"
+    STANDBY = "standby"
+    NO_DATABASE = "no database"
+    NO_SOURCE = "no source"
+    NO_DESTINATION = "no destination"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+_READY = {ServiceState.STREAMING, ServiceState.POLLING, ServiceState.STANDBY}
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """The binlog stream.
+
+    Attributes:
+        why: why there is none; empty while there is.
+        position: how far it was read, file and offset.
+        lag: seconds; None without a stream.
+    """
+
+    connected: bool
+    why: str
+    position: str | None
+    lag: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStatus:
+    """A source, its queue and its rows as last counted."""
+
+    state: SourceState
+    targets: tuple[str, ...]
+    host: str
+    files: Census | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldByOther:
+    """A source that another archiver has; who, for a person."""
+
+    name: str
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStatus:
+    """data_dir."""
+
+    path: str
+    up: bool
+    reason: str | None
+    detail: str
+    free_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """All of it.
+
+    Attributes:
+        why: what the state means here, or whom it waits for; may be empty.
+        archived: files archived by this process, adopted ones among them.
+    """
+
+    state: ServiceState
+    why: str
+    ready: bool
+    healthy: bool
+    started: datetime
+    database: str
+    table: str | None
+    history: str
+    stream: StreamStatus | None
+    sources: tuple[SourceStatus, ...]
+    elsewhere: tuple[HeldByOther, ...]
+    destination: DestinationStatus | None
+    last_sweep: datetime | None
+    archived: int
+    version: str = __version__
+
+
+def is_ready(state: ServiceState) -> bool:
+    """Whether files are archived in this state, by this service or the one that it stands by for."""
+    return state in _READY
+
+
+def overall(
+    *, streaming: bool, stream_why: str, sources: tuple[SourceState, ...], destination: tuple[bool, str | None, str]
+) -> tuple[ServiceState, str]:
+    """The state of a service that holds its targets, and why.
+
+    Args:
+        stream_why: why there is no stream.
+        destination: up, reason, detail.
+    """
+    up, reason, detail = destination
+    if not up:
+        return ServiceState.NO_DESTINATION, f"{reason}: {detail}"
+    down = [source for source in sources if not source.up]
+    words = "; ".join(f"{source.name}: {source.reason}: {source.detail}" for source in down)
+    if down and len(down) == len(sources):
+        return ServiceState.NO_SOURCE, words
+    if streaming:
+        return ServiceState.STREAMING, words
+    return ServiceState.POLLING, "; ".join(part for part in (stream_why, words) if part)

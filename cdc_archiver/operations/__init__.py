@@ -1,1 +1,0 @@
-"""What an operator asks for, called by the command line and the HTTP service alike."""

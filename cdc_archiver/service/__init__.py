@@ -1,0 +1,1 @@
+"""The life of the service: bootstrap, supervisor, pipeline, locks, workers."""

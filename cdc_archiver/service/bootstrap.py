@@ -1,0 +1,121 @@
+"""What is found out about the database before anything starts: the table, the history."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import structlog
+
+from cdc_archiver.database import history, schema
+from cdc_archiver.database.connections import Database
+from cdc_archiver.database.files_table import FilesTable
+from cdc_archiver.database.history import History
+from cdc_archiver.errors import Misconfigured
+from cdc_archiver.settings import Settings
+from cdc_archiver.transfer.staging import Archive
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ResolvedTables:
+    """What is found out about the database before anything starts.
+
+    Attributes:
+        history: None where there is no side table, ``no_history`` says why.
+        known: whether the history has archived files below data_dir.
+    """
+
+    database: Database
+    files: FilesTable
+    history: History | None
+    no_history: str
+    known: bool
+
+
+def explore(settings: Settings) -> ResolvedTables:
+    """Finds the table and makes the history ready.
+
+    Raises:
+        DatabaseUnavailable: it does not answer.
+        Misconfigured: there is no such table, or not as it has to be.
+    """
+    database = Database(settings)
+    try:
+        return _explore(settings, database)
+    except BaseException:
+        database.close()
+        raise
+
+
+def _explore(settings: Settings, database: Database) -> ResolvedTables:
+    with database.connect() as connection:
+        name = schema.resolve_table(connection, database.name, settings.table)
+        schema.require_columns(connection, database.name, name)
+        files = FilesTable(name, schema.path_width(connection, database.name, name), settings.max_attempts)
+        files.pending(connection, settings.sources[0].target, 0, 0, 1)  # may we read it?
+        for older in schema.older_versions(connection, database.name, name):
+            waiting = FilesTable(older, 0, settings.max_attempts)
+            if count := waiting.census(connection, settings.targets).pending:
+                _log.warning("older_table_has_pending_files", table=older, files=count, archiving_from=name)
+        no_history = history.open_history(connection)
+        known = False
+        side_table = None
+        if no_history:
+            _log.warning("no_history", detail=no_history, hint=f"GRANT … ON {database.name}.{history.NAME}")
+        else:
+            side_table = History(name, settings.history_retention)
+            known = side_table.knows_archived(connection, f"{settings.data_dir}/")
+    return ResolvedTables(database, files, side_table, no_history, known)
+
+
+class Bootstrap:
+    """:func:`explore` in a thread of its own, so that nobody waits for a database that says nothing.
+
+    The thread is left behind where nobody wants its answer any more.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._answer: Future[ResolvedTables] = Future()
+        threading.Thread(target=self._explore, args=(settings,), name="exploration", daemon=True).start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an answer."""
+        return self._answer.done()
+
+    def result(self) -> ResolvedTables:
+        """The answer; waits for it.
+
+        Raises:
+            DatabaseUnavailable: it does not answer.
+            Misconfigured: a person must fix something.
+        """
+        return self._answer.result()
+
+    def abandon(self) -> None:
+        """Nobody wants the answer any more."""
+        self._answer.add_done_callback(lambda answer: None if answer.exception() else answer.result().database.close())
+
+    def _explore(self, settings: Settings) -> None:
+        try:
+            self._answer.set_result(explore(settings))
+        except BaseException as error:
+            self._answer.set_exception(error)
+
+
+def archive_of(settings: Settings) -> Archive:
+    """The archive that the settings describe.
+
+    Raises:
+        Misconfigured: they name no directory, or nobody whose files would go there.
+    """
+    if settings.data_dir is None:
+        raise Misconfigured("there is no data_dir", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
+    if not settings.sources:
+        raise Misconfigured("there is no target", "--target, or [[sources]] in the file of --config")
+    archive = Archive(settings.data_dir, settings.modes, settings.min_free)
+    archive.require_directory()
+    return archive

@@ -1,0 +1,40 @@
+"""Text and JSON for people and programs: unprintable characters escaped, values in JSON's types. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, is_dataclass
+from datetime import datetime
+from enum import Enum
+from pathlib import PurePath
+from typing import Any
+
+
+def escape_unprintable(text: str) -> str:
+    """The text on one line, moving no cursor, hiding nothing, and in UTF-8: what is not so is escaped as Python does it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def to_jsonable(value: Any) -> Any:
+    """JSON's types: dataclasses as objects, but for fields that they do not show themselves; times in ISO 8601, md5 sums in
+    hexadecimal digits, what is no number as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_jsonable(getattr(value, field.name)) for field in fields(value) if field.repr}
+    if isinstance(value, dict):
+        return {str(key): to_jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [to_jsonable(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, PurePath) else value

@@ -1,0 +1,330 @@
+"""What goes wrong, and who is charged for it: the host, the link and the disks never cost a file one of its tries."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stage import Stage, new_stage
+from waiting import eventually
+
+from cdc_archiver.dispatch import dispatcher, health
+from cdc_archiver.model import Scope
+from cdc_archiver.sandbox import MariaDb, SshServer
+from cdc_archiver.transfer.staging import MARKER
+
+
+@pytest.fixture
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+    with new_stage(mariadb, ssh_server, tmp_path) as made:
+        yield made
+        ssh_server.authorize()
+        ssh_server.trust_host_key()
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A charged file is tried again in a moment, not in 5 s and more; so is what waits for a person or a disk."""
+    monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (0.3,))
+    for fault in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
+        monkeypatch.setitem(health._PAUSES, fault, (0.3, 1.0))
+
+
+def assert_nobody_charged(stage: Stage) -> None:
+    assert stage.count("failed_copy_attempts <> 0 OR failed_copy_attempts IS NULL") == 0
+    assert stage.sql("SELECT * FROM cdc_archiver_history WHERE result IN ('charged', 'refused')") == []
+
+
+# Trouble of host, link or destination: nobody's.
+
+
+def test_a_host_that_is_down_charges_nobody_and_is_tried_until_it_is_back(stage: Stage) -> None:
+    with stage.service() as service:
+        stage.wait_archived(*stage.register(stage.file("before.npy")))
+        # Given a readout server that reboots,
+        stage.ssh.stop()
+        # when files are registered meanwhile,
+        ids = stage.register(*stage.files(5))
+        # then the service says so, and waits;
+        service.wait_state("no source")
+        assert service.get("/healthz")[0] == 200
+        assert service.metric("source_up") == 0
+        assert [row.attempts for row in stage.rows(ids)] == [0] * 5
+        # and when the host is back, they are archived without anybody's doing.
+        stage.ssh.start()
+        stage.wait_archived(*ids)
+        service.wait_state("streaming")
+        assert service.metric("source_up") == 1
+        assert service.metric("copy_failures_total", reason="host_unreachable") >= 5
+    assert_nobody_charged(stage)
+
+
+def test_a_link_that_breaks_charges_nobody_and_keeps_what_arrived(stage: Stage, soon: None) -> None:
+    # Given a batch on its way,
+    ids = stage.register(*stage.files(16, size=60_000))
+    with stage.service(workers=1, bwlimit="256"):
+        eventually(lambda: stage.count("copied = 1"), "the first have arrived")
+        # when the host loses its power,
+        stage.ssh.kill()
+        done = stage.count("copied = 1")
+        assert done < len(ids)
+        stage.ssh.start()
+        # then the rest comes later, and nothing twice.
+        stage.wait_archived(*ids)
+    assert len(stage.archived_files()) == len(ids)
+    assert_nobody_charged(stage)
+
+
+def test_an_archive_without_its_marker_is_not_written_to(stage: Stage, soon: None) -> None:
+    # Given an archive with files in it,
+    with stage.service() as service:
+        stage.wait_archived(*stage.register(stage.file("before.npy")))
+        before = stage.archived_files()
+        # when its disk is gone, and the marker with it,
+        marker = stage.data_dir / MARKER
+        away = stage.directory / "marker-away"
+        marker.rename(away)
+        ids = stage.register(*stage.files(3))
+        # then nothing is written to what is left,
+        service.wait_state("no destination")
+        assert "destination_missing" in service.get("/readyz")[1]
+        assert service.metric("destination_up") == 0
+        assert stage.archived_files() == before
+        assert not marker.exists()
+        # and all goes on when it is mounted again.
+        away.rename(marker)
+        stage.wait_archived(*ids)
+        service.wait_state("streaming")
+    assert_nobody_charged(stage)
+
+
+def test_a_service_does_not_start_on_a_bare_mount_point(stage: Stage, soon: None) -> None:
+    # Given an archive that the history knows files of,
+    with stage.service():
+        stage.wait_archived(*stage.register(stage.file("before.npy")))
+    # when its disk is not mounted at the next start,
+    disk = stage.directory / "disk"
+    stage.data_dir.rename(disk)
+    stage.data_dir.mkdir()
+    (id_,) = stage.register(stage.file("waits.npy"))
+    with stage.service(until="no destination"):
+        # then the empty directory stays empty,
+        assert list(stage.data_dir.iterdir()) == []
+        assert stage.row(id_).attempts == 0
+        # until the disk is there.
+        stage.data_dir.rmdir()
+        disk.rename(stage.data_dir)
+        stage.wait_archived(id_)
+    assert_nobody_charged(stage)
+
+
+def test_a_full_disk_charges_nobody(stage: Stage) -> None:
+    # Given less free space than is to be kept,
+    ids = stage.register(*stage.files(5))
+    with stage.service(until="no destination", min_free="1000T") as service:
+        assert "no_space" in service.get("/readyz")[1]
+        assert service.metric("destination_free_bytes") > 0
+        assert stage.archived_files() == []
+        assert_nobody_charged(stage)
+    # when there is room again,
+    with stage.service():
+        stage.wait_archived(*ids)
+
+
+# A file's own fault: charged, and tried again later.
+
+
+def test_a_missing_file_is_charged_and_archived_when_it_appears(stage: Stage, soon: None) -> None:
+    # Given a row whose file is not there,
+    file = stage.file("late.npy")
+    file.path.unlink()
+    with stage.service() as service:
+        (id_,) = stage.register(file)
+        # when it was tried,
+        row = stage.wait_attempts(id_, 1)
+        # then it is charged, and nothing else of the row is touched;
+        assert (row.path, row.copied) == (str(file.path), 0)
+        assert service.state() == "streaming"
+        # and archived once it is there.
+        file.path.write_bytes(file.content)
+        stage.wait_archived(id_)
+        assert stage.place(file).read_bytes() == file.content
+    first = stage.history(id_)[0]
+    assert (first["result"], first["reason"]) == ("charged", "missing")
+    assert "No such file" in first["detail"]
+
+
+def test_several_files_that_are_gone_beside_others_are_charged_and_hold_up_nobody(stage: Stage) -> None:
+    # Given five files that somebody has deleted, in a directory where others are: its disk is mounted.
+    gone = stage.files(5, prefix="gone")
+    for file in gone:
+        file.path.unlink()
+    sound = stage.file("sound.npy")
+    with stage.service() as service:
+        # when they are registered, together or one after the other, then each is charged,
+        ids = stage.register(*gone[:3])
+        for file in gone[3:]:
+            ids += stage.register(file)
+            stage.wait_attempts(ids[-1], 1)
+        eventually(lambda: [row.attempts for row in stage.rows(ids)] == [1] * 5, "each is charged")
+        # and the source goes on.
+        stage.wait_archived(*stage.register(sound))
+        assert service.state() == "streaming"
+        assert service.metric("source_up") == 1
+
+
+def test_a_file_is_tried_until_its_attempts_are_used_up(stage: Stage, soon: None) -> None:
+    file = stage.file("never.npy")
+    file.path.unlink()
+    with stage.service(max_attempts=3) as service:
+        (id_,) = stage.register(file)
+        stage.wait_attempts(id_, 3)
+        # Then nobody tries it any more, though it could be had now:
+        file.path.write_bytes(file.content)
+        stage.wait_archived(*stage.register(stage.file("other.npy")))
+        assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 3)
+    assert [entry["result"] for entry in stage.history(id_)] == ["charged"] * 3
+    # it is counted,
+    with stage.service(max_attempts=3) as service:
+        eventually(lambda: service.metric("quarantined_files") == 1, "it is counted as given up")
+    # and a higher maximum releases it.
+    with stage.service(max_attempts=4):
+        stage.wait_archived(id_)
+    assert stage.row(id_).attempts == 3
+
+
+def test_a_file_that_was_changed_after_it_was_registered_is_charged_with_both_sums(stage: Stage, soon: None) -> None:
+    # Given a file that is not what its row says,
+    file = stage.file("changed.npy")
+    wrong = stage.file("changed.npy", b"something else")
+    with stage.service():
+        (id_,) = stage.register(file)
+        # then it is charged, and nothing of it is in the archive,
+        stage.wait_attempts(id_, 1)
+        assert stage.archived_files() == []
+        entry = stage.history(id_)[0]
+        assert (entry["result"], entry["reason"]) == ("charged", "changed")
+        assert (entry["md5_row"], entry["md5_seen"]) == (file.md5, wrong.md5)
+        assert file.md5.hex() in entry["detail"]
+        assert wrong.md5.hex() in entry["detail"]
+        # until it is what it should be.
+        file.path.write_bytes(file.content)
+        stage.wait_archived(id_)
+        assert stage.place(file).read_bytes() == file.content
+
+
+# Rows that no try can archive: refused, and nobody is harmed.
+
+
+@pytest.fixture(params=["by stream", "by sweep"])
+def door(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
+    "no pub_id": ({"pub_id": None}, "no_pub_id"),
+    "a pub_id that leads out": ({"pub_id": "../.."}, "bad_pub_id"),
+    "a pub_id with a directory in it": ({"pub_id": "a/b"}, "bad_pub_id"),
+    "an empty pub_id": ({"pub_id": ""}, "bad_pub_id"),
+    "a pub_id with a control character": ({"pub_id": "crate\n1"}, "bad_pub_id"),
+    "an action that leads out": ({"action": "../../../../etc"}, "bad_action"),
+    "an action with an escape sequence": ({"action": "\x1b[2J"}, "bad_action"),
+    "no timestamp": ({"timestamp": None}, "no_timestamp"),
+    "an empty path": ({"path": ""}, "bad_path"),
+    "a path that ends in dots": ({"path": "a/b/.."}, "bad_name"),
+    "a path of a directory": ({"path": "a/b/"}, "bad_name"),
+    "a path that leads out of the root": ({"path": "../../../etc/passwd"}, "bad_path"),
+}
+
+
+def test_impossible_rows_are_refused_and_crash_nobody(stage: Stage, door: str) -> None:
+    # Given rows that lead nowhere, or out of the archive,
+    file = stage.file("fine.npy")
+
+    def register() -> list[int]:
+        return [stage.register(file, **columns)[0] for columns, _ in IMPOSSIBLE.values()]
+
+    ids = register() if door == "by sweep" else []
+    # when the service meets them, at its start or as they come,
+    with stage.service(source_root=str(stage.sources)) as service:
+        ids = ids or register()
+        (good,) = stage.register(file)
+        stage.wait_archived(good)
+        eventually(lambda: all(row.attempts for row in stage.rows(ids)), "all are refused")
+        # then each is out of the way, with its reason,
+        rows = stage.rows(ids)
+        assert [row.attempts for row in rows] == [1000] * len(ids)
+        assert [row.copied for row in rows] == [0] * len(ids)
+        reasons = {name: stage.history(id_)[0]["reason"] for name, id_ in zip(IMPOSSIBLE, ids, strict=True)}
+        assert reasons == {name: reason for name, (_, reason) in IMPOSSIBLE.items()}
+        assert {entry["result"] for id_ in ids for entry in stage.history(id_)} == {"refused"}
+        # and the service is as well as ever.
+        service.wait_metric(len(ids), "copies_total", result="refused")
+        assert service.state() == "streaming"
+    assert stage.archived_files() == [stage.place(file)]
+    assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "readout"]
+
+
+def test_a_mistyped_source_root_refuses_nothing_for_good(stage: Stage) -> None:
+    # Given a root that the files do not lie below,
+    (id_,) = stage.register(stage.file("a.npy"))
+    with stage.service(source_root="/nowhere/else") as service:
+        eventually(lambda: service.metric("copy_failures_total", reason="outside_root"), "it is noticed")
+    assert_nobody_charged(stage)
+    # then the right one is all that it takes.
+    with stage.service(source_root=str(stage.sources)):
+        stage.wait_archived(id_)
+
+
+def test_a_path_elsewhere_is_never_read_and_waits_for_a_person(stage: Stage) -> None:
+    # Given a row that leads to another directory of the readout server than the one that its files lie in,
+    (astray,) = stage.register(stage.file("passwd"), path="/etc/passwd")
+    with stage.service(source_root=str(stage.sources)) as service:
+        # when others come, then they are archived, the service is as well as ever, and the row waits.
+        stage.wait_archived(*stage.register(stage.file("fine.npy")))
+        eventually(lambda: service.metric("copy_failures_total", reason="outside_root") >= 1, "it is said")
+        assert service.state() == "streaming"
+        assert (stage.row(astray).copied, stage.row(astray).attempts) == (0, 0)
+    assert [file.name for file in stage.archived_files()] == ["fine.npy"]
+
+
+def test_what_is_no_file_is_refused(stage: Stage) -> None:
+    # Given a directory, a link and a pipe where files should be,
+    things = {kind: stage.file(f"{kind}.npy") for kind in ("directory", "link", "pipe")}
+    for thing in things.values():
+        thing.path.unlink()
+    stage.file("directory.npy/inside.npy")
+    things["link"].path.symlink_to(stage.file("target.npy").path)
+    os.mkfifo(things["pipe"].path)
+    with stage.service() as service:
+        # when each is registered,
+        for thing in things.values():
+            (id_,) = stage.register(thing)
+            row = stage.wait_attempts(id_, 1)
+            # then it is refused at once, and nothing of it is archived.
+            assert (row.attempts, row.copied, row.path) == (1000, 0, str(thing.path))
+            assert [(entry["result"], entry["reason"]) for entry in stage.history(id_)] == [("refused", "not_a_file")]
+        assert service.state() == "streaming"
+    assert stage.archived_files() == []
+
+
+def test_a_path_that_would_not_fit_the_column_is_refused_before_it_is_copied(stage: Stage) -> None:
+    # Given a file whose name fits the column now, and would not where the archive is; and one that just fits,
+    room = 260 - len(str(stage.place(stage.file("x")).parent)) - 1
+    fits, too_long = stage.file("f" * (room - 5)), stage.file("t" * (room - 4))
+    assert len(str(too_long.path)) <= 260
+    with stage.service() as service:
+        (good,) = stage.register(fits)
+        (bad,) = stage.register(too_long)
+        # then the one is refused, with the reason, and was never copied;
+        assert stage.wait_attempts(bad, 1).attempts == 1000
+        (row,) = stage.wait_archived(good)
+        assert row.path == str(stage.place(fits))
+        service.wait_metric(len(fits.content), "copied_bytes_total")
+    (entry,) = stage.history(bad)
+    assert (entry["result"], entry["reason"]) == ("refused", "path_too_long")
+    assert "260" in entry["detail"]
+    assert stage.archived_files() == [stage.place(fits)]

@@ -1,0 +1,221 @@
+"""A release: wheel and sdist that install and run, one version everywhere, changes that tell of it, a workflow that is one."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deployed import ROOT, VERSION, read, validate
+from packaging.requirements import Requirement
+
+WORKFLOW = ROOT / ".github/workflows/ci.yaml"
+_NOT_OURS = shutil.ignore_patterns(
+    ".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
+)
+
+
+def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_own(tmp_path: Path) -> None:
+    # One test, since its parts follow on each other and workers share nothing.
+    sdist, wheel = _built(tmp_path)
+
+    assert wheel.name == f"cdc_archiver-{VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    ours = {
+        str(path.relative_to(ROOT))
+        for kind in ("py", "html", "css", "js")
+        for path in (ROOT / "cdc_archiver").rglob(f"*.{kind}")
+    }
+    assert names == ours | {"cdc_archiver/py.typed"}
+
+    with tarfile.open(sdist) as archive_of_source:
+        modes = {member.name.partition("/")[2]: member.mode for member in archive_of_source.getmembers()}
+    names = set(modes)
+    wanted = {
+        "Dockerfile",
+        "constraints.txt",
+        "CHANGELOG.md",
+        "deploy/compose.yaml",
+        "tests/support/stage.py",
+        "Makefile",
+        # What tests in it ask for.
+        ".gitignore",
+        ".dockerignore",
+        ".ci/run",
+        ".github/workflows/ci.yaml",
+        "benchmarks/__main__.py",
+        "tests/deploy/servicemonitor.json",
+    }
+    assert wanted <= names
+    programs = ("deploy/make-secrets", "deploy/demo/readout.sh", "deploy/systemd/install.sh")
+    assert all(modes[name] & 0o111 for name in programs)
+    assert not [name for name in names if "secrets/" in name or "config/" in name or name.endswith(".env")]
+
+    fresh = _installed(wheel, tmp_path / "fresh")
+    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+    def run(*words: str | Path) -> str:
+        return subprocess.run(words, check=True, capture_output=True, text=True, env=clean, cwd=tmp_path).stdout
+
+    where = "import cdc_archiver; print(cdc_archiver.__file__, cdc_archiver.__version__)"
+    file, version = run(fresh / "bin/python", "-c", where).split()
+    assert Path(file).is_relative_to(fresh)
+    assert version == VERSION
+    assert "--data-dir" in run(fresh / "bin/cdc-archiver", "run", "--help")
+
+
+def _built(directory: Path) -> tuple[Path, Path]:
+    """The sdist, and the wheel that was built from it, of a tree with what a site keeps beside compose and kustomize files."""
+    tree = directory / "cdc_archiver"
+    shutil.copytree(ROOT, tree, ignore=_NOT_OURS)
+    for name in ("secrets/mysql_password", "kubernetes/secrets/mysql_password", "config/cdc_archiver.toml", ".env"):
+        kept = tree / "deploy" / name
+        kept.parent.mkdir(exist_ok=True)
+        kept.write_text("MYSQL_PASSWORD=hunter2")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation"], check=False, capture_output=True, text=True, cwd=tree
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (sdist,) = (tree / "dist").glob("*.tar.gz")
+    (wheel,) = (tree / "dist").glob("*.whl")
+    return sdist, wheel
+
+
+def _installed(wheel: Path, directory: Path) -> Path:
+    """An environment with the wheel in it. What it depends on is here already, at the versions that were tested."""
+    venv.create(directory)
+    packages = directory / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    pip = [sys.executable, "-m", "pip", "--python", str(directory / "bin/python"), "install", "--quiet"]
+    options = ["--no-deps", "--no-index", "--no-compile", "--ignore-installed"]
+    subprocess.run([*pip, *options, str(wheel)], check=True)
+    return directory
+
+
+def test_the_program_asks_for_every_library_that_it_imports() -> None:
+    """Elsewhere the libraries of the tests are not there to help out."""
+    brought = _brought_by(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    imported = _imports(ROOT / "cdc_archiver")
+    assert {"sqlalchemy", "pymysql", "pymysqlreplication"} <= imported
+    lent = {
+        name: places
+        for name in imported
+        if not brought & (places := {_plain(each) for each in packages_distributions().get(name, ())})
+    }
+    assert not lent, "not in pyproject.toml's dependencies, nor in theirs"
+    assert "pytest" not in brought
+
+
+def _imports(package: Path) -> set[str]:
+    """The first names of all that is imported, but for Python's own and the package itself."""
+    names: set[str] = set()
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names.update(alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    return names - sys.stdlib_module_names - {package.name}
+
+
+def _brought_by(dependencies: list[str]) -> set[str]:
+    """What an installation without extras brings: these, and theirs."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(line, "") for line in dependencies]
+    while waiting:
+        line, extra = waiting.pop()
+        wanted = Requirement(line)
+        if wanted.marker and not wanted.marker.evaluate({"extra": extra}):
+            continue
+        new = {(_plain(wanted.name), each) for each in ("", *wanted.extras)} - seen
+        seen |= new
+        waiting += [(inner, each) for name, each in new for inner in requires(name) or ()]
+    return {name for name, _ in seen}
+
+
+def _plain(distribution: str) -> str:
+    """A distribution's name as they are compared."""
+    return re.sub("[-_.]+", "-", distribution).lower()
+
+
+def test_every_library_that_the_program_needs_is_pinned() -> None:
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in _pins()}
+    text = (ROOT / "pyproject.toml").read_text()
+    wanted = {
+        name.lower().replace("_", "-")
+        for name in re.findall(r'^    "([A-Za-z][\w.-]*)(?:\[\w+\])?[><=]', text, re.MULTILINE)
+    }
+    assert len(wanted) > 20
+    assert wanted <= pinned
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", line) for line in _pins())
+
+
+def _pins() -> list[str]:
+    return [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize(("tag", "status"), [(f"v{VERSION}", 0), (VERSION, 1), ("v99.0", 1)])
+def test_a_release_is_of_this_version_and_says_what_it_brings(tag: str, status: int) -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "deploy/check_version.py", tag], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == status
+    assert bool(done.stdout.strip()) == (status == 0)
+    assert bool(done.stderr) == (status != 0)
+
+
+def test_the_newest_changes_are_this_versions() -> None:
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == VERSION
+    assert len(headings) == len(set(headings))
+
+
+def test_the_workflow_is_one_and_uses_what_there_is() -> None:
+    workflow: dict[Any, Any] = read(WORKFLOW)
+    # YAML 1.1 reads the key `on` as true.
+    validate({("on" if key is True else key): value for key, value in workflow.items()}, "github-workflows")
+    words = WORKFLOW.read_text()
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)", words)) <= targets
+    assert {"lint", "test", "image", "published-image"} == set(workflow["jobs"]["release"]["needs"])
+    # What is published was built by the same engine, in the same way, before the tag was out.
+    assert "make image\n" in words.partition("  published-image:")[2].partition("  release:")[0]
+    assert all((ROOT / path).exists() for path in re.findall(r"python (deploy/\S+)", words))
+
+
+def test_the_workflow_tests_each_python_that_is_promised() -> None:
+    tested = read(WORKFLOW)["jobs"]["test"]["strategy"]["matrix"]["python"]
+    promised = re.search(r'requires-python = ">=([\d.]+)"', (ROOT / "pyproject.toml").read_text())
+    assert promised
+    assert min(tested, key=lambda version: [int(part) for part in version.split(".")]) == promised[1]
+    base = re.search(r"^ARG BASE=(python:([\d.]+)-slim-\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert base
+    assert base[2] in tested
+    assert f"make image-test IMAGE_BASE={base[1]}\n" in WORKFLOW.read_text()
+
+
+def test_links_and_versions_in_the_guide_are_right() -> None:
+    guide = ROOT / "docs/installation.md"
+    text = guide.read_text()
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert (guide.parent / link).exists(), link
+    assert set(re.findall(r"cdc_archiver:(\d[\w.]*)", text)) == {VERSION}
+    for place in re.findall(r"^\| `(/(?:etc|opt|var)[^`]*)` \|", text, re.MULTILINE):
+        assert place in _systemd_words(), place
+
+
+def _systemd_words() -> str:
+    return "".join(path.read_text() for path in (ROOT / "deploy/systemd").iterdir())

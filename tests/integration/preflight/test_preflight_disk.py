@@ -1,0 +1,159 @@
+"""`check` of the directory that the archive is in."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from findings import not_ok, settings, the_only
+from small_disk import UNSHARE, require_mounts
+
+from cdc_archiver.errors import ExitStatus
+from cdc_archiver.preflight import CheckStatus, Finding, destination_findings
+from cdc_archiver.transfer.staging import MARKER, Archive
+
+
+def look(directory: Path, *, known: bool = False, **flags: Any) -> list[Finding]:
+    """The findings about the disk, without that about a file system which the test machine happens to have."""
+    findings = destination_findings(settings(data_dir=directory, **flags), known=known)
+    return [finding for finding in findings if finding.subject != "file system"]
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Root may write everywhere; a test of rights has to be somebody else."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_good_data_dir_is_left_as_it_was(data_dir: Path) -> None:
+    assert not_ok(look(data_dir)) == []
+    assert list(data_dir.iterdir()) == []
+
+
+def test_a_missing_data_dir(data_dir: Path) -> None:
+    data_dir.rmdir()
+
+    found = the_only(look(data_dir))
+    assert found.exit_status is ExitStatus.USAGE
+    subprocess.run(found.fix, shell=True, check=True)
+
+    assert not_ok(look(data_dir)) == []
+
+
+def test_a_data_dir_that_is_a_file(data_dir: Path) -> None:
+    data_dir.rmdir()
+    data_dir.write_text("")
+
+    assert "is a file" in the_only(look(data_dir)).text
+
+
+def test_a_data_dir_that_we_may_not_write(data_dir: Path) -> None:
+    data_dir.chmod(0o555)
+    with as_nobody():
+        found = the_only(look(data_dir))
+    assert "Permission denied" in found.text
+    if os.geteuid() != 0:
+        return
+
+    # The owner's own right to write is what the directory has besides.
+    data_dir.chmod(0o755)
+    subprocess.run(found.fix, shell=True, check=True)
+    with as_nobody():
+        assert not_ok(look(data_dir)) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a directory that its own owner cannot enter is nobody's case")
+def test_a_data_dir_that_we_cannot_get_to(data_dir: Path) -> None:
+    data_dir.parent.chmod(0o700)
+    with as_nobody():
+        found = the_only(look(data_dir))
+
+    assert found.text == f"data_dir {data_dir}: Permission denied"
+
+
+def test_a_disk_without_hard_links(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(source: Path, target: Path, **_: object) -> None:
+        raise PermissionError(1, "Operation not permitted", str(source), None, str(target))
+
+    monkeypatch.setattr(os, "link", no_link)
+
+    found = the_only(look(data_dir))
+    assert "Operation not permitted" in found.text
+    assert "hard links" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("options", "mend"),
+    [
+        pytest.param("remount,ro", "mount -o remount,rw {}", id="the disk"),
+        pytest.param("remount,bind,ro", "systemctl edit cdc-archiver  # [Service] ReadWritePaths={}", id="this mount"),
+    ],
+)
+def test_what_is_read_only_for_us_alone_is_not_mended_by_mounting_the_disk(
+    data_dir: Path, options: str, fix: str
+) -> None:
+    require_mounts()
+    script = f'mount -t tmpfs none "$1" && mount -o {options} "$1" && shift && exec "$@"'
+    look_there = (
+        "import sys; from pathlib import Path; import test_preflight_disk as here; "
+        "print(here.the_only(here.look(Path(sys.argv[1]))).fix)"
+    )
+    done = subprocess.run(
+        [*UNSHARE, "sh", "-c", script, "sh", data_dir, sys.executable, "-c", look_there, data_dir],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.stdout.startswith(fix.format(shlex.quote(str(data_dir)))), done.stdout + done.stderr
+
+
+def test_a_disk_that_is_nearly_full(data_dir: Path) -> None:
+    found = the_only(look(data_dir, min_free="500T"))
+    assert found.subject == "free space"
+
+    value = found.fix.split()[1]
+    assert not_ok(look(data_dir, min_free=value)) == []
+
+
+def test_the_file_system_is_named_and_one_that_does_not_last_is_warned_of() -> None:
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir():
+        pytest.skip("this machine has no tmpfs")
+    findings = {f.subject: f for f in destination_findings(settings(data_dir=shared_memory, min_free=0))}
+
+    assert findings["file system"].status is CheckStatus.WARNING
+    assert findings["file system"].text == (
+        "/dev/shm is on a tmpfs (/dev/shm): what is archived there does not outlive a reboot"
+    )
+
+
+def test_a_disk_that_is_gone_is_not_taken_for_a_new_archive(data_dir: Path) -> None:
+    found = the_only(look(data_dir, known=True))
+    assert (found.subject, "not mounted" in found.text) == ("marker", True)
+
+    subprocess.run(found.fix.partition(": ")[2], shell=True, check=True)
+    assert (data_dir / MARKER).exists()
+    assert not_ok(look(data_dir, known=True)) == []
+
+
+def test_what_lies_in_staging_is_said(data_dir: Path) -> None:
+    archive = Archive(data_dir, settings().modes, 0)
+    archive.prepare(known=False)
+    (archive.staging_directory("readout", "small-1") / "part").write_bytes(bytes(2048))
+
+    (said,) = [finding.text for finding in look(data_dir) if finding.subject == "staging"]
+    assert said.startswith("1 files (2.0 KiB) in ")

@@ -1,0 +1,165 @@
+"""`check` on real servers, of a source: each fault is found, and what fixes it is named."""
+
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+from findings import not_ok, settings, the_only
+from good_site import Source
+
+from cdc_archiver import preflight
+from cdc_archiver.errors import ExitStatus
+from cdc_archiver.preflight import CheckStatus, Finding, source_findings
+from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
+from cdc_archiver.settings import SourceSettings, load
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["remote", "local"])
+def test_a_good_source(source: Source, local: bool) -> None:
+    findings = source_findings(source(**({"host": "", "user": ""} if local else {})))
+
+    assert not_ok(findings) == []
+    assert "can be read" in findings[-1].text
+
+
+def test_the_host_key_is_unknown(source: Source, tmp_path: Path) -> None:
+    mine = source(known_hosts=tmp_path / "known_hosts")
+
+    found = the_only(source_findings(mine))
+    assert (found.status, found.exit_status) == (CheckStatus.FAILURE, ExitStatus.UNREACHABLE)
+    subprocess.run(found.fix, shell=True, check=True, capture_output=True)
+
+    assert not_ok(source_findings(mine)) == []
+
+
+def test_the_host_key_changed(source: Source, ssh_server: SshServer) -> None:
+    ssh_server.change_host_key()
+
+    found = the_only(source_findings(source()))
+    assert "has changed" in found.text
+    subprocess.run(found.fix, shell=True, check=True, capture_output=True)
+
+    assert not_ok(source_findings(source())) == []
+
+
+def test_the_login_is_refused(source: Source, ssh_server: SshServer) -> None:
+    ssh_server.revoke()
+
+    found = the_only(source_findings(source()))
+    assert "Permission denied" in found.text
+    assert found.fix.startswith("ssh-copy-id -p ")
+
+
+def test_the_host_is_down(source: Source, ssh_server: SshServer) -> None:
+    ssh_server.stop()
+
+    found = the_only(source_findings(source()))
+    assert "Connection refused" in found.text
+    assert found.exit_status is ExitStatus.UNREACHABLE
+
+
+def test_there_is_no_rsync_on_the_source(source: Source, ssh_server: SshServer) -> None:
+    ssh_server.authorize(path=NO_PROGRAMS)
+
+    found = the_only(source_findings(source()))
+    assert (found.status, found.exit_status) == (CheckStatus.FAILURE, ExitStatus.USAGE)
+    assert "not found" in found.text
+    assert "install rsync" in found.fix
+
+
+def test_an_old_rsync_on_the_source_is_named_with_the_reason(
+    source: Source, ssh_server: SshServer, tmp_path: Path
+) -> None:
+    real = shutil.which("rsync")
+    wrapper = tmp_path / "bin" / "rsync"
+    wrapper.parent.mkdir()
+    wrapper.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "rsync  version 3.2.7  protocol version 31" && exit\nexec {real} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    ssh_server.authorize(path=f"{wrapper.parent}:/usr/bin:/bin")
+
+    found = the_only(source_findings(source()))
+    assert found.status is CheckStatus.WARNING
+    assert found.text.startswith("rsync 3.2.7 there: below 3.4.0 it has holes")
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["remote", "local"])
+def test_the_source_root_is_missing(source: Source, tmp_path: Path, local: bool) -> None:
+    mine = source(source_root=f"{tmp_path}/not mounted", **({"host": "", "user": ""} if local else {}))
+
+    found = the_only(source_findings(mine))
+    assert (found.status, found.exit_status) == (CheckStatus.FAILURE, ExitStatus.UNREACHABLE)
+    assert found.fix.startswith(f"mount '{tmp_path}/not mounted'  # ")
+
+
+@pytest.mark.parametrize("local", [False, True], ids=["remote", "local"])
+def test_an_empty_source_root_may_be_an_unmounted_disk(source: Source, tmp_path: Path, local: bool) -> None:
+    (tmp_path / "empty").mkdir()
+    mine = source(source_root=f"{tmp_path}/empty", **({"host": "", "user": ""} if local else {}))
+
+    found = the_only(source_findings(mine))
+    assert (found.status, "is its disk mounted" in found.text) == (CheckStatus.WARNING, True)
+
+
+def test_a_restricted_key_is_fine_once_it_is_said(source: Source, ssh_server: SshServer) -> None:
+    ssh_server.authorize(read_only=Path(source().source_root))
+
+    found = the_only(source_findings(source()))
+    assert found.fix.startswith("restricted_key = true")
+
+    assert not_ok(source_findings(source(restricted_key=True))) == []
+
+
+def test_where_only_openssh_gets_through_it_is_no_failure(
+    source: Source, ssh_server: SshServer, tmp_path: Path
+) -> None:
+    configuration = tmp_path / "config"
+    configuration.write_text(f"ProxyCommand {_netcat(tmp_path)} %h %p\n")
+
+    found = the_only(source_findings(source(ssh_config=configuration)))
+    assert found.status is CheckStatus.WARNING
+    assert "cannot tell" in found.text
+    assert "proxycommand" in found.text
+
+
+def test_sources_are_asked_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    together = threading.Barrier(2, timeout=10)
+
+    def slow(source: SourceSettings) -> list[Finding]:
+        together.wait()
+        return [Finding(f"source {source.name}", CheckStatus.OK, "")]
+
+    monkeypatch.setattr(preflight, "source_findings", slow)
+    both = ({"name": "a", "target": ("a",)}, {"name": "b", "target": ("b",)})
+    report = preflight.run_checks(load(flags={"sources": both, "mysql_port": 1, "data_dir": tmp_path}, environment={}))
+
+    assert {"source a", "source b"} <= {finding.subject for finding in report.findings}
+
+
+def test_there_is_no_rsync_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Source) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert the_only(preflight.machine_findings(settings())).fix == "apt-get install rsync"
+    assert the_only(source_findings(source())).fix == "apt-get install rsync"
+
+
+def _netcat(directory: Path) -> Path:
+    """A program that joins its standard input and output to a port: what a jump host does."""
+    program = directory / "netcat"
+    program.write_text(
+        "#!/usr/bin/env python3\n"
+        "import os, socket, sys, threading\n"
+        "far = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
+        "def back():\n"
+        "    while data := far.recv(65536):\n"
+        "        os.write(1, data)\n"
+        "    os._exit(0)\n"
+        "threading.Thread(target=back, daemon=True).start()\n"
+        "while data := os.read(0, 65536):\n"
+        "    far.sendall(data)\n"
+    )
+    program.chmod(0o755)
+    return program

@@ -1,0 +1,331 @@
+"""The demo's proof finds each thing that can be wrong, names the file, and makes the demo fail."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from cdc_archiver.demo import command as demo
+from cdc_archiver.demo.observing import plan, write
+from cdc_archiver.demo.proof import Check, prove
+from cdc_archiver.demo.registry import Registered, row_values
+from cdc_archiver.errors import ExitStatus
+from cdc_archiver.settings.types import FileModes
+
+MODES = FileModes(directories=0o750, files=0o640)
+ROWS, PATHS, CONTENTS, MODES_SET, NO_STRAYS, SOURCE = range(6)
+
+
+@dataclass
+class World:
+    """What is proved: an archive as it should be, to be spoilt."""
+
+    source: Path
+    data_dir: Path
+    registered: list[Registered] = field(default_factory=list)
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def prove(self) -> list[Check]:
+        return prove(self.registered, self.rows, self.data_dir, MODES, self.source)
+
+    def archived(self, id_: int) -> Path:
+        return Path(self.rows[id_]["path"])
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """Twenty files, two of one name among them, archived."""
+    world = World(tmp_path / "readout", tmp_path / "archive")
+    (world.data_dir / ".incoming" / "source" / "small-0").mkdir(parents=True)
+    (world.data_dir / ".cdc_archiver").touch()
+    for id_, planned in enumerate(plan(20, 5000).files, 1):
+        file = write(planned, world.source)
+        values = row_values(file)
+        world.registered.append(Registered(id_, file, values))
+        seconds = planned.action_timestamp
+        if seconds is None:
+            prefix = planned.name.split("_")[0]
+            seconds = int(prefix) if prefix.isdigit() else planned.timestamp
+        directory = f"{str(planned.timestamp)[:5]}/{planned.pub_id}/{seconds}_{planned.action}"
+        path = world.data_dir / directory / ("plots" if planned.plot else "outputs") / planned.name
+        if path.exists():
+            path = path.with_name(f"{path.name}.1")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.path, path)
+        path.chmod(0o640)
+        world.rows[id_] = {"id": id_, **values, "path": str(path), "copied": 1}
+    for directory_made, _, _ in os.walk(world.data_dir):
+        if ".incoming" not in directory_made:
+            os.chmod(directory_made, 0o750)
+    return world
+
+
+def test_an_archive_as_it_should_be_is_right(world: World) -> None:
+    checks = world.prove()
+
+    assert [check.faults for check in checks] == [()] * 6
+    assert "20 rows" in checks[ROWS].text
+    assert "1 got .1" in checks[PATHS].text
+
+
+def change(world: World) -> Path:
+    path = world.archived(5)
+    path.write_bytes(bytes(path.stat().st_size))
+    return path
+
+
+def cut_short(world: World) -> Path:
+    path = world.archived(5)
+    os.truncate(path, path.stat().st_size - 1)
+    return path
+
+
+def remove(world: World) -> Path:
+    world.archived(5).unlink()
+    return world.archived(5)
+
+
+def take_a_directory_for_it(world: World) -> Path:
+    world.archived(5).unlink()
+    world.archived(5).mkdir(0o750)
+    return world.archived(5)
+
+
+def swap_two_of_one_size(world: World) -> Path:
+    for id_ in (5, 6):
+        world.archived(id_).write_bytes(world.registered[id_ % 2].file.path.read_bytes())
+    return world.archived(6)
+
+
+def say_not_copied(world: World) -> Path:
+    world.rows[5]["copied"] = 0
+    return world.registered[4].file.path
+
+
+def charge(world: World) -> Path:
+    world.rows[5]["failed_copy_attempts"] = 1
+    return world.registered[4].file.path
+
+
+def lose_the_action_time(world: World) -> Path:
+    world.rows[5]["action_timestamp"] = None
+    return world.registered[4].file.path
+
+
+def change_the_registered_md5(world: World) -> Path:
+    world.rows[5]["md5sum"] = bytes(16)
+    return world.registered[4].file.path
+
+
+def delete_the_row(world: World) -> Path:
+    # Its file is then one that no row names.
+    world.archived(5).unlink()
+    del world.rows[5]
+    return world.registered[4].file.path
+
+
+def add_a_row(world: World) -> Path:
+    world.rows[99] = {**world.rows[5], "id": 99}
+    return world.archived(5)
+
+
+def archive_elsewhere(world: World) -> Path:
+    path = world.archived(5).rename(world.archived(5).with_name("elsewhere.npy"))
+    world.rows[5]["path"] = str(path)
+    return path
+
+
+def leave_a_gap_in_the_numbers(world: World) -> Path:
+    (numbered,) = (path for row in world.rows.values() if (path := Path(row["path"])).suffix == ".1")
+    id_ = next(id_ for id_ in world.rows if world.archived(id_) == numbered)
+    path = numbered.rename(numbered.with_suffix(".2"))
+    world.rows[id_]["path"] = str(path)
+    return path
+
+
+def open_it_to_all(world: World) -> Path:
+    world.archived(5).chmod(0o666)
+    return world.archived(5)
+
+
+def close_a_directory(world: World) -> Path:
+    world.archived(5).parent.chmod(0o700)
+    return world.archived(5).parent
+
+
+def archive_what_nobody_registered(world: World) -> Path:
+    path = world.archived(5).with_name("stray.npy")
+    path.touch()
+    path.chmod(0o640)
+    return path
+
+
+def leave_staged(world: World) -> Path:
+    path = world.data_dir / ".incoming" / "source" / "small-0" / "part.npy"
+    path.touch()
+    return path
+
+
+def change_at_the_source(world: World) -> Path:
+    path = world.registered[4].file.path
+    path.write_bytes(bytes(path.stat().st_size))
+    return path
+
+
+def touch_at_the_source(world: World) -> Path:
+    path = world.registered[4].file.path
+    os.utime(path, ns=(0, world.registered[4].file.modified + 1))
+    return path
+
+
+def remove_at_the_source(world: World) -> Path:
+    path = world.registered[4].file.path
+    path.unlink()
+    return path
+
+
+def write_at_the_source(world: World) -> Path:
+    path = world.source / "by_the_archiver"
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check"),
+    [
+        (say_not_copied, ROWS),
+        (charge, ROWS),
+        (lose_the_action_time, ROWS),
+        (change_the_registered_md5, ROWS),
+        (delete_the_row, ROWS),
+        (add_a_row, ROWS),
+        (archive_elsewhere, PATHS),
+        (leave_a_gap_in_the_numbers, PATHS),
+        (change, CONTENTS),
+        (cut_short, CONTENTS),
+        (remove, CONTENTS),
+        (swap_two_of_one_size, CONTENTS),
+        (open_it_to_all, MODES_SET),
+        (close_a_directory, MODES_SET),
+        (archive_what_nobody_registered, NO_STRAYS),
+        (leave_staged, NO_STRAYS),
+        (change_at_the_source, SOURCE),
+        (touch_at_the_source, SOURCE),
+        (remove_at_the_source, SOURCE),
+        (write_at_the_source, SOURCE),
+    ],
+)
+def test_what_is_wrong_is_found_and_named(world: World, spoil: Callable[[World], Path], check: int) -> None:
+    path = spoil(world)
+
+    checks = world.prove()
+
+    assert [number for number, asked in enumerate(checks) if not asked.right] == [check]
+    assert any(str(path) in fault for fault in checks[check].faults)
+
+
+def test_a_directory_in_place_of_a_file_is_no_archived_file(world: World) -> None:
+    path = take_a_directory_for_it(world)
+
+    faults = world.prove()[CONTENTS].faults
+
+    assert len(faults) == 1
+    assert str(path) in faults[0]
+
+
+def test_a_link_to_the_right_contents_is_no_archived_file(world: World) -> None:
+    path = world.archived(5)
+    path.unlink()
+    path.symlink_to(world.registered[4].file.path)
+
+    checks = world.prove()
+
+    assert str(path) in checks[CONTENTS].faults[0]
+    assert str(path) in checks[NO_STRAYS].faults[0]
+
+
+def test_rows_of_one_place_may_come_in_any_order(world: World) -> None:
+    numbered = next(id_ for id_ in world.rows if world.archived(id_).suffix == ".1")
+    plain = next(id_ for id_ in world.rows if world.rows[numbered]["path"] == f"{world.rows[id_]['path']}.1")
+    paths = {id_: world.rows[id_]["path"] for id_ in (numbered, plain)}
+    for id_, other in ((numbered, plain), (plain, numbered)):
+        world.rows[id_]["path"] = paths[other]
+        shutil.copyfile(world.registered[id_ - 1].file.path, paths[other])
+
+    assert all(check.right for check in world.prove())
+
+
+class FakeSandbox:
+    """Servers that are not there: their directory is gone when the demo looks."""
+
+    def __init__(self, kind: str) -> None:
+        self.directory = Path("/nonexistent")
+        self.database = self.ssh = self
+        self.running = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("check", "status"),
+    [
+        (Check("files have their md5"), ExitStatus.DONE),
+        (Check("files have their md5", ("/archive/15895/wrong.npy",)), ExitStatus.INTERNAL_ERROR),
+    ],
+)
+def test_the_demo_fails_when_a_check_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], check: Check, status: ExitStatus
+) -> None:
+    class FakePlay:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def run(self) -> list[Check]:
+            return [check]
+
+    monkeypatch.setattr(demo, "_fetch", lambda kind: None)
+    monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
+    monkeypatch.setattr(demo, "Play", FakePlay)
+
+    assert demo.run_demo("mariadb", 20, "1M") is status
+
+    out = capsys.readouterr().out
+    assert ("all is right" in out) is check.right
+    # Named where it was found, and once more at the end.
+    assert out.count("/archive/15895/wrong.npy") == (0 if check.right else 2)
+
+
+def test_what_runs_or_lies_about_afterwards_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Untidy(FakeSandbox):
+        def __init__(self, kind: str) -> None:
+            super().__init__(kind)
+            self.directory = tmp_path
+            self.running = True
+            self.log = tmp_path / "mariadb.log"
+
+    class Nothing:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def run(self) -> list[Check]:
+            return []
+
+    monkeypatch.setattr(demo, "_fetch", lambda kind: None)
+    monkeypatch.setattr(demo, "Sandbox", Untidy)
+    monkeypatch.setattr(demo, "Play", Nothing)
+
+    assert demo.run_demo("mariadb", 20, "1M") is ExitStatus.INTERNAL_ERROR
+
+    out = capsys.readouterr().out
+    assert "mariadb still runs" in out
+    assert f"{tmp_path} is still there" in out

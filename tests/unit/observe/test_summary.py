@@ -1,0 +1,105 @@
+"""The sentences of the status page, state by state."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from cdc_archiver.dispatch.queues import SourceState
+from cdc_archiver.observe.service_status import (
+    DestinationStatus,
+    HeldByOther,
+    ServiceState,
+    ServiceStatus,
+    SourceStatus,
+    StreamStatus,
+)
+from cdc_archiver.observe.summary import Severity, of_source, summarize
+
+OPEN = StreamStatus(True, "", "binlog.000001:4", 0.0)
+
+
+def source(name: str = "srv", *, up: bool = True, retry_in: float = 0.0) -> SourceState:
+    if up:
+        return SourceState(name, True, None, "", 0.0, 0, 0)
+    return SourceState(name, False, "host_unreachable", "Connection refused", retry_in, 0, 0)
+
+
+def status(
+    state: ServiceState,
+    why: str = "",
+    *,
+    stream: StreamStatus | None = None,
+    sources: tuple[SourceState, ...] = (source(),),
+    elsewhere: tuple[HeldByOther, ...] = (),
+    destination: DestinationStatus | None = None,
+) -> ServiceStatus:
+    return ServiceStatus(
+        state=state,
+        why=why,
+        ready=True,
+        healthy=True,
+        started=datetime.now(UTC),
+        database="db:3306/files",
+        table="pysmurf_files",
+        history="kept",
+        stream=stream,
+        sources=tuple(SourceStatus(each, ("target",), "host", None) for each in sources),
+        elsewhere=elsewhere,
+        destination=destination,
+        last_sweep=None,
+        archived=0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "tone", "sentence"),
+    [
+        (status(ServiceState.STREAMING, stream=OPEN), Severity.GOOD, "Streaming, 0 s behind"),
+        (
+            status(ServiceState.STREAMING, stream=StreamStatus(True, "", "x:4", float("nan"))),
+            Severity.GOOD,
+            "Streaming",
+        ),
+        (
+            status(ServiceState.STREAMING, stream=OPEN, sources=(source(), source("other", up=False))),
+            Severity.WARNING,
+            "Streaming, 0 s behind; other: left alone",
+        ),
+        (
+            status(ServiceState.POLLING, stream=StreamStatus(False, "there is no binary log", None, None)),
+            Severity.WARNING,
+            "Polling every 5 s, because there is no binary log",
+        ),
+        (
+            status(ServiceState.STANDBY, elsewhere=(HeldByOther("a", "storage2"), HeldByOther("b", "storage2"))),
+            Severity.IDLE,
+            "Standing by for storage2",
+        ),
+        (status(ServiceState.STARTING), Severity.IDLE, "Starting"),
+        (status(ServiceState.NO_DATABASE, "it does not answer"), Severity.BAD, "No database: it does not answer"),
+        (status(ServiceState.NO_DESTINATION, "no_space: full"), Severity.BAD, "No destination: no_space: full"),
+        (status(ServiceState.FAILED, "the router died"), Severity.BAD, "Failed: the router died"),
+    ],
+)
+def test_the_headline(given: ServiceStatus, tone: Severity, sentence: str) -> None:
+    said = summarize(given, 5.0).headline
+    assert (said.tone, said.text) == (tone, sentence)
+
+
+def test_a_source_is_up_or_left_alone_for_a_while_or_tried_again_now() -> None:
+    assert of_source(source()).text == "up"
+    assert of_source(source(up=False, retry_in=12)).text == "left alone for 12 s: host_unreachable: Connection refused"
+    assert of_source(source(up=False)).text == "tried again now: host_unreachable: Connection refused"
+    assert of_source(source(up=False)).tone is Severity.BAD
+
+
+def test_the_archive_takes_files_or_says_why_not() -> None:
+    up = DestinationStatus("/data", True, None, "", 10)
+    down = DestinationStatus("/data", False, "no_space", "0 B are free", 0)
+    assert summarize(status(ServiceState.STREAMING, destination=up), 5.0).destination is not None
+    said = summarize(status(ServiceState.NO_DESTINATION, destination=down), 5.0).destination
+    assert said is not None
+    assert (said.tone, said.text) == (Severity.BAD, "takes no files: no_space: 0 B are free")
+    assert summarize(status(ServiceState.STANDBY), 5.0).destination is None

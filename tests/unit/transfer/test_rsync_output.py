@@ -1,0 +1,194 @@
+"""rsync's words to verdicts: each text here was printed by a real rsync (3.2.7, 3.5.0) under LC_ALL=C."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdc_archiver.model import Reason
+from cdc_archiver.transfer.rsync_output import (
+    Arrived,
+    Line,
+    NotAFile,
+    TooLarge,
+    Verdict,
+    could_not_begin,
+    read_ending,
+    read_line,
+)
+from cdc_archiver.transfer.ssh_errors import Peer
+
+MD5 = bytes.fromhex("5d41402abc4b2a76b9719d911017c592")
+ROOT = "/data"
+PEER = Peer("smurf-srv", 22, "data", "/home/ocs/.ssh/known_hosts", "")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b"5d41402abc4b2a76b9719d911017c592|5|a/b.npy", Arrived(b"a/b.npy", MD5, 5)),
+        (b"5d41402abc4b2a76b9719d911017c592|5|pi|pe", Arrived(b"pi|pe", MD5, 5)),
+        (rb"5d41402abc4b2a76b9719d911017c592|5|new\#012line", Arrived(b"new\nline", MD5, 5)),
+        (rb"5d41402abc4b2a76b9719d911017c592|5|back\#134#012slash", Arrived(rb"back\#012slash", MD5, 5)),
+        (rb"5d41402abc4b2a76b9719d911017c592|5|\#303\#251", Arrived("é".encode(), MD5, 5)),
+        (b"5d41402abc4b2a76b9719d911017c592|5|big is over max-size", Arrived(b"big is over max-size", MD5, 5)),
+        (b"00000000000000000000000000000000|5|failed", None),
+        (b"                                |4096|dir/", NotAFile(b"dir")),
+        (b'skipping non-regular file "lnk"', NotAFile(b"lnk")),
+        (rb'skipping non-regular file "new\#012line"', NotAFile(b"new\nline")),
+        (b"skipping directory dir", NotAFile(b"dir")),
+        (b"big is over max-size", TooLarge(b"big")),
+        (b"", None),
+        (b"receiving incremental file list", None),
+    ],
+)
+def test_a_line_of_standard_output(line: bytes, expected: Line | None) -> None:
+    assert read_line(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"),
+    [
+        ('rsync: [sender] link_stat "/data/a" failed: No such file or directory (2)', Reason.MISSING),
+        ('rsync: [sender] link_stat "/data/a" failed: Not a directory (20)', Reason.MISSING),
+        ('rsync: link_stat "/data/a" failed: No such file or directory (2)', Reason.MISSING),
+        ('file has vanished: "/data/a"', Reason.UNDECIDED),
+        ('rsync: [sender] send_files failed to open "/data/a": Permission denied (13)', Reason.UNREADABLE),
+        ('rsync: [sender] link_stat "/data/a" failed: Permission denied (13)', Reason.UNREADABLE),
+        ('rsync: [sender] read errors mapping "/data/a": Input/output error (5)', Reason.UNREADABLE),
+        ('rsync: [sender] link_stat "/data/a" failed: Too many levels of symbolic links (40)', Reason.UNREADABLE),
+        ('rsync: [sender] link_stat "/mnt/elsewhere/data/a" failed: No such file or directory (2)', Reason.MISSING),
+    ],
+)
+def test_an_error_that_names_a_file_is_that_files_own(stderr: str, reason: Reason) -> None:
+    ending = read_ending(23, stderr + "\nrsync error: some files/attrs were not transferred (code 23)", ROOT, {b"a"})
+    assert ending.files == {b"a": Verdict(reason, stderr)}
+    assert ending.trouble is None
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "reason"),
+    [
+        (255, "ssh: connect to host smurf-srv port 22: Connection refused", Reason.HOST_UNREACHABLE),
+        (255, "data@smurf-srv: Permission denied (publickey).", Reason.LOGIN_REFUSED),
+        (255, "Host key verification failed.", Reason.HOST_KEY),
+        (255, "", Reason.LINK_LOST),
+        (127, "sh: 1: rsync: not found\nrsync error: remote command not found (code 127)", Reason.RSYNC_MISSING),
+        (12, "sh: 1: rsync: not found\nrsync: connection unexpectedly closed", Reason.RSYNC_MISSING),
+        (12, "bash: line 1: rsync: command not found", Reason.RSYNC_MISSING),
+        (12, 'rsync: [sender] link_stat "/x" failed: No such file or directory (2)', Reason.LINK_LOST),
+        (12, 'rsync: link_stat "/x" failed: No such file or directory (2)', Reason.LINK_LOST),
+        (12, "/usr/bin/rrsync error: option -L is not allowed", Reason.RSYNC_REFUSED),
+        (12, "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]", Reason.LINK_LOST),
+        (12, "rsync: [generator] write error: Broken pipe (32)", Reason.LINK_LOST),
+        (12, "rsync: [receiver] read error: Connection reset by peer (104)", Reason.LINK_LOST),
+        (12, "ssh: connect to host smurf-srv port 22: Connection refused", Reason.HOST_UNREACHABLE),
+        (
+            12,
+            "no such identity: /keys/rsync: No such file or directory\nPermission denied (publickey).",
+            Reason.LOGIN_REFUSED,
+        ),
+        (20, "rsync error: received SIGINT, SIGTERM, or SIGHUP (code 20)", Reason.LINK_LOST),
+        (30, "rsync error: timeout in data send/receive (code 30)", Reason.LINK_LOST),
+        (-9, "", Reason.LINK_LOST),
+        (1, "rsync: on remote machine: --foo: unknown option", Reason.RSYNC_REFUSED),
+        (11, 'rsync: [receiver] write failed on "/a/x": No space left on device (28)', Reason.NO_SPACE),
+        (11, 'rsync: [receiver] write failed on "/a/x": Disk quota exceeded (122)', Reason.NO_SPACE),
+        (
+            23,
+            'rsync: [generator] recv_generator: mkdir "/a/d" failed: Permission denied (13)',
+            Reason.DESTINATION_UNWRITABLE,
+        ),
+        (23, 'rsync: [receiver] mkstemp "/a/.x.Uv3" failed: Read-only file system (30)', Reason.DESTINATION_UNWRITABLE),
+        (23, 'rsync: [sender] change_dir "/data" failed: No such file or directory (2)', Reason.SOURCE_NOT_MOUNTED),
+        (23, 'rsync: [sender] link_stat "/data/a" failed: Stale file handle (116)', Reason.SOURCE_NOT_MOUNTED),
+        (
+            23,
+            'rsync: [sender] send_files failed to open "/data/a": Too many open files (24)',
+            Reason.SOURCE_NOT_MOUNTED,
+        ),
+    ],
+)
+def test_trouble_of_host_link_operator_or_destination_is_nobodys_fault(
+    status: int, stderr: str, reason: Reason
+) -> None:
+    ending = read_ending(status, stderr, ROOT, {b"a", b"b"}, PEER)
+    assert ending.files == {}
+    assert ending.trouble is not None
+    assert ending.trouble.reason is reason
+    assert reason.scope not in ("file", "row")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"5d41402abc4b2a76b9719d911017c592|5|a/b.npy",
+        b"                                |4096|dir/",
+        b'skipping non-regular file "lnk"',
+        b"skipping directory dir",
+        b"big is over max-size",
+    ],
+)
+def test_a_line_of_an_rsync_that_began_further_down(line: bytes) -> None:
+    plain, below = read_line(line), read_line(line, b"directory/")
+    assert plain is not None
+    assert below == replace(plain, entry=b"directory/" + plain.entry)
+
+
+@pytest.mark.parametrize(
+    "name", ["/data/directory/a", "/mnt/elsewhere/directory/a", "/proc/self/fd/4/a", "/data/linked/a"]
+)
+def test_a_file_is_known_wherever_the_other_side_began(name: str) -> None:
+    words = f'rsync: [sender] link_stat "{name}" failed: No such file or directory (2)'
+    ending = read_ending(23, words, ROOT, {b"directory/a", b"directory/b"}, directory=b"directory/")
+    assert ending.files == {b"directory/a": Verdict(Reason.MISSING, words)}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("/proc/self/fd/4/a", b"run/a"), ("/mnt/4/a", None), ("/mnt/run/4/a", b"run/4/a")]
+)
+def test_where_two_files_may_be_meant_none_is(name: str, meant: bytes | None) -> None:
+    words = f'rsync: [sender] link_stat "{name}" failed: No such file or directory (2)'
+    ending = read_ending(23, words, ROOT, {b"run/a", b"run/4/a"}, directory=b"run/")
+    assert list(ending.files) == ([] if meant is None else [meant])
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "expected"),
+    [
+        (3, 'rsync: [sender] change_dir "/data/directory/" failed: No such file or directory (2)', True),
+        (12, 'rsync: [sender] change_dir "/data/directory/" failed: Permission denied (13)', True),
+        (12, 'rsync: change_dir "/data/directory/" failed: Not a directory (20)', True),
+        (12, "/usr/bin/rrsync error: post-realpath open failed (race detected): /f/ No such file or directory", True),
+        (12, "/usr/bin/rrsync error: unsafe arg: /out/ ['/data/out', '/etc']", True),
+        (0, "", False),
+        (23, 'rsync: [sender] link_stat "/data/directory/a" failed: No such file or directory (2)', False),
+        (3, 'rsync: [Receiver] change_dir#3 "/archive/.incoming" failed: No such file or directory (2)', False),
+        (12, "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]", False),
+        (255, "ssh: connect to host smurf-srv port 22: Connection refused", False),
+    ],
+)
+def test_an_rsync_that_could_not_enter_its_directory(status: int, stderr: str, expected: bool) -> None:
+    assert could_not_begin(status, stderr) is expected
+
+
+@pytest.mark.parametrize("status", [0, 23, 24])
+def test_a_file_without_a_word_is_decided_by_nobody(status: int) -> None:
+    ending = read_ending(status, "", ROOT, {b"a"})
+    assert (ending.files, ending.trouble) == ({}, None)
+
+
+@given(st.binary(max_size=300))
+def test_no_line_crashes_the_reader(line: bytes) -> None:
+    read_line(line)
+
+
+@given(st.integers(-64, 255), st.text(max_size=500), st.sets(st.binary(min_size=1, max_size=5), max_size=4))
+def test_no_ending_crashes_the_reader_or_judges_a_file_that_was_not_asked_for(
+    status: int, stderr: str, entries: set[bytes]
+) -> None:
+    ending = read_ending(status, stderr, ROOT, entries, PEER)
+    assert ending.files.keys() <= entries

@@ -1,0 +1,332 @@
+"""ssh's own words, as OpenSSH 9.2 was heard to say them, and what each asks of whom."""
+
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from cdc_archiver.model import Reason, Scope
+from cdc_archiver.transfer.ssh_errors import Peer, classify_ssh_failure
+
+PEER = Peer(host="smurf-srv", port=2222, user="data", known_hosts="/home/archive/.ssh/known_hosts", key="/keys/archive")
+
+CHANGED = """\
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+IT IS POSSIBLE THAT SOMEONE IS DOING SOMETHING NASTY!
+Someone could be eavesdropping on you right now (man-in-the-middle attack)!
+It is also possible that a host key has just been changed.
+The fingerprint for the ED25519 key sent by the remote host is
+SHA256:31ShjurGUng+Sx+NccobRhmVH6zg2IQzpm0ZE0brRc0.
+Please contact your system administrator.
+Add correct host key in /home/archive/.ssh/known_hosts to get rid of this message.
+Offending ED25519 key in /home/archive/.ssh/known_hosts:1
+  remove with:
+  ssh-keygen -f "/home/archive/.ssh/known_hosts" -R "[smurf-srv]:2222"
+Host key for [smurf-srv]:2222 has changed and you have requested strict checking.
+Host key verification failed.
+"""
+
+UNPROTECTED = """\
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+@         WARNING: UNPROTECTED PRIVATE KEY FILE!          @
+@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
+Permissions 0644 for '/keys/archive' are too open.
+It is required that your private key files are NOT accessible by others.
+This private key will be ignored.
+Load key "/keys/archive": bad permissions
+data@smurf-srv: Permission denied (publickey).
+"""
+
+UNREACHABLE, REFUSED, HOST_KEY, LOST = (
+    Reason.HOST_UNREACHABLE,
+    Reason.LOGIN_REFUSED,
+    Reason.HOST_KEY,
+    Reason.LINK_LOST,
+)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason", "in_words", "in_hint"),
+    [
+        pytest.param(
+            "ssh: connect to host 127.0.0.1 port 2222: Connection refused\n",
+            UNREACHABLE,
+            "refused",
+            "--ssh-port",
+            id="closed",
+        ),
+        pytest.param(
+            "ssh: connect to host 2001:db8::1 port 22: No route to host\n", UNREACHABLE, "No route", "up", id="no-route"
+        ),
+        pytest.param(
+            "ssh: connect to host 10.0.0.9 port 22: Network is unreachable\n",
+            UNREACHABLE,
+            "Network",
+            "network",
+            id="network",
+        ),
+        pytest.param(
+            "ssh: connect to host 2001:db8::1 port 22: Connection timed out\n",
+            UNREACHABLE,
+            "timed out",
+            "up",
+            id="timeout",
+        ),
+        pytest.param(
+            "Connection timed out during banner exchange\nConnection to 10.255.255.1 port 22 timed out\n",
+            UNREACHABLE,
+            "banner exchange",
+            "no sshd answers",
+            id="mute",
+        ),
+        pytest.param(
+            "ssh: Could not resolve hostname smurf-srv: Name or service not known\n",
+            UNREACHABLE,
+            "resolve",
+            "name",
+            id="name",
+        ),
+        pytest.param(
+            "ssh: Could not resolve hostname smurf-srv: Temporary failure in name resolution\n",
+            UNREACHABLE,
+            "Temporary",
+            "name",
+            id="name-service",
+        ),
+        pytest.param(
+            "ssh: Could not resolve hostname jump: Name or service not known\n"
+            "kex_exchange_identification: Connection closed by remote host\nConnection closed by UNKNOWN port 65535\n",
+            UNREACHABLE,
+            "hostname jump",
+            "name",
+            id="jump-host-name",
+        ),
+        pytest.param(
+            "kex_exchange_identification: read: Connection reset by peer\nConnection reset by 127.0.0.1 port 54981\n",
+            UNREACHABLE,
+            "kex_exchange_identification",
+            "too many",
+            id="reset-before-login",
+        ),
+        pytest.param(
+            "kex_exchange_identification: Connection closed by remote host\nConnection closed by 10.0.0.2 port 22\n",
+            UNREACHABLE,
+            "closed by remote host",
+            "address filter",
+            id="tcp-wrapper",
+        ),
+        pytest.param(
+            "Protocol major versions differ: 2 vs. 1\n"
+            "banner exchange: Connection to 127.0.0.1 port 35251: could not read protocol version\n",
+            UNREACHABLE,
+            "Protocol major versions",
+            "another service",
+            id="not-ssh-2",
+        ),
+        pytest.param(
+            "No ED25519 host key is known for [smurf-srv]:2222 and you have requested strict checking.\n"
+            "Host key verification failed.\n",
+            HOST_KEY,
+            "No ED25519 host key is known",
+            "ssh-keyscan -p 2222 smurf-srv >> /home/archive/.ssh/known_hosts",
+            id="host-key-unknown",
+        ),
+        pytest.param(
+            "No ED25519 host key is known for 192.168.7.2 and you have requested strict checking.\n"
+            "Host key verification failed.\n",
+            HOST_KEY,
+            "192.168.7.2",
+            "ssh-keyscan 192.168.7.2 >> /home/archive/.ssh/known_hosts",
+            id="host-key-unknown-under-the-name-of-the-configuration",
+        ),
+        pytest.param(
+            CHANGED,
+            HOST_KEY,
+            "has changed and you have requested",
+            "ssh-keygen -f /home/archive/.ssh/known_hosts -R '[smurf-srv]:2222'; ssh-keyscan -p 2222 smurf-srv >>",
+            id="host-key-changed",
+        ),
+        pytest.param(
+            "ED25519 host key for smurf-srv was revoked and you have requested strict checking.\n"
+            "Host key verification failed.\n",
+            HOST_KEY,
+            "revoked",
+            "find out why",
+            id="host-key-revoked",
+        ),
+        pytest.param("Host key verification failed.\n", HOST_KEY, "verification failed", "ssh-keyscan", id="host-key"),
+        pytest.param(
+            "Unable to negotiate with 10.0.0.2 port 22: no matching host key type found. Their offer: ssh-rsa,ssh-dss\n",
+            HOST_KEY,
+            "Their offer: ssh-rsa",
+            "ed25519",
+            id="host-key-type",
+        ),
+        pytest.param(
+            "Unable to negotiate with 10.0.0.2 port 22: no matching key exchange method found. "
+            "Their offer: diffie-hellman-group1-sha1\n",
+            REFUSED,
+            "key exchange",
+            "update its sshd",
+            id="key-exchange",
+        ),
+        pytest.param(
+            "Unable to negotiate with 10.0.0.2 port 22: no matching cipher found. Their offer: 3des-cbc\n",
+            REFUSED,
+            "cipher",
+            "old algorithms",
+            id="cipher",
+        ),
+        pytest.param(
+            "data@smurf-srv: Permission denied (publickey).\n",
+            REFUSED,
+            "Permission denied",
+            "ssh-copy-id -p 2222 -i /keys/archive data@smurf-srv",
+            id="key-refused",
+        ),
+        pytest.param(
+            "data@smurf-srv: Permission denied (publickey,gssapi-keyex,gssapi-with-mic,password).\n",
+            REFUSED,
+            "gssapi",
+            "ssh-copy-id",
+            id="every-way-refused",
+        ),
+        pytest.param(
+            "no such identity: /keys/archive: No such file or directory\ndata@smurf-srv: Permission denied (publickey).\n",
+            REFUSED,
+            "no such identity",
+            "ssh-keygen -t ed25519 -N '' -f /keys/archive",
+            id="key-missing",
+        ),
+        pytest.param(
+            "no such identity: /keys/archive: Permission denied\ndata@smurf-srv: Permission denied (publickey).\n",
+            REFUSED,
+            "no such identity",
+            "this user can read",
+            id="key-directory-closed",
+        ),
+        pytest.param(UNPROTECTED, REFUSED, "bad permissions", "chmod 600 /keys/archive", id="key-unprotected"),
+        pytest.param(
+            'Load key "/keys/archive": Permission denied\ndata@smurf-srv: Permission denied (publickey).\n',
+            REFUSED,
+            "Load key",
+            "this user can read",
+            id="key-unreadable",
+        ),
+        pytest.param(
+            'Load key "/keys/archive": error in libcrypto\ndata@smurf-srv: Permission denied (publickey).\n',
+            REFUSED,
+            "libcrypto",
+            "private key",
+            id="key-is-none",
+        ),
+        pytest.param(
+            "Received disconnect from 127.0.0.1 port 2222:2: Too many authentication failures\n"
+            "Disconnected from 127.0.0.1 port 2222\n",
+            REFUSED,
+            "Too many authentication failures",
+            "--ssh-key",
+            id="too-many-keys",
+        ),
+        pytest.param("No user exists for uid 54321\n", REFUSED, "54321", "passwd entry", id="uid-without-account"),
+        pytest.param(
+            "/home/archive/.ssh/config: line 3: Bad configuration option: nosuchoption\n"
+            "/home/archive/.ssh/config: terminating, 1 bad configuration options\n",
+            REFUSED,
+            "line 3",
+            "~/.ssh/config",
+            id="configuration",
+        ),
+        pytest.param(
+            "Can't open user config file /etc/archive/ssh: No such file or directory\n",
+            REFUSED,
+            "/etc/archive/ssh",
+            "--ssh-config",
+            id="configuration-missing",
+        ),
+        pytest.param(
+            "Bad owner or permissions on /home/archive/.ssh/config\n", REFUSED, "Bad owner", "--ssh-config", id="owner"
+        ),
+        pytest.param(
+            "Password change required but no TTY available.\n", REFUSED, "Password change", "expired", id="expired"
+        ),
+        pytest.param("Connection to 127.0.0.1 closed by remote host.\n", LOST, "closed by remote", "", id="sshd-ended"),
+        pytest.param("Timeout, server 127.0.0.1 not responding.\n", LOST, "Timeout", "", id="server-frozen"),
+        pytest.param("client_loop: send disconnect: Broken pipe\n", LOST, "Broken pipe", "", id="broken-pipe"),
+        pytest.param(
+            "packet_write_wait: Connection to 10.0.0.2 port 22: Broken pipe\n", LOST, "pipe", "", id="old-pipe"
+        ),
+        pytest.param("Read from remote host 10.0.0.2: Connection reset by peer\n", LOST, "reset", "", id="reset"),
+        pytest.param("Connection reset by 127.0.0.1 port 44411\n", LOST, "reset", "", id="reset-in-key-exchange"),
+        pytest.param("Connection closed by 10.0.0.2 port 22\n", LOST, "closed", "", id="closed-in-login"),
+        pytest.param(
+            "ssh_dispatch_run_fatal: Connection to 10.0.0.2 port 22: message authentication code incorrect\n",
+            LOST,
+            "message authentication",
+            "",
+            id="corrupted-link",
+        ),
+    ],
+)
+def test_each_failure_is_told_apart_and_says_what_to_do(
+    stderr: str, reason: Reason, in_words: str, in_hint: str
+) -> None:
+    # ssh ends its lines with a carriage return and a newline, and rsync has its say afterwards.
+    heard = stderr.replace("\n", "\r\n") + (
+        "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]\n"
+        "rsync error: unexplained error (code 255) at io.c(285) [Receiver=3.5.0]\n"
+    )
+
+    failure = classify_ssh_failure(heard, PEER)
+
+    assert failure is not None
+    assert failure.reason is reason
+    assert in_words in failure.words
+    assert "\r" not in failure.words
+    assert in_hint in failure.hint
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "",
+        "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]\n",
+        "Control socket connect(/run/user/1000/cdc-x/1): Connection refused\r\n",
+        "mux_client_request_session: session request failed: Session open refused by peer\r\n",
+        "*** Permission denied to everybody: Connection refused ***\nHost key verification failed is a phrase\n",
+        "sh: 1: rsync: not found\n",
+        "/bin/bash: line 1: rsync: command not found\n",
+        'rsync: [sender] send_files failed to open "/data/a": Permission denied (13)\n',
+        'rsync: [receiver] mkstemp "/data/.a" failed: No space left on device (28)\n',
+    ],
+)
+def test_what_is_not_ssh_failing_is_not_taken_for_it(stderr: str) -> None:
+    assert classify_ssh_failure(stderr, PEER) is None
+
+
+def test_a_host_that_is_down_waits_and_a_refused_login_asks_for_a_person() -> None:
+    down = classify_ssh_failure("ssh: connect to host a port 22: Connection refused\r\n", PEER)
+    refused = classify_ssh_failure("data@a: Permission denied (publickey).\r\n", PEER)
+
+    assert down is not None
+    assert refused is not None
+    assert (down.reason.scope, refused.reason.scope) == (Scope.SOURCE, Scope.CONFIGURATION)
+
+
+def test_hints_are_commands_that_a_shell_takes_whole() -> None:
+    peer = Peer("fe80::1", None, "", "/home/a b/known", "")
+    unknown = "No RSA host key is known for fe80::1 and you have requested strict checking.\n"
+
+    failure = classify_ssh_failure(unknown, peer)
+
+    assert failure is not None
+    assert shlex.split(failure.hint, comments=True) == ["ssh-keyscan", "fe80::1", ">>", "/home/a b/known"]
+
+
+def test_a_restricted_key_that_is_refused_is_not_mended_by_an_ordinary_login() -> None:
+    found = classify_ssh_failure("data@srv: Permission denied (publickey).", replace(PEER, restricted_to="/data"))
+    assert found is not None
+    assert "ssh-copy-id" not in found.hint
+    assert 'restrict,command="rrsync -ro /data" and the content of /keys/archive.pub' in found.hint
