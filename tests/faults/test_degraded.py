@@ -79,7 +79,7 @@ CAUSES = {
 Cause = Callable[[Stage], contextlib.AbstractContextManager[None]]
 
 
-@pytest.mark.parametrize(("cause", "why", "mend"), CAUSES.values(), ids=CAUSES)
+@pytest.mark.parametrize(("cause", "why", "fix"), CAUSES.values(), ids=CAUSES)
 def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, fix: str) -> None:
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(capture_logs())
@@ -109,7 +109,7 @@ def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, f
         assert story.reconnects() == {}
 
 
-@pytest.mark.parametrize(("cause", "why", "mend"), CAUSES.values(), ids=CAUSES)
+@pytest.mark.parametrize(("cause", "why", "fix"), CAUSES.values(), ids=CAUSES)
 def test_a_stream_that_is_lost_to_it_and_had_again(stage: Stage, cause: Cause, why: str, fix: str) -> None:
     with capture_logs() as lines, stage.service(poll_interval=0.5) as service:
         story = Story(stage, service)

@@ -95,7 +95,7 @@ def test_a_disk_without_hard_links(data_dir: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("options", "mend"),
+    ("options", "fix"),
     [
         pytest.param("remount,ro", "mount -o remount,rw {}", id="the disk"),
         pytest.param("remount,bind,ro", "systemctl edit cdc-archiver  # [Service] ReadWritePaths={}", id="this mount"),
