@@ -160,7 +160,7 @@ def common(
 
 def main() -> None:
     """The entry point: an error is one line on standard error and its exit status."""
-    anew = nss_account.variables_of_a_lent_one()
+    anew = nss_account.passwd_entry_environment()
     if sys.getfilesystemencoding() != "utf-8":  # names of files are UTF-8 here, whatever the locale
         anew["PYTHONUTF8"] = "1"
     if anew:

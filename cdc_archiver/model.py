@@ -210,14 +210,14 @@ class AttemptFailed:
     Attributes:
         detail: one sentence for a person; rsync's own words where there are any.
         md5_seen: what arrived instead, where that is known.
-        disk_seen: the directory that a missing file should lie in was seen, with files in it: its disk is mounted.
+        mount_confirmed: the directory that a missing file should lie in was seen, with files in it: its disk is mounted.
     """
 
     record: FileRecord
     reason: Reason
     detail: str
     md5_seen: bytes | None = None
-    disk_seen: bool = False
+    mount_confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import structlog
-from doomed import QUICK
 from stage import Stage, new_stage
+from stream_scenario import QUICK_PACE
 from world import World, new_world
 
 from cdc_archiver.events import binlog
@@ -134,4 +134,4 @@ def doomed(doomed_server: DatabaseServer) -> Iterator[World]:
 @pytest.fixture
 def quick_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams wait less for everything."""
-    monkeypatch.setattr(binlog, "Pace", lambda: QUICK)
+    monkeypatch.setattr(binlog, "Pace", lambda: QUICK_PACE)

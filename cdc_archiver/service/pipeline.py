@@ -128,7 +128,7 @@ class Pipeline:
     def start(self) -> None:
         """Starts the threads."""
         try:
-            self._archive.prepare(known=self._site.known)
+            self._archive.prepare(expect_marker=self._site.known)
             self._archive.clear_abandoned()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))

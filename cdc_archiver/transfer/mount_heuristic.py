@@ -4,7 +4,7 @@ An unmounted mount point is an empty directory, so nothing but the company that 
 or a changed mode of a directory above forbids all files alike. So three files in a row that were never charged before, and no
 other in between, are their disk's fault, and nobody is charged. That a file is missing which was missing before says
 nothing of the disk. A look at the directory of the missing file, where one can be had, overrules all of this: the copier
-asks for it, and says so with ``AttemptFailed.disk_seen``.
+asks for it, and says so with ``AttemptFailed.mount_confirmed``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, Outcome, Oversize, Reason
-from cdc_archiver.transfer.rsync_output import Verdict
+from cdc_archiver.transfer.rsync_output import CopyFailure
 
 _FILES: Final = 3
 """So many may be gone by themselves, less one."""
@@ -22,8 +22,8 @@ _QUESTION: Final = "is the disk mounted, are we allowed to read it, or are they 
 
 
 def hold_if_all_alike(
-    verdicts: Mapping[bytes, Verdict], entries: int, fresh: Collection[bytes]
-) -> Mapping[bytes, Verdict]:
+    verdicts: Mapping[bytes, CopyFailure], entries: int, fresh: Collection[bytes]
+) -> Mapping[bytes, CopyFailure]:
     """What is said of a batch of which every file is missing, or every one unreadable.
 
     Args:
@@ -37,7 +37,8 @@ def hold_if_all_alike(
         return verdicts
     words = f"all {entries} files of a batch are {min(reasons)} there: {_QUESTION}"
     return {
-        entry: Verdict(Reason.SOURCE_NOT_MOUNTED, f"{words} {verdict.words}") for entry, verdict in verdicts.items()
+        entry: CopyFailure(Reason.SOURCE_NOT_MOUNTED, f"{words} {verdict.message}")
+        for entry, verdict in verdicts.items()
     }
 
 
@@ -65,8 +66,8 @@ class MissingFiles:
             held: the disk is taken for not mounted already: then what was missing before is missing for no news either.
         """
         match outcome:
-            case AttemptFailed(record=record, reason=Reason.MISSING, detail=detail, disk_seen=disk_seen):
-                if disk_seen or worker in self.heard or (record.attempts and not held):
+            case AttemptFailed(record=record, reason=Reason.MISSING, detail=detail, mount_confirmed=mount_confirmed):
+                if mount_confirmed or worker in self.heard or (record.attempts and not held):
                     return outcome
                 self.missing.add(record.id)
                 if held or len(self.missing) >= _FILES:

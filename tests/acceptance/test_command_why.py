@@ -115,7 +115,7 @@ def test_a_file_that_nobody_registered(stage: Stage) -> None:
     # Nor is one outside the source's root one that waits for a try.
     (id_,) = stage.register(file)
     text = why(stage, id_, source_root=stage.sources / "elsewhere")
-    assert f"is not below the source root {stage.sources}/elsewhere: is --source-root right?" in sentence(text)
+    assert f"is not below the source root {stage.sources}/elsewhere: check --source-root" in sentence(text)
     assert f"UPDATE {TABLE} SET path = …" in text
 
 

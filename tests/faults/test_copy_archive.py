@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from copying import (
-    assert_all_is_well,
-    assert_destination_is_to_blame,
-    assert_nobody_charged,
-    assert_only,
-    assert_whole,
-    failures,
+from copy_assertions import (
+    assert_archive_is_exactly,
+    assert_archived,
+    assert_destination_down,
+    assert_healthy,
+    assert_no_failed_attempts,
+    failure_count,
     shorten_pauses,
     wait_failures,
 )
-from fakes import FakeRsync, ends_early, spoils
+from fake_rsync import FakeRsync, corrupts, ends_early
 from proxy import Proxy
 from services import COMMAND
 from small_disk import SmallDisk
@@ -62,9 +62,9 @@ def test_a_disk_that_fills_up_in_the_midst_of_a_batch_charges_nobody(stage: Stag
     with stage.program(interpreter=disk.interpreter(COMMAND), until="no destination") as program:
         disk.belongs_to(program.pid)
         # when it is full, then the disk is to blame, and nobody else;
-        assert_destination_is_to_blame(program, "no_space")
-        assert failures(program, "no_space") == 0
-        assert_nobody_charged(stage)
+        assert_destination_down(program, "no_space")
+        assert failure_count(program, "no_space") == 0
+        assert_no_failed_attempts(stage)
         # what fitted is archived (on a tmpfs a link takes an inode, too: without inodes nothing may fit),
         assert stage.count("copied = 1") < len(ids)
         if what == "bytes":
@@ -72,9 +72,9 @@ def test_a_disk_that_fills_up_in_the_midst_of_a_batch_charges_nobody(stage: Stag
         # and the rest when there is room again.
         disk.make_room()
         stage.wait_archived(*ids)
-        assert_all_is_well(program)
-        assert_whole(stage, ids, files, root=disk.root)
-    assert_nobody_charged(stage)
+        assert_healthy(program)
+        assert_archived(stage, ids, files, root=disk.root)
+    assert_no_failed_attempts(stage)
 
 
 @pytest.mark.parametrize("trouble", ["read-only", "unmounted"])
@@ -91,16 +91,16 @@ def test_a_disk_that_can_not_be_written_to_charges_nobody(stage: Stage, trouble:
         ids += stage.register(*files)
         # then the service says so, nobody is charged, and nothing is written to the directory that is left;
         reason = {"read-only": "destination_unwritable", "unmounted": "destination_missing"}[trouble]
-        assert_destination_is_to_blame(program, reason)
-        assert failures(program, reason) == 0
-        assert_nobody_charged(stage)
+        assert_destination_down(program, reason)
+        assert failure_count(program, reason) == 0
+        assert_no_failed_attempts(stage)
         assert list(stage.data_dir.iterdir()) == []
         # and all is archived when it is as it was.
         {"read-only": disk.make_writable, "unmounted": disk.mount}[trouble]()
         stage.wait_archived(*ids)
-        assert_all_is_well(program)
-        assert_whole(stage, ids, [before, *files], root=disk.root)
-    assert_nobody_charged(stage)
+        assert_healthy(program)
+        assert_archived(stage, ids, [before, *files], root=disk.root)
+    assert_no_failed_attempts(stage)
 
 
 # The disk, as rsync says it: wherever nothing can be mounted, too.
@@ -133,22 +133,22 @@ def test_what_the_receiving_rsync_can_not_write_is_the_destinations_fault(
     with stage.service(workers=1, until=None) as service:
         wait_failures(service, reason)
         # then what arrived counts, the disk is to blame, and no file and no source;
-        assert_destination_is_to_blame(service, reason)
+        assert_destination_down(service, reason)
         eventually(lambda: stage.count("copied = 1") >= 2, "what arrived is archived")
-        assert failures(service, reason) == 0
-        assert_nobody_charged(stage)
+        assert failure_count(service, reason) == 0
+        assert_no_failed_attempts(stage)
         # and the others follow.
         fake.behave()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 @pytest.mark.parametrize("verify", ["staged", "transfer"])
 def test_a_file_that_goes_bad_on_this_machine_is_not_archived(stage: Stage, fake: FakeRsync, verify: str) -> None:
     # Given a disk, or a memory, that changes a file after it has arrived,
-    fake.misbehave(spoils("bad.npy"))
+    fake.misbehave(corrupts("bad.npy"))
     bad, good = stage.file("bad.npy"), stage.files(5)
     ids = stage.register(bad, *good)
     with stage.service(until=None, verify=verify) as service:
@@ -160,17 +160,17 @@ def test_a_file_that_goes_bad_on_this_machine_is_not_archived(stage: Stage, fake
             return
         # then it is noticed, it is no file's fault and no source's, and the others are archived;
         wait_failures(service, "corrupted", 3)
-        assert_destination_is_to_blame(service, "corrupted")
+        assert_destination_down(service, "corrupted")
         assert "memory and disks" in service.get("/readyz")[1] or "memory" in str(service.status()["destination"])
-        assert failures(service, "corrupted") == 0
-        assert_nobody_charged(stage)
-        assert_only(stage, *good)
+        assert failure_count(service, "corrupted") == 0
+        assert_no_failed_attempts(stage)
+        assert_archive_is_exactly(stage, *good)
         # and it comes when the machine is sound again.
         fake.behave()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, [bad, *good])
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, [bad, *good])
 
 
 # The database, after placement.
@@ -208,11 +208,11 @@ def test_what_was_placed_while_the_database_was_away_is_said_when_it_is_back(
         # when it is back, then each row says so, once, and no file is there twice.
         placed_and_cut.accept()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-        assert failures(service) == 0
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
-    assert_only(stage, *files)
+        assert_healthy(service)
+        assert failure_count(service) == 0
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
+    assert_archive_is_exactly(stage, *files)
 
 
 def test_what_was_placed_by_a_service_that_never_could_say_so_is_adopted_by_the_next(
@@ -235,9 +235,9 @@ def test_what_was_placed_by_a_service_that_never_could_say_so_is_adopted_by_the_
     with stage.service() as service:
         stage.wait_archived(*ids)
         service.wait_metric(len(inodes), "copies_total", result="adopted")
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
-    assert_only(stage, *files)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
+    assert_archive_is_exactly(stage, *files)
     assert {path: path.stat().st_ino for path in inodes} == inodes
 
 
@@ -256,4 +256,4 @@ def test_the_marker_and_staging_are_all_that_is_left_beside_the_archive(stage: S
         eventually(lambda: not any(path.is_file() for path in staging.rglob("*")), "staging is empty")
     own = {INCOMING, MARKER}
     assert {path.name for path in stage.data_dir.iterdir()} - own == {"15895"}
-    assert_only(stage, *files)
+    assert_archive_is_exactly(stage, *files)

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from copying import (
-    assert_all_is_well,
-    assert_nobody_charged,
-    assert_only,
-    assert_said,
-    assert_whole,
-    failures,
+from copy_assertions import (
+    assert_archive_is_exactly,
+    assert_archived,
+    assert_healthy,
+    assert_history_has,
+    assert_no_failed_attempts,
+    failure_count,
     one_batch,
     shorten_pauses,
     wait_failures,
 )
-from fakes import DROPS_CAPABILITIES, FakeRsync, says_nothing_of
+from fake_rsync import DROPS_CAPABILITIES, FakeRsync, leaves_out
 from files_table import TABLE
 from stage import SourceFile, Stage, new_stage
 from waiting import eventually
@@ -152,10 +152,10 @@ def test_one_bad_file_of_each_kind_costs_five_hundred_others_nothing(stage: Stag
             stage.wait_attempts(id_, 2)
         for id_ in refused_ids + impossible_ids:
             assert stage.wait_attempts(id_, 1).attempts == 1000
-        assert_all_is_well(service)
+        assert_healthy(service)
         expected = {reason for _, reason, _ in CHARGED.values()} | {"not_a_file", *IMPOSSIBLE}
         assert all(service.metric("copy_failures_total", reason=reason) for reason in expected)
-        assert failures(service, *expected) == 0
+        assert failure_count(service, *expected) == 0
         # When their files are what they should be, and somebody says so, then they are archived as well.
         (charged[-1].path.parent).unlink()
         charged[-1].path.parent.mkdir()
@@ -164,15 +164,15 @@ def test_one_bad_file_of_each_kind_costs_five_hundred_others_nothing(stage: Stag
             file.path.chmod(0o644)
         stage.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 0 WHERE failed_copy_attempts = 2")
         stage.wait_archived(*charged_ids)
-    assert_whole(stage, ids, good)
-    assert_only(stage, *good, *charged)
+    assert_archived(stage, ids, good)
+    assert_archive_is_exactly(stage, *good, *charged)
     for id_, file, (_, reason, words) in zip(charged_ids, charged, CHARGED.values(), strict=True):
-        entry = assert_said(stage, id_, "charged", reason, words)
+        entry = assert_history_has(stage, id_, "charged", reason, words)
         assert entry["md5_row"] == file.md5
         assert (entry["md5_seen"] is None) == (reason != "changed")
         assert [each["result"] for each in stage.history(id_)] == ["charged", "charged", "archived"]
     for id_ in refused_ids:
-        assert_said(stage, id_, "refused", "not_a_file", "a directory, a link or a device")
+        assert_history_has(stage, id_, "refused", "not_a_file", "a directory, a link or a device")
         assert len(stage.history(id_)) == 1
     assert [stage.history(id_)[0]["reason"] for id_ in impossible_ids] == list(IMPOSSIBLE)
 
@@ -191,11 +191,11 @@ def test_one_missing_file_among_others_is_charged_and_the_source_is_up_all_the_w
         # then it alone is charged, and only when it is looked for once more: its disk might be going.
         stage.wait_attempts(second, 1)
         stage.wait_archived(first, third)
-        assert_all_is_well(service)
-        assert failures(service, "missing", "undecided") == 0
-    assert_said(stage, second, "charged", "missing", "No such file")
-    assert_whole(stage, [first, third], [slow, sound])
-    assert_only(stage, slow, sound)
+        assert_healthy(service)
+        assert failure_count(service, "missing", "undecided") == 0
+    assert_history_has(stage, second, "charged", "missing", "No such file")
+    assert_archived(stage, [first, third], [slow, sound])
+    assert_archive_is_exactly(stage, slow, sound)
 
 
 def test_a_file_that_is_rewritten_while_it_is_read_is_never_archived_in_part(stage: Stage) -> None:
@@ -211,14 +211,14 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_never_archived_in_part(sta
         # then what arrives is neither the one nor the other: charged, and nothing of it is in the archive,
         stage.wait_attempts(id_, 1)
         assert stage.archived_files() == []
-        assert failures(service, "changed") == 0
-        entry = assert_said(stage, id_, "charged", "changed", file.md5.hex())
+        assert failure_count(service, "changed") == 0
+        entry = assert_history_has(stage, id_, "charged", "changed", file.md5.hex())
         assert entry["md5_seen"] not in (None, file.md5)
         # until the file is what was registered.
         file.path.write_bytes(file.content)
         stage.wait_archived(id_)
-        assert_all_is_well(service)
-    assert_only(stage, file)
+        assert_healthy(service)
+    assert_archive_is_exactly(stage, file)
     assert stage.place(file).read_bytes() == file.content
 
 
@@ -234,15 +234,15 @@ def test_files_that_all_can_not_be_read_are_their_hosts_fault(stage: Stage, read
             wait_failures(service, "source_not_mounted", 3 * len(files))
             service.wait_state("no source")
             assert "are we allowed to read it" in service.get("/readyz")[1]
-            assert_nobody_charged(stage)
+            assert_no_failed_attempts(stage)
             # and all is archived when it is open again.
             (stage.sources / "closed").chmod(0o700)
             stage.wait_archived(*ids)
-            assert_all_is_well(service)
+            assert_healthy(service)
     finally:
         (stage.sources / "closed").chmod(0o700)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 # The source's disk.
@@ -289,12 +289,12 @@ def test_a_disk_that_is_not_mounted_at_the_source_charges_nobody(stage: Stage, h
         mounted.rmdir()
         away.rename(mounted)
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-        assert failures(service, "source_not_mounted", "missing") == 0
-    assert_only(stage, *files)
+        assert_healthy(service)
+        assert failure_count(service, "source_not_mounted", "missing") == 0
+    assert_archive_is_exactly(stage, *files)
     if not any(charged):
-        assert_nobody_charged(stage)
-        assert_whole(stage, ids, files)
+        assert_no_failed_attempts(stage)
+        assert_archived(stage, ids, files)
 
 
 # Neither a line nor an error.
@@ -305,7 +305,7 @@ def test_a_file_that_rsync_passes_over_in_silence_goes_alone_at_the_third_try(
 ) -> None:
     # Given an rsync that says nothing of a file, as long as it has company,
     fake = FakeRsync(stage.directory / "fake")
-    fake.misbehave(says_nothing_of("odd.npy"))
+    fake.misbehave(leaves_out("odd.npy"))
     monkeypatch.setenv("PATH", fake.before(os.environ["PATH"]))
     monkeypatch.setattr(dispatcher, "_BLANK_DELAYS", (0.05,))
     judge = Dispatcher.judge
@@ -327,12 +327,12 @@ def test_a_file_that_rsync_passes_over_in_silence_goes_alone_at_the_third_try(
                 ids += stage.register(*files[5 * tries : 5 * tries + 5])
         # then it goes alone, and arrives;
         stage.wait_archived(id_, *ids)
-        assert_all_is_well(service)
+        assert_healthy(service)
         assert service.metric("copy_failures_total", reason="undecided") == 2
-        assert failures(service, "undecided") == 0
+        assert failure_count(service, "undecided") == 0
     # and that was nobody's fault.
-    assert_nobody_charged(stage)
-    assert_whole(stage, [id_, *ids], [odd, *files])
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, [id_, *ids], [odd, *files])
 
 
 # Names.
@@ -394,11 +394,11 @@ def test_names_are_nothing_but_names(
                 ids = stage.register(*files)
             # when they are archived, then each is what it was called.
             stage.wait_archived(*ids)
-            assert_all_is_well(service)
-            assert failures(service) == 0
-        assert_nobody_charged(stage)
-        assert_whole(stage, ids, files)
-        assert_only(stage, *files)
+            assert_healthy(service)
+            assert failure_count(service) == 0
+        assert_no_failed_attempts(stage)
+        assert_archived(stage, ids, files)
+        assert_archive_is_exactly(stage, *files)
 
 
 def test_a_file_is_found_by_its_bytes_where_the_table_keeps_bytes(stage: Stage) -> None:
@@ -409,9 +409,9 @@ def test_a_file_is_found_by_its_bytes_where_the_table_keeps_bytes(stage: Stage) 
         (id_,) = stage.register(file, path=os.fsencode(file.path))
         # then it is archived under the very same bytes.
         stage.wait_archived(id_)
-        assert_all_is_well(service)
+        assert_healthy(service)
     assert os.fsdecode(stage.sql(f"SELECT path FROM {TABLE}")[0][0]) == str(stage.place(file))
-    assert_only(stage, file)
+    assert_archive_is_exactly(stage, file)
     assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
 
 
@@ -429,8 +429,8 @@ def test_a_name_that_the_table_could_not_keep_is_a_file_that_is_missing(stage: S
         # then the one is archived with all others, and the other is charged as missing.
         stage.wait_archived(*ids)
         assert stage.wait_attempts(lost, 2).attempts == 2
-        assert_all_is_well(service)
-        assert failures(service, "missing") == 0
-    assert_said(stage, lost, "charged", "missing", "No such file")
-    assert_whole(stage, ids, [said, *others])
-    assert_only(stage, said, *others)
+        assert_healthy(service)
+        assert failure_count(service, "missing") == 0
+    assert_history_has(stage, lost, "charged", "missing", "No such file")
+    assert_archived(stage, ids, [said, *others])
+    assert_archive_is_exactly(stage, said, *others)

@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from copying import (
-    assert_all_is_well,
-    assert_nobody_charged,
-    assert_only,
-    assert_source_is_to_blame,
-    assert_whole,
-    failures,
+from copy_assertions import (
+    assert_archive_is_exactly,
+    assert_archived,
+    assert_healthy,
+    assert_no_failed_attempts,
+    assert_source_down,
+    failure_count,
+    settings_through,
     shorten_pauses,
-    through,
     wait_failures,
 )
-from fakes import FakeRsync, ends_early
+from fake_rsync import FakeRsync, ends_early
 from proxy import Proxy
 from stage import SourceFile, Stage, new_stage
 from waiting import eventually
@@ -62,20 +62,20 @@ def test_a_host_that_is_away_is_asked_again_and_again_until_it_is_back(
     {"refuses": stage.ssh.stop, "hangs up": wire.refuse, "says nothing": wire.freeze}[how]()
     files = stage.files(3)
     ids = stage.register(*files)
-    changes = {} if how == "refuses" else through(wire, stage)
+    changes = {} if how == "refuses" else settings_through(wire, stage)
     with stage.service(until="no source", max_attempts=2, **changes) as service:
         # when it was asked more often than a file has tries,
         wait_failures(service, "host_unreachable", 3 * len(files))
         # then the service says so, of the host alone, and nobody is charged;
-        assert_source_is_to_blame(service, "host_unreachable")
-        assert failures(service, "host_unreachable") == 0
-        assert_nobody_charged(stage)
+        assert_source_down(service, "host_unreachable")
+        assert failure_count(service, "host_unreachable") == 0
+        assert_no_failed_attempts(stage)
         # and all is archived when it is back.
         {"refuses": stage.ssh.start, "hangs up": wire.accept, "says nothing": wire.thaw}[how]()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 # 255 and 12: what an operator has to fix.
@@ -114,16 +114,16 @@ def test_what_a_person_has_to_fix_charges_nobody(stage: Stage, trouble: str) -> 
         # when it was tried more often than a file has tries,
         wait_failures(service, reason, 3 * len(files))
         # then the service says which trouble it is, and has nothing against anybody else,
-        assert_source_is_to_blame(service, reason)
-        assert failures(service, reason) == 0
-        assert_nobody_charged(stage)
+        assert_source_down(service, reason)
+        assert failure_count(service, reason) == 0
+        assert_no_failed_attempts(stage)
         # and goes on when a person has fixed it.
         stage.ssh.authorize()
         stage.ssh.trust_host_key()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 # 10, 12, 20, 30: the link.
@@ -150,16 +150,16 @@ def test_what_arrived_before_the_link_was_lost_counts(
     with stage.service(workers=1, until=None) as service:
         wait_failures(service, "link_lost")
         # then the two are archived, the link is to blame and no file,
-        assert_source_is_to_blame(service, "link_lost")
+        assert_source_down(service, "link_lost")
         eventually(lambda: stage.count("copied = 1") >= 2, "what arrived is archived")
-        assert failures(service, "link_lost") == 0
-        assert_nobody_charged(stage)
+        assert failure_count(service, "link_lost") == 0
+        assert_no_failed_attempts(stage)
         # and the others follow.
         fake.behave()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 HALF = 250_000_000
@@ -176,7 +176,7 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: Stage, wire:
             part = os.urandom(HALF // 25)
             large.write(part)
             md5.update(part)
-    with stage.service(**through(wire, stage)) as service:
+    with stage.service(**settings_through(wire, stage)) as service:
         stage.wait_archived(*stage.register(stage.file("before.npy")))
         start = wire.carried
         wire.cut_after(HALF)
@@ -184,13 +184,13 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: Stage, wire:
         (id_,) = stage.register(SourceFile(path, b""), md5sum=md5.digest())
         (row,) = stage.wait_archived(id_, within=150)
         carried = wire.carried - start
-        assert_all_is_well(service)
+        assert_healthy(service)
     # then it was not begun anew: what was there was not carried again.
     assert carried >= 2 * HALF, "the link was never cut"
     assert carried < 2 * HALF + SLACK
     assert wire.connections > 1
     assert row.attempts == 0
-    assert_nobody_charged(stage)
+    assert_no_failed_attempts(stage)
     with Path(row.path).open("rb") as archived:
         assert hashlib.file_digest(archived, "md5").digest() == md5.digest()
 
@@ -202,7 +202,7 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: Stage, wire:
 def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(stage: Stage, wire: Proxy, who: str) -> None:
     """rsync's own timeout does not see a sender that was stopped, nor ssh a host without power before a minute is over."""
     files = [stage.file("large.npy", size=12_000_000), *stage.files(3)]
-    with stage.service(stall_timeout=2, io_timeout=600, bwlimit="4m", **through(wire, stage)) as service:
+    with stage.service(stall_timeout=2, io_timeout=600, bwlimit="4m", **settings_through(wire, stage)) as service:
         ids = stage.register(*files)
         # Given a copy under way,
         start = wire.carried
@@ -219,8 +219,8 @@ def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(stage: 
                     os.kill(pid, signal.SIGSTOP)
             wait_failures(service, "stalled")
             # then that is the source's trouble and no file's,
-            assert failures(service, "stalled", "host_unreachable", "link_lost") == 0
-            assert_nobody_charged(stage)
+            assert failure_count(service, "stalled", "host_unreachable", "link_lost") == 0
+            assert_no_failed_attempts(stage)
         finally:
             wire.thaw()
             for pid in stopped:
@@ -228,10 +228,10 @@ def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(stage: 
                     os.kill(pid, signal.SIGCONT)
         # and another connection brings the rest.
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
-    assert_only(stage, *files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
+    assert_archive_is_exactly(stage, *files)
 
 
 # A link that is only bad.
@@ -242,13 +242,13 @@ def test_a_slow_and_distant_host_is_slow_and_nothing_else(stage: Stage, wire: Pr
     wire.delay, wire.rate = 0.05, 2e6
     files = [*stage.files(60, size=20_000), stage.file("large.npy", size=1_500_000)]
     ids = stage.register(*files)
-    with stage.service(**through(wire, stage)) as service:
+    with stage.service(**settings_through(wire, stage)) as service:
         # then all arrives, and nobody has failed.
         stage.wait_archived(*ids, within=60)
-        assert_all_is_well(service)
-        assert failures(service) == 0
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+        assert failure_count(service) == 0
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 def senders_of(server: SshServer) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import crash_at
+import crashing_service
 import pytest
 from audit import Book, Expected, Fate, Standing, Watcher, audit
 from files_table import TABLE
@@ -23,7 +23,7 @@ from cdc_archiver.sandbox import ChildProcess
 from cdc_archiver.transfer.staging import INCOMING
 
 IN_THE_DATABASE = ("row-written", "history-written", "committed", "charge-written")
-ELSEWHERE = tuple(step for step in crash_at.STEPS if step not in IN_THE_DATABASE)
+ELSEWHERE = tuple(step for step in crashing_service.STEPS if step not in IN_THE_DATABASE)
 
 
 def some_of(steps: tuple[str, ...], *short: str) -> list[Any]:
@@ -60,7 +60,7 @@ class Told:
 
 def crashing(step: str) -> Sequence[str]:
     """What is run in place of ``cdc-archiver``."""
-    return (sys.executable, "-X", "utf8", crash_at.__file__, step)
+    return (sys.executable, "-X", "utf8", crashing_service.__file__, step)
 
 
 def archive_through_a_crash(stage: Stage, step: str) -> None:
@@ -145,7 +145,7 @@ def test_an_rsync_that_is_killed_alone_costs_its_files_nothing(stage: Stage, whi
         rsyncs = eventually(
             lambda: two(children_of(os.getpid(), pattern("rsync --files-from=-", stage))), "both are there"
         )
-        eventually(lambda: crash_at.staged_bytes(stage.data_dir / INCOMING) > 0, "some of it is there")
+        eventually(lambda: crashing_service.staged_bytes(stage.data_dir / INCOMING) > 0, "some of it is there")
         # when one of them is killed,
         send(min(rsyncs) if which == "parent" else max(rsyncs), signal.SIGKILL)
         # then the file comes with the next one, and the service has never ended.
@@ -159,7 +159,7 @@ def test_a_connection_that_is_killed_alone_costs_its_files_nothing(stage: Stage)
     # Given a large file on its way by the connection that all rsyncs share,
     with told.watcher, stage.service(bwlimit="1000") as service:
         (id_,) = told.register(stage.file("large.npy", size=LARGE))
-        eventually(lambda: crash_at.staged_bytes(stage.data_dir / INCOMING) > 0, "some of it is there")
+        eventually(lambda: crashing_service.staged_bytes(stage.data_dir / INCOMING) > 0, "some of it is there")
         (master,) = children_of(os.getpid(), pattern("ssh -N", stage))
         # when its ssh is killed,
         send(master, signal.SIGKILL)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
-from doomed import Story
 from stage import Stage
+from stream_scenario import StreamScenario
 from structlog.testing import capture_logs
 from waiting import eventually
 
@@ -86,7 +86,7 @@ def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, f
         degraded = stack.enter_context(contextlib.ExitStack())
         degraded.enter_context(cause(stage))
         service = stack.enter_context(stage.service(until=None, poll_interval=0.5))
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         # Given a cause for which there can be no stream, then the service says so, and what fixes it,
         story.polls(why)
         assert fix in service.get("/readyz")[1]
@@ -112,7 +112,7 @@ def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, f
 @pytest.mark.parametrize(("cause", "why", "fix"), CAUSES.values(), ids=CAUSES)
 def test_a_stream_that_is_lost_to_it_and_had_again(stage: Stage, cause: Cause, why: str, fix: str) -> None:
     with capture_logs() as lines, stage.service(poll_interval=0.5) as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a service that streams, when a cause comes up for which it cannot go on,
         with cause(stage):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pymysql
 import pytest
-from doomed import FORGET_THE_LOG, LINK_OR_LOCK, UNLOOKING, Story, connections_of
 from files_table import TABLE
 from proxy import Proxy
 from stage import SourceFile, Stage, insert
+from stream_scenario import FORGET_THE_LOG, LINK_OR_LOCK, PACE_WITHOUT_LOOKS, StreamScenario, connections_of
 from waiting import eventually
 
 from cdc_archiver.events import binlog
@@ -27,7 +27,7 @@ def stage(doomed_stage: Stage) -> Stage:
 @pytest.fixture
 def unlooking(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
     """The stream does not look around, and so has to notice by itself."""
-    monkeypatch.setattr(binlog, "Pace", lambda: UNLOOKING)
+    monkeypatch.setattr(binlog, "Pace", lambda: PACE_WITHOUT_LOOKS)
 
 
 def log_end(stage: Stage) -> tuple[str, int]:
@@ -50,7 +50,7 @@ def register_after(stage: Stage, before: str, files: list[SourceFile], **columns
 
 def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: Stage) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a server that begins a new file between two rows and throws the older ones away,
         for _ in range(3):
@@ -70,7 +70,7 @@ def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: Stage) 
 
 def test_a_log_that_is_purged_while_we_are_away(stage: Stage) -> None:
     with Proxy(stage.server.port) as wire, stage.service(mysql_port=wire.port) as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a service that cannot reach its server,
         wire.refuse()
@@ -100,7 +100,7 @@ def test_a_log_that_is_reset(stage: Stage, read: str) -> None:
     if read == "a later file":
         stage.sql("FLUSH BINARY LOGS")
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream(5)
         # Given an administrator who lets the log begin anew, and rows around it,
         story.register()
@@ -128,7 +128,7 @@ def test_a_log_that_is_reset(stage: Stage, read: str) -> None:
 )
 def test_a_table_that_is_altered(stage: Stage, change: str) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows on both sides of an ALTER,
         story.register()
@@ -145,7 +145,7 @@ def test_a_table_that_is_altered(stage: Stage, change: str) -> None:
 
 def test_a_table_that_is_renamed_away_and_back(stage: Stage) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a table that is gone for a while,
         stage.sql(f"RENAME TABLE {TABLE} TO elsewhere")
@@ -171,7 +171,7 @@ def test_a_table_that_is_renamed_away_and_back(stage: Stage) -> None:
 def test_rows_that_are_compressed_in_mid_stream(stage: Stage, unlooking: None) -> None:
     with stage.service() as service:
         service.wait_settled()
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows in the log that nobody here can read: on MySQL any session may do that, on MariaDB the server does,
         # with rows of 256 bytes and more,
@@ -201,7 +201,7 @@ def test_rows_that_are_compressed_in_mid_stream(stage: Stage, unlooking: None) -
 def test_rows_that_a_session_logs_as_statements(stage: Stage) -> None:
     with stage.service(sweep_interval=1) as service:
         service.wait_settled()
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows of which the log has nothing but the INSERT's text,
         files = story.new_files(2)
@@ -234,7 +234,7 @@ def prepared(stage: Stage, files: list[SourceFile]) -> Iterator[tuple[Any, int, 
 def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Stage) -> None:
     with stage.service(sweep_interval=1) as service:
         service.wait_settled()
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows of a transaction that is prepared, of which the log tells, and whose commit takes its time,
         files = story.new_files(2)
@@ -254,7 +254,7 @@ def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Stage) 
 
 def test_rows_that_the_log_told_of_and_that_never_become_visible(stage: Stage) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows of a transaction that is prepared and then rolled back,
         with prepared(stage, [stage.file("never.npy")]) as (cursor, first, name):

@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from doomed import QUICK
 from files_table import TABLE
+from stream_scenario import QUICK_PACE
 from waiting import eventually
 from world import World
 
@@ -63,7 +63,7 @@ class Heard:
 class Streaming:
     """A stream, who hears it, and its metrics."""
 
-    def __init__(self, world: World, pace: Pace = QUICK, **options: Any) -> None:
+    def __init__(self, world: World, pace: Pace = QUICK_PACE, **options: Any) -> None:
         database = options.pop("database", None) or world.database()
         self.heard = Heard()
         self.metrics = Metrics()
@@ -82,7 +82,7 @@ class Streaming:
 
 
 @contextlib.contextmanager
-def streaming(world: World, pace: Pace = QUICK, *, anchored: bool = True, **options: Any) -> Iterator[Streaming]:
+def streaming(world: World, pace: Pace = QUICK_PACE, *, anchored: bool = True, **options: Any) -> Iterator[Streaming]:
     """A stream that is open, and that must end of its own accord in good order."""
     running = Streaming(world, pace, **options)
     running.stream.start()

@@ -304,7 +304,7 @@ def source_files(source: SourceSettings, paths: Sequence[str]) -> dict[str, tupl
     words = ""
     if not _TOLD.issuperset(states.values()):
         try:
-            words = probe.look().unknown
+            words = probe.inspect().unknown_because
         except ArchiverError as error:
             words = str(error)
         words = words or f"{source.name} gives no answer"

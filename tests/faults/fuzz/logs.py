@@ -16,7 +16,7 @@ from fuzz.corpus import a_text
 
 
 def make_log(rng: random.Random) -> tuple[LogFormat, dict[str, Any]]:
-    values = {name: a_text(rng) for name in rng.sample(("path", "detail", "reason", "source", "mend"), 2)}
+    values = {name: a_text(rng) for name in rng.sample(("path", "detail", "reason", "source", "fix"), 2)}
     return rng.choice(list(LogFormat)), {**values, "targets": [a_text(rng)], "id": rng.randrange(9)}
 
 

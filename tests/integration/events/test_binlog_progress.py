@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from doomed import UNLOOKING
 from files_table import TABLE
+from stream_scenario import PACE_WITHOUT_LOOKS
 from streaming import passed, position, streaming
 from waiting import eventually
 from world import World
@@ -35,7 +35,7 @@ def test_on_an_idle_server_a_heartbeat_moves_the_position(world: World) -> None:
 def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: World) -> None:
     """And what was there before the anchor, or was delivered, is not."""
     before = world.insert("/old")
-    with streaming(world, UNLOOKING) as running:
+    with streaming(world, PACE_WITHOUT_LOOKS) as running:
         eventually(lambda: running.stream.anchor_max_id, "the anchor settled")
         assert running.stream.anchor_max_id == before[0]
         seen = world.insert("/seen")
@@ -51,7 +51,7 @@ def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: Worl
 
 
 def test_lag_is_the_age_of_an_event_and_nothing_while_idle(world: World) -> None:
-    calm = replace(UNLOOKING, heartbeat=60.0)
+    calm = replace(PACE_WITHOUT_LOOKS, heartbeat=60.0)
     with streaming(world, calm) as running:
         assert running.metric("stream_connected") == 1
         world.sql("SET TIMESTAMP = UNIX_TIMESTAMP() - 100", f"INSERT INTO {TABLE} (path, md5sum) VALUES ('/a', 0x01)")

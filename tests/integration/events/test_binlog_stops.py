@@ -12,7 +12,7 @@ import time
 import pymysql
 import pytest
 import structlog
-from doomed import UNLOOKING
+from stream_scenario import PACE_WITHOUT_LOOKS
 from streaming import Streaming, kill_dump_thread, streaming
 from waiting import eventually
 from world import PASSWORD, World, new_world
@@ -118,7 +118,7 @@ def test_no_log_line_has_the_password(
     ours = structlog.get_config()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory())  # to what is captured here
     try:
-        with streaming(world, UNLOOKING) as running:
+        with streaming(world, PACE_WITHOUT_LOOKS) as running:
             running.heard.await_ids(world.insert("/a"))
             kill_dump_thread(world)
             running.heard.await_anchors(2)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from doomed import UNLOOKING
 from files_table import CREATE_TABLE, TABLE
+from stream_scenario import PACE_WITHOUT_LOOKS
 from streaming import kill_dump_thread, position, streaming
 from waiting import eventually
 from world import PASSWORD, World
@@ -66,7 +66,7 @@ def test_compression_is_no_stream(world: World) -> None:
 
 def test_a_row_that_was_compressed_in_mid_stream_makes_a_gap(world: World) -> None:
     """On MySQL any session may compress; on MariaDB it is the server's setting, and rows below 256 bytes stay as they are."""
-    with streaming(world, UNLOOKING) as running:
+    with streaming(world, PACE_WITHOUT_LOOKS) as running:
         eventually(lambda: running.stream.anchor_max_id is not None, "the first look around")
         if world.server.kind == "mysql":
             world.insert("/a", before="SET SESSION binlog_transaction_compression = ON")
@@ -79,7 +79,7 @@ def test_a_row_that_was_compressed_in_mid_stream_makes_a_gap(world: World) -> No
 
 
 def test_a_wrong_password_is_said_and_the_right_one_taken(world: World) -> None:
-    with streaming(world, UNLOOKING) as running:
+    with streaming(world, PACE_WITHOUT_LOOKS) as running:
         world.sql(f"ALTER USER '{world.user}'@'%' IDENTIFIED BY 'changed'")
         kill_dump_thread(world)
         assert "MYSQL_PASSWORD" in running.heard.await_one("unavailable", "Access denied")

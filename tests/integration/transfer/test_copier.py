@@ -17,7 +17,7 @@ from waiting import eventually
 
 from cdc_archiver.model import AttemptFailed, Batch, Deferred, Lane, Oversize, Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
-from cdc_archiver.transfer import rsync_output as report
+from cdc_archiver.transfer import rsync_output
 from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import MARKER
 
@@ -176,12 +176,12 @@ def test_a_file_that_is_told_of_before_it_has_its_name_is_taken_when_it_has(
     """As a local rsync does it: it is the sender there that tells, well before the receiver has put a file in its place."""
     late, last = stage.file("d/late.npy"), stage.file("d/last.npy")
 
-    def tell(run: RsyncRun) -> Iterator[list[report.Line]]:
+    def tell(run: RsyncRun) -> Iterator[list[rsync_output.OutputLine]]:
         names = [b"d/late.npy", b"d/last.npy"]
         entries = {name: entry for name in names for entry in run._entries if entry.endswith(name)}
         places = {name: run._staging / os.fsdecode(entry) for name, entry in entries.items()}
         places[names[1]].write_bytes(names[1])
-        yield [report.Arrived(entries[name], hashlib.md5(name).digest(), len(name)) for name in names]
+        yield [rsync_output.FileReceived(entries[name], hashlib.md5(name).digest(), len(name)) for name in names]
         assert not places[names[1]].exists(), "the other one is placed already"
         places[names[0]].write_bytes(names[0])
 

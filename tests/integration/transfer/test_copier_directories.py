@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from copier_stage import CopierStage, archived, reason, staged
-from fakes import DROPS_CAPABILITIES, FakeRsync
+from fake_rsync import DROPS_CAPABILITIES, FakeRsync
 
 from cdc_archiver.model import AttemptFailed, Oversize, Reason
 from cdc_archiver.sandbox import SshServer
@@ -50,11 +50,11 @@ def begun_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     start = RsyncRun._start
 
-    def look(self: RsyncRun, *given: Any) -> Any:
+    def record_directory(self: RsyncRun, *given: Any) -> Any:
         seen.append(posixpath.basename(os.fsdecode(self._directory).rstrip("/")))
         return start(self, *given)
 
-    monkeypatch.setattr(RsyncRun, "_start", look)
+    monkeypatch.setattr(RsyncRun, "_start", record_directory)
     return seen
 
 

@@ -20,9 +20,9 @@ from cdc_archiver.model import Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import ssh
-from cdc_archiver.transfer.probe import CannotTell, FileState, Look, Probe
+from cdc_archiver.transfer.probe import FileState, Probe, ProbeUnavailable, SourceInspection
 from cdc_archiver.transfer.ssh import ControlMaster
-from cdc_archiver.transfer.ssh_errors import Peer, SshFailure, classify_ssh_failure
+from cdc_archiver.transfer.ssh_errors import SshEndpoint, SshFailure, classify_ssh_failure
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def fetch(
 def failure(source: SourceSettings, directory: Path) -> SshFailure:
     """What an rsync's end says of ssh."""
     done = fetch(source, directory)
-    found = classify_ssh_failure(done.stderr, ssh.peer(source))
+    found = classify_ssh_failure(done.stderr, ssh.ssh_endpoint(source))
     # 255 is ssh's. Where rsync sees the end of the pipe before the end of ssh, it says 12 instead.
     assert done.returncode in (12, 255), done
     assert found is not None, done.stderr
@@ -158,7 +158,7 @@ def test_a_copy_goes_on_by_itself_where_the_socket_is_dead(source: Source, tmp_p
 
     assert done.returncode == 0
     assert "Connection refused" in done.stderr  # of the socket; it must not pass for the host's
-    assert classify_ssh_failure(done.stderr, ssh.peer(source())) is None
+    assert classify_ssh_failure(done.stderr, ssh.ssh_endpoint(source())) is None
 
 
 def test_a_renewed_connection_logs_in_anew(master: ControlMaster, ssh_server: SshServer) -> None:
@@ -209,7 +209,7 @@ def test_a_host_that_is_down_means_no_socket_and_its_words_are_kept(
     ssh_server.stop()
 
     assert master.ensure() is None
-    assert "Connection refused" in master.words
+    assert "Connection refused" in master.output
 
 
 def test_a_frozen_host_holds_nobody_up_for_longer_than_the_limit(
@@ -242,7 +242,7 @@ def test_paths_with_blanks_and_quotes_reach_ssh_whole(
 
     assert fetch(mine, tmp_path / "copy").returncode == 0
     assert (tmp_path / "copy" / "file").read_text() == "what was measured"
-    assert Probe(mine).look().rsync
+    assert Probe(mine).inspect().rsync
     shared = ControlMaster(mine)
     assert shared.ensure() is not None
     shared.close()
@@ -285,7 +285,7 @@ def test_the_persons_own_configuration_counts_where_nothing_was_set(
     )
 
     assert fetch(mine, tmp_path / "copy").returncode == 0
-    assert Probe(mine).look().root is FileState.OK
+    assert Probe(mine).inspect().root is FileState.OK
 
 
 # --- failures, told apart by ssh's words and by paramiko alike
@@ -297,7 +297,7 @@ def test_an_unknown_host_key(source: Source, tmp_path: Path) -> None:
 
     found = failure(mine, tmp_path)
     with pytest.raises(HostUnavailable) as seen:
-        Probe(mine).look()
+        Probe(mine).inspect()
 
     assert (found.reason, seen.value.reason) == (Reason.HOST_KEY, Reason.HOST_KEY)
     assert found.hint == seen.value.hint
@@ -309,11 +309,11 @@ def test_a_changed_host_key(source: Source, ssh_server: SshServer, tmp_path: Pat
     ssh_server.change_host_key()
 
     found = failure(source(), tmp_path)
-    with pytest.raises(HostUnavailable, match="another than the one") as seen:
-        Probe(source()).look()
+    with pytest.raises(HostUnavailable, match="differs from the one") as seen:
+        Probe(source()).inspect()
 
     assert (found.reason, seen.value.reason) == (Reason.HOST_KEY, Reason.HOST_KEY)
-    assert "has changed" in found.words
+    assert "has changed" in found.message
     assert found.hint == seen.value.hint
     subprocess.run(found.hint, shell=True, check=True, capture_output=True)
     assert fetch(source(), tmp_path / "copy").returncode == 0
@@ -324,7 +324,7 @@ def test_a_refused_login(source: Source, ssh_server: SshServer, tmp_path: Path) 
 
     found = failure(source(), tmp_path)
     with pytest.raises(HostUnavailable) as seen:
-        Probe(source()).look()
+        Probe(source()).inspect()
 
     assert (found.reason, seen.value.reason) == (Reason.LOGIN_REFUSED, Reason.LOGIN_REFUSED)
     assert f"ssh-copy-id -p {ssh_server.port} -i " in found.hint
@@ -335,7 +335,7 @@ def test_a_host_that_is_down(source: Source, ssh_server: SshServer, tmp_path: Pa
     ssh_server.stop()
 
     with pytest.raises(HostUnavailable) as seen:
-        Probe(source()).look()
+        Probe(source()).inspect()
 
     assert failure(source(), tmp_path).reason is Reason.HOST_UNREACHABLE
     assert seen.value.reason is Reason.HOST_UNREACHABLE
@@ -345,7 +345,7 @@ def test_a_name_that_nobody_knows(source: Source, tmp_path: Path) -> None:
     mine = source(host="no-such-host.invalid")
 
     with pytest.raises(HostUnavailable) as seen:
-        Probe(mine).look()
+        Probe(mine).inspect()
 
     assert failure(mine, tmp_path).reason is Reason.HOST_UNREACHABLE
     assert seen.value.reason is Reason.HOST_UNREACHABLE
@@ -370,7 +370,7 @@ def test_a_key_that_is_not_there(source: Source, tmp_path: Path) -> None:
     found = failure(source(ssh_key=tmp_path / "none"), tmp_path)
 
     assert found.reason is Reason.LOGIN_REFUSED
-    assert found.words == f"no such identity: {tmp_path}/none: No such file or directory"
+    assert found.message == f"no such identity: {tmp_path}/none: No such file or directory"
 
 
 def test_a_key_that_is_none(source: Source, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_a_key_that_is_none(source: Source, tmp_path: Path) -> None:
     found = failure(source(ssh_key=key), tmp_path)
 
     assert found.reason is Reason.LOGIN_REFUSED
-    assert found.words.startswith(f'Load key "{key}": ')
+    assert found.message.startswith(f'Load key "{key}": ')
 
 
 def test_more_keys_than_the_server_takes(source: Source, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_more_keys_than_the_server_takes(source: Source, tmp_path: Path) -> None
     found = failure(source(ssh_config=configuration, ssh_key=tmp_path / "key0"), tmp_path)
 
     assert found.reason is Reason.LOGIN_REFUSED
-    assert "Too many authentication failures" in found.words
+    assert "Too many authentication failures" in found.message
 
 
 @pytest.mark.parametrize(
@@ -435,7 +435,7 @@ def test_a_link_that_is_cut_in_mid_copy(source: Source, ssh_server: SshServer, r
 
     assert process.returncode in (12, 255)
     # rsync may end its ssh before that has said a word; its exit status is all there is then.
-    found = classify_ssh_failure(stderr, ssh.peer(mine))
+    found = classify_ssh_failure(stderr, ssh.ssh_endpoint(mine))
     assert found is None or found.reason is Reason.LINK_LOST
 
 
@@ -448,26 +448,26 @@ def test_a_uid_without_an_account() -> None:
         text=True,
     )
 
-    found = classify_ssh_failure(done.stderr, Peer("127.0.0.1", None, "", "/k", ""))
+    found = classify_ssh_failure(done.stderr, SshEndpoint("127.0.0.1", None, "", "/k", ""))
     assert found is not None
-    assert (found.reason, found.words) == (Reason.LOGIN_REFUSED, "No user exists for uid 54321")
+    assert (found.reason, found.message) == (Reason.LOGIN_REFUSED, "No user exists for uid 54321")
 
 
 # --- paramiko's look and diagnosis
 
 
 def test_a_look_tells_rsync_and_the_root(source: Source) -> None:
-    seen = Probe(source()).look()
+    seen = Probe(source()).inspect()
 
     assert seen.root is FileState.OK
     assert seen.rsync[0].isdigit()
-    assert (seen.rsync_missing, seen.unknown) == (False, "")
+    assert (seen.rsync_missing, seen.unknown_because) == (False, "")
 
 
 def test_a_look_tells_that_rsync_is_missing(source: Source, ssh_server: SshServer) -> None:
     ssh_server.authorize(path=NO_PROGRAMS)
 
-    assert Probe(source()).look() == Look(rsync="", rsync_missing=True, root=FileState.OK)
+    assert Probe(source()).inspect() == SourceInspection(rsync="", rsync_missing=True, root=FileState.OK)
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["sftp", "local"])
@@ -507,9 +507,9 @@ def test_a_restricted_key_copies_and_cannot_be_looked_at(
 
     assert fetch(mine, tmp_path / "copy").returncode == 0
     for each in (mine, source()):
-        seen = Probe(each).look()
+        seen = Probe(each).inspect()
         assert (seen.rsync, seen.rsync_missing, seen.root) == ("", False, FileState.CANNOT_TELL)
-        assert "rrsync" in seen.unknown
+        assert "rrsync" in seen.unknown_because
         assert Probe(each).diagnose([f"{root}/file"]) == {f"{root}/file": FileState.CANNOT_TELL}
 
 
@@ -519,8 +519,8 @@ def test_what_only_openssh_can_follow_cannot_be_told(source: Source, tmp_path: P
     configuration.write_text(f"{option}\n")
     mine = source(ssh_config=configuration)
 
-    with pytest.raises(CannotTell, match=option.split()[0].lower()):
-        Probe(mine).look()
+    with pytest.raises(ProbeUnavailable, match=option.split()[0].lower()):
+        Probe(mine).inspect()
     assert Probe(mine).diagnose(["/a"]) == {"/a": FileState.CANNOT_TELL}
 
 

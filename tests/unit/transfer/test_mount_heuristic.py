@@ -5,11 +5,11 @@ from records import record
 
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, Outcome, Reason
 from cdc_archiver.transfer.mount_heuristic import MissingFiles, hold_if_all_alike
-from cdc_archiver.transfer.rsync_output import Verdict
+from cdc_archiver.transfer.rsync_output import CopyFailure
 
 
-def missing(*entries: bytes) -> dict[bytes, Verdict]:
-    return {entry: Verdict(Reason.MISSING, "…") for entry in entries}
+def missing(*entries: bytes) -> dict[bytes, CopyFailure]:
+    return {entry: CopyFailure(Reason.MISSING, "…") for entry in entries}
 
 
 def test_a_whole_batch_missing_is_an_unmounted_disk() -> None:
@@ -23,17 +23,21 @@ def test_a_whole_batch_missing_is_an_unmounted_disk() -> None:
         (missing(b"a", b"b"), 2, {b"a", b"b"}),
         (missing(b"a", b"b", b"c"), 4, {b"a", b"b", b"c"}),
         (missing(b"a", b"b", b"c"), 3, {b"a", b"b"}),
-        ({**missing(b"a", b"b"), b"c": Verdict(Reason.UNREADABLE, "…")}, 3, {b"a", b"b", b"c"}),
+        ({**missing(b"a", b"b"), b"c": CopyFailure(Reason.UNREADABLE, "…")}, 3, {b"a", b"b", b"c"}),
         ({}, 3, {b"a"}),
     ],
     ids=["two", "others arrived", "known to be missing", "one is there", "none"],
 )
-def test_otherwise_it_is_the_files_own_fault(verdicts: dict[bytes, Verdict], entries: int, fresh: set[bytes]) -> None:
+def test_otherwise_it_is_the_files_own_fault(
+    verdicts: dict[bytes, CopyFailure], entries: int, fresh: set[bytes]
+) -> None:
     assert hold_if_all_alike(verdicts, entries, fresh) == verdicts
 
 
-def charged(id_: int, reason: Reason = Reason.MISSING, *, attempts: int = 0, disk_seen: bool = False) -> AttemptFailed:
-    return AttemptFailed(record(id=id_, failed_copy_attempts=attempts), reason, "…", disk_seen=disk_seen)
+def charged(
+    id_: int, reason: Reason = Reason.MISSING, *, attempts: int = 0, mount_confirmed: bool = False
+) -> AttemptFailed:
+    return AttemptFailed(record(id=id_, failed_copy_attempts=attempts), reason, "…", mount_confirmed=mount_confirmed)
 
 
 def test_two_files_that_are_missing_one_after_the_other_are_charged_and_the_third_is_not() -> None:
@@ -78,11 +82,11 @@ def test_while_the_disk_is_taken_for_not_mounted_nobody_is_charged() -> None:
     outcome = absences.judge("small-0", charged(1, attempts=1), held=True)
     assert isinstance(outcome, Deferred)
     assert outcome.reason is Reason.SOURCE_NOT_MOUNTED
-    assert isinstance(absences.judge("small-0", charged(1, attempts=1, disk_seen=True), held=True), AttemptFailed)
+    assert isinstance(absences.judge("small-0", charged(1, attempts=1, mount_confirmed=True), held=True), AttemptFailed)
 
 
 def test_what_is_known_to_be_missing_or_was_looked_for_on_its_disk_is_charged() -> None:
     absences = MissingFiles()
     for id_ in (1, 2, 3):
         assert isinstance(absences.judge("small-0", charged(id_, attempts=1)), AttemptFailed)
-        assert isinstance(absences.judge("small-0", charged(id_ + 10, disk_seen=True)), AttemptFailed)
+        assert isinstance(absences.judge("small-0", charged(id_ + 10, mount_confirmed=True)), AttemptFailed)

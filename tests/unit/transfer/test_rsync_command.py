@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from cdc_archiver.settings import load
 from cdc_archiver.settings.types import FileModes
-from cdc_archiver.transfer.rsync import Limits, common_directory, rsync_command
+from cdc_archiver.transfer.rsync import RsyncLimits, common_directory, rsync_command
 
 STAGING = Path("/data/.incoming/srv/small-0")
-LIMITS = Limits(max_size=None, io_timeout=60.0, stall_timeout=120.0)
+LIMITS = RsyncLimits(max_size=None, io_timeout=60.0, stall_timeout=120.0)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import pytest
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import ssh
-from cdc_archiver.transfer.sockets import CONTROL_PATH_BYTES, SocketDirectory
+from cdc_archiver.transfer.ssh import CONTROL_PATH_BYTES, SocketDirectory
 
 
 def source(**values: Any) -> SourceSettings:
@@ -168,7 +168,7 @@ def test_without_an_ssh_there_is_no_master_and_no_error(runtime: Path, monkeypat
     master = ssh.ControlMaster(source())
 
     assert master.ensure() is None
-    assert master.words == "ssh: nothing works here\n"
+    assert master.output == "ssh: nothing works here\n"
     master.close()
 
 

@@ -16,7 +16,7 @@ import pytest
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
 from cdc_archiver.model import Reason
 from cdc_archiver.settings.types import FileModes
-from cdc_archiver.transfer import durable, staging
+from cdc_archiver.transfer import disk_sync, staging
 from cdc_archiver.transfer.rsync import PARTIAL
 from cdc_archiver.transfer.staging import MARKER, Archive, Placed, Staged
 
@@ -24,7 +24,7 @@ from cdc_archiver.transfer.staging import MARKER, Archive, Placed, Staged
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     archive = Archive(tmp_path, FileModes(directories=0o750, files=0o640), min_free=0)
-    archive.prepare(known=False)
+    archive.prepare(expect_marker=False)
     return archive
 
 
@@ -70,7 +70,7 @@ def test_a_group_that_has_no_number_here_keeps_no_file_from_its_place(
 
     monkeypatch.setattr(os, "chown", refuse)
     other_group = lambda directory: os.getegid() + 1
-    monkeypatch.setattr("cdc_archiver.transfer.staging._group_for", other_group)
+    monkeypatch.setattr("cdc_archiver.transfer.staging._prescribed_group", other_group)
     assert Path(placed(archive, stage(archive, "a", b"data", "1/a")).path).exists()
     assert Path(placed(archive, stage(archive, "b", b"data", "1/b")).path).exists()
     assert isinstance(archive.place([stage(archive, "c", b"data", "1/c")])[0], DestinationUnavailable)
@@ -126,10 +126,10 @@ def test_what_lies_in_the_way_of_one_file_is_that_files_trouble_alone(archive: A
     in_the_way.write_bytes(b"a file where a directory belongs")
     blocked, free = stage(archive, "a", b"first"), stage(archive, "b", b"second", "15895/crate2/1_iv/outputs/iv.npy")
     assert archive.find(blocked.final, blocked.md5) is None
-    trouble, other = archive.place([blocked, free])
-    assert isinstance(trouble, DestinationUnavailable)
-    assert trouble.reason is Reason.PLACE_UNUSABLE
-    assert trouble.reason.scope == "nobody"
+    failure, other = archive.place([blocked, free])
+    assert isinstance(failure, DestinationUnavailable)
+    assert failure.reason is Reason.PLACE_UNUSABLE
+    assert failure.reason.scope == "nobody"
     assert isinstance(other, Placed)
 
 
@@ -161,12 +161,12 @@ def test_what_a_source_that_is_configured_no_more_has_left_goes_after_a_day(arch
 def test_a_file_that_reads_other_than_it_arrived_is_this_machines_fault(archive: Archive) -> None:
     file = stage(archive, "a", b"data")
     Path(file.staged).write_bytes(b"dat\0")
-    with pytest.raises(DestinationUnavailable) as trouble:
+    with pytest.raises(DestinationUnavailable) as raised:
         archive.verify(file, threading.Event())
-    assert trouble.value.reason is Reason.CORRUPTED
+    assert raised.value.reason is Reason.CORRUPTED
 
 
-@pytest.mark.parametrize("files", [1, durable.SYNC_EACH, durable.SYNC_EACH + 1])
+@pytest.mark.parametrize("files", [1, disk_sync.SYNC_EACH, disk_sync.SYNC_EACH + 1])
 def test_data_is_durable_before_its_name_and_the_directory_after_it(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
@@ -184,12 +184,12 @@ def test_data_is_durable_before_its_name_and_the_directory_after_it(
 
     monkeypatch.setattr(os, "link", watched(lambda _: "link", os.link))
     monkeypatch.setattr(os, "fsync", watched(kind, os.fsync))
-    monkeypatch.setattr(durable, "_syncfs", watched(lambda _: "all", durable._syncfs))
+    monkeypatch.setattr(disk_sync, "_syncfs", watched(lambda _: "all", disk_sync._syncfs))
     archive.place(
         [stage(archive, f"f{number}", b"x%d" % number, f"1/p/1_a/outputs/{number}") for number in range(files)]
     )
     first, last = done.index("link"), len(done) - 1 - done[::-1].index("link")
-    assert set(done[:first]) == ({"all"} if files > durable.SYNC_EACH else {"data"})
+    assert set(done[:first]) == ({"all"} if files > disk_sync.SYNC_EACH else {"data"})
     assert set(done[first : last + 1]) == {"link"}
     assert set(done[last + 1 :]) <= {"directory", "all"}
     assert len(done) > last + 1
@@ -197,15 +197,15 @@ def test_data_is_durable_before_its_name_and_the_directory_after_it(
 
 def test_nothing_is_written_to_a_bare_mount_point(archive: Archive) -> None:
     (archive.data_dir / MARKER).unlink()
-    with pytest.raises(DestinationUnavailable) as trouble:
+    with pytest.raises(DestinationUnavailable) as raised:
         archive.require_ready()
-    assert trouble.value.reason is Reason.DESTINATION_MISSING
+    assert raised.value.reason is Reason.DESTINATION_MISSING
 
 
 def test_an_empty_directory_is_a_missing_disk_where_the_history_knows_files(tmp_path: Path) -> None:
     archive = Archive(tmp_path, FileModes(directories=0o755, files=0o644), 0)
     with pytest.raises(DestinationUnavailable, match="not mounted"):
-        archive.prepare(known=True)
+        archive.prepare(expect_marker=True)
     with pytest.raises(DestinationUnavailable, match="not mounted"):
         archive.require_ready()
     assert list(tmp_path.iterdir()) == []
@@ -216,10 +216,10 @@ def test_an_empty_directory_is_a_missing_disk_where_the_history_knows_files(tmp_
 
 def test_a_disk_that_is_too_full_takes_nothing(tmp_path: Path) -> None:
     archive = Archive(tmp_path, FileModes(directories=0o755, files=0o644), min_free=2**62)
-    archive.prepare(known=False)
-    with pytest.raises(DestinationUnavailable) as trouble:
+    archive.prepare(expect_marker=False)
+    with pytest.raises(DestinationUnavailable) as raised:
         archive.require_ready()
-    assert trouble.value.reason is Reason.NO_SPACE
+    assert raised.value.reason is Reason.NO_SPACE
 
 
 def test_a_data_dir_that_is_a_file_is_a_mistake(tmp_path: Path) -> None:
@@ -250,13 +250,13 @@ def test_a_data_dir_that_goes_away_in_the_midst_of_it_is_a_missing_destination(t
     directory = tmp_path / "mount" / "archive"
     directory.mkdir(parents=True)
     archive = Archive(directory, FileModes(directories=0o750, files=0o640), min_free=0)
-    archive.prepare(known=False)
+    archive.prepare(expect_marker=False)
     directory.rename(tmp_path / "elsewhere")
     with pytest.raises(DestinationUnavailable, match="data_dir itself is gone"):
         archive._make_directory(directory / "15895" / "crate1", set())
     assert not directory.exists()
     (tmp_path / "away").mkdir()
-    assert not archive._is_own_way(tmp_path / "away"), "what is not below data_dir is no way of ours"
+    assert not archive._is_trusted_path(tmp_path / "away"), "what is not below data_dir is no way of ours"
 
 
 @pytest.mark.parametrize("size", [*range(-1, 18), 1000])
@@ -264,7 +264,7 @@ def test_a_data_dir_that_goes_away_in_the_midst_of_it_is_a_missing_destination(t
 def test_a_file_is_hashed_to_its_end_whatever_size_it_was_taken_to_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, there: int
 ) -> None:
-    monkeypatch.setattr(staging, "_READ", 8)
+    monkeypatch.setattr(staging, "_READ_BYTES", 8)
     content = bytes(range(there))
     (tmp_path / "file").write_bytes(content)
     assert staging._md5_of(str(tmp_path / "file"), size) == hashlib.md5(content).digest()

@@ -17,11 +17,13 @@ from cdc_archiver.events.binlog import BinlogStream, Pace
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.sandbox import DatabaseServer
 
-QUICK = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5)
+QUICK_PACE = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5)
 """As the service's own, but faster: so that a test is soon over."""
-UNLOOKING = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=600.0)
-"""As QUICK, but it does not look around in between: for what the stream itself must notice."""
-BRISK_LOCK = LockTiming(session_limit=9, check_interval=1.0, answer_limit=3.0, try_interval=0.2)
+PACE_WITHOUT_LOOKS = Pace(
+    heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=600.0
+)
+"""As QUICK_PACE, but it does not look around in between: for what the stream itself must notice."""
+QUICK_LOCK_TIMING = LockTiming(session_limit=9, check_interval=1.0, answer_limit=3.0, try_interval=0.2)
 
 LINK_OR_LOCK: tuple[dict[str, int], ...] = ({"link": 1}, {})
 """Reconnects after every connection broke: where the lock's loss is noticed first, the stream is closed for that and not counted."""
@@ -47,7 +49,7 @@ class Shown:
 
 
 @dataclass
-class Story:
+class StreamScenario:
     """One fault: what is registered before, while and after it is there.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""What the tests of the copy's faults share: short pauses, batches on command, and one question: is everybody whole?"""
+"""Helpers of the tests of copy faults: short pauses, batches on command, and assertions on archive, rows and history."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from cdc_archiver.dispatch import dispatcher, health
 from cdc_archiver.model import Scope
 
 PAUSE = 0.3
-"""Seconds that whatever failed is left alone, in place of up to ten minutes."""
+"""Seconds until a retry, instead of up to ten minutes."""
 
 
 def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What failed is tried again in a moment: minutes of trouble go by in a second."""
+    """Shortens all pauses: minutes of failures pass in a second."""
     monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (PAUSE,))
     monkeypatch.setattr(dispatcher, "_BLANK_DELAYS", (PAUSE,))
     monkeypatch.setattr(health, "_CORRUPTED_PAUSE", PAUSE)
-    for fault in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
-        monkeypatch.setitem(health._PAUSES, fault, (PAUSE, PAUSE))
+    for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
+        monkeypatch.setitem(health._PAUSES, scope, (PAUSE, PAUSE))
 
 
 @contextlib.contextmanager
 def one_batch(service: Service, files: int) -> Iterator[None]:
-    """What is registered within goes out as one batch, as it does where a worker comes back to a full queue.
+    """Files registered inside the context go out as one batch, as when a worker returns to a full queue.
 
     Args:
-        files: how many wait at the end, what is tried again among them.
+        files: number of files queued at the end, including retries.
     """
     shift = service.archiver._shift
     assert shift is not None
@@ -48,21 +48,21 @@ def one_batch(service: Service, files: int) -> Iterator[None]:
         shift.dispatcher.hold_up(False)
 
 
-def through(wire: Proxy, stage: Stage) -> dict[str, Any]:
-    """Settings to reach the stage's sshd over a wire; the host's key is known there too."""
+def settings_through(wire: Proxy, stage: Stage) -> dict[str, Any]:
+    """Settings to reach the stage's sshd through a proxy; the host key is trusted there too."""
     known_hosts = stage.directory / "known_hosts-of-the-wire"
     known_hosts.write_text(stage.ssh.known_hosts.read_text().replace(f":{stage.ssh.port} ", f":{wire.port} "))
     return {"ssh_port": wire.port, "known_hosts": known_hosts}
 
 
 def wait_failures(service: Served, reason: str, least: float = 1) -> None:
-    """Waits until so many tries have failed for this reason."""
+    """Waits until at least this many tries have failed for a reason."""
     enough = lambda: service.metric("copy_failures_total", reason=reason) >= least
     eventually(enough, f"{least} tries failed as {reason}")
 
 
-def failures(service: Served, *but: str) -> float:
-    """How many tries have failed for any reason but these."""
+def failure_count(service: Served, *but: str) -> float:
+    """Number of tries that failed for any reason except these."""
     return sum(
         sample.value
         for family in text_string_to_metric_families(service.get("/metrics")[1])
@@ -71,42 +71,42 @@ def failures(service: Served, *but: str) -> float:
     )
 
 
-def assert_source_is_to_blame(service: Served, reason: str) -> None:
-    """The service says so, and is alive."""
-    eventually(lambda: _blames(service, "no source", reason, (0, 1)), f"the source is to blame: {reason}")
+def assert_source_down(service: Served, reason: str) -> None:
+    """The service reports the reason, and is alive."""
+    eventually(lambda: _reports(service, "no source", reason, (0, 1)), f"the source is down: {reason}")
     assert service.get("/healthz")[0] == 200
 
 
-def assert_destination_is_to_blame(service: Served, reason: str) -> None:
-    """The service says so, and is alive."""
-    eventually(lambda: _blames(service, "no destination", reason, (1, 0)), f"the destination is to blame: {reason}")
+def assert_destination_down(service: Served, reason: str) -> None:
+    """The service reports the reason, and is alive."""
+    eventually(lambda: _reports(service, "no destination", reason, (1, 0)), f"the destination is down: {reason}")
     assert service.get("/healthz")[0] == 200
 
 
-def _blames(service: Served, state: str, reason: str, up: tuple[float, float]) -> bool:
-    # What arrives before a link breaks shows that its source is there: for a moment it is up again.
-    status, words = service.get("/readyz")
+def _reports(service: Served, state: str, reason: str, up: tuple[float, float]) -> bool:
+    # Files that arrive before a link breaks show that the source is there: for a moment it is up again.
+    status, body = service.get("/readyz")
     seen = (service.metric("source_up"), service.metric("destination_up"))
-    return status == 503 and words.startswith(f"{state}: ") and f"{reason}: " in words and seen == up
+    return status == 503 and body.startswith(f"{state}: ") and f"{reason}: " in body and seen == up
 
 
-def assert_all_is_well(service: Served) -> None:
-    """The service streams, and has nothing against source and destination."""
+def assert_healthy(service: Served) -> None:
+    """The service streams, and source and destination are up."""
     service.wait_state("streaming")
     assert (service.metric("source_up"), service.metric("destination_up")) == (1, 1)
 
 
-def assert_nobody_charged(stage: Stage) -> None:
-    """No row and no line of the history says that a file had a fault."""
+def assert_no_failed_attempts(stage: Stage) -> None:
+    """No row and no entry of the history has a failed attempt or a refusal."""
     assert stage.count("failed_copy_attempts <> 0 OR failed_copy_attempts IS NULL") == 0
     assert stage.sql(f"SELECT * FROM {HISTORY} WHERE result IN ('charged', 'refused')") == []
 
 
-def assert_whole(stage: Stage, ids: Sequence[int], files: Sequence[SourceFile], root: Path = Path("/")) -> None:
-    """Each of the files is archived once, with its content, at its place, and the history says so in one line.
+def assert_archived(stage: Stage, ids: Sequence[int], files: Sequence[SourceFile], root: Path = Path("/")) -> None:
+    """Each file is archived once, with its content, at its path, with one entry in the history.
 
     Args:
-        root: below which the archive is seen.
+        root: directory below which the archive is visible.
     """
     rows = stage.rows(ids)
     assert [(row.copied, row.attempts) for row in rows] == [(1, 0)] * len(ids)
@@ -115,22 +115,22 @@ def assert_whole(stage: Stage, ids: Sequence[int], files: Sequence[SourceFile], 
         place = root / row.path.lstrip("/")
         assert hashlib.md5(place.read_bytes()).digest() == file.md5, place
     listed = ", ".join(map(str, ids))
-    said = stage.sql(
+    entries = stage.sql(
         f"SELECT file_id, result, archived_path FROM {HISTORY} WHERE file_id IN ({listed}) ORDER BY file_id"
     )
-    assert [(id_, path) for id_, _, path in said] == [(id_, row.path) for id_, row in zip(ids, rows, strict=True)]
-    assert {result for _, result, _ in said} <= {"archived", "adopted"}
+    assert [(id_, path) for id_, _, path in entries] == [(id_, row.path) for id_, row in zip(ids, rows, strict=True)]
+    assert {result for _, result, _ in entries} <= {"archived", "adopted"}
 
 
-def assert_only(stage: Stage, *files: SourceFile) -> None:
-    """The archive has these files, and none else."""
+def assert_archive_is_exactly(stage: Stage, *files: SourceFile) -> None:
+    """The archive has these files and no others."""
     assert stage.archived_files() == sorted(stage.place(file) for file in files)
 
 
-def assert_said(stage: Stage, id_: int, result: str, reason: str, words: str) -> dict[str, Any]:
-    """What the history says of a file's first try; the whole entry."""
+def assert_history_has(stage: Stage, id_: int, result: str, reason: str, detail: str) -> dict[str, Any]:
+    """The history's first entry of a file has these values; returns the entry."""
     entry = stage.history(id_)[0]
     assert (entry["result"], entry["reason"]) == (result, reason), entry
-    assert words in entry["detail"], entry["detail"]
+    assert detail in entry["detail"], entry["detail"]
     assert entry["archived_path"] is None
     return entry
