@@ -1,4 +1,4 @@
-"""The host, its login and the link between: what fails there costs no file a try, and what did arrive counts."""
+"""Faults of the host, its login and the link: they cause no failed attempt, and files that did arrive count."""
 
 from __future__ import annotations
 
@@ -51,38 +51,38 @@ def wire(ssh_server: SshServer) -> Iterator[Proxy]:
 # 255: the host.
 
 
-@pytest.mark.parametrize("how", ["refuses", "hangs up", "says nothing"])
-def test_a_host_that_is_away_is_asked_again_and_again_until_it_is_back(
+@pytest.mark.parametrize("how", ["refuses", "hangs up", "is silent"])
+def test_an_unreachable_host_is_retried_until_it_is_back(
     stage: Stage, wire: Proxy, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    # Given a host that reboots: at first nobody listens, then somebody hangs up, or is there and says nothing,
+    # Given a host that reboots: it refuses connections, closes them, or accepts them and is silent,
     monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 1.0)
     monkeypatch.setitem(ssh._OPTIONS, "ConnectTimeout", "1")
     monkeypatch.setattr(copier, "_TRIES", 1)
-    {"refuses": stage.ssh.stop, "hangs up": wire.refuse, "says nothing": wire.freeze}[how]()
+    {"refuses": stage.ssh.stop, "hangs up": wire.refuse, "is silent": wire.freeze}[how]()
     files = stage.files(3)
     ids = stage.register(*files)
     changes = {} if how == "refuses" else settings_through(wire, stage)
     with stage.service(until="no source", max_attempts=2, **changes) as service:
-        # when it was asked more often than a file has tries,
+        # when it was tried more often than --max-attempts,
         wait_failures(service, "host_unreachable", 3 * len(files))
-        # then the service says so, of the host alone, and nobody is charged;
+        # then the service reports only the source as down, and no attempt has failed;
         assert_source_down(service, "host_unreachable")
         assert failure_count(service, "host_unreachable") == 0
         assert_no_failed_attempts(stage)
         # and all is archived when it is back.
-        {"refuses": stage.ssh.start, "hangs up": wire.accept, "says nothing": wire.thaw}[how]()
+        {"refuses": stage.ssh.start, "hangs up": wire.accept, "is silent": wire.thaw}[how]()
         stage.wait_archived(*ids)
         assert_healthy(service)
     assert_no_failed_attempts(stage)
     assert_archived(stage, ids, files)
 
 
-# 255 and 12: what an operator has to fix.
+# 255 and 12: failures that an operator must fix.
 
 REMOTE_PATH = f"{bin_directory()}:/usr/local/bin:/usr/bin:/bin"
 
-OPERATORS = {
+CONFIGURATION_FAILURES = {
     "the key is refused": "login_refused",
     "the host has another key": "host_key",
     "rsync is not installed": "rsync_missing",
@@ -91,10 +91,10 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("trouble", OPERATORS)
-def test_what_a_person_has_to_fix_charges_nobody(stage: Stage, trouble: str) -> None:
-    # Given a host that does not let us do our work,
-    match trouble:
+@pytest.mark.parametrize("failure", CONFIGURATION_FAILURES)
+def test_a_failure_that_an_operator_must_fix_causes_no_failed_attempt(stage: Stage, failure: str) -> None:
+    # Given a host that prevents copies,
+    match failure:
         case "the key is refused":
             stage.ssh.revoke()
         case "the host has another key":
@@ -105,15 +105,17 @@ def test_what_a_person_has_to_fix_charges_nobody(stage: Stage, trouble: str) -> 
             stage.ssh.authorize(read_only=stage.directory / "mistyped")
         case _:
             chatty = FakeRsync(stage.directory / "chatty")
-            chatty.misbehave('echo "Welcome to smurf-srv!"')  # where a shell's start-up file does, no rsync can speak
+            chatty.misbehave(
+                'echo "Welcome to smurf-srv!"'
+            )  # where a shell's start-up file prints, rsync's protocol breaks
             stage.ssh.authorize(path=chatty.before(REMOTE_PATH))
     files = stage.files(4)
     ids = stage.register(*files)
-    reason = OPERATORS[trouble]
+    reason = CONFIGURATION_FAILURES[failure]
     with stage.service(until="no source", max_attempts=2) as service:
-        # when it was tried more often than a file has tries,
+        # when it was tried more often than --max-attempts,
         wait_failures(service, reason, 3 * len(files))
-        # then the service says which trouble it is, and has nothing against anybody else,
+        # then the service reports the reason, and only the source is down,
         assert_source_down(service, reason)
         assert failure_count(service, reason) == 0
         assert_no_failed_attempts(stage)
@@ -130,7 +132,7 @@ def test_what_a_person_has_to_fix_charges_nobody(stage: Stage, trouble: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("status", "message"),
     [
         (10, "rsync error: error in socket IO (code 10) at clientserver.c(139) [Receiver=3.5.0]"),
         (12, "rsync error: error in rsync protocol data stream (code 12) at io.c(232) [Receiver=3.5.0]"),
@@ -138,20 +140,20 @@ def test_what_a_person_has_to_fix_charges_nobody(stage: Stage, trouble: str) -> 
         (30, "rsync error: timeout in data send/receive (code 30) at io.c(197) [Receiver=3.5.0]"),
     ],
 )
-def test_what_arrived_before_the_link_was_lost_counts(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, status: int, words: str
+def test_files_that_arrived_before_the_link_was_lost_count(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, status: int, message: str
 ) -> None:
-    # Given an rsync that brings two files and ends with one of the statuses of a lost link,
+    # Given an rsync that transfers two files and exits with a status of a lost link,
     fake = FakeRsync(stage.directory / "fake")
-    fake.misbehave(ends_early(2, status, words))
+    fake.misbehave(ends_early(2, status, message))
     monkeypatch.setenv("PATH", fake.before(os.environ["PATH"]))
     files = stage.files(40)
     ids = stage.register(*files)
     with stage.service(workers=1, until=None) as service:
         wait_failures(service, "link_lost")
-        # then the two are archived, the link is to blame and no file,
+        # then the two are archived, and the failure concerns the link and no file,
         assert_source_down(service, "link_lost")
-        eventually(lambda: stage.count("copied = 1") >= 2, "what arrived is archived")
+        eventually(lambda: stage.count("copied = 1") >= 2, "files that arrived are archived")
         assert failure_count(service, "link_lost") == 0
         assert_no_failed_attempts(stage)
         # and the others follow.
@@ -167,7 +169,7 @@ SLACK = 30_000_000
 """Bytes that were on their way when the link was cut, and what ssh and rsync add."""
 
 
-def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: Stage, wire: Proxy) -> None:
+def test_a_large_file_resumes_after_the_link_is_cut(stage: Stage, wire: Proxy) -> None:
     # Given a large file, and a link that will not last for all of it,
     path = stage.sources / "large.dat"
     md5 = hashlib.md5()
@@ -185,7 +187,7 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: Stage, wire:
         (row,) = stage.wait_archived(id_, within=150)
         carried = wire.carried - start
         assert_healthy(service)
-    # then it was not begun anew: what was there was not carried again.
+    # then it resumed: the part that was there was not transferred again.
     assert carried >= 2 * HALF, "the link was never cut"
     assert carried < 2 * HALF + SLACK
     assert wire.connections > 1
@@ -199,7 +201,7 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: Stage, wire:
 
 
 @pytest.mark.parametrize("who", ["the sender", "the wire"])
-def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(stage: Stage, wire: Proxy, who: str) -> None:
+def test_a_stalled_copy_is_killed_and_retried(stage: Stage, wire: Proxy, who: str) -> None:
     """rsync's own timeout does not see a sender that was stopped, nor ssh a host without power before a minute is over."""
     files = [stage.file("large.npy", size=12_000_000), *stage.files(3)]
     with stage.service(stall_timeout=2, io_timeout=600, bwlimit="4m", **settings_through(wire, stage)) as service:
@@ -218,7 +220,7 @@ def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(stage: 
                 for pid in stopped:
                     os.kill(pid, signal.SIGSTOP)
             wait_failures(service, "stalled")
-            # then that is the source's trouble and no file's,
+            # then the failure concerns the source and no file,
             assert failure_count(service, "stalled", "host_unreachable", "link_lost") == 0
             assert_no_failed_attempts(stage)
         finally:
@@ -237,13 +239,13 @@ def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(stage: 
 # A link that is only bad.
 
 
-def test_a_slow_and_distant_host_is_slow_and_nothing_else(stage: Stage, wire: Proxy) -> None:
+def test_a_slow_and_distant_host_causes_no_failure(stage: Stage, wire: Proxy) -> None:
     # Given a link that holds each piece back for 50 ms, and carries 2 MB/s,
     wire.delay, wire.rate = 0.05, 2e6
     files = [*stage.files(60, size=20_000), stage.file("large.npy", size=1_500_000)]
     ids = stage.register(*files)
     with stage.service(**settings_through(wire, stage)) as service:
-        # then all arrives, and nobody has failed.
+        # then all files arrive, and no try has failed.
         stage.wait_archived(*ids, within=60)
         assert_healthy(service)
         assert failure_count(service) == 0

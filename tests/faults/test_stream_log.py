@@ -61,7 +61,7 @@ def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: Stage) 
         stage.sql(f"PURGE BINARY LOGS TO '{file}'")
         # then all of them are told of, and nothing is said.
         story.arrives_by_stream()
-        story.was_told(list(story.files))
+        story.was_delivered(list(story.files))
         story.streams()
         story.ends_well()
         assert story.reconnects() == {}
@@ -136,7 +136,7 @@ def test_a_table_that_is_altered(stage: Stage, change: str) -> None:
         story.register(2)
         # then the stream reads each as the table was then.
         story.arrives_by_stream()
-        story.was_told(list(story.files))
+        story.was_delivered(list(story.files))
         story.streams()
         story.ends_well()
         assert story.reconnects() == {}
@@ -239,7 +239,7 @@ def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Stage) 
         # Given rows of a transaction that is prepared, of which the log tells, and whose commit takes its time,
         files = story.new_files(2)
         with prepared(stage, files) as (cursor, first, name):
-            story.was_told([first, first + 1])
+            story.was_delivered([first, first + 1])
             # until nobody looks for them any more,
             story.arrives_by_stream()
             eventually(lambda: service.metric("queue_depth") == service.metric("in_flight") == 0, "nothing is in hand")
@@ -258,7 +258,7 @@ def test_rows_that_the_log_told_of_and_that_never_become_visible(stage: Stage) -
         story.arrives_by_stream()
         # Given rows of a transaction that is prepared and then rolled back,
         with prepared(stage, [stage.file("never.npy")]) as (cursor, first, name):
-            story.was_told([first])
+            story.was_delivered([first])
             cursor.execute(f"XA ROLLBACK {name}")
         # then they hold up nothing, and nobody asks for their files.
         story.arrives_by_stream()

@@ -1,4 +1,4 @@
-"""A real sshd: the shared connection and its ends, failures told apart twice over, diagnosis, odd names."""
+"""A real sshd: the shared connection and its end, failures as seen by ssh and by paramiko, diagnosis, odd names."""
 
 import os
 import shlex
@@ -59,7 +59,7 @@ def fetch(
 
 
 def failure(source: SourceSettings, directory: Path) -> SshFailure:
-    """What an rsync's end says of ssh."""
+    """The ssh failure that an rsync ends with."""
     done = fetch(source, directory)
     found = classify_ssh_failure(done.stderr, ssh.ssh_endpoint(source))
     # 255 is ssh's. Where rsync sees the end of the pipe before the end of ssh, it says 12 instead.
@@ -149,10 +149,10 @@ def test_a_master_that_no_longer_answers_is_replaced(master: ControlMaster, monk
     assert eventually(lambda: is_gone(stopped))
 
 
-def test_a_copy_goes_on_by_itself_where_the_socket_is_dead(source: Source, tmp_path: Path) -> None:
+def test_a_copy_makes_its_own_connection_where_the_socket_is_dead(source: Source, tmp_path: Path) -> None:
     dead = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(dead))  # nobody listens, and nothing clears it away
+        listener.bind(str(dead))  # nothing listens on it, and nothing removes it
 
     done = fetch(source(), tmp_path / "copy", dead)
 
@@ -161,7 +161,7 @@ def test_a_copy_goes_on_by_itself_where_the_socket_is_dead(source: Source, tmp_p
     assert classify_ssh_failure(done.stderr, ssh.ssh_endpoint(source())) is None
 
 
-def test_a_renewed_connection_logs_in_anew(master: ControlMaster, ssh_server: SshServer) -> None:
+def test_a_renewed_connection_logs_in_again(master: ControlMaster, ssh_server: SshServer) -> None:
     first, before = master.ensure(), logins(ssh_server)
 
     master.renew()
@@ -203,7 +203,7 @@ def test_the_connection_ends_with_the_process_that_made_it(source: Source) -> No
     shutil.rmtree(path.parent, ignore_errors=True)  # whoever starts a connection next removes what the dead have left
 
 
-def test_a_host_that_is_down_means_no_socket_and_its_words_are_kept(
+def test_a_host_that_is_down_gives_no_socket_and_its_error_is_kept(
     master: ControlMaster, ssh_server: SshServer
 ) -> None:
     ssh_server.stop()
@@ -212,7 +212,7 @@ def test_a_host_that_is_down_means_no_socket_and_its_words_are_kept(
     assert "Connection refused" in master.output
 
 
-def test_a_frozen_host_holds_nobody_up_for_longer_than_the_limit(
+def test_a_frozen_host_delays_a_copy_no_longer_than_the_limit(
     master: ControlMaster, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 0.5)
@@ -251,7 +251,7 @@ def test_paths_with_blanks_and_quotes_reach_ssh_whole(
 @pytest.mark.parametrize(
     "word", ["plain", "two words", "it's", 'say "so"', "''", '"\'"', "a\\b", "a  b", "'begins", "ends'", "tab\there"]
 )
-def test_rsync_splits_the_remote_shell_into_the_words_that_were_meant(
+def test_rsync_splits_the_remote_shell_into_the_intended_arguments(
     ssh_server: SshServer, source: Source, tmp_path: Path, word: str
 ) -> None:
     heard = tmp_path / "heard"
@@ -265,7 +265,7 @@ def test_rsync_splits_the_remote_shell_into_the_words_that_were_meant(
     assert heard.read_text().split("\0")[:3] == [word, "last", "host"]
 
 
-def test_the_persons_own_configuration_counts_where_nothing_was_set(
+def test_the_users_ssh_configuration_applies_where_nothing_is_set(
     ssh_server: SshServer, tmp_path: Path, root: Path
 ) -> None:
     configuration = tmp_path / "config"
@@ -288,7 +288,7 @@ def test_the_persons_own_configuration_counts_where_nothing_was_set(
     assert Probe(mine).inspect().root is FileState.OK
 
 
-# --- failures, told apart by ssh's words and by paramiko alike
+# --- failures: ssh's messages and paramiko give the same reason
 
 
 def test_an_unknown_host_key(source: Source, tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_host_that_is_down(source: Source, ssh_server: SshServer, tmp_path: Pa
     assert seen.value.reason is Reason.HOST_UNREACHABLE
 
 
-def test_a_name_that_nobody_knows(source: Source, tmp_path: Path) -> None:
+def test_an_unknown_host_name(source: Source, tmp_path: Path) -> None:
     mine = source(host="no-such-host.invalid")
 
     with pytest.raises(HostUnavailable) as seen:
@@ -351,9 +351,7 @@ def test_a_name_that_nobody_knows(source: Source, tmp_path: Path) -> None:
     assert seen.value.reason is Reason.HOST_UNREACHABLE
 
 
-def test_a_key_that_others_may_read_is_mended_by_its_hint(
-    source: Source, ssh_server: SshServer, tmp_path: Path
-) -> None:
+def test_a_key_that_others_may_read_is_fixed_by_its_hint(source: Source, ssh_server: SshServer, tmp_path: Path) -> None:
     key = tmp_path / "my key"
     shutil.copy(ssh_server.key, key)
     key.chmod(0o644)
@@ -366,14 +364,14 @@ def test_a_key_that_others_may_read_is_mended_by_its_hint(
     assert fetch(mine, tmp_path / "copy").returncode == 0
 
 
-def test_a_key_that_is_not_there(source: Source, tmp_path: Path) -> None:
+def test_a_missing_key(source: Source, tmp_path: Path) -> None:
     found = failure(source(ssh_key=tmp_path / "none"), tmp_path)
 
     assert found.reason is Reason.LOGIN_REFUSED
     assert found.message == f"no such identity: {tmp_path}/none: No such file or directory"
 
 
-def test_a_key_that_is_none(source: Source, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_key(source: Source, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("no key at all\n")
     key.chmod(0o600)
@@ -384,7 +382,7 @@ def test_a_key_that_is_none(source: Source, tmp_path: Path) -> None:
     assert found.message.startswith(f'Load key "{key}": ')
 
 
-def test_more_keys_than_the_server_takes(source: Source, tmp_path: Path) -> None:
+def test_more_keys_than_the_server_accepts(source: Source, tmp_path: Path) -> None:
     lines = []
     for number in range(7):
         key = tmp_path / f"key{number}"
@@ -408,7 +406,7 @@ def test_more_keys_than_the_server_takes(source: Source, tmp_path: Path) -> None
         ("ProxyCommand false", Reason.HOST_UNREACHABLE),
     ],
 )
-def test_what_the_ssh_configuration_can_spoil(source: Source, tmp_path: Path, option: str, reason: Reason) -> None:
+def test_errors_in_the_ssh_configuration(source: Source, tmp_path: Path, option: str, reason: Reason) -> None:
     configuration = tmp_path / "config"
     configuration.write_text(f"{option}\n")
 
@@ -434,7 +432,7 @@ def test_a_link_that_is_cut_in_mid_copy(source: Source, ssh_server: SshServer, r
         stderr = process.communicate(timeout=30)[1]
 
     assert process.returncode in (12, 255)
-    # rsync may end its ssh before that has said a word; its exit status is all there is then.
+    # rsync may end its ssh before that prints anything; then only its exit status is known.
     found = classify_ssh_failure(stderr, ssh.ssh_endpoint(mine))
     assert found is None or found.reason is Reason.LINK_LOST
 
@@ -453,10 +451,10 @@ def test_a_uid_without_an_account() -> None:
     assert (found.reason, found.message) == (Reason.LOGIN_REFUSED, "No user exists for uid 54321")
 
 
-# --- paramiko's look and diagnosis
+# --- inspection and diagnosis through paramiko
 
 
-def test_a_look_tells_rsync_and_the_root(source: Source) -> None:
+def test_an_inspection_reports_rsync_and_the_root(source: Source) -> None:
     seen = Probe(source()).inspect()
 
     assert seen.root is FileState.OK
@@ -464,7 +462,7 @@ def test_a_look_tells_rsync_and_the_root(source: Source) -> None:
     assert (seen.rsync_missing, seen.unknown_because) == (False, "")
 
 
-def test_a_look_tells_that_rsync_is_missing(source: Source, ssh_server: SshServer) -> None:
+def test_an_inspection_reports_a_missing_rsync(source: Source, ssh_server: SshServer) -> None:
     ssh_server.authorize(path=NO_PROGRAMS)
 
     assert Probe(source()).inspect() == SourceInspection(rsync="", rsync_missing=True, root=FileState.OK)
@@ -492,14 +490,14 @@ def test_each_file_that_did_not_arrive_is_diagnosed(source: Source, root: Path, 
 
 @pytest.mark.parametrize("local", [False, True], ids=["sftp", "local"])
 @pytest.mark.parametrize("gone", ["empty", "absent"])
-def test_an_unmounted_disk_is_no_files_fault(source: Source, tmp_path: Path, gone: str, local: bool) -> None:
+def test_an_unmounted_disk_is_not_a_missing_file(source: Source, tmp_path: Path, gone: str, local: bool) -> None:
     (tmp_path / "empty").mkdir()
     mine = source(source_root=str(tmp_path / gone), **({"host": "", "user": ""} if local else {}))
 
     assert set(Probe(mine).diagnose(["/a", "/b"]).values()) == {FileState.ROOT_GONE}
 
 
-def test_a_restricted_key_copies_and_cannot_be_looked_at(
+def test_a_restricted_key_copies_and_cannot_be_inspected(
     source: Source, ssh_server: SshServer, root: Path, tmp_path: Path
 ) -> None:
     ssh_server.authorize(read_only=root)
@@ -514,7 +512,9 @@ def test_a_restricted_key_copies_and_cannot_be_looked_at(
 
 
 @pytest.mark.parametrize("option", ["ProxyJump elsewhere", "ProxyCommand nc %h %p", "HostKeyAlias other"])
-def test_what_only_openssh_can_follow_cannot_be_told(source: Source, tmp_path: Path, option: str) -> None:
+def test_an_ssh_configuration_that_only_openssh_supports_cannot_be_inspected(
+    source: Source, tmp_path: Path, option: str
+) -> None:
     configuration = tmp_path / "config"
     configuration.write_text(f"{option}\n")
     mine = source(ssh_config=configuration)
@@ -524,7 +524,7 @@ def test_what_only_openssh_can_follow_cannot_be_told(source: Source, tmp_path: P
     assert Probe(mine).diagnose(["/a"]) == {"/a": FileState.CANNOT_TELL}
 
 
-def test_a_frozen_host_ends_a_look_and_a_diagnosis(source: Source, ssh_server: SshServer) -> None:
+def test_a_frozen_host_ends_a_diagnosis_at_the_limit(source: Source, ssh_server: SshServer) -> None:
     ssh_server.pause()
 
     began = time.monotonic()

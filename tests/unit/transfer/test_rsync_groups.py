@@ -16,7 +16,7 @@ _NEVER = 600.0
 
 
 @pytest.fixture(autouse=True)
-def some_rsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def rsync_on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run first checks that rsync is installed."""
     program = tmp_path / "bin" / "rsync"
     program.parent.mkdir()
