@@ -107,7 +107,7 @@ class Site:
                     event = json.loads(line).get("event")
                 except ValueError:
                     event = "traceback" if "Traceback" in line else None
-                if event in ("part_died", "stream_missed", "traceback") or PASSWORD in line:
+                if event in ("thread_crashed", "stream_missed", "traceback") or PASSWORD in line:
                     self.unforeseen.append(f"{log.name}: {line[:300]}")
 
 
