@@ -129,7 +129,8 @@ class Reconciliation:
             DatabaseUnavailable: the database does not answer.
         """
         if pipeline is None:
-            self.result = ReconcileResult(self._archived_by_other, self._left, (), unreachable=False, watched=True)
+            watched = self._watch_began != float("-inf")
+            self.result = ReconcileResult(self._archived_by_other, self._left, (), unreachable=False, watched=watched)
             return self.result
         left = self._census()
         self._report(max(self._first.pending - self._archived_by_other, self._done()))
