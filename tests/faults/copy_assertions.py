@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from private_site import HISTORY, PrivateSite, SourceFile
 from prometheus_client.parser import text_string_to_metric_families
 from proxy import Proxy
 from services import Served, Service
-from stage import HISTORY, SourceFile, Stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher, health
@@ -38,17 +38,17 @@ def one_batch(service: Service, files: int) -> Iterator[None]:
     Args:
         files: number of files queued at the end, including retries.
     """
-    shift = service.archiver._shift
-    assert shift is not None
-    shift.dispatcher.hold_up(True)
+    pipeline = service.archiver._pipeline
+    assert pipeline is not None
+    pipeline.dispatcher.hold_up(True)
     try:
         yield
         service.wait_metric(files, "queue_depth")
     finally:
-        shift.dispatcher.hold_up(False)
+        pipeline.dispatcher.hold_up(False)
 
 
-def settings_through(wire: Proxy, stage: Stage) -> dict[str, Any]:
+def settings_through(wire: Proxy, stage: PrivateSite) -> dict[str, Any]:
     """Settings to reach the stage's sshd through a proxy; the host key is trusted there too."""
     known_hosts = stage.directory / "known_hosts-of-the-wire"
     known_hosts.write_text(stage.ssh.known_hosts.read_text().replace(f":{stage.ssh.port} ", f":{wire.port} "))
@@ -96,13 +96,15 @@ def assert_healthy(service: Served) -> None:
     assert (service.metric("source_up"), service.metric("destination_up")) == (1, 1)
 
 
-def assert_no_failed_attempts(stage: Stage) -> None:
+def assert_no_failed_attempts(stage: PrivateSite) -> None:
     """No row and no entry of the history has a failed attempt or a refusal."""
     assert stage.count("failed_copy_attempts <> 0 OR failed_copy_attempts IS NULL") == 0
     assert stage.sql(f"SELECT * FROM {HISTORY} WHERE result IN ('charged', 'refused')") == []
 
 
-def assert_archived(stage: Stage, ids: Sequence[int], files: Sequence[SourceFile], root: Path = Path("/")) -> None:
+def assert_archived(
+    stage: PrivateSite, ids: Sequence[int], files: Sequence[SourceFile], root: Path = Path("/")
+) -> None:
     """Each file is archived once, with its content, at its path, with one entry in the history.
 
     Args:
@@ -122,12 +124,12 @@ def assert_archived(stage: Stage, ids: Sequence[int], files: Sequence[SourceFile
     assert {result for _, result, _ in entries} <= {"archived", "adopted"}
 
 
-def assert_archive_is_exactly(stage: Stage, *files: SourceFile) -> None:
+def assert_archive_is_exactly(stage: PrivateSite, *files: SourceFile) -> None:
     """The archive has these files and no others."""
     assert stage.archived_files() == sorted(stage.place(file) for file in files)
 
 
-def assert_history_has(stage: Stage, id_: int, result: str, reason: str, detail: str) -> dict[str, Any]:
+def assert_history_has(stage: PrivateSite, id_: int, result: str, reason: str, detail: str) -> dict[str, Any]:
     """The history's first entry of a file has these values; returns the entry."""
     entry = stage.history(id_)[0]
     assert (entry["result"], entry["reason"]) == (result, reason), entry

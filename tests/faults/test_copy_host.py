@@ -22,8 +22,8 @@ from copy_assertions import (
     wait_failures,
 )
 from fake_rsync import FakeRsync, ends_early
+from private_site import PrivateSite, SourceFile, new_private_site
 from proxy import Proxy
-from stage import SourceFile, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import NO_PROGRAMS, MariaDb, SshServer
@@ -32,10 +32,12 @@ from cdc_archiver.transfer import copier, ssh
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(
+    mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PrivateSite]:
     """Where what failed is tried again in a moment."""
     shorten_pauses(monkeypatch)
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
         ssh_server.authorize()
         ssh_server.trust_host_key()
@@ -53,7 +55,7 @@ def wire(ssh_server: SshServer) -> Iterator[Proxy]:
 
 @pytest.mark.parametrize("how", ["refuses", "hangs up", "is silent"])
 def test_an_unreachable_host_is_retried_until_it_is_back(
-    stage: Stage, wire: Proxy, monkeypatch: pytest.MonkeyPatch, how: str
+    stage: PrivateSite, wire: Proxy, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     # Given a host that reboots: it refuses connections, closes them, or accepts them and is silent,
     monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 1.0)
@@ -92,7 +94,7 @@ CONFIGURATION_FAILURES = {
 
 
 @pytest.mark.parametrize("failure", CONFIGURATION_FAILURES)
-def test_a_failure_that_an_operator_must_fix_causes_no_failed_attempt(stage: Stage, failure: str) -> None:
+def test_a_failure_that_an_operator_must_fix_causes_no_failed_attempt(stage: PrivateSite, failure: str) -> None:
     # Given a host that prevents copies,
     match failure:
         case "the key is refused":
@@ -141,7 +143,7 @@ def test_a_failure_that_an_operator_must_fix_causes_no_failed_attempt(stage: Sta
     ],
 )
 def test_files_that_arrived_before_the_link_was_lost_count(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, status: int, message: str
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, status: int, message: str
 ) -> None:
     # Given an rsync that transfers two files and exits with a status of a lost link,
     fake = FakeRsync(stage.directory / "fake")
@@ -169,7 +171,7 @@ SLACK = 30_000_000
 """Bytes that were on their way when the link was cut, and what ssh and rsync add."""
 
 
-def test_a_large_file_resumes_after_the_link_is_cut(stage: Stage, wire: Proxy) -> None:
+def test_a_large_file_resumes_after_the_link_is_cut(stage: PrivateSite, wire: Proxy) -> None:
     # Given a large file, and a link that will not last for all of it,
     path = stage.sources / "large.dat"
     md5 = hashlib.md5()
@@ -201,7 +203,7 @@ def test_a_large_file_resumes_after_the_link_is_cut(stage: Stage, wire: Proxy) -
 
 
 @pytest.mark.parametrize("who", ["the sender", "the wire"])
-def test_a_stalled_copy_is_killed_and_retried(stage: Stage, wire: Proxy, who: str) -> None:
+def test_a_stalled_copy_is_killed_and_retried(stage: PrivateSite, wire: Proxy, who: str) -> None:
     """rsync's own timeout does not see a sender that was stopped, nor ssh a host without power before a minute is over."""
     files = [stage.file("large.npy", size=12_000_000), *stage.files(3)]
     with stage.service(stall_timeout=2, io_timeout=600, bwlimit="4m", **settings_through(wire, stage)) as service:
@@ -239,7 +241,7 @@ def test_a_stalled_copy_is_killed_and_retried(stage: Stage, wire: Proxy, who: st
 # A link that is only bad.
 
 
-def test_a_slow_and_distant_host_causes_no_failure(stage: Stage, wire: Proxy) -> None:
+def test_a_slow_and_distant_host_causes_no_failure(stage: PrivateSite, wire: Proxy) -> None:
     # Given a link that holds each piece back for 50 ms, and carries 2 MB/s,
     wire.delay, wire.rate = 0.05, 2e6
     files = [*stage.files(60, size=20_000), stage.file("large.npy", size=1_500_000)]

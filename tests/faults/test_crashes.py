@@ -14,8 +14,8 @@ import crashing_service
 import pytest
 from audit import Book, Expected, Fate, Standing, Watcher, audit
 from files_table import TABLE
+from private_site import PrivateSite, SourceFile
 from soak.site import children_of, send
-from stage import SourceFile, Stage
 from waiting import PATIENCE, eventually
 
 from cdc_archiver.database import history, schema
@@ -37,7 +37,7 @@ LARGE = 1_500_000
 class Registrations:
     """Records the files that a test registers, and watches the archive for them."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: PrivateSite) -> None:
         self.stage = stage
         self.book = Book()
         self.watcher = Watcher(stage.data_dir, self.book)
@@ -63,7 +63,7 @@ def crashing(step: str) -> Sequence[str]:
     return (sys.executable, "-X", "utf8", crashing_service.__file__, step)
 
 
-def archive_through_a_crash(stage: Stage, step: str) -> None:
+def archive_through_a_crash(stage: PrivateSite, step: str) -> None:
     registrations = Registrations(stage)
     files = [*stage.files(3), stage.file("large.npy", size=LARGE), stage.file("later.npy")]
     missing = stage.file("missing.npy")
@@ -87,16 +87,16 @@ def archive_through_a_crash(stage: Stage, step: str) -> None:
 
 
 @pytest.mark.parametrize("step", some_of(OUTSIDE_THE_DATABASE, "in-mid-transfer", "linked", "placed"))
-def test_a_service_that_is_killed_during_a_copy_is_restarted(stage: Stage, step: str) -> None:
+def test_a_service_that_is_killed_during_a_copy_is_restarted(stage: PrivateSite, step: str) -> None:
     archive_through_a_crash(stage, step)
 
 
 @pytest.mark.parametrize("step", some_of(IN_THE_DATABASE, "row-written", "committed"))
-def test_a_service_that_is_killed_during_its_write_back_is_restarted(either_stage: Stage, step: str) -> None:
+def test_a_service_that_is_killed_during_its_write_back_is_restarted(either_stage: PrivateSite, step: str) -> None:
     archive_through_a_crash(either_stage, step)
 
 
-def test_a_failed_attempt_that_was_committed_and_not_acknowledged_is_counted_once(either_stage: Stage) -> None:
+def test_a_failed_attempt_that_was_committed_and_not_acknowledged_is_counted_once(either_stage: PrivateSite) -> None:
     stage = either_stage
     registrations = Registrations(stage)
     missing = stage.file("missing.npy")
@@ -115,7 +115,7 @@ def test_a_failed_attempt_that_was_committed_and_not_acknowledged_is_counted_onc
     registrations.require_clean()
 
 
-def test_a_reconciliation_that_is_killed_is_run_again(stage: Stage) -> None:
+def test_a_reconciliation_that_is_killed_is_run_again(stage: PrivateSite) -> None:
     registrations = Registrations(stage)
     with registrations.watcher:
         # Given a reconciliation that is killed when it has placed its first file of many,
@@ -137,7 +137,7 @@ def test_a_reconciliation_that_is_killed_is_run_again(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("which", ["parent", "child"])
-def test_a_killed_rsync_causes_no_failed_attempt(stage: Stage, which: str) -> None:
+def test_a_killed_rsync_causes_no_failed_attempt(stage: PrivateSite, which: str) -> None:
     registrations = Registrations(stage)
     # Given a large file on its way (rsync is two processes on this side),
     with registrations.watcher, stage.service(bwlimit="1000") as service:
@@ -154,7 +154,7 @@ def test_a_killed_rsync_causes_no_failed_attempt(stage: Stage, which: str) -> No
     registrations.require_clean()
 
 
-def test_a_killed_ssh_connection_causes_no_failed_attempt(stage: Stage) -> None:
+def test_a_killed_ssh_connection_causes_no_failed_attempt(stage: PrivateSite) -> None:
     registrations = Registrations(stage)
     # Given a large file on its way by the connection that all rsyncs share,
     with registrations.watcher, stage.service(bwlimit="1000") as service:
@@ -174,7 +174,7 @@ def test_a_killed_ssh_connection_causes_no_failed_attempt(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("back", ["later", "at once"])
-def test_a_source_disk_that_is_unmounted_during_a_batch_causes_no_failed_attempt(stage: Stage, back: str) -> None:
+def test_a_source_disk_that_is_unmounted_during_a_batch_causes_no_failed_attempt(stage: PrivateSite, back: str) -> None:
     registrations = Registrations(stage)
     away = stage.directory / "away"
     away.mkdir()
@@ -195,7 +195,7 @@ def test_a_source_disk_that_is_unmounted_during_a_batch_causes_no_failed_attempt
     registrations.require_clean()
 
 
-def test_the_audit_finds_planted_faults(stage: Stage) -> None:
+def test_the_audit_finds_planted_faults(stage: PrivateSite) -> None:
     """A check that finds nothing must be able to find something."""
     registrations = Registrations(stage)
     files = [stage.file(f"{name}.npy", name.encode()) for name in ("good", "lost", "twice", "charged", "another", "n")]
@@ -231,7 +231,7 @@ def test_the_audit_finds_planted_faults(stage: Stage) -> None:
     assert len(found.left) == 1
 
 
-def pattern(program: str, stage: Stage) -> str:
+def pattern(program: str, stage: PrivateSite) -> str:
     """The command lines of a program that works for this stage, by whichever way it was started."""
     return rf"(^|/){program} .*{re.escape(str(stage.data_dir if 'rsync' in program else stage.ssh.key))}"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from files_table import TABLE
 from findings import settings, the_only
-from good_site import Source
+from healthy_site import Source
+from private_database import PrivateDatabase
 from rich.console import Console
-from world import World
 
 from cdc_archiver import preflight
 from cdc_archiver.database import history
@@ -20,7 +20,7 @@ from cdc_archiver.transfer.staging import MARKER
 # --- the report
 
 
-def test_the_whole_report(good: World, source: Source, data_dir: Path) -> None:
+def test_the_whole_report(good: PrivateDatabase, source: Source, data_dir: Path) -> None:
     mine = source().model_dump(exclude={"name", "target"})
     chosen = settings(good, data_dir=data_dir, **mine)
 
@@ -57,7 +57,7 @@ def test_the_json_has_each_fix_under_its_present_and_its_former_name() -> None:
 
 
 def test_a_history_with_archived_files_makes_a_missing_marker_a_failure(
-    site: World, source: Source, data_dir: Path
+    site: PrivateDatabase, source: Source, data_dir: Path
 ) -> None:
     chosen = settings(site, data_dir=data_dir, **source().model_dump(exclude={"name", "target"}))
     database = Database(chosen)

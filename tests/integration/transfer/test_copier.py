@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from copier_stage import CopierStage, archived, copying, reason, staged
+from copier_setup import CopierSetup, archived, copying, reason, staged
 from waiting import eventually
 
 from cdc_archiver.model import AttemptFailed, Batch, Deferred, Lane, Oversize, Reason
@@ -23,14 +23,14 @@ from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture(params=["ssh", "local"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
+def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierSetup]:
     flags = ssh_server.settings if request.param == "ssh" else {}
-    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", flags))
+    yield from staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags))
 
 
 @pytest.fixture
-def over_ssh(tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
-    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", ssh_server.settings))
+def over_ssh(tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierSetup]:
+    yield from staged(CopierSetup(tmp_path / "source", tmp_path / "data", ssh_server.settings))
 
 
 NAMES = [
@@ -53,7 +53,7 @@ NAMES = [
 ]
 
 
-def test_every_name_arrives_as_it_is(stage: CopierStage) -> None:
+def test_every_name_arrives_as_it_is(stage: CopierSetup) -> None:
     files = [stage.file(name, b"" if name == "empty.npy" else os.fsencode(name)) for name in NAMES]
     outcomes = stage.copy(*files)
     for file, name in zip(files, NAMES, strict=True):
@@ -64,7 +64,7 @@ def test_every_name_arrives_as_it_is(stage: CopierStage) -> None:
     assert stage.staged() == []
 
 
-def test_each_bad_file_gets_its_own_reason_and_does_not_affect_the_others(stage: CopierStage) -> None:
+def test_each_bad_file_gets_its_own_reason_and_does_not_affect_the_others(stage: CopierSetup) -> None:
     good = [stage.file(f"d{number % 5}/{number}.npy") for number in range(60)]
     missing = stage.row("gone.npy")
     changed = stage.file("changed.npy", b"new content", md5sum=bytes(16))
@@ -100,7 +100,7 @@ def test_each_bad_file_gets_its_own_reason_and_does_not_affect_the_others(stage:
     assert "No such file" in getattr(outcomes[missing.id], "detail")  # noqa: B009 - a union's member
 
 
-def test_a_directory_that_contains_another_file_is_not_a_file_either(stage: CopierStage) -> None:
+def test_a_directory_that_contains_another_file_is_not_a_file_either(stage: CopierSetup) -> None:
     """Its line is printed only where the directory is made for its own sake."""
     inside = stage.file("directory/inside.npy")
     directory = stage.row("directory")
@@ -109,14 +109,14 @@ def test_a_directory_that_contains_another_file_is_not_a_file_either(stage: Copi
     assert reason(outcomes[directory.id]) is Reason.NOT_A_FILE
 
 
-def test_a_file_in_the_archive_is_adopted_without_a_transfer(stage: CopierStage) -> None:
+def test_a_file_in_the_archive_is_adopted_without_a_transfer(stage: CopierSetup) -> None:
     file = stage.file("a.npy")
     first = archived(stage.copy(file)[file.id], b"a.npy")
     os.unlink(file.path)
     assert archived(stage.copy(file)[file.id], b"a.npy", adopted=True) == first
 
 
-def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierStage) -> None:
+def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierSetup) -> None:
     one, other = stage.file("d1/same.npy"), stage.file("d2/same.npy")
     twin = stage.row("d1/same.npy", md5sum=one.md5sum)
     stale = stage.row("d1/same.npy", md5sum=bytes(16))
@@ -127,7 +127,7 @@ def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierStage
     assert reason(outcomes[stale.id]) is Reason.CHANGED
 
 
-def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierStage) -> None:
+def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierSetup) -> None:
     limit = stage.settings.small_limit
     big, small = stage.file("big.npy", bytes(limit + 1)), stage.file("small.npy")
     outcomes = stage.copy(big, small)
@@ -136,7 +136,7 @@ def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierStage) -> None:
     archived(stage.copy(big, lane=Lane.BULK)[big.id], bytes(limit + 1))
 
 
-def test_a_whole_missing_batch_is_an_unmounted_disk_and_no_failed_attempt(stage: CopierStage) -> None:
+def test_a_whole_missing_batch_is_an_unmounted_disk_and_no_failed_attempt(stage: CopierSetup) -> None:
     outcomes = stage.copy(*(stage.row(f"{number}.npy") for number in range(3)))
     assert {(type(outcome), reason(outcome)) for outcome in outcomes.values()} == {
         (Deferred, Reason.SOURCE_NOT_MOUNTED)
@@ -146,14 +146,14 @@ def test_a_whole_missing_batch_is_an_unmounted_disk_and_no_failed_attempt(stage:
 
 def test_a_missing_source_root_is_an_unmounted_disk(tmp_path: Path, ssh_server: SshServer) -> None:
     flags = {**ssh_server.settings, "source_root": str(tmp_path / "source" / "mount")}
-    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
+    for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags)):
         assert reason(stage.copy(stage.row("mount/a.npy"))[1]) is Reason.SOURCE_NOT_MOUNTED
 
 
 def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_path: Path, ssh_server: SshServer) -> None:
     root = tmp_path / "source" / "mount"
     flags = {**ssh_server.settings, "source_root": str(root)}
-    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
+    for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags)):
         root.mkdir()
         gone = stage.row("mount/a.npy")
         assert reason(stage.copy(gone)[gone.id]) is Reason.SOURCE_NOT_MOUNTED
@@ -162,7 +162,7 @@ def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_pat
 
 
 def test_a_file_that_rsync_does_not_report_is_checked_on_the_source(
-    stage: CopierStage, monkeypatch: pytest.MonkeyPatch
+    stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an rsync that leaves files out; their state on the source decides."""
     there, gone = stage.file("there.npy"), stage.row("gone.npy")
@@ -173,7 +173,7 @@ def test_a_file_that_rsync_does_not_report_is_checked_on_the_source(
 
 
 def test_a_file_that_is_reported_before_its_rename_is_placed_after_it(
-    stage: CopierStage, monkeypatch: pytest.MonkeyPatch
+    stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a local rsync: its sender prints the line, well before the receiver renames the file."""
     late, last = stage.file("d/late.npy"), stage.file("d/last.npy")
@@ -193,7 +193,7 @@ def test_a_file_that_is_reported_before_its_rename_is_placed_after_it(
     archived(outcomes[last.id], b"d/last.npy")
 
 
-def test_nothing_is_written_to_an_unmounted_disk(stage: CopierStage) -> None:
+def test_nothing_is_written_to_an_unmounted_disk(stage: CopierSetup) -> None:
     (stage.data / MARKER).unlink()
     before = sorted(stage.data.rglob("*"))
     file = stage.file("a.npy")
@@ -202,7 +202,7 @@ def test_nothing_is_written_to_an_unmounted_disk(stage: CopierStage) -> None:
 
 
 def test_a_file_that_is_corrupted_on_this_machine_is_not_placed_and_others_are(
-    stage: CopierStage, monkeypatch: pytest.MonkeyPatch
+    stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = stage.file("bad.npy"), stage.file("good.npy")
     verify = stage.archive.verify
@@ -219,7 +219,7 @@ def test_a_file_that_is_corrupted_on_this_machine_is_not_placed_and_others_are(
     assert [path.name for path in stage.data.glob("1*/**/*") if path.is_file()] == ["good.npy"]
 
 
-def test_outcomes_come_as_files_arrive(over_ssh: CopierStage) -> None:
+def test_outcomes_come_as_files_arrive(over_ssh: CopierSetup) -> None:
     """A slow last file does not delay the outcomes before it."""
     small = [over_ssh.file(f"a{number}.npy") for number in range(3)]
     slow = over_ssh.file("z.npy", os.urandom(3_000_000))
@@ -232,7 +232,7 @@ def test_outcomes_come_as_files_arrive(over_ssh: CopierStage) -> None:
     assert max(times[file.id] for file in small) < times[slow.id] - 0.3
 
 
-def test_a_cancelled_batch_is_deferred_and_leaves_no_process(over_ssh: CopierStage) -> None:
+def test_a_cancelled_batch_is_deferred_and_leaves_no_process(over_ssh: CopierSetup) -> None:
     big = over_ssh.file("big.npy", os.urandom(20_000_000))
     source = over_ssh.settings.sources[0].model_copy(update={"bwlimit": "500k"})
     outcomes, thread = copying(over_ssh, source, big)
@@ -254,7 +254,7 @@ def _command_lines() -> list[str]:
     return [line for line in lines if "rsync" in line]
 
 
-def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: CopierStage, ssh_server: SshServer) -> None:
+def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: CopierSetup, ssh_server: SshServer) -> None:
     # Given a large file whose transfer is killed half-way
     big = over_ssh.file("deep/er/big.npy", os.urandom(12_000_000))
     (source,) = over_ssh.settings.sources
@@ -288,17 +288,17 @@ class TestFailuresOfTheSource:
         server.stop()
 
     @pytest.fixture
-    def stage(self, tmp_path: Path, server: SshServer) -> Iterator[CopierStage]:
-        yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", server.settings))
+    def stage(self, tmp_path: Path, server: SshServer) -> Iterator[CopierSetup]:
+        yield from staged(CopierSetup(tmp_path / "source", tmp_path / "data", server.settings))
 
-    def test_sshd_is_down(self, stage: CopierStage, server: SshServer) -> None:
+    def test_sshd_is_down(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.stop()
         assert reason(stage.copy(file)[file.id]) is Reason.HOST_UNREACHABLE
         server.start()
         archived(stage.copy(file)[file.id], b"a.npy")
 
-    def test_a_short_outage_of_sshd_is_retried(self, stage: CopierStage, server: SshServer) -> None:
+    def test_a_short_outage_of_sshd_is_retried(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.stop()
         timer = threading.Timer(0.4, server.start)
@@ -306,19 +306,19 @@ class TestFailuresOfTheSource:
         archived(stage.copy(file)[file.id], b"a.npy")
         timer.join()
 
-    def test_the_host_key_has_changed(self, stage: CopierStage, server: SshServer) -> None:
+    def test_the_host_key_has_changed(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.change_host_key()
         outcome = stage.copy(file)[file.id]
         assert reason(outcome) is Reason.HOST_KEY
         assert "ssh-keyscan" in getattr(outcome, "detail")  # noqa: B009 - a union's member
 
-    def test_the_key_is_refused(self, stage: CopierStage, server: SshServer) -> None:
+    def test_the_key_is_refused(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.revoke()
         assert reason(stage.copy(file)[file.id]) is Reason.LOGIN_REFUSED
 
-    def test_rsync_is_not_installed_on_the_source(self, stage: CopierStage, server: SshServer) -> None:
+    def test_rsync_is_not_installed_on_the_source(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.authorize(path=NO_PROGRAMS)
         assert reason(stage.copy(file)[file.id]) is Reason.RSYNC_MISSING
@@ -329,7 +329,7 @@ class TestFailuresOfTheSource:
     def test_a_restricted_key_is_enough(self, tmp_path: Path, server: SshServer) -> None:
         root = tmp_path / "restricted"
         flags = {**server.settings, "source_root": str(root), "restricted_key": True}
-        for stage in staged(CopierStage(root, tmp_path / "data2", flags)):
+        for stage in staged(CopierSetup(root, tmp_path / "data2", flags)):
             server.authorize(read_only=root)
             file, missing, directory = stage.file("d/a.npy"), stage.row("gone.npy"), stage.row("d")
             outcomes = stage.copy(file, missing, directory)
@@ -339,7 +339,7 @@ class TestFailuresOfTheSource:
 
     def test_a_sender_that_stops_is_killed(self, tmp_path: Path, server: SshServer) -> None:
         flags = {**server.settings, "stall_timeout": 2, "io_timeout": 600}
-        for stage in staged(CopierStage(tmp_path / "s2", tmp_path / "d2", flags)):
+        for stage in staged(CopierSetup(tmp_path / "s2", tmp_path / "d2", flags)):
             big = stage.file("big.npy", os.urandom(30_000_000))
             slow = stage.settings.sources[0].model_copy(update={"bwlimit": "2000k"})
             outcomes, thread = copying(stage, slow, big)
