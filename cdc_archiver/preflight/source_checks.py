@@ -66,7 +66,7 @@ def _rsync_age_finding(subject: str, old: bool, what: str) -> Finding:
         return ok(subject, what)
     return warning(
         subject,
-        f"{what}: versions before 3.4.0 have holes that let a hostile source write outside the staging directory",
+        f"{what}: versions before 3.4.0 have security holes that let a hostile source write outside the staging directory",
         "apt-get update && apt-get install rsync  # a distribution may have fixed an older version: see its changelog",
     )
 
@@ -106,7 +106,7 @@ def _remote(source: SourceSettings) -> Iterator[Finding]:
     failed = rsync_output.parse_exit(trial.returncode, trial.stderr, root, (), endpoint).failure
     if failed is not None:
         missing = failed.reason is Reason.SOURCE_NOT_MOUNTED
-        text = f"the source root {source.source_root} does not exist: {failed.message}" if missing else failed.message
+        text = f"the source root {source.source_root} is not available: {failed.message}" if missing else failed.message
         fix = _root_fix(source) if missing else failed.hint or "check that the host is up, and the network to it"
         if "rrsync" in trial.stderr and not source.restricted_key:
             fix = _SET_RESTRICTED_KEY
@@ -148,7 +148,7 @@ def _inspect(subject: str, source: SourceSettings, trial: str) -> Iterator[Findi
     elif unknown_because:
         yield warning(
             subject,
-            f"only rsync's messages will tell why a file fails: paramiko cannot tell it: {unknown_because}",
+            f"paramiko cannot diagnose files there, so only rsync's messages tell why a file fails: {unknown_because}",
             _SET_RESTRICTED_KEY
             if "rrsync" in unknown_because
             else "allow SFTP for the account; without it files are archived all the same",

@@ -355,8 +355,7 @@ class Archive:
             _log.warning("directory_without_setgid", path=str(directory), mode=oct(wanted))
 
     def _is_trusted_path(self, directory: Path) -> bool:
-        """Whether no directory between data_dir and this one is a link of another user. Links of this user or of root are
-        allowed: they may spread an archive over several disks."""
+        """Whether no directory from data_dir to this one is another user's link; own or root's links may span several disks."""
         for each in (directory, *directory.parents):
             if each == self.data_dir:
                 return True
@@ -402,8 +401,8 @@ def _md5_of(path: str, size: int, cancel: threading.Event | None = None) -> byte
     """The md5 of a file; None where cancelled.
 
     Args:
-        size: expected bytes. Each system call releases the interpreter's lock and may wait to get it back; with the size a small
-            file takes one read. A wrong size costs another read.
+        size: expected bytes; a wrong size costs another read. Each system call releases the interpreter's lock and may wait to
+            get it back; with the size a small file takes one read.
     """
     md5 = hashlib.md5(usedforsecurity=False)
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -431,11 +430,7 @@ def _has_md5(path: str, size: int, md5: bytes) -> bool:
 
 
 def _placement_failure(final: str, error: OSError) -> LayoutRefused | DestinationUnavailable:
-    """The failure that an error at one final path stands for.
-
-    Raises:
-        OSError: the error concerns the whole disk.
-    """
+    """The failure that an error at one final path means; raises the error where it concerns the whole disk."""
     match error.errno:
         case errno.ENAMETOOLONG:
             return LayoutRefused(Reason.BAD_NAME, f"{final}: {error.strerror}")

@@ -34,7 +34,7 @@ from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
 def stage(
     mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[PrivateSite]:
-    """Where what failed is tried again in a moment."""
+    """A site where retries come in a moment."""
     shorten_pauses(monkeypatch)
     with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made

@@ -35,7 +35,7 @@ from cdc_archiver.transfer import copier, ssh
 def stage(
     mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[PrivateSite]:
-    """Where what failed is tried again in a moment."""
+    """A site where retries come in a moment."""
     shorten_pauses(monkeypatch)
     with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
@@ -168,7 +168,7 @@ def test_files_that_arrived_before_the_link_was_lost_count(
 
 HALF = 250_000_000
 SLACK = 30_000_000
-"""Bytes that were on their way when the link was cut, and what ssh and rsync add."""
+"""Bytes in flight when the link was cut, and the overhead of ssh and rsync."""
 
 
 def test_a_large_file_resumes_after_the_link_is_cut(stage: PrivateSite, wire: Proxy) -> None:

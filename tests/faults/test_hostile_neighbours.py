@@ -168,7 +168,7 @@ def sockets_below(directory: Path) -> list[Path]:
 
 
 def plant(path: Path, target: Path) -> None:
-    """A link of somebody else's."""
+    """A link that belongs to another user."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
     os.lchown(path, SOMEBODY, SOMEBODY)
@@ -177,7 +177,7 @@ def plant(path: Path, target: Path) -> None:
 @pytest.mark.skipif(not ROOT, reason="only root can make a link that belongs to somebody else")
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: PrivateSite, level: int) -> None:
-    # Given a directory of the archive that is somebody else's link to elsewhere,
+    # Given a directory of the archive that is another user's link to elsewhere,
     elsewhere = stage.directory / "elsewhere"
     elsewhere.mkdir()
     file, other = stage.file("file.npy"), stage.file("other.npy")
@@ -186,7 +186,7 @@ def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: Priv
         # when a file belongs there,
         (id_,) = stage.register(file)
         eventually(lambda: service.metric("copy_failures_total", reason="place_unusable"), "it is said")
-        # then nothing is written there, nobody is charged, and others are archived.
+        # then nothing is written there, no attempt has failed, and others are archived.
         assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
         if level < 3:
             stage.wait_archived(*stage.register(other, pub_id="another"))
@@ -289,7 +289,7 @@ def test_it_listens_on_loopback_alone_and_no_page_of_another_site_may_read_it(se
     # 127.0.0.2 is this machine as well; who listens on every address, answers there.
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", service.port), timeout=5)
-    # A browser hands an answer to another site's script where the answer says so: none does.
+    # A browser gives a response to another site's script where a header allows it: none does.
     request = b"GET /api/status HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n"
     answer = eventually(lambda: raw(service.port, request), "it answers")
     assert b"200 OK" in answer

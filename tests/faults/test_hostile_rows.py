@@ -88,7 +88,7 @@ def register_hostile(stage: PrivateSite) -> dict[int, bytes]:
 )
 def test_no_value_of_a_row_is_anything_but_a_value(either_stage: PrivateSite, log_format: str) -> None:
     stage = either_stage
-    # Given rows in which each text is what somebody would try,
+    # Given rows with an attack in each text column,
     ids = register_hostile(stage)
     after = stage.file("after.npy")
     before = files_outside_the_archive(stage)
@@ -123,7 +123,7 @@ def test_no_value_of_a_row_is_anything_but_a_value(either_stage: PrivateSite, lo
     for line in log.read_bytes().decode().split("\n")[:-1]:
         assert line.isprintable(), repr(line)
         assert json.loads(line)["event"] if log_format == "json" else LOG_LINE.fullmatch(line), line
-    # Nor does what `check` says of others' rows move a cursor, or pretend to be a line of its own.
+    # Nor does the output of `check` about others' rows move a cursor, or imitate a line of the log.
     assert "Traceback" not in checked.stderr
     assert "\x1b" not in checked.stdout
     assert not re.search("^(2026-01|b\t)", checked.stdout, re.MULTILINE), checked.stdout
@@ -148,7 +148,7 @@ def test_no_setting_is_anything_but_its_value(stage: PrivateSite, name: str) -> 
     before = files_outside_the_archive(stage)
     for text in VALUES:
         for value in (text, f"/{text}") if name in ("source_root", "data_dir") else (text,):
-            # When somebody sets it so, then that is a mistake like any other, or a place where nothing is.
+            # When a setting has this value, then it is an error like any other, or a directory that does not exist.
             flag = f"--{name.replace('_', '-')}={value}"
             given: dict[str, Any] = {name: None} if name in ("host", "user", "target") else {}
             if name in OTHERS:

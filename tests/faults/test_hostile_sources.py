@@ -188,7 +188,7 @@ def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage:
     # when a file is wanted,
     with stage.service(until="no source", known_hosts=known) as service:
         assert service.status()["sources"][0]["state"]["reason"] == "host_key"
-    # then nothing was fetched, and whoever it is, is as unknown as before.
+    # then nothing was fetched, and the host is as unknown as before.
     assert known.read_text() == "# nobody\n"
     assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "known_hosts", "readout"]
     after = sorted((str(path), path.stat().st_mtime_ns) for path in own.glob("*")) if own.is_dir() else []

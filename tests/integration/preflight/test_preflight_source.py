@@ -83,7 +83,7 @@ def test_an_old_rsync_on_the_source_is_reported_with_its_risk(
 
     found = the_only(source_findings(source()))
     assert found.status is CheckStatus.WARNING
-    assert found.text.startswith("rsync 3.2.7 on the source: versions before 3.4.0 have holes")
+    assert found.text.startswith("rsync 3.2.7 on the source: versions before 3.4.0 have security holes")
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["remote", "local"])
@@ -119,7 +119,7 @@ def test_a_source_that_only_openssh_reaches_is_a_warning(source: Source, ssh_ser
 
     found = the_only(source_findings(source(ssh_config=configuration)))
     assert found.status is CheckStatus.WARNING
-    assert "cannot tell" in found.text
+    assert "cannot diagnose" in found.text
     assert "proxycommand" in found.text
 
 
