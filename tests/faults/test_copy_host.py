@@ -60,7 +60,7 @@ def test_an_unreachable_host_is_retried_until_it_is_back(
     # Given a host that reboots: it refuses connections, closes them, or accepts them and is silent,
     monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 1.0)
     monkeypatch.setitem(ssh._OPTIONS, "ConnectTimeout", "1")
-    monkeypatch.setattr(copier, "_TRIES", 1)
+    monkeypatch.setattr(copier, "_MAX_TRIES", 1)
     {"refuses": stage.ssh.stop, "hangs up": wire.refuse, "is silent": wire.freeze}[how]()
     files = stage.files(3)
     ids = stage.register(*files)
