@@ -222,7 +222,7 @@ def test_a_row_that_names_no_place_and_one_that_was_corrected(stage: PrivateSite
 def test_a_pending_row_that_names_no_place_is_told_before_its_first_try(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), pub_id="../..")
     text = why(stage, id_)
-    assert sentence(text).startswith("It is not here, and cannot be: pub_id: '../..'")
+    assert sentence(text).startswith("It is not here, and cannot be: pub_id: invalid directory name: '../..'")
     assert "It is refused at its next try." in text
 
 
