@@ -117,7 +117,9 @@ def test_the_archivers_variables_are_settings_and_lead_to_what_is_mounted() -> N
     publisher = SERVICES["publisher"]
     files = {name: [v.split(":")[1] for v in SERVICES[name]["volumes"]] for name in ("source", "publisher")}
     assert files["source"] == files["publisher"] == [source.source_root] == [publisher["command"][-1]]
-    assert (DEPLOY / "demo" / Path(publisher["command"][1]).name).exists()
+    program = DEPLOY / "demo" / Path(publisher["command"][1]).name
+    help_ = subprocess.run([sys.executable, program, "--help"], check=True, capture_output=True, text=True).stdout
+    assert [word for word in publisher["command"] if word.startswith("--") and word not in help_.split()] == []
     assert publisher["environment"]["MYSQL_DATABASE"] == settings.mysql_database
     assert SERVICES["mysql"]["environment"]["MYSQL_DATABASE"] == settings.mysql_database
 
