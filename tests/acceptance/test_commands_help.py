@@ -1,4 +1,4 @@
-"""What all of the operator's commands have in common: help with examples, completion, the flags of `run`."""
+"""All commands of the operator: help with examples, completion, the flags of `run`, a row in docs/commands.md."""
 
 from __future__ import annotations
 
@@ -83,5 +83,5 @@ def test_the_shell_completes_commands(stage: PrivateSite) -> None:
 
 
 def test_commands_only_parse_and_print() -> None:
-    # They live in their own rooms, one each, and the roof only hangs them up.
+    # The verbs are in packages of their own; this module registers them.
     assert len(inspect.getsource(cli).splitlines()) < 300
