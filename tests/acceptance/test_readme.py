@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import eventually
 
-from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
+from cdc_archiver.sandbox import DatabaseServer, SshServer
 from cdc_archiver.sandbox.process import free_port
 
 README = Path(__file__).parents[2] / "README.md"
@@ -101,15 +101,15 @@ class Reader:
 
 
 @pytest.fixture
-def reader(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Reader]:
-    mariadb.execute("DROP DATABASE IF EXISTS files")
-    mariadb.execute(f"CREATE USER {ADMINISTRATOR}@'%' IDENTIFIED BY 'secret'")
-    mariadb.execute(f"GRANT ALL ON *.* TO {ADMINISTRATOR}@'%'")
-    yield Reader(mariadb, ssh_server, tmp_path)
+def reader(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Reader]:
+    database_server.execute("DROP DATABASE IF EXISTS files")
+    database_server.execute(f"CREATE USER {ADMINISTRATOR}@'%' IDENTIFIED BY 'secret'")
+    database_server.execute(f"GRANT ALL ON *.* TO {ADMINISTRATOR}@'%'")
+    yield Reader(database_server, ssh_server, tmp_path)
     ssh_server.authorize()
-    mariadb.execute("DROP DATABASE IF EXISTS files")
-    mariadb.execute(f"DROP USER {ADMINISTRATOR}@'%'")
-    mariadb.execute(f"DROP USER IF EXISTS {ACCOUNT}@'%'")
+    database_server.execute("DROP DATABASE IF EXISTS files")
+    database_server.execute(f"DROP USER {ADMINISTRATOR}@'%'")
+    database_server.execute(f"DROP USER IF EXISTS {ACCOUNT}@'%'")
 
 
 def test_readme_can_be_typed_from_its_first_line_to_an_archived_file(reader: Reader) -> None:
