@@ -75,5 +75,5 @@ def test_the_entry_is_one_line_whatever_the_variables_say(environment: dict[str,
 
 def test_it_is_lent_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 54321)
-    # A process that was restarted with it, and still finds no account, continues without one.
+    # What was started anew with it, and still finds no account, goes on without one.
     assert account.variables_of_a_lent_one({"NSS_WRAPPER_PASSWD": "/proc/1/fd/3"}) == {}
