@@ -16,11 +16,11 @@ from typing import Any, Final
 import structlog
 
 from cdc_archiver.commands.context import open_context
-from cdc_archiver.commands.why.lookup import inquire
+from cdc_archiver.commands.why.lookup import look_up
 from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.dispatch.in_flight import FileStatus
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus
-from cdc_archiver.observe.http import HttpServer, Views
+from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.service_status import (
     DestinationStatus,
@@ -30,10 +30,10 @@ from cdc_archiver.observe.service_status import (
     SourceStatus,
     StreamStatus,
     is_ready,
-    overall,
+    overall_state,
 )
 from cdc_archiver.observe.summary import summarize
-from cdc_archiver.observe.systemd import Notifier
+from cdc_archiver.observe.systemd import SystemdNotifier
 from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.lock_keeper import LockKeeper
@@ -100,13 +100,13 @@ class Supervisor:
             ArchiverError: with what a person has to fix, or the part that died.
         """
         words = partial(summarize, poll_interval=self._settings.poll_interval)
-        views = Views(self.metrics, self.status, words, self.whereabouts, self.why)
+        views = HttpQueries(self.metrics, self.status, words, self.whereabouts, self.why)
         self.http = HttpServer(self._settings.http_host, self._settings.http_port, views)
         self.http.on_end = self._ended
         self.http.start()
         host = self._settings.http_host
         _log.info("listening", address=f"http://{f'[{host}]' if ':' in host else host}:{self.http.port}")
-        notifier = Notifier.from_environment(self.status)
+        notifier = SystemdNotifier.from_environment(self.status)
         if notifier is not None:
             notifier.on_end = self._ended
             notifier.start()
@@ -196,7 +196,7 @@ class Supervisor:
         """
         port = self.http.port if self.http is not None else 0
         with open_context(self._settings.model_copy(update={"http_port": port}), _ANSWER) as desk:
-            return inquire(desk, wanted, datetime.now(UTC))
+            return look_up(desk, wanted, datetime.now(UTC))
 
     def _state(self, shift: Pipeline | None) -> tuple[ServiceState, str]:
         if self._failed:
@@ -207,7 +207,7 @@ class Supervisor:
             return ServiceState.NO_DATABASE, complaints[0]
         if shift is not None:
             streaming = shift.stream is not None and shift.stream.position is not None
-            return overall(
+            return overall_state(
                 streaming=streaming,
                 stream_why=shift.why_no_stream,
                 sources=tuple(shift.dispatcher.states()),

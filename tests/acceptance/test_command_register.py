@@ -13,7 +13,7 @@ from asking import ask
 from files_table import TABLE
 from stage import TARGET, Stage, new_stage
 
-from cdc_archiver.commands import register_files as operation
+from cdc_archiver.commands import register as register_module
 from cdc_archiver.commands.hashing import hash_file
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
@@ -181,7 +181,7 @@ def test_what_another_has_registered_or_archived_is_known(stage: Stage, monkeypa
             stage.register(meanwhile)
         return hash_file(path)
 
-    monkeypatch.setattr(operation, "hash_file", reading)
+    monkeypatch.setattr(register_module, "hash_file", reading)
     # then there is one row of each.
     fates = register(stage, stage.sources)
     assert {found["path"]: found["note"] for found in fates["known"]} == {

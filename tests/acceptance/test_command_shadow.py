@@ -18,7 +18,7 @@ from services import COMMAND
 from stage import HISTORY, SourceFile, Stage
 from waiting import PATIENCE, eventually
 
-from cdc_archiver.commands import shadow_comparison as operation
+from cdc_archiver.commands import shadow as shadow_module
 from cdc_archiver.commands.hashing import hash_file
 
 
@@ -181,7 +181,7 @@ def test_once_compares_the_table_as_it_is(stage: Stage, monkeypatch: pytest.Monk
         os.kill(os.getpid(), signal.SIGINT)
         return hash_file(*arguments)
 
-    monkeypatch.setattr(operation, "hash_file", interrupted)
+    monkeypatch.setattr(shadow_module, "hash_file", interrupted)
     done = ask(stage, *found, "--archive-here", str(moved))
     assert done.returncode == 130, done.stderr
     sums = json.loads(done.stdout.splitlines()[-1])["sums"]

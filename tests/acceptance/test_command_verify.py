@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from stage import HISTORY, Stage
 
 from cdc_archiver.commands.hashing import hash_file
-from cdc_archiver.commands.verify import verification as verify
+from cdc_archiver.commands.verify import verification
 from cdc_archiver.errors import DatabaseUnavailable
 
 
@@ -197,7 +197,7 @@ def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: Stage, monkeypatch:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         return hash_file(path, *more, **options)
 
-    monkeypatch.setattr(verify, "hash_file", unmounting)
+    monkeypatch.setattr(verification, "hash_file", unmounting)
     done = ask(stage, "verify", "--requeue", "--jobs", "1", *stage.flags())
     assert done.returncode == 4
     assert "is its disk mounted?" in done.stderr
@@ -220,7 +220,7 @@ def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_one
             raise away.pop()
         return hash_file(path, *more, **options)
 
-    monkeypatch.setattr(verify, "hash_file", reading)
+    monkeypatch.setattr(verification, "hash_file", reading)
     words = ["verify", "--json", "--requeue", "--jobs", "1", "--state", str(stage.directory / "state"), *stage.flags()]
     # then what was found so far is told, and nothing is done about it;
     first = ask(stage, *words)
@@ -282,7 +282,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             os.kill(os.getpid(), signal.SIGINT)
         return hash_file(path, *more, **options)
 
-    monkeypatch.setattr(verify, "hash_file", interrupted)
+    monkeypatch.setattr(verification, "hash_file", interrupted)
     # when it is interrupted,
     first, sums = run(stage, "--state", str(state), "--jobs", "1", *sample, status=130)
     assert sums["complete"] is False

@@ -17,9 +17,9 @@ import pytest
 from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.observe import http, page
 from cdc_archiver.observe.host_guard import is_loopback
-from cdc_archiver.observe.http import Views, application
+from cdc_archiver.observe.http import HttpQueries, application
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.query_pool import AT_ONCE, Inquirer
+from cdc_archiver.observe.query_pool import MAX_QUERIES, QueryPool
 
 
 def nothing(_: object) -> Any:
@@ -29,12 +29,12 @@ def nothing(_: object) -> Any:
 class Client:
     """Asks an application in an event loop of its own, as the server has one; from any thread."""
 
-    def __init__(self, views: Views, host: str, address: str) -> None:
+    def __init__(self, queries: HttpQueries, host: str, address: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(application(views, host, address)), base_url="http://127.0.0.1:9184"
+            transport=httpx.ASGITransport(application(queries, host, address)), base_url="http://127.0.0.1:9184"
         )
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
@@ -54,8 +54,8 @@ class Client:
 def asking(
     why: Callable[[str], Any] = nothing, *, host: str = "127.0.0.1", address: str = "127.0.0.1"
 ) -> Iterator[Client]:
-    views = Views(Metrics(), lambda: nothing(None), nothing, nothing, why)
-    with closing(Client(views, host, address)) as client:
+    queries = HttpQueries(Metrics(), lambda: nothing(None), nothing, nothing, why)
+    with closing(Client(queries, host, address)) as client:
         yield client
 
 
@@ -185,7 +185,7 @@ def test_a_few_are_answered_at_once_and_others_are_asked_to_come_again() -> None
 
     with asking(why) as client, ThreadPoolExecutor() as pool:
         # Given as many questions as may be,
-        waiting = [pool.submit(client.get, f"/api/why?q={number}") for number in range(AT_ONCE)]
+        waiting = [pool.submit(client.get, f"/api/why?q={number}") for number in range(MAX_QUERIES)]
         for _ in waiting:
             assert asked.acquire(timeout=30)
         # when there is one more, then it is refused, and all else is answered meanwhile;
@@ -195,14 +195,16 @@ def test_a_few_are_answered_at_once_and_others_are_asked_to_come_again() -> None
         assert client.get("/api/activity").status_code == 200
         # when they are through, there is room again.
         go_on.set()
-        assert [each.result(30).json() for each in waiting] == [{"answer": str(number)} for number in range(AT_ONCE)]
+        assert [each.result(30).json() for each in waiting] == [
+            {"answer": str(number)} for number in range(MAX_QUERIES)
+        ]
         assert client.get("/api/why?q=again").status_code == 200
 
 
 def test_an_answer_that_takes_too_long_is_waited_for_no_longer_and_keeps_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "Inquirer", partial(Inquirer, at_once=1, patience=0.05))
+    monkeypatch.setattr(http, "QueryPool", partial(QueryPool, max_queries=1, timeout=0.05))
     go_on, ended = threading.Event(), threading.Event()
 
     def why(_: str) -> dict[str, str]:
@@ -231,7 +233,7 @@ def test_trouble_is_told_in_a_sentence_and_a_fault_of_ours_tells_no_secret() -> 
         assert answer.status_code == 503
         assert "db:3306 does not answer" in answer.json()["error"]
     with asking(broken) as client:
-        for _ in range(2 * AT_ONCE):  # and a place is free again after each
+        for _ in range(2 * MAX_QUERIES):  # and a place is free again after each
             answer = client.get("/api/why?q=1")
             assert answer.status_code == 500
             assert "tr0ub4dor" not in answer.text

@@ -13,7 +13,7 @@ from manager import Manager
 from waiting import eventually
 
 from cdc_archiver.observe.service_status import ServiceState, ServiceStatus
-from cdc_archiver.observe.systemd import Notifier
+from cdc_archiver.observe.systemd import SystemdNotifier
 
 STATUS = ServiceStatus(
     state=ServiceState.NO_DATABASE,
@@ -40,7 +40,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 def test_a_database_that_is_away_does_not_keep_the_service_from_being_ready_and_alive(manager: Manager) -> None:
-    notifier = Notifier(str(manager.path), lambda: STATUS, watchdog=0.3)
+    notifier = SystemdNotifier(str(manager.path), lambda: STATUS, watchdog=0.3)
     notifier.start()
     try:
         manager.wait("READY=1")
@@ -53,7 +53,7 @@ def test_a_database_that_is_away_does_not_keep_the_service_from_being_ready_and_
 
 def test_a_change_is_told_once_and_a_service_that_failed_is_not_called_alive(manager: Manager) -> None:
     now = STATUS
-    notifier = Notifier(str(manager.path), lambda: now, watchdog=0.15)
+    notifier = SystemdNotifier(str(manager.path), lambda: now, watchdog=0.15)
     notifier.start()
     try:
         manager.wait("WATCHDOG=1")
@@ -76,7 +76,7 @@ def test_a_status_that_cannot_be_had_feeds_no_watchdog_and_ends_nothing(manager:
             raise RuntimeError("no status")
         return STATUS
 
-    notifier = Notifier(str(manager.path), failing, watchdog=0.15)
+    notifier = SystemdNotifier(str(manager.path), failing, watchdog=0.15)
     notifier.start()
     try:
         manager.wait("READY=1")
@@ -89,7 +89,7 @@ def test_a_status_that_cannot_be_had_feeds_no_watchdog_and_ends_nothing(manager:
 
 
 def test_a_stop_is_told_at_once_and_the_watchdog_hears_of_the_draining(manager: Manager) -> None:
-    notifier = Notifier(str(manager.path), lambda: STATUS, watchdog=0.15)
+    notifier = SystemdNotifier(str(manager.path), lambda: STATUS, watchdog=0.15)
     notifier.start()
     try:
         manager.wait("WATCHDOG=1")
@@ -108,7 +108,7 @@ def test_an_abstract_socket_is_reached(tmp_path: Path) -> None:
     name = f"@cdc-archiver-test-{os.getpid()}"
     manager._socket.bind("\0" + name[1:])
     manager._socket.settimeout(0.1)
-    notifier = Notifier(name, lambda: STATUS)
+    notifier = SystemdNotifier(name, lambda: STATUS)
     notifier.start()
     manager.wait("READY=1")
     notifier.stop()
@@ -117,8 +117,8 @@ def test_an_abstract_socket_is_reached(tmp_path: Path) -> None:
 
 
 def test_a_manager_that_is_gone_or_does_not_read_ends_nothing(tmp_path: Path, manager: Manager) -> None:
-    gone = Notifier(str(tmp_path / "none"), lambda: STATUS, watchdog=0.03)
-    unread = Notifier(str(manager.path), lambda: STATUS, watchdog=0.003)
+    gone = SystemdNotifier(str(tmp_path / "none"), lambda: STATUS, watchdog=0.03)
+    unread = SystemdNotifier(str(manager.path), lambda: STATUS, watchdog=0.003)
     for notifier in (gone, unread):
         notifier.start()
     # A datagram socket's queue takes some hundreds at the most.
@@ -136,7 +136,7 @@ def test_what_the_environment_asks_for_is_taken_out_of_it() -> None:
         "WATCHDOG_PID": str(os.getpid()),
         "A": "b",
     }
-    notifier = Notifier.from_environment(lambda: STATUS, asked)
+    notifier = SystemdNotifier.from_environment(lambda: STATUS, asked)
     assert notifier is not None
     assert asked == {"A": "b"}
     assert (notifier.watched, notifier.every) == (True, 2.0)
@@ -147,11 +147,11 @@ def test_what_the_environment_asks_for_is_taken_out_of_it() -> None:
     [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}],
 )
 def test_a_watchdog_that_is_not_ours_is_not_fed(more: dict[str, str]) -> None:
-    notifier = Notifier.from_environment(lambda: STATUS, {"NOTIFY_SOCKET": "@x", **more})
+    notifier = SystemdNotifier.from_environment(lambda: STATUS, {"NOTIFY_SOCKET": "@x", **more})
     assert notifier is not None
     assert not notifier.watched
 
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
 def test_without_a_socket_there_is_nobody_to_tell(environment: dict[str, str]) -> None:
-    assert Notifier.from_environment(lambda: STATUS, environment) is None
+    assert SystemdNotifier.from_environment(lambda: STATUS, environment) is None

@@ -15,7 +15,7 @@ from cdc_archiver.observe.service_status import (
     SourceStatus,
     StreamStatus,
 )
-from cdc_archiver.observe.summary import Severity, of_source, summarize
+from cdc_archiver.observe.summary import Severity, source_headline, summarize
 
 OPEN = StreamStatus(True, "", "binlog.000001:4", 0.0)
 
@@ -89,10 +89,13 @@ def test_the_headline(given: ServiceStatus, tone: Severity, sentence: str) -> No
 
 
 def test_a_source_is_up_or_left_alone_for_a_while_or_tried_again_now() -> None:
-    assert of_source(source()).text == "up"
-    assert of_source(source(up=False, retry_in=12)).text == "left alone for 12 s: host_unreachable: Connection refused"
-    assert of_source(source(up=False)).text == "tried again now: host_unreachable: Connection refused"
-    assert of_source(source(up=False)).tone is Severity.BAD
+    assert source_headline(source()).text == "up"
+    assert (
+        source_headline(source(up=False, retry_in=12)).text
+        == "left alone for 12 s: host_unreachable: Connection refused"
+    )
+    assert source_headline(source(up=False)).text == "tried again now: host_unreachable: Connection refused"
+    assert source_headline(source(up=False)).tone is Severity.BAD
 
 
 def test_the_archive_takes_files_or_says_why_not() -> None:
