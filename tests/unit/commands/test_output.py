@@ -1,4 +1,4 @@
-"""What is printed: no name does harm, a pipe gets plain text; and the times that an operator writes."""
+"""Printed values are escaped, a pipe gets plain text; and the times that an operator types."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOW = datetime(2026, 5, 15, 12, 30, 15, tzinfo=UTC)
         ("\udcff\u2028\x9b", r"\udcff\u2028\x9b"),
     ],
 )
-def test_what_cannot_be_printed_is_escaped(text: str, shown: str) -> None:
+def test_unprintable_characters_are_escaped(text: str, shown: str) -> None:
     assert escape_unprintable(text) == shown
 
 

@@ -1,4 +1,4 @@
-"""What systemd is told, on a real socket: ready at once, each change, alive only while healthy, stopping."""
+"""Messages to systemd, on a real socket: ready at once, each change, alive only while healthy, stopping."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
         yield heard
 
 
-def test_a_database_that_is_away_does_not_keep_the_service_from_being_ready_and_alive(manager: Manager) -> None:
+def test_without_a_database_the_service_is_ready_and_alive(manager: Manager) -> None:
     notifier = SystemdNotifier(str(manager.path), lambda: STATUS, watchdog=0.3)
     notifier.start()
     try:
@@ -51,7 +51,7 @@ def test_a_database_that_is_away_does_not_keep_the_service_from_being_ready_and_
         assert notifier.join(10)
 
 
-def test_a_change_is_told_once_and_a_service_that_failed_is_not_called_alive(manager: Manager) -> None:
+def test_a_change_is_sent_once_and_a_failed_service_is_not_alive(manager: Manager) -> None:
     now = STATUS
     notifier = SystemdNotifier(str(manager.path), lambda: now, watchdog=0.15)
     notifier.start()
@@ -60,14 +60,14 @@ def test_a_change_is_told_once_and_a_service_that_failed_is_not_called_alive(man
         now = replace(STATUS, state=ServiceState.FAILED, why="stream died", healthy=False)
         manager.wait("STATUS=failed: stream died")
         manager.forget()
-        # Several of its looks later.
+        # Several of its intervals later.
         assert [manager.listen() for _ in range(5)] == [False] * 5, manager.heard
     finally:
         notifier.stop()
         assert notifier.join(10)
 
 
-def test_a_status_that_cannot_be_had_feeds_no_watchdog_and_ends_nothing(manager: Manager) -> None:
+def test_without_a_status_the_watchdog_gets_nothing_and_the_notifier_goes_on(manager: Manager) -> None:
     asked = []
 
     def failing() -> ServiceStatus:
@@ -88,7 +88,7 @@ def test_a_status_that_cannot_be_had_feeds_no_watchdog_and_ends_nothing(manager:
     assert notifier.failure is None
 
 
-def test_a_stop_is_told_at_once_and_the_watchdog_hears_of_the_draining(manager: Manager) -> None:
+def test_a_stop_is_sent_at_once_and_the_watchdog_is_fed_while_draining(manager: Manager) -> None:
     notifier = SystemdNotifier(str(manager.path), lambda: STATUS, watchdog=0.15)
     notifier.start()
     try:
@@ -121,15 +121,15 @@ def test_a_manager_that_is_gone_or_does_not_read_ends_nothing(tmp_path: Path, ma
     unread = SystemdNotifier(str(manager.path), lambda: STATUS, watchdog=0.003)
     for notifier in (gone, unread):
         notifier.start()
-    # A datagram socket's queue takes some hundreds at the most.
-    eventually(lambda: manager.listen() and len(manager.heard) > 20, "words have come")
+    # A datagram socket's queue takes at most some hundreds.
+    eventually(lambda: manager.listen() and len(manager.heard) > 20, "messages have come")
     for notifier in (gone, unread):
         notifier.stop()
         assert notifier.join(10)
         assert notifier.failure is None
 
 
-def test_what_the_environment_asks_for_is_taken_out_of_it() -> None:
+def test_the_managers_variables_are_removed_from_the_environment() -> None:
     asked = {
         "NOTIFY_SOCKET": "/run/systemd/notify",
         "WATCHDOG_USEC": "6000000",
@@ -146,12 +146,12 @@ def test_what_the_environment_asks_for_is_taken_out_of_it() -> None:
     "more",
     [{}, {"WATCHDOG_USEC": "0"}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}],
 )
-def test_a_watchdog_that_is_not_ours_is_not_fed(more: dict[str, str]) -> None:
+def test_a_watchdog_of_another_process_is_not_fed(more: dict[str, str]) -> None:
     notifier = SystemdNotifier.from_environment(lambda: STATUS, {"NOTIFY_SOCKET": "@x", **more})
     assert notifier is not None
     assert not notifier.watched
 
 
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])
-def test_without_a_socket_there_is_nobody_to_tell(environment: dict[str, str]) -> None:
+def test_without_a_socket_there_is_no_notifier(environment: dict[str, str]) -> None:
     assert SystemdNotifier.from_environment(lambda: STATUS, environment) is None
