@@ -12,7 +12,7 @@ import typer
 from cdc_archiver.commands.output import format_size, print_to_stderr, progress_bar
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
-from cdc_archiver.service.reconciliation import ReconcileProgress, Reconciliation, Result
+from cdc_archiver.service.reconciliation import ReconcileProgress, ReconcileResult, Reconciliation
 from cdc_archiver.service.supervisor import Supervisor
 from cdc_archiver.settings import Settings, duration
 
@@ -56,16 +56,18 @@ def _reconcile(settings: Settings, wait: float) -> ExitStatus:
         def on_progress(now: ReconcileProgress) -> None:
             show(now.done, total=now.total, extra=format_size(now.size))
 
-        reconciliation = Reconciliation(settings, wait, on_progress)
-        _on_signals(reconciliation.stop)
-        result = reconciliation.run()
-    print(_summary(result))
-    for line in result.trouble:
-        print_to_stderr(line)
-    return result.status
+        reconciliation = Reconciliation(wait, on_progress)
+        supervisor = Supervisor(settings, reconciliation=reconciliation)
+        _on_signals(supervisor.stop)
+        status = supervisor.run()
+    if (result := reconciliation.result) is not None:
+        print(_summary(result))
+        for line in result.problems:
+            print_to_stderr(line)
+    return status
 
 
-def _summary(result: Result) -> str:
+def _summary(result: ReconcileResult) -> str:
     left = result.left
     who = "the running service archived" if result.watched else "archived"
     return (

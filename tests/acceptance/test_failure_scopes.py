@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Stage, new_stage
+from private_site import PrivateSite, new_private_site
 from waiting import eventually
 
 from cdc_archiver.dispatch import dispatcher, health
@@ -18,8 +18,8 @@ from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
         ssh_server.authorize()
         ssh_server.trust_host_key()
@@ -33,7 +33,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(health._PAUSES, scope, (0.3, 1.0))
 
 
-def assert_no_failed_attempts(stage: Stage) -> None:
+def assert_no_failed_attempts(stage: PrivateSite) -> None:
     assert stage.count("failed_copy_attempts <> 0 OR failed_copy_attempts IS NULL") == 0
     assert stage.sql("SELECT * FROM cdc_archiver_history WHERE result IN ('charged', 'refused')") == []
 
@@ -41,7 +41,7 @@ def assert_no_failed_attempts(stage: Stage) -> None:
 # Scope source or destination: no failed attempt counts.
 
 
-def test_a_host_that_is_down_counts_no_failed_attempt_and_is_tried_until_it_is_up(stage: Stage) -> None:
+def test_a_host_that_is_down_counts_no_failed_attempt_and_is_tried_until_it_is_up(stage: PrivateSite) -> None:
     with stage.service() as service:
         stage.wait_archived(*stage.register(stage.file("before.npy")))
         # Given a readout server that reboots,
@@ -62,7 +62,9 @@ def test_a_host_that_is_down_counts_no_failed_attempt_and_is_tried_until_it_is_u
     assert_no_failed_attempts(stage)
 
 
-def test_a_broken_link_counts_no_failed_attempt_and_keeps_the_files_that_arrived(stage: Stage, soon: None) -> None:
+def test_a_broken_link_counts_no_failed_attempt_and_keeps_the_files_that_arrived(
+    stage: PrivateSite, soon: None
+) -> None:
     # Given a batch on its way,
     ids = stage.register(*stage.files(16, size=60_000))
     with stage.service(workers=1, bwlimit="256"):
@@ -78,7 +80,7 @@ def test_a_broken_link_counts_no_failed_attempt_and_keeps_the_files_that_arrived
     assert_no_failed_attempts(stage)
 
 
-def test_an_archive_without_its_marker_is_not_written_to(stage: Stage, soon: None) -> None:
+def test_an_archive_without_its_marker_is_not_written_to(stage: PrivateSite, soon: None) -> None:
     # Given an archive with files in it,
     with stage.service() as service:
         stage.wait_archived(*stage.register(stage.file("before.npy")))
@@ -101,7 +103,7 @@ def test_an_archive_without_its_marker_is_not_written_to(stage: Stage, soon: Non
     assert_no_failed_attempts(stage)
 
 
-def test_a_service_does_not_start_on_a_bare_mount_point(stage: Stage, soon: None) -> None:
+def test_a_service_does_not_start_on_a_bare_mount_point(stage: PrivateSite, soon: None) -> None:
     # Given an archive that the history knows files of,
     with stage.service():
         stage.wait_archived(*stage.register(stage.file("before.npy")))
@@ -121,7 +123,7 @@ def test_a_service_does_not_start_on_a_bare_mount_point(stage: Stage, soon: None
     assert_no_failed_attempts(stage)
 
 
-def test_a_full_disk_counts_no_failed_attempt(stage: Stage) -> None:
+def test_a_full_disk_counts_no_failed_attempt(stage: PrivateSite) -> None:
     # Given less free space than is to be kept,
     ids = stage.register(*stage.files(5))
     with stage.service(until="no destination", min_free="1000T") as service:
@@ -137,7 +139,7 @@ def test_a_full_disk_counts_no_failed_attempt(stage: Stage) -> None:
 # Scope file: a failed attempt counts, and the file is tried again later.
 
 
-def test_a_missing_file_has_a_failed_attempt_and_is_archived_when_it_appears(stage: Stage, soon: None) -> None:
+def test_a_missing_file_has_a_failed_attempt_and_is_archived_when_it_appears(stage: PrivateSite, soon: None) -> None:
     # Given a row whose file is not there,
     file = stage.file("late.npy")
     file.path.unlink()
@@ -157,7 +159,7 @@ def test_a_missing_file_has_a_failed_attempt_and_is_archived_when_it_appears(sta
     assert "No such file" in first["detail"]
 
 
-def test_several_missing_files_among_others_have_failed_attempts_and_delay_no_other(stage: Stage) -> None:
+def test_several_missing_files_among_others_have_failed_attempts_and_delay_no_other(stage: PrivateSite) -> None:
     # Given five files that somebody has deleted, in a directory where others are: its disk is mounted.
     gone = stage.files(5, prefix="gone")
     for file in gone:
@@ -176,7 +178,7 @@ def test_several_missing_files_among_others_have_failed_attempts_and_delay_no_ot
         assert service.metric("source_up") == 1
 
 
-def test_a_file_is_tried_until_its_attempts_are_used_up(stage: Stage, soon: None) -> None:
+def test_a_file_is_tried_until_its_attempts_are_used_up(stage: PrivateSite, soon: None) -> None:
     file = stage.file("never.npy")
     file.path.unlink()
     with stage.service(max_attempts=3) as service:
@@ -197,7 +199,7 @@ def test_a_file_is_tried_until_its_attempts_are_used_up(stage: Stage, soon: None
 
 
 def test_a_file_that_changed_after_its_registration_has_a_failed_attempt_with_both_sums(
-    stage: Stage, soon: None
+    stage: PrivateSite, soon: None
 ) -> None:
     # Given a file that is not what its row says,
     file = stage.file("changed.npy")
@@ -242,7 +244,7 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_impossible_rows_are_refused_and_crash_nothing(stage: Stage, door: str) -> None:
+def test_impossible_rows_are_refused_and_crash_nothing(stage: PrivateSite, door: str) -> None:
     # Given rows that lead nowhere, or out of the archive,
     file = stage.file("fine.npy")
 
@@ -270,7 +272,7 @@ def test_impossible_rows_are_refused_and_crash_nothing(stage: Stage, door: str) 
     assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "readout"]
 
 
-def test_a_mistyped_source_root_refuses_no_row(stage: Stage) -> None:
+def test_a_mistyped_source_root_refuses_no_row(stage: PrivateSite) -> None:
     # Given a root that the files do not lie below,
     (id_,) = stage.register(stage.file("a.npy"))
     with stage.service(source_root="/nowhere/else") as service:
@@ -281,7 +283,7 @@ def test_a_mistyped_source_root_refuses_no_row(stage: Stage) -> None:
         stage.wait_archived(id_)
 
 
-def test_a_path_outside_the_source_root_is_never_read_and_stays_pending(stage: Stage) -> None:
+def test_a_path_outside_the_source_root_is_never_read_and_stays_pending(stage: PrivateSite) -> None:
     # Given a row that leads to another directory of the readout server than the one that its files lie in,
     (astray,) = stage.register(stage.file("passwd"), path="/etc/passwd")
     with stage.service(source_root=str(stage.sources)) as service:
@@ -293,7 +295,7 @@ def test_a_path_outside_the_source_root_is_never_read_and_stays_pending(stage: S
     assert [file.name for file in stage.archived_files()] == ["fine.npy"]
 
 
-def test_a_path_that_is_not_a_regular_file_is_refused(stage: Stage) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(stage: PrivateSite) -> None:
     # Given a directory, a link and a pipe where files should be,
     things = {kind: stage.file(f"{kind}.npy") for kind in ("directory", "link", "pipe")}
     for thing in things.values():
@@ -313,7 +315,7 @@ def test_a_path_that_is_not_a_regular_file_is_refused(stage: Stage) -> None:
     assert stage.archived_files() == []
 
 
-def test_a_path_that_would_not_fit_the_column_is_refused_before_it_is_copied(stage: Stage) -> None:
+def test_a_path_that_would_not_fit_the_column_is_refused_before_it_is_copied(stage: PrivateSite) -> None:
     # Given a file whose name fits the column now, and would not where the archive is; and one that just fits,
     room = 260 - len(str(stage.place(stage.file("x")).parent)) - 1
     fits, too_long = stage.file("f" * (room - 5)), stage.file("t" * (room - 4))
