@@ -55,9 +55,9 @@ def demo(
     files: Annotated[int, typer.Option("--files", min=20, help="About how many files.")] = 1200,
     largest: Annotated[str, typer.Option("--largest", help="Size of the largest file.")] = "200M",
 ) -> None:
-    """Play an observing session on private servers, archive it, prove the result, clean up.
+    """Play an observing session and archive it.
 
-    It changes nothing on this machine. If MariaDB or MySQL, sshd or rsync is not installed, it is fetched into a cache
+    Runs on private servers, proves that each file arrived, and cleans up. It changes nothing on this machine. If MariaDB or MySQL, sshd or rsync is not installed, it is fetched into a cache
     directory.
 
     Exit status: 0 every file is archived and proved.

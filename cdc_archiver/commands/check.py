@@ -14,9 +14,11 @@ from cdc_archiver.preflight import print_report, run_checks
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
-Check database, sources and disk, and print a fix for each problem.
+Check database, sources and disk.
 
-Exit status: 0 no check fails; 2 something has to be fixed; 4 the database or a source cannot be reached.
+Prints a fix for each problem.
+
+Exit status: 0 no check fails; 1 internal error; 2 something has to be fixed; 4 the database or a source cannot be reached.
 """
 
 

@@ -15,7 +15,9 @@ from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 
 HELP: Final = """
-Create what the database lacks: the table of files, the index that keeps sweeps cheap, the history.
+Create missing tables and the index.
+
+These are the table of files, the index that keeps sweeps cheap, and the history. Existing ones stay unchanged.
 
 Run it once, as a database user with CREATE and INDEX. Building the index of a large table takes a while; its writers go on
 meanwhile. If a long transaction keeps the table in use, init-db gives up after ten seconds.

@@ -19,6 +19,8 @@ from cdc_archiver.settings import Settings, duration
 HELP: Final = """
 Archive files as they are registered, until SIGTERM.
 
+Precedence of settings: flags, environment, configuration file.
+
 Examples:
 
   cdc-archiver run --data-dir /data/pysmurf --host data@smurf-srv --target pysmurf-monitor

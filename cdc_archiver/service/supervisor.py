@@ -108,14 +108,14 @@ class Supervisor:
         """
         if self._reconciliation is not None:
             return self._run_once(self._reconciliation)
-        views = HttpQueries(
+        queries = HttpQueries(
             self.metrics,
             self.status,
             partial(summarize, poll_interval=self._settings.poll_interval),
             self.whereabouts,
             self.why,
         )
-        self.http = HttpServer(self._settings.http_host, self._settings.http_port, views)
+        self.http = HttpServer(self._settings.http_host, self._settings.http_port, queries)
         self.http.on_end = self._ended
         self.http.start()
         host = self._settings.http_host
@@ -191,8 +191,8 @@ class Supervisor:
             ArchiverError: it cannot be told.
         """
         port = self.http.port if self.http is not None else 0
-        with open_context(self._settings.model_copy(update={"http_port": port}), _QUERY_LIMIT) as desk:
-            return look_up(desk, wanted, datetime.now(UTC))
+        with open_context(self._settings.model_copy(update={"http_port": port}), _QUERY_LIMIT) as context:
+            return look_up(context, wanted, datetime.now(UTC))
 
     # Neither asks the disk: a disk that hangs must not hang the answer that reports it.
 

@@ -31,8 +31,8 @@ from cdc_archiver.commands.output import (
 from cdc_archiver.commands.verify.requeue import Requeue
 from cdc_archiver.commands.verify.unregistered import find_unregistered, require_rows_below
 from cdc_archiver.commands.verify.verification import (
+    FileVerdict,
     Problem,
-    Verdict,
     Verification,
     VerificationPlan,
     VerificationProgress,
@@ -76,10 +76,10 @@ Exit status: 0 no problem; 2 wrong usage; 3 some files have a problem; 4 the dat
 
 _SAVE_INTERVAL: Final = 5.0
 _STYLES: Final = {
-    Verdict.MISSING: "bold red",
-    Verdict.CHANGED: "bold red",
-    Verdict.UNREADABLE: "red",
-    Verdict.ELSEWHERE: "yellow",
+    FileVerdict.MISSING: "bold red",
+    FileVerdict.CHANGED: "bold red",
+    FileVerdict.UNREADABLE: "red",
+    FileVerdict.ELSEWHERE: "yellow",
 }
 
 
@@ -355,14 +355,14 @@ def _print_totals(
         sums = {**asdict(progress), "unregistered": count, "folders_not_seen": skipped, "complete": complete}
         print_json({"sums": sums}, line=True)
         return
-    shown = [Verdict.MISSING, Verdict.CHANGED, Verdict.UNREADABLE]
-    shown += [Verdict.ELSEWHERE] if progress.verdicts[Verdict.ELSEWHERE] else []
+    shown = [FileVerdict.MISSING, FileVerdict.CHANGED, FileVerdict.UNREADABLE]
+    shown += [FileVerdict.ELSEWHERE] if progress.verdicts[FileVerdict.ELSEWHERE] else []
     kinds = ", ".join(f"{progress.verdicts[kind]} {kind}" for kind in shown)
     more = f", {len(unregistered)} unregistered" if unregistered is not None else ""
     more += f", {skipped} skipped directories" if skipped else ""
     requeued = f"; {progress.requeued} requeued" if progress.requeued else ""
     moved_on = f"; {format_file_count(progress.moved_on)} changed meanwhile" if progress.moved_on else ""
-    right = progress.verdicts[Verdict.OK]
+    right = progress.verdicts[FileVerdict.OK]
     printer.line(
         (f"verified {format_file_count(progress.done)}, {format_size(progress.size)}: {right} right, ", "bold"),
         (kinds + more, "bold red" if progress.wrong or unregistered or skipped else "bold"),
@@ -373,7 +373,7 @@ def _print_totals(
 def _metrics(progress: VerificationProgress, unregistered: int | None, *, complete: bool) -> str:
     registry = CollectorRegistry()
     files = Gauge("cdc_archiver_verify_files", "Files of the last verify, by result.", ["result"], registry=registry)
-    for verdict in Verdict:
+    for verdict in FileVerdict:
         files.labels(verdict.value).set(progress.verdicts[verdict])
     if unregistered is not None:
         files.labels("unregistered").set(unregistered)

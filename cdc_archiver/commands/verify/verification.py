@@ -32,7 +32,7 @@ _PAGE: Final = 500
 _TICK: Final = 0.5
 
 
-class Verdict(StrEnum):
+class FileVerdict(StrEnum):
     """The result for one file. The values are values of ``--json`` and labels of a metric."""
 
     OK = "ok"
@@ -54,7 +54,7 @@ class Problem:
 
     id: int
     path: str
-    verdict: Verdict
+    verdict: FileVerdict
     detail: str
     requeued: bool = False
     requeue_note: str = ""
@@ -73,7 +73,9 @@ class VerificationProgress:
 
     total: int = 0
     after: int = 0
-    verdicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((verdict.value for verdict in Verdict), 0))
+    verdicts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys((verdict.value for verdict in FileVerdict), 0)
+    )
     moved_on: int = 0
     requeued: int = 0
     size: int = 0
@@ -86,7 +88,7 @@ class VerificationProgress:
     @property
     def wrong(self) -> int:
         """Files with a problem."""
-        return sum(count for verdict, count in self.verdicts.items() if verdict != Verdict.OK)
+        return sum(count for verdict, count in self.verdicts.items() if verdict != FileVerdict.OK)
 
 
 @dataclass(slots=True)
@@ -234,12 +236,12 @@ class Verification:
 
     def _judge(self, row: Row, future: Future[tuple[bytes, int]]) -> None:
         verdict, detail, size = self._verdict(row, future)
-        if verdict is not Verdict.OK and self._has_changed(row):
+        if verdict is not FileVerdict.OK and self._has_changed(row):
             self.progress.moved_on += 1
         else:
             self.progress.verdicts[verdict] += 1
             self.progress.size += size
-            if verdict is not Verdict.OK:
+            if verdict is not FileVerdict.OK:
                 self._report_at = self._report_at if self._unreported else time.monotonic() + _REQUEUE_DELAY
                 self._unreported.append((row, Problem(row.record.id, row.record.path, verdict, detail)))
         self.progress.after = row.record.id
@@ -247,26 +249,26 @@ class Verification:
             self._report()
         self._on_progress(self.progress)
 
-    def _verdict(self, row: Row, future: Future[tuple[bytes, int]]) -> tuple[Verdict, str, int]:
+    def _verdict(self, row: Row, future: Future[tuple[bytes, int]]) -> tuple[FileVerdict, str, int]:
         """The verdict, its detail, and the bytes read."""
         md5 = row.record.md5sum
         try:
             seen, size = _result(future)
         except _NotBelowDataDir:
             data_dir = self._context.settings.data_dir
-            return Verdict.ELSEWHERE, f"it is not below {data_dir}: set --data-dir as the rows name it", 0
+            return FileVerdict.ELSEWHERE, f"it is not below {data_dir}: set --data-dir as the rows name it", 0
         except (FileNotFoundError, NotADirectoryError):
             self._require_still_mounted()
-            return Verdict.MISSING, "it does not exist", 0
+            return FileVerdict.MISSING, "it does not exist", 0
         except NotARegularFile as error:
-            return Verdict.CHANGED, str(error), 0
+            return FileVerdict.CHANGED, str(error), 0
         except OSError as error:
-            return Verdict.UNREADABLE, error.strerror or str(error), 0
+            return FileVerdict.UNREADABLE, error.strerror or str(error), 0
         except ValueError:
-            return Verdict.MISSING, "no file can have that name", 0
+            return FileVerdict.MISSING, "no file can have that name", 0
         if seen == md5:
-            return Verdict.OK, "", size
-        return Verdict.CHANGED, f"its md5 is {seen.hex()}, in the row {md5.hex() or 'none'}", size
+            return FileVerdict.OK, "", size
+        return FileVerdict.CHANGED, f"its md5 is {seen.hex()}, in the row {md5.hex() or 'none'}", size
 
     def _require_still_mounted(self) -> None:
         data_dir = self._context.settings.data_dir
@@ -287,7 +289,7 @@ class Verification:
 
         Unreadable files are not requeued: such a file may be intact, and only its row names it.
         """
-        candidates = [row for row, problem in self._unreported if problem.verdict is not Verdict.UNREADABLE]
+        candidates = [row for row, problem in self._unreported if problem.verdict is not FileVerdict.UNREADABLE]
         notes = self._requeue.requeue(candidates) if self._requeue and candidates else {}
         problems, self._unreported = self._unreported, []
         for row, problem in problems:
