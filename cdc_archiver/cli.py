@@ -27,7 +27,7 @@ from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.preflight import print_report, run_checks
 from cdc_archiver.service.reconciliation import ReconcileProgress, Reconciliation, Result
 from cdc_archiver.service.supervisor import Supervisor
-from cdc_archiver.settings import Settings, duration
+from cdc_archiver.settings import Settings, parse_duration
 from cdc_archiver.settings.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
 from cdc_archiver.text import escape_unprintable
 from cdc_archiver.transfer import nss_account
@@ -74,7 +74,7 @@ def run(
 ) -> ExitStatus:
     set_up_logs(settings.log_format, settings.log_level)
     if reconcile:
-        return _reconcile(settings, duration(wait))
+        return _reconcile(settings, parse_duration(wait))
     archiver = Supervisor(settings, load_again)
     _on_signals(archiver.stop)
     at_a_terminal = sys.stdin is not None and sys.stdin.isatty()

@@ -13,7 +13,7 @@ class ExitStatus(IntEnum):
     DONE = 0
     INTERNAL_ERROR = 1
     USAGE = 2
-    NOT_RIGHT = 3
+    INCOMPLETE = 3
     UNREACHABLE = 4
 
 
@@ -84,7 +84,7 @@ class LockLost(ArchiverError):
     """Another archiver may hold these targets now: stop copying, discard what is under way."""
 
 
-class CopyTrouble(ArchiverError):
+class TransferError(ArchiverError):
     """A copy failed by no file's fault; nobody is charged.
 
     Args:
@@ -96,13 +96,13 @@ class CopyTrouble(ArchiverError):
         self.reason = reason
 
 
-class HostUnavailable(CopyTrouble):
+class HostUnavailable(TransferError):
     """A source cannot be reached, or the link to it broke: leave that source alone for a while."""
 
     exit_status = ExitStatus.UNREACHABLE
 
 
-class DestinationUnavailable(CopyTrouble):
+class DestinationUnavailable(TransferError):
     """data_dir cannot take files: full, read-only, not mounted. Copy nothing from anywhere for a while."""
 
 

@@ -178,7 +178,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
+class StepDurations:
     """How long each step of a file's way took, in seconds. A step shared by several files counts for each."""
 
     transferred: float = 0.0
@@ -200,7 +200,7 @@ class Archived:
     path: str
     size: int
     adopted: bool = False
-    steps: Steps = field(default_factory=Steps)
+    steps: StepDurations = field(default_factory=StepDurations)
 
 
 @dataclass(frozen=True, slots=True)

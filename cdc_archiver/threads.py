@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 
-class Part(ABC):
+class StoppableThread(ABC):
     """A part of the service with a thread of its own.
 
     ``work`` runs until ``stopping`` is set. An exception that leaves it is kept in ``failure``; so is a return without a stop
@@ -22,7 +22,7 @@ class Part(ABC):
         self.name = name
         self.stopping = threading.Event()
         self.failure: BaseException | None = None
-        self.on_end: Callable[[Part], None] = lambda part: None
+        self.on_end: Callable[[StoppableThread], None] = lambda part: None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Part(ABC):
             self.on_end(self)
 
 
-def join_all(parts: Sequence[Part], seconds: float) -> bool:
+def join_all(parts: Sequence[StoppableThread], seconds: float) -> bool:
     """Waits for all of them together; returns whether all have ended."""
     deadline = time.monotonic() + seconds
     ended = [part.join(max(0.0, deadline - time.monotonic())) for part in parts]  # each gets its turn

@@ -12,7 +12,7 @@ _UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 864
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)(?:\s+ago)?")
 
 
-def moment(text: str, now: datetime) -> datetime:
+def parse_time(text: str, now: datetime) -> datetime:
     """A point in time: so long ago (``2h``, ``3d ago``), or ISO 8601, in UTC where it names no zone.
 
     Args:
@@ -34,7 +34,7 @@ def moment(text: str, now: datetime) -> datetime:
         raise Misconfigured(f"{text!r} is no time", "say 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30") from None
 
 
-def span(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration in one or two words: ``12 s``, ``3 min``, ``5 h``, ``2 days``."""
     for limit, unit, word in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
@@ -42,11 +42,11 @@ def span(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
-def ago(then: datetime, now: datetime) -> str:
+def format_age(then: datetime, now: datetime) -> str:
     """How long ago something was."""
-    return f"{span(max(0.0, (now - then).total_seconds()))} ago"
+    return f"{format_duration(max(0.0, (now - then).total_seconds()))} ago"
 
 
-def clock(moment: datetime) -> str:
+def format_time(moment: datetime) -> str:
     """A time for a person: to the second, UTC."""
     return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -134,4 +134,4 @@ def doomed(doomed_server: DatabaseServer) -> Iterator[World]:
 @pytest.fixture
 def quick_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams wait less for everything."""
-    monkeypatch.setattr(binlog, "Pace", lambda: QUICK)
+    monkeypatch.setattr(binlog, "StreamTiming", lambda: QUICK)

@@ -7,7 +7,7 @@ from typing import Final
 
 from cdc_archiver.commands.context import CommandContext, who_we_are
 from cdc_archiver.commands.selection import ChangePlan, Selection, change
-from cdc_archiver.database.attempts import IGNORED, RESTORED
+from cdc_archiver.database.operator_history import IGNORED, RESTORED
 from cdc_archiver.database.search import Criteria, RowState
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import IGNORED_FROM

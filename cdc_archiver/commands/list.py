@@ -18,7 +18,7 @@ from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.timespec import clock
+from cdc_archiver.timespec import format_time
 
 HELP: Final = """
 List files, newest first.
@@ -112,7 +112,7 @@ def _of_state(desk: CommandContext, criteria: Criteria, state: Shown | None) -> 
         case Shown.ALL:
             return criteria
         case Shown.CHARGED:
-            return replace(criteria, states=frozenset({RowState.PENDING}), charged=True)
+            return replace(criteria, states=frozenset({RowState.PENDING}), has_failed_attempts=True)
         case Shown.DEFERRED:
             return deferred(desk, criteria)
         case _:
@@ -126,7 +126,7 @@ def _cells(found: Listed) -> list[str | tuple[str, str]]:
         (found.state.value, STATE_STYLES[found.state]),
         str(record.failed_copy_attempts or 0),
         record.instance_id,
-        clock(record.timestamp) if record.timestamp else "-",
+        format_time(record.timestamp) if record.timestamp else "-",
         (found.last.reason if found.last and found.last.reason else "-"),
         record.path,
     ]

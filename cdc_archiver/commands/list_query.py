@@ -9,8 +9,8 @@ from typing import Final
 
 from cdc_archiver.commands.context import CommandContext, require_history
 from cdc_archiver.commands.service_client import NoService, address, status_of, works_on
-from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import Row
+from cdc_archiver.database.operator_history import HistoryEntry
 from cdc_archiver.database.search import Criteria, RowState, state_of, walk
 
 _CHUNK: Final = 500
@@ -23,7 +23,7 @@ class Listed:
     row: Row
     state: RowState
     source: str | None
-    last: Attempt | None
+    last: HistoryEntry | None
 
 
 def listed(desk: CommandContext, criteria: Criteria, reasons: tuple[str, ...], limit: int | None) -> Iterator[Listed]:
@@ -77,7 +77,7 @@ def deferred(desk: CommandContext, criteria: Criteria) -> Criteria:
     return replace(criteria, targets=tuple(meant) or nobody, states=frozenset({RowState.PENDING}))
 
 
-def _last(desk: CommandContext, rows: list[Row]) -> dict[int, Attempt]:
+def _last(desk: CommandContext, rows: list[Row]) -> dict[int, HistoryEntry]:
     ids = [row.record.id for row in rows if row.record.attempts and not row.copied]
     if desk.history is None or not ids:
         return {}

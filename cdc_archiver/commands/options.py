@@ -10,7 +10,7 @@ import typer
 
 from cdc_archiver.commands.context import CommandContext
 from cdc_archiver.database.search import Criteria, is_id
-from cdc_archiver.timespec import moment
+from cdc_archiver.timespec import parse_time
 
 Source: TypeAlias = Annotated[
     list[str] | None, typer.Option("--source", metavar="NAME", help="Of this source's targets; may be repeated.")
@@ -45,7 +45,7 @@ def scope(desk: CommandContext, source: Sequence[str] | None, target: Sequence[s
 def times(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
     """Two times, or None where one was not given."""
     now = datetime.now(UTC)
-    return (moment(since, now) if since else None, moment(until, now) if until else None)
+    return (parse_time(since, now) if since else None, parse_time(until, now) if until else None)
 
 
 def files_named(words: Sequence[str]) -> Criteria:

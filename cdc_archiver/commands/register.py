@@ -17,7 +17,7 @@ from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.timespec import moment
+from cdc_archiver.timespec import parse_time
 
 HELP: Final = """
 Register files by hand.
@@ -90,7 +90,7 @@ def register_files(
             (f"{verb} {files_words(fates[Fate.REGISTERED])}", "bold"),
             f", {fates[Fate.KNOWN]} known already, {fates[Fate.UNUSABLE]} unusable",
         )
-    return ExitStatus.NOT_RIGHT if fates[Fate.UNUSABLE] else ExitStatus.DONE
+    return ExitStatus.INCOMPLETE if fates[Fate.UNUSABLE] else ExitStatus.DONE
 
 
 def _only_target(desk: CommandContext) -> str:
@@ -111,7 +111,7 @@ def _time(text: str) -> datetime | None:
             return datetime.fromtimestamp(int(text), UTC)
         except (OverflowError, ValueError, OSError):
             raise Misconfigured(f"{text} is no time", "seconds since 1970, or 2026-05-15T04:30") from None
-    return moment(text, datetime.now(UTC))
+    return parse_time(text, datetime.now(UTC))
 
 
 def _tell(page: Page, done: Registered, *, dry_run: bool) -> None:

@@ -192,7 +192,7 @@ def _carry_out(
     for path in planned.unknown_paths:
         complain(f"no row has the path {path} (`cdc-archiver why` finds what was archived from there)")
     unknown = planned.unknown or planned.unknown_paths
-    return ExitStatus.NOT_RIGHT if unchanged or unknown else ExitStatus.DONE
+    return ExitStatus.INCOMPLETE if unchanged or unknown else ExitStatus.DONE
 
 
 def _say_plan(page: Page, desk: CommandContext, planned: ChangePlan, verb: str) -> None:

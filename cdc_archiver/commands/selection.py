@@ -162,7 +162,7 @@ def _named(desk: CommandContext, selection: Selection) -> Iterator[tuple[Row, bo
 
 
 def _with_states(criteria: Criteria, selection: Selection) -> Criteria:
-    return replace(criteria, states=selection.wanted, charged=selection.charged)
+    return replace(criteria, states=selection.wanted, has_failed_attempts=selection.charged)
 
 
 def _meant(desk: CommandContext, selection: Selection, rows: Iterable[Row]) -> Iterator[tuple[Row, bool]]:

@@ -87,7 +87,7 @@ def shadow(
     _sum_up(page, run.sums, hashed=here is not None, as_json=as_json)
     if not complete:
         raise typer.Exit(_INTERRUPTED)
-    return ExitStatus.NOT_RIGHT if run.sums.differ else ExitStatus.DONE
+    return ExitStatus.INCOMPLETE if run.sums.differ else ExitStatus.DONE
 
 
 def _archive_here(directory: Path, *, wanted: bool | None, once: bool) -> Path | None:

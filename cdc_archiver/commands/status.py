@@ -18,10 +18,10 @@ from cdc_archiver.commands.output import Page, files_words, print_json, size_wor
 from cdc_archiver.commands.status_overview import Overview, overview
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
-from cdc_archiver.settings import Settings, duration
+from cdc_archiver.settings import Settings, parse_duration
 from cdc_archiver.settings.types import LogLevel
 from cdc_archiver.text import escape_unprintable
-from cdc_archiver.timespec import ago, clock, span
+from cdc_archiver.timespec import format_age, format_duration, format_time
 
 HELP: Final = """
 Say how things are.
@@ -52,7 +52,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts; with --watch, one line each time.")] = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
-    pause = max(0.2, duration(every))
+    pause = max(0.2, parse_duration(every))
     if not watch:
         seen = overview(settings, datetime.now(UTC))
         if as_json:
@@ -81,7 +81,7 @@ def _watch(settings: Settings, pause: float, *, as_json: bool) -> None:
             try:
                 lines = list(_lines(overview(settings, datetime.now(UTC))))
             except ArchiverError as error:  # it comes back, or a person ends us
-                lines = [[(f"{clock(datetime.now(UTC))}  {error}", "bold red")]]
+                lines = [[(f"{format_time(datetime.now(UTC))}  {error}", "bold red")]]
             live.update(Group(*(_text(line) for line in lines)), refresh=True)
             time.sleep(pause)
 
@@ -131,7 +131,7 @@ def _of_service(seen: Overview, service: dict[str, Any]) -> Iterator[_Line]:
         ("service      ", "dim"),
         (state, style),
         f" {why}" if why else "",
-        f"  (up for {span((seen.at - since).total_seconds())})",
+        f"  (up for {format_duration((seen.at - since).total_seconds())})",
     ]
     yield [("database     ", "dim"), f"{service['database']}, table {service.get('table') or 'not known yet'}"]
     stream = service.get("stream")
@@ -143,7 +143,7 @@ def _of_service(seen: Overview, service: dict[str, Any]) -> Iterator[_Line]:
         else:
             yield [("stream       ", "dim"), ("none", "yellow"), f": {stream['why']}"]
     last = service.get("last_sweep")
-    as_of = f", as of the last sweep, {clock(datetime.fromisoformat(last))}" if last else ""
+    as_of = f", as of the last sweep, {format_time(datetime.fromisoformat(last))}" if last else ""
     for source in service["sources"]:
         yield from _source(source["state"]["name"], source, seen.at, as_of)
     for other in service.get("elsewhere", ()):
@@ -162,7 +162,7 @@ def _of_service(seen: Overview, service: dict[str, Any]) -> Iterator[_Line]:
                 f" {destination['reason']}: {destination['detail']}",
             ]
     if state != "standby":
-        yield [("last sweep   ", "dim"), ago(datetime.fromisoformat(last), seen.at) if last else "none yet"]
+        yield [("last sweep   ", "dim"), format_age(datetime.fromisoformat(last), seen.at) if last else "none yet"]
     yield [("archived     ", "dim"), f"{files_words(service['archived'])} since the start"]
 
 
@@ -172,7 +172,7 @@ def _source(name: str, source: dict[str, Any], now: datetime, as_of: str = "") -
     if state is not None:
         line.append((" up", "green") if state["up"] else (" DOWN", "bold red"))
         if not state["up"]:
-            line.append(f" {state['reason']}: {state['detail']} (again in {span(state['retry_in'])})")
+            line.append(f" {state['reason']}: {state['detail']} (again in {format_duration(state['retry_in'])})")
         line.append(f", {state['queued']} queued, {state['in_flight']} in flight")
     yield line
     if files is None:
@@ -184,5 +184,5 @@ def _source(name: str, source: dict[str, Any], now: datetime, as_of: str = "") -
     oldest = files.get("oldest_pending")
     if oldest is not None:
         then = datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest
-        counted.append(f"; the oldest pending is of {clock(then)}, {ago(then, now)}")
+        counted.append(f"; the oldest pending is of {format_time(then)}, {format_age(then, now)}")
     yield [*counted, as_of]

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from cdc_archiver.commands.context import CommandContext, open_context
 from cdc_archiver.commands.service_client import NoService, status_of, works_on
-from cdc_archiver.database.attempts import Attempts
 from cdc_archiver.database.connections import ANSWER_TIMEOUT
+from cdc_archiver.database.operator_history import OperatorHistory
 from cdc_archiver.database.search import waiting_targets
 from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.errors import ArchiverError
@@ -81,7 +81,7 @@ def _ask_service(settings: Settings) -> tuple[dict[str, Any] | None, str]:
 
 
 def _rate(desk: CommandContext, now: datetime) -> tuple[Rate | None, str]:
-    history: Attempts | None = desk.history
+    history: OperatorHistory | None = desk.history
     if history is None:
         return None, desk.no_history
     with desk.database.connect() as connection:

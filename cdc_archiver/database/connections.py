@@ -47,7 +47,7 @@ _GROUP_CONCAT_MOST: Final = 1_000_000
 """MariaDB's default, in bytes; MySQL's, 1,024, would cut the digests of a write-back's rows short."""
 
 
-class OurConnection(RawConnection):
+class SharedContextConnection(RawConnection):
     """PyMySQL's, but that the TLS context of connections for which no TLS is set is made once.
 
     It is made for each connection otherwise, and reads the system's certificates, which it does not use: 24 to 35 ms of CPU,
@@ -60,9 +60,9 @@ class OurConnection(RawConnection):
         make: Callable[[Any], ssl.SSLContext] = super()._create_ssl_ctx  # type: ignore[misc]
         if options:
             return make(options)
-        if OurConnection._context is None:  # two at the same time make two, and one of them is kept
-            OurConnection._context = make(options)
-        return OurConnection._context
+        if SharedContextConnection._context is None:  # two at the same time make two, and one of them is kept
+            SharedContextConnection._context = make(options)
+        return SharedContextConnection._context
 
 
 class Database:
@@ -89,7 +89,7 @@ class Database:
         Args:
             options: PyMySQL's, over ours.
         """
-        return OurConnection(**{**self.connection_settings(), **options})
+        return SharedContextConnection(**{**self.connection_settings(), **options})
 
     def connection_settings(self) -> dict[str, Any]:
         """PyMySQL's arguments, the password among them: a new dict each time, and never to be logged."""
@@ -129,7 +129,7 @@ class Database:
             DatabaseUnavailable: it does not answer.
             Misconfigured: it answers, and a person must fix something.
         """
-        with self._in_our_words(), self._reading.connect() as connection:
+        with self._translated_errors(), self._reading.connect() as connection:
             yield connection
 
     @contextmanager
@@ -140,7 +140,7 @@ class Database:
             DatabaseUnavailable: it does not answer; whether a commit arrived is unknown.
             Misconfigured: it answers, and a person must fix something.
         """
-        with self._in_our_words(), self._writing.begin() as connection:
+        with self._translated_errors(), self._writing.begin() as connection:
             yield connection
 
     def close(self) -> None:
@@ -188,13 +188,13 @@ class Database:
         return engine
 
     @contextmanager
-    def _in_our_words(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except sa.exc.TimeoutError as error:
             raise DatabaseUnavailable(f"the database {self.address} keeps all our connections busy") from error
         except (sa.exc.DBAPIError, pymysql.MySQLError, OSError, UnicodeError) as error:
-            raise in_our_words(error, self.address) from error
+            raise translate_error(error, self.address) from error
         except sa.exc.InvalidRequestError as error:
             if "connection is closed" not in str(error):
                 raise
@@ -209,7 +209,7 @@ def error_code(error: BaseException) -> int:
     return code if isinstance(code, int) else 0
 
 
-def in_our_words(error: BaseException, address: str) -> DatabaseUnavailable | Misconfigured | StatementRefused:
+def translate_error(error: BaseException, address: str) -> DatabaseUnavailable | Misconfigured | StatementRefused:
     """A driver's error as ours.
 
     Args:

@@ -52,7 +52,7 @@ class Census:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WriteResult:
     """What became of a write-back, by id.
 
     Attributes:
@@ -181,7 +181,7 @@ class FilesTable:
         """The highest id that is visible; 0 in an empty table."""
         return int(connection.execute(sa.select(sa.func.max(self._table.c.id))).scalar() or 0)
 
-    def mark_copied(self, connection: sa.Connection, places: Mapping[FileRecord, str]) -> Written:
+    def mark_copied(self, connection: sa.Connection, places: Mapping[FileRecord, str]) -> WriteResult:
         """Says of each record that it is archived at its place, unless the row has moved on since it was read.
 
         Args:
@@ -199,17 +199,17 @@ class FilesTable:
                 paths = {record.id: _storable(places[record]) for record in chunk if record.id in unmoved}
                 self._set(connection, "path", paths, copied=1)
             changed |= unmoved
-        return Written(changed, already)
+        return WriteResult(changed, already)
 
-    def charge(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
+    def count_failed_attempt(self, connection: sa.Connection, records: Sequence[FileRecord]) -> WriteResult:
         """Counts one failed attempt for each record, unless the row has moved on since it was read."""
         return self.set_attempts(connection, {record: record.attempts + 1 for record in records})
 
-    def refuse(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
+    def refuse(self, connection: sa.Connection, records: Sequence[FileRecord]) -> WriteResult:
         """Takes impossible rows out of the queue, unless they have moved on since they were read."""
         return self.set_attempts(connection, dict.fromkeys(records, REFUSED_FROM))
 
-    def requeue(self, connection: sa.Connection, sources: Mapping[FileRecord, str]) -> Written:
+    def requeue(self, connection: sa.Connection, sources: Mapping[FileRecord, str]) -> WriteResult:
         """Makes archived rows pending again, unless they have moved on since they were read.
 
         Args:
@@ -226,7 +226,7 @@ class FilesTable:
             if unmoved:
                 self._set(connection, "path", unmoved, copied=0, failed_copy_attempts=0)
             changed.update(unmoved)
-        return Written(changed, already=set())
+        return WriteResult(changed, already=set())
 
     def register(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Inserts rows, as a monitor does it.
@@ -267,7 +267,7 @@ class FilesTable:
         drawn = sa.select(self._table.c.id).where(*conditions).order_by(sa.func.rand()).limit(size)
         return [int(id_) for id_ in connection.execute(drawn).scalars()]
 
-    def set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> Written:
+    def set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> WriteResult:
         """Sets the counter as an operator wants it, unless a row has moved on since it was read; archived rows stay as they are.
 
         Args:
@@ -284,7 +284,7 @@ class FilesTable:
             if unmoved:
                 self._set(connection, "failed_copy_attempts", unmoved)
             changed.update(unmoved)
-        return Written(changed, already=set())
+        return WriteResult(changed, already=set())
 
     def _set(
         self, connection: sa.Connection, column: str, values: Mapping[int, str | bytes | int], **same: int

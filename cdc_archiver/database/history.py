@@ -86,7 +86,7 @@ _WRITTEN: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class OutcomeEntry:
     """One thing that happened to one file.
 
     Attributes:
@@ -113,7 +113,7 @@ class History:
         self._behind = False
         self._pruning = threading.Lock()
 
-    def write(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:
+    def write(self, connection: sa.Connection, entries: Sequence[OutcomeEntry]) -> None:
         """Appends entries, as part of the caller's transaction."""
         now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
         literal = _Literals(connection)
@@ -171,7 +171,7 @@ class History:
         )
         return connection.execute(query.limit(1)).first() is not None
 
-    def _values(self, entry: Entry, now: str) -> tuple[_Value, ...]:
+    def _values(self, entry: OutcomeEntry, now: str) -> tuple[_Value, ...]:
         """The values of ``_WRITTEN``, in their order."""
         outcome = entry.outcome
         record = outcome.record

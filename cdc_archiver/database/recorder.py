@@ -13,11 +13,11 @@ import structlog
 
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
-from cdc_archiver.database.history import HISTORY_ERRORS, Entry, History
+from cdc_archiver.database.history import HISTORY_ERRORS, History, OutcomeEntry
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
 from cdc_archiver.model import Archived, AttemptFailed, Refused
-from cdc_archiver.observe.logs import gathered
-from cdc_archiver.threads import Part
+from cdc_archiver.observe.logs import buffered_logs
+from cdc_archiver.threads import StoppableThread
 
 _MOST: Final = 500
 """Outcomes of one transaction."""
@@ -31,7 +31,7 @@ _LOOK_UP: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
-class Settles(Protocol):
+class WriteBackListener(Protocol):
     """What the recorder tells of its writes; the dispatcher does."""
 
     def expect_echoes(self, ids: Sequence[int]) -> None: ...
@@ -40,13 +40,13 @@ class Settles(Protocol):
     def hold_up(self, held_up: bool) -> None: ...
 
 
-class Recorder(Part):
+class Recorder(StoppableThread):
     """Writes outcomes back, and says so. After ``stop`` it writes what waits, and gives up when the database stays away:
     the next run adopts what was placed.
 
     Args:
         history: None where there is no side table.
-        settles: told of each write.
+        listener: told of each write.
         patience: seconds that it goes on trying after ``stop``.
         on_database: told whether the database answers.
     """
@@ -56,7 +56,7 @@ class Recorder(Part):
         database: Database,
         files: FilesTable,
         history: History | None,
-        settles: Settles,
+        listener: WriteBackListener,
         patience: float,
         on_database: Callable[[bool, str], None] = lambda up, why: None,
     ) -> None:
@@ -65,10 +65,10 @@ class Recorder(Part):
         self._files = files
         self._history = history
         self._history_from = 0.0
-        self._settles = settles
+        self._listener = listener
         self._patience = patience
         self._on_database = on_database
-        self._waiting: deque[Entry] = deque()
+        self._waiting: deque[OutcomeEntry] = deque()
         self._discarding = False
         self._held_up = False
         self._changed = threading.Condition()
@@ -82,7 +82,7 @@ class Recorder(Part):
         with self._changed:
             if self._discarding:
                 return
-            self._waiting.append(Entry(source, outcome, waited))
+            self._waiting.append(OutcomeEntry(source, outcome, waited))
             if len(self._waiting) == 1:  # whoever was told of the first takes all that wait by then
                 self._changed.notify()
         self._hold_up_if_full()
@@ -108,7 +108,7 @@ class Recorder(Part):
         with self._changed:
             return self.stopping.is_set() and not self._waiting
 
-    def _take(self) -> list[Entry]:
+    def _take(self) -> list[OutcomeEntry]:
         """All that wait; nothing where it is time to stop, or to prune the history."""
         with self._changed:
             prune_in = self._history.prune_in if self._history else None
@@ -130,7 +130,7 @@ class Recorder(Part):
                 if not self._waiting and not self.stopping.is_set():
                     self._changed.wait(_LONGEST_PAUSE)
 
-    def _record(self, entries: Sequence[Entry]) -> bool:
+    def _record(self, entries: Sequence[OutcomeEntry]) -> bool:
         """Writes outcomes until they are written; returns whether to go on."""
         pause = 0.1
         give_up_at = float("inf")
@@ -159,10 +159,10 @@ class Recorder(Part):
                 continue
             self._on_database(True, "")
             log = _log.bind()
-            with gathered():
+            with buffered_logs():
                 for entry in entries:
                     _log_entry(log, entry, counted, self._files.max_attempts)
-                    self._settles.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
+                    self._listener.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
             self._hold_up_if_full()
             return True
 
@@ -173,9 +173,9 @@ class Recorder(Part):
             full = len(self._waiting) >= _HOLD_UP_AT
             if full != self._held_up:
                 self._held_up = full
-                self._settles.hold_up(full)
+                self._listener.hold_up(full)
 
-    def _write(self, entries: Sequence[Entry]) -> set[int]:
+    def _write(self, entries: Sequence[OutcomeEntry]) -> set[int]:
         """Writes outcomes in one transaction.
 
         Returns:
@@ -185,13 +185,13 @@ class Recorder(Part):
         charged = [o.record for entry in entries if isinstance(o := entry.outcome, AttemptFailed)]
         refused = [o.record for entry in entries if isinstance(o := entry.outcome, Refused)]
         ids = [entry.outcome.record.id for entry in entries]
-        self._settles.expect_echoes(ids)
+        self._listener.expect_echoes(ids)
         changed: set[int] = set()
         try:
             with self._database.transaction() as connection:
                 written = [
                     self._files.mark_copied(connection, places),
-                    self._files.charge(connection, charged),
+                    self._files.count_failed_attempt(connection, charged),
                     self._files.refuse(connection, refused),
                 ]
                 done = set[int]().union(*(part.changed for part in written))
@@ -199,10 +199,10 @@ class Recorder(Part):
             changed = done
         finally:
             # Where the commit's fate is unknown an echo may come all the same; then a row is read once too often.
-            self._settles.cancel_echoes([id_ for id_ in ids if id_ not in changed])
+            self._listener.cancel_echoes([id_ for id_ in ids if id_ not in changed])
         return changed.union(*(part.already for part in written))
 
-    def _write_history(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:
+    def _write_history(self, connection: sa.Connection, entries: Sequence[OutcomeEntry]) -> None:
         if self._history is None or time.monotonic() < self._history_from:
             return
         try:
@@ -214,7 +214,7 @@ class Recorder(Part):
             _log.warning("history_not_written", detail=str(error.orig), again_seconds=_HISTORY_AGAIN)
 
 
-def _log_entry(log: Any, entry: Entry, counted: set[int], max_attempts: int) -> None:
+def _log_entry(log: Any, entry: OutcomeEntry, counted: set[int], max_attempts: int) -> None:
     outcome = entry.outcome
     record = outcome.record
     about = {"id": record.id, "source": entry.source}

@@ -56,7 +56,7 @@ class Criteria:
     Attributes:
         ids, paths: the row is one of these. A path may have ``*``, which matches ``/`` as well, and ``?``.
         part: a part of the path.
-        charged: only with failed attempts.
+        has_failed_attempts: only with failed attempts.
         since, until: of the column timestamp, aware.
     """
 
@@ -64,7 +64,7 @@ class Criteria:
     paths: tuple[str, ...] = ()
     part: str = ""
     states: frozenset[RowState] = frozenset()
-    charged: bool = False
+    has_failed_attempts: bool = False
     targets: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     pub_ids: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class Criteria:
             found.append(timestamp < self.until.replace(tzinfo=None))
         if self.states:
             found.append(sa.or_(*(_condition(files, state) for state in sorted(self.states))))
-        if self.charged:
+        if self.has_failed_attempts:
             found.append(sa.func.coalesce(files.column("failed_copy_attempts"), 0) > 0)
         return found
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import pymysql
 from pymysql.connections import Connection
 
-from cdc_archiver.database.connections import Database, in_our_words
+from cdc_archiver.database.connections import Database, translate_error
 from cdc_archiver.errors import LockLost
 
 _PREFIX: Final = "cdc_archiver:"
@@ -166,7 +166,7 @@ class SourceLocks:
                 self._forget()
                 raise LockLost(f"the lock of the target {target} is no longer ours")
 
-    def wish_for(self, sources: Collection[str]) -> None:
+    def request_sources(self, sources: Collection[str]) -> None:
         """Says to whoever holds these sources that we have room for them, and of all others that we have none.
 
         Raises:
@@ -181,7 +181,7 @@ class SourceLocks:
             if self._ask("SELECT GET_LOCK(%s, 0)", name) == (1,):
                 self._wishes.add(name)
 
-    def is_wanted(self, source: str) -> bool:
+    def is_requested(self, source: str) -> bool:
         """Whether another has room for a source of ours.
 
         Raises:
@@ -228,7 +228,7 @@ class SourceLocks:
         except (pymysql.MySQLError, OSError) as error:
             if not self._held:  # otherwise it is for :meth:`check` to find out, and to say
                 self._forget()
-            raise in_our_words(error, self._database.address) from error
+            raise translate_error(error, self._database.address) from error
 
     def covers(self, source: str, targets: Sequence[str]) -> bool:
         """Whether we hold a source, and with exactly these targets."""

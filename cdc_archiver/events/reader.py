@@ -21,11 +21,11 @@ from pymysqlreplication.event import (
 )
 from pymysqlreplication.row_event import PartialUpdateRowsEvent, RowsEvent, UpdateRowsEvent, WriteRowsEvent
 
-from cdc_archiver.database.connections import error_code, in_our_words
-from cdc_archiver.database.server import NO_GRANT, KeyColumn, Position, Server
+from cdc_archiver.database.connections import error_code, translate_error
+from cdc_archiver.database.server_features import NO_GRANT, KeyColumn, Position, ServerInfo
 from cdc_archiver.errors import Misconfigured, StreamLost, StreamUnavailable
 from cdc_archiver.events.interruptible import InterruptibleConnections
-from cdc_archiver.events.row_keys import KeyReader, Unreadable
+from cdc_archiver.events.pk_decoder import PrimaryKeyDecoder, UndecodableEvent
 
 # It advises FULL metadata, in several lines, at each connect; what it tells of connections we tell ourselves.
 logging.getLogger("pymysqlreplication").setLevel(logging.ERROR)
@@ -65,7 +65,7 @@ _KILLED: Final = frozenset({1317, 1927, 3169})
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ChangedRows:
     """Rows of our table.
 
     Attributes:
@@ -76,7 +76,7 @@ class Rows:
     doubt: str = ""
 
 
-class Mark(NamedTuple):
+class StreamMark(NamedTuple):
     """No transaction is under way: everything before this place has been returned.
 
     There is one for each transaction of the server, whoever it is of, so it is made of what is at hand; whoever wants to know more
@@ -98,20 +98,20 @@ class Mark(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class UnreadableEvent:
     """Something that may have been rows, and could not be read."""
 
     why: str
 
 
-Seen: TypeAlias = Rows | Mark | Gap
+StreamItem: TypeAlias = ChangedRows | StreamMark | UnreadableEvent
 
 
-class Reader:
+class BinlogReader:
     """One connection's stream. It never reconnects.
 
     Args:
-        line: what the connections are made on; the caller hangs up.
+        connections: what the connections are made on; the caller hangs up.
         settings: PyMySQL's connection settings; not kept, not changed.
         server: as it was identified.
         key: table and key as they are now.
@@ -125,19 +125,19 @@ class Reader:
 
     def __init__(
         self,
-        line: InterruptibleConnections,
+        connections: InterruptibleConnections,
         settings: Mapping[str, Any],
         *,
-        server: Server,
+        server: ServerInfo,
         start: Position,
         key: KeyColumn,
         ask_key: Callable[[], KeyColumn],
         server_id: int,
         heartbeat: float,
     ) -> None:
-        self._line = line
+        self._connections = connections
         self._server = server
-        self._keys = KeyReader(ask_key)
+        self._keys = PrimaryKeyDecoder(ask_key)
         self._silence = heartbeat * _SILENCE
         self._unreadable = 0
         self._opened = False
@@ -150,7 +150,7 @@ class Reader:
             # A dict of its own: the library changes it.
             connection_settings={**settings, "read_timeout": self._silence, "connect_timeout": _CONNECT_TIMEOUT},
             server_id=server_id,
-            pymysql_wrapper=self._dial,
+            pymysql_wrapper=self._connect,
             # With is_mariadb the position would be ignored; without resume_stream the offset.
             is_mariadb=False,
             resume_stream=True,
@@ -183,7 +183,7 @@ class Reader:
             raise StreamLost(f"the stream begins with {type(event).__name__}, not with its file's name", "decode")
         self._opened = True
 
-    def next(self) -> Seen:
+    def next(self) -> StreamItem:
         """Waits for what comes next, which on a healthy link takes no longer than a heartbeat or two.
 
         Raises:
@@ -194,22 +194,22 @@ class Reader:
         while True:
             try:
                 event = self._fetch()
-            except Unreadable as error:
-                return Gap(str(error))
+            except UndecodableEvent as error:
+                return UnreadableEvent(str(error))
             if isinstance(event, _MARKS):  # first of all: most of what a busy server writes is not ours
                 self._written_at = event.timestamp or self._written_at
                 idle = event.__class__ is HeartbeatLogEvent
-                return Mark(reader.log_file, reader.log_pos, self._written_at, self.heard_at, idle)
+                return StreamMark(reader.log_file, reader.log_pos, self._written_at, self.heard_at, idle)
             if isinstance(event, RowsEvent):
                 try:
                     ids = self._keys.ids(event)
-                except Unreadable as error:
-                    return Gap(str(error))
-                return Rows(ids, self._keys.doubt())
+                except UndecodableEvent as error:
+                    return UnreadableEvent(str(error))
+                return ChangedRows(ids, self._keys.take_doubt())
             if isinstance(event, FormatDescriptionEvent):
                 self._require_format(event)
             elif event.event_type not in _WITHOUT_ROWS:
-                return Gap(f"an event of type {event.event_type} that may hold compressed rows")
+                return UnreadableEvent(f"an event of type {event.event_type} that may hold compressed rows")
 
     def _require_format(self, event: Any) -> None:
         """The library asks for binlog_checksum once, at its connect; with another it would cut four bytes off each event."""
@@ -234,14 +234,14 @@ class Reader:
             self._unreadable += 1
             if self._unreadable >= _HOPELESS:
                 raise StreamLost(f"{_HOPELESS} events in a row could not be read: {why}", "decode") from error
-            raise Unreadable(why) from error
+            raise UndecodableEvent(why) from error
         self._unreadable = 0
         if event is None:
             raise StreamLost(f"the server {self._address} ended the stream: it shuts down", "shutdown")
         self.heard_at = time.monotonic()
         return event
 
-    def _dial(self, **settings: Any) -> Any:
+    def _connect(self, **settings: Any) -> Any:
         """What the library calls to connect: once for the stream, once for its questions about tables."""
         if "db" in settings:
             settings["database"] = settings.pop("db")
@@ -253,7 +253,7 @@ class Reader:
             raise StreamLost(f"the connection to the server {self._address} broke", "link")
         else:
             self._stream_dialled = True
-        connection = self._line.connect(settings)
+        connection = self._connections.connect(settings)
         self.heard_at = time.monotonic()
         return connection
 
@@ -271,7 +271,7 @@ class Reader:
             return StreamLost(message, "shutdown")
         if code in _KILLED:
             return StreamLost(message, "killed")
-        translated = in_our_words(error, self._address)
+        translated = translate_error(error, self._address)
         if isinstance(translated, Misconfigured):
             return StreamUnavailable(translated.message, translated.hint)
         return StreamLost(translated.message, "link")

@@ -16,16 +16,16 @@ from typing import Final, Protocol
 import sqlalchemy as sa
 import structlog
 
-from cdc_archiver.database import server
+from cdc_archiver.database import server_features
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import Census, FilesTable, Pending
-from cdc_archiver.database.server import Position
+from cdc_archiver.database.server_features import Position
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, StreamUnavailable
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.model import Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _PAGE: Final = 1000
 _SECOND_LOOK: Final = 1.5
@@ -78,11 +78,11 @@ class NoStream:
         return []
 
 
-class Sweeper(Part):
+class Sweeper(StoppableThread):
     """Sweeps: at the start, when asked, and at the interval of the mode.
 
     Args:
-        door: where the ids go.
+        sink: where the ids go.
         stream: asked what it has delivered.
         housekeeping: called after a count, with its connection.
         on_database: told whether the database answers.
@@ -93,7 +93,7 @@ class Sweeper(Part):
         settings: Settings,
         database: Database,
         files: FilesTable,
-        door: WakeupSink,
+        sink: WakeupSink,
         stream: StreamView,
         metrics: Metrics,
         housekeeping: Callable[[sa.Connection], None] = lambda connection: None,
@@ -103,7 +103,7 @@ class Sweeper(Part):
         self._settings = settings
         self._database = database
         self._files = files
-        self._door = door
+        self._sink = sink
         self._stream = stream
         self._metrics = metrics
         self._housekeeping = housekeeping
@@ -212,14 +212,14 @@ class Sweeper(Part):
         self._metrics.last_sweep.set_to_current_time()
         self.last_sweep = datetime.now(UTC)
         if complete:
-            self._door.forget_dropped()
+            self._sink.forget_dropped()
             self.exhausted.set()
         self._count_missed()
         if complete or began - self._census_at > _CENSUS_EVERY:
             self._census_at = began
-            self._look_around()
+            self._count_and_prune()
 
-    def _look_around(self) -> None:
+    def _count_and_prune(self) -> None:
         """Counts and tidies up: what comes of it is told, and undoes no sweep."""
         with self._database.connect() as connection:
             self._take_census(connection)
@@ -241,15 +241,15 @@ class Sweeper(Part):
             The last id that was offered where there was no room for more; None if all were.
         """
         while not self.stopping.is_set():
-            room = self._door.room(source.name)
+            room = self._sink.room(source.name)
             if room == 0:
-                self._door.starve(source.name)
+                self._sink.starve(source.name)
                 return after
             page = self._files.pending(connection, source.target, after, until, min(room, _PAGE))
-            why = {pending.id: self._why(source.name, pending) for pending in page}
+            why = {pending.id: self._classify(source.name, pending) for pending in page}
             # Asked before anybody is told of them: what we do to them ourselves is beyond it.
             place = self._position(connection) if "" in why.values() else None
-            offered = self._door.offer(why, Origin.SWEEP, fresh=fresh)
+            offered = self._sink.offer(why, Origin.SWEEP, fresh=fresh)
             found.update(why[id_] for id_ in offered if why[id_])
             if place is not None:
                 self._stream.suspect(sorted(id_ for id_ in offered if not why[id_]), place)
@@ -258,9 +258,9 @@ class Sweeper(Part):
             after = page[-1].id
         return after
 
-    def _why(self, source: str, pending: Pending) -> str:
+    def _classify(self, source: str, pending: Pending) -> str:
         """Why a sweep finds this row; empty where only the stream's further way will tell."""
-        if self._door.was_dropped(pending.id):
+        if self._sink.was_dropped(pending.id):
             return "overflow"
         if pending.attempts:
             return "retry"
@@ -274,7 +274,7 @@ class Sweeper(Part):
         will find out."""
         reached = self._stream.position
         try:
-            place = server.position(connection, server.identify(connection))
+            place = server_features.position(connection, server_features.identify(connection))
         except StreamUnavailable:
             return None
         return None if reached is not None and place < reached else place

@@ -47,7 +47,7 @@ class Minute:
 
 
 @dataclass(frozen=True, slots=True)
-class NewFile:
+class ArchivedFile:
     """A file that was archived.
 
     Attributes:
@@ -77,7 +77,7 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Failing:
+class FailureGroup:
     """All files whose last try failed for one reason.
 
     Attributes:
@@ -92,7 +92,7 @@ class Failing:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ActivitySnapshot:
     """All of it, as of now.
 
     Attributes:
@@ -104,20 +104,20 @@ class Seen:
 
     at: datetime
     minutes: tuple[Minute, ...]
-    newest: tuple[NewFile, ...]
-    failing: tuple[Failing, ...]
+    newest: tuple[ArchivedFile, ...]
+    failing: tuple[FailureGroup, ...]
     forgotten: int
 
 
 @dataclass(slots=True)
-class _Bucket:
+class _MinuteCounts:
     number: int
     files: int = 0
     size: int = 0
     failed: int = 0
     latencies: Counter[int] = field(default_factory=Counter)
 
-    def seen(self) -> Minute:
+    def summary(self) -> Minute:
         return Minute(
             datetime.fromtimestamp(self.number * 60, UTC),
             self.files,
@@ -139,12 +139,14 @@ class Activity:
         self._clock = clock
         self._lock = threading.Lock()
         self._began = int(clock() // 60)
-        self._buckets: deque[_Bucket] = deque(maxlen=MINUTES)
+        self._buckets: deque[_MinuteCounts] = deque(maxlen=MINUTES)
         self._newest: deque[tuple[float, str, Archived, float | None]] = deque(maxlen=NEWEST)
         self._failing: OrderedDict[int, Failure] = OrderedDict()
         self._forgotten = 0
 
-    def note(self, source: str, outcome: Archived | AttemptFailed | Refused | Deferred, latency: float | None) -> None:
+    def record_outcome(
+        self, source: str, outcome: Archived | AttemptFailed | Refused | Deferred, latency: float | None
+    ) -> None:
         """Something came of a file.
 
         Args:
@@ -170,7 +172,7 @@ class Activity:
                     self._failing.popitem(last=False)
                     self._forgotten += 1
 
-    def dismissed(self, id_: int) -> None:
+    def dismiss(self, id_: int) -> None:
         """A file is no work any more: another archived it, or a person gave it up."""
         with self._lock:
             self._failing.pop(id_, None)
@@ -187,7 +189,7 @@ class Activity:
             if not self._failing:
                 self._forgotten = 0
 
-    def seen(self) -> Seen:
+    def snapshot(self) -> ActivitySnapshot:
         """How it is now."""
         now = self._clock()
         with self._lock:
@@ -195,28 +197,29 @@ class Activity:
             current = self._buckets[-1].number
             by_number = {bucket.number: bucket for bucket in self._buckets}
             first = max(current - MINUTES + 1, min(self._began, self._buckets[0].number))
-            buckets = [by_number.get(number) or _Bucket(number) for number in range(first, current + 1)]
-            minutes = tuple(bucket.seen() for bucket in buckets)
-            newest = tuple(_new_file(*each) for each in self._newest)
+            buckets = [by_number.get(number) or _MinuteCounts(number) for number in range(first, current + 1)]
+            minutes = tuple(bucket.summary() for bucket in buckets)
+            newest = tuple(_archived_file(*each) for each in self._newest)
             counts = Counter(failure.reason for failure in self._failing.values())
             last = {failure.reason: failure for failure in self._failing.values()}
             forgotten = self._forgotten
         failing = tuple(
-            Failing(reason, Reason(reason).scope.value, files, last[reason]) for reason, files in counts.most_common()
+            FailureGroup(reason, Reason(reason).scope.value, files, last[reason])
+            for reason, files in counts.most_common()
         )
-        return Seen(datetime.fromtimestamp(now, UTC), minutes, newest, failing, forgotten)
+        return ActivitySnapshot(datetime.fromtimestamp(now, UTC), minutes, newest, failing, forgotten)
 
-    def _bucket(self, now: float) -> _Bucket:
+    def _bucket(self, now: float) -> _MinuteCounts:
         number = int(now // 60)
         if not self._buckets or self._buckets[-1].number < number:
-            self._buckets.append(_Bucket(number))
+            self._buckets.append(_MinuteCounts(number))
         # A clock that was set back: the newest minute goes on until it is past it again.
         return self._buckets[-1]
 
 
-def _new_file(now: float, source: str, outcome: Archived, latency: float | None) -> NewFile:
+def _archived_file(now: float, source: str, outcome: Archived, latency: float | None) -> ArchivedFile:
     at = datetime.fromtimestamp(now, UTC)
-    return NewFile(outcome.record.id, at, source, outcome.path, outcome.size, outcome.adopted, latency)
+    return ArchivedFile(outcome.record.id, at, source, outcome.path, outcome.size, outcome.adopted, latency)
 
 
 def _class_of(seconds: float) -> int:

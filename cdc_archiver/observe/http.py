@@ -30,7 +30,7 @@ from cdc_archiver.observe.query_pool import Busy, Inquirer
 from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.observe.summary import Summary
 from cdc_archiver.text import escape_unprintable, to_jsonable
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _LONGEST_QUESTION: Final = 1024
 """Characters: more than a path has."""
@@ -56,7 +56,7 @@ class Views:
     why: Callable[[str], dict[str, Any]]
 
 
-class HttpServer(Part):
+class HttpServer(StoppableThread):
     """The service's HTTP server.
 
     Args:
@@ -127,7 +127,7 @@ def application(views: Views, host: str, address: str) -> Starlette:
         return _Json({**to_jsonable(now), "words": to_jsonable(views.words(now))})
 
     def api_activity(_request: Request) -> Response:
-        seen = to_jsonable(metrics.activity.seen())
+        seen = to_jsonable(metrics.activity.snapshot())
         for group in seen["failing"]:
             group["words"] = reason_words(group["reason"])
         return _Json(_shortened(seen))

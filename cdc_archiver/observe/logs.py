@@ -63,7 +63,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
 
 
 @contextmanager
-def gathered() -> Iterator[None]:
+def buffered_logs() -> Iterator[None]:
     """What this thread logs inside the block is written at its end, all at once: for many lines in a row."""
     lines: list[str] = []
     _gathered.lines = lines
@@ -82,7 +82,7 @@ class _Lines:
         self._file = file
 
     def msg(self, line: str) -> None:
-        """Writes a line, or keeps it for the end of :func:`gathered`."""
+        """Writes a line, or keeps it for the end of :func:`buffered_logs`."""
         lines = getattr(_gathered, "lines", None)
         if lines is not None:
             lines.append(line)

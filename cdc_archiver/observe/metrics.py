@@ -159,7 +159,7 @@ class Metrics:
         Args:
             latency: seconds from the event that told of it, where it is archived and one did.
         """
-        self.activity.note(source, outcome, latency)
+        self.activity.record_outcome(source, outcome, latency)
         if isinstance(outcome, Archived):
             of = self._archived.get(source) or self._archived.setdefault(source, _ArchivedOf(self, source))
             if latency is not None:

@@ -11,7 +11,7 @@ from typing import Final, Self
 import structlog
 
 from cdc_archiver.observe.service_status import ServiceStatus
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _LOOK_EVERY: Final = 5.0
 """Seconds between two looks at the status; fewer where the watchdog wants to hear more often."""
@@ -19,7 +19,7 @@ _LOOK_EVERY: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
-class Notifier(Part):
+class Notifier(StoppableThread):
     """Tells the service manager how the service is, for as long as it runs.
 
     Ready means that it serves: a database that is away at boot is waited for by the service itself, and must not make the

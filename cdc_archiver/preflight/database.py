@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
-from cdc_archiver.database.server import Server, ServerKind, identify, position, stream_obstacles
+from cdc_archiver.database.server_features import ServerInfo, ServerKind, identify, position, stream_obstacles
 from cdc_archiver.errors import ArchiverError, Misconfigured
 from cdc_archiver.preflight.findings import Finding, failure, from_error, guarded, ok, warning
 from cdc_archiver.settings import Settings
@@ -79,7 +79,7 @@ _FIT: Final = {
 class _Table:
     """The questions about one table of files, each on a connection of its own."""
 
-    def __init__(self, database: Database, server: Server, name: str) -> None:
+    def __init__(self, database: Database, server: ServerInfo, name: str) -> None:
         self._database = database
         self._server = server
         self._name = name
@@ -258,7 +258,7 @@ def _no_connection(database: Database, settings: Settings, error: ArchiverError)
     return from_error("database", error)
 
 
-def _no_table(database: Database, settings: Settings, server: Server, error: ArchiverError) -> Finding:
+def _no_table(database: Database, settings: Settings, server: ServerInfo, error: ArchiverError) -> Finding:
     name = settings.table or schema.DEFAULT_TABLE
     with contextlib.suppress(ArchiverError), database.connect() as connection:
         # A table on which we have no right at all is not shown to us; only an attempt tells it from one that is not there,
@@ -313,7 +313,7 @@ def _clock(database: Database, settings: Settings) -> Iterator[Finding]:
 _CLOCKS_APART: Final = 10.0
 
 
-def _server_id(database: Database, settings: Settings, server: Server) -> Iterator[Finding]:
+def _server_id(database: Database, settings: Settings, server: ServerInfo) -> Iterator[Finding]:
     if settings.server_id is None:
         return
     mine = settings.server_id

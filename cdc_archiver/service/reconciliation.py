@@ -18,7 +18,7 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.settings import Settings
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _TICK: Final = 0.1
 _WATCH_EVERY: Final = 1.0
@@ -66,7 +66,7 @@ class Result:
         if self.unreachable:
             return ExitStatus.UNREACHABLE
         left = self.left.pending + self.left.quarantined + self.left.refused
-        return ExitStatus.NOT_RIGHT if left else ExitStatus.DONE
+        return ExitStatus.INCOMPLETE if left else ExitStatus.DONE
 
 
 class Reconciliation:
@@ -91,7 +91,7 @@ class Reconciliation:
         self._metrics = Metrics()
         self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopped = False
-        self._dead: list[Part] = []
+        self._dead: list[StoppableThread] = []
 
     def stop(self) -> None:
         """Asks it to end early; may be called from a signal handler, and so takes no lock."""

@@ -39,7 +39,7 @@ from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _LONGEST_PAUSE: Final = 10.0
 _TICK: Final = 0.1
@@ -313,7 +313,7 @@ class Supervisor:
                     _log.error("part_died", part=event.part.name, exc_info=failure)
                     raise ArchiverError(f"the thread {event.part.name} died of {failure!r}", "this is a bug: report it")
 
-    def _is_unexpected(self, part: Part) -> bool:
+    def _is_unexpected(self, part: StoppableThread) -> bool:
         """Whether a part's death is news: it was not asked to stop, or its source cannot be let go without it."""
         leaving = self._shift.leaving if self._shift is not None else ()
         return not part.stopping.is_set() or part.name.partition("/")[0] in leaving
@@ -426,7 +426,7 @@ class Supervisor:
             self._keeper.stop()
             self._keeper.join(2.0)
 
-    def _ended(self, part: Part) -> None:
+    def _ended(self, part: StoppableThread) -> None:
         if part.failure is not None:
             self._events.put(_Event("ended", part=part))
 
@@ -477,7 +477,7 @@ class Supervisor:
 class _Event:
     what: str
     why: str = ""
-    part: Part | None = None
+    part: StoppableThread | None = None
     sources: tuple[str, ...] = ()
     losses: int = 0
     shift: Pipeline | None = None

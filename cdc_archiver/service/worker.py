@@ -9,13 +9,13 @@ from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Archived, AttemptFailed, Lane, Refused
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import SourceSettings
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 from cdc_archiver.transfer.copier import Copier
 
 _WAIT: Final = 5.0
 
 
-class Worker(Part):
+class Worker(StoppableThread):
     """Copies one lane of one source.
 
     Args:

@@ -11,7 +11,7 @@ from cdc_archiver.model import Lane
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.worker import Worker
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 from cdc_archiver.transfer.copier import Copier
 from cdc_archiver.transfer.staging import Archive
 
@@ -34,7 +34,7 @@ class WorkerPool:
         dispatcher: Dispatcher,
         recorder: Recorder,
         metrics: Metrics,
-        on_end: Callable[[Part], None],
+        on_end: Callable[[StoppableThread], None],
     ) -> None:
         self.source = source
         self._cancel = threading.Event()

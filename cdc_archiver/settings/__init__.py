@@ -5,8 +5,8 @@ from cdc_archiver.settings.definitions import (
     Settings,
     SourceOptions,
     SourceSettings,
-    duration,
     load,
+    parse_duration,
 )
 
-__all__ = ["PREFIX", "Settings", "SourceOptions", "SourceSettings", "duration", "load"]
+__all__ = ["PREFIX", "Settings", "SourceOptions", "SourceSettings", "load", "parse_duration"]

@@ -374,7 +374,7 @@ def load(
     file_values = _read_toml(config) if config else {}
     given = {name for name, value in (flags or {}).items() if value is not None}
     given |= {name for name in Settings.model_fields if f"{PREFIX}{name}".lower() in variables}
-    _let_sources_hear(file_values, given, flags or {}, variables)
+    _override_sources(file_values, given, flags or {}, variables)
     if "mysql_password" in variables and "mysql_password_file" in variables:
         raise Misconfigured("MYSQL_PASSWORD and MYSQL_PASSWORD_FILE are both set", "leave one of them out")
     if "mysql_password" in variables:  # the environment's word comes after the file's
@@ -400,7 +400,7 @@ def load(
         raise Misconfigured(_first_error(error)) from None
 
 
-def _let_sources_hear(
+def _override_sources(
     file_values: dict[str, Any], given: set[str], flags: Mapping[str, Any], variables: Mapping[str, str]
 ) -> None:
     """What a flag or a variable says of all sources is the last word over what the file says of each."""
@@ -418,7 +418,7 @@ def _let_sources_hear(
             entry[name] = variables[f"{PREFIX}{name}".lower()] if flag is None else flag
 
 
-def duration(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Seconds of a duration as settings take it: ``90``, ``500ms``, ``5m``.
 
     Raises:

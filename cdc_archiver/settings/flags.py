@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.settings import PREFIX, Settings, load
 from cdc_archiver.settings.reference import default_text
-from cdc_archiver.settings.types import Bytes, Seconds, is_kind
+from cdc_archiver.settings.types import Bytes, Seconds, is_of_type
 
 Command: TypeAlias = Callable[..., ExitStatus]
 
@@ -101,9 +101,9 @@ def _metavar(name: str, field: FieldInfo) -> str:
     """What stands for the value in a help text. Values are read, and complained of, by the settings themselves."""
     if isinstance(field.annotation, type) and issubclass(field.annotation, StrEnum):
         return "|".join(field.annotation)
-    if is_kind(field, Seconds):
+    if is_of_type(field, Seconds):
         return "TIME"
-    if is_kind(field, Bytes):
+    if is_of_type(field, Bytes):
         return "SIZE"
     if Path in (field.annotation, *get_args(field.annotation)):
         return "PATH"

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from cdc_archiver.settings import PREFIX, Settings
-from cdc_archiver.settings.types import Bytes, Seconds, duration_text, is_kind, size_text
+from cdc_archiver.settings.types import Bytes, Seconds, duration_text, is_of_type, size_text
 
 _BETWEEN_MARKERS: Final = re.compile(r"(<!-- settings -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
@@ -47,9 +47,9 @@ def default_text(field: FieldInfo) -> str:
         return "yes" if value else "no"
     if isinstance(value, StrEnum):
         return f"`{value.value}`"
-    if is_kind(field, Seconds):
+    if is_of_type(field, Seconds):
         return f"`{duration_text(value)}`"
-    return f"`{size_text(value) if is_kind(field, Bytes) else value}`"
+    return f"`{size_text(value) if is_of_type(field, Bytes) else value}`"
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def parse_timetable(text: str) -> Timetable:
     return Timetable(tuple(sorted(entries.items())))
 
 
-def is_kind(field: FieldInfo, kind: object) -> bool:
+def is_of_type(field: FieldInfo, kind: object) -> bool:
     """Whether a setting is of a kind: :data:`Seconds` or :data:`Bytes`."""
     return any(meta in field.metadata for meta in get_args(kind)[1:] if isinstance(meta, BeforeValidator))
 

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 import tenacity
 
-from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
+from cdc_archiver.errors import DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured, TransferError
 from cdc_archiver.model import (
     Archived,
     AttemptFailed,
@@ -29,7 +29,7 @@ from cdc_archiver.model import (
     Reason,
     Refused,
     Scope,
-    Steps,
+    StepDurations,
 )
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.settings.types import Verify
@@ -104,7 +104,7 @@ class Copier:
                 with attempt:
                     if work.wanted and not self._cancel.is_set():
                         yield from work.run(self._control_path(source))
-        except CopyTrouble as trouble:
+        except TransferError as trouble:
             if trouble.reason.scope is Scope.CONFIGURATION or trouble.reason is Reason.STALLED:
                 self._renew_connection(source)
             yield from work.defer(trouble.reason, str(trouble))
@@ -204,7 +204,7 @@ class _Work:
         Where that directory cannot be entered, from the source root: what that says is about each file.
 
         Raises:
-            CopyTrouble: it failed by no file's fault; what arrived before counts.
+            TransferError: it failed by no file's fault; what arrived before counts.
         """
         directory = common_directory(list(self.wanted))
         if not (yield from self._run(directory, control_path)):
@@ -311,7 +311,7 @@ class _Work:
                 yield self._decide(Deferred(record, trouble.reason, str(trouble)))
         verified = time.monotonic()
         results = self._archive.place([file for _, file in sound])
-        steps = Steps(transferred, verified - began, time.monotonic() - verified)
+        steps = StepDurations(transferred, verified - began, time.monotonic() - verified)
         for (record, _), result in zip(sound, results, strict=True):
             match result:
                 case Placed(path=path, size=size, adopted=adopted):

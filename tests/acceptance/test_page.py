@@ -322,7 +322,7 @@ def test_what_is_typed_and_where_the_keyboard_is_outlasts_news(browsed: Service,
     )
     # When the list is drawn anew around it,
     browser.ask("window.was = document.activeElement, 0")
-    browsed.archiver.metrics.activity.note("elsewhere", _archived(), 0.1)
+    browsed.archiver.metrics.activity.record_outcome("elsewhere", _archived(), 0.1)
     browser.wait("!window.was.isConnected", "the list is new")
     # then the keyboard is where it was.
     assert browser.ask("document.activeElement.dataset.key") == key

@@ -13,13 +13,15 @@ from stage import SourceFile, Stage
 from waiting import PATIENCE, eventually, eventually_or_not
 
 from cdc_archiver.database.source_locks import LockTiming
-from cdc_archiver.events.binlog import BinlogStream, Pace
+from cdc_archiver.events.binlog import BinlogStream, StreamTiming
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.sandbox import DatabaseServer
 
-QUICK = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5)
+QUICK = StreamTiming(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5)
 """As the service's own, but faster: so that a test is soon over."""
-UNLOOKING = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=600.0)
+UNLOOKING = StreamTiming(
+    heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=600.0
+)
 """As QUICK, but it does not look around in between: for what the stream itself must notice."""
 BRISK_LOCK = LockTiming(session_limit=9, check_interval=1.0, answer_limit=3.0, try_interval=0.2)
 

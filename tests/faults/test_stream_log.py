@@ -27,7 +27,7 @@ def stage(doomed_stage: Stage) -> Stage:
 @pytest.fixture
 def unlooking(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
     """The stream does not look around, and so has to notice by itself."""
-    monkeypatch.setattr(binlog, "Pace", lambda: UNLOOKING)
+    monkeypatch.setattr(binlog, "StreamTiming", lambda: UNLOOKING)
 
 
 def log_end(stage: Stage) -> tuple[str, int]:

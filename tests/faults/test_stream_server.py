@@ -209,7 +209,7 @@ def test_what_is_written_between_two_streams_is_swept_for_when_the_next_one_begi
 def test_a_stream_that_falls_silent_is_left_and_the_table_is_swept(
     stage: Stage, stream_wire: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binlog, "Pace", lambda: UNLOOKING)
+    monkeypatch.setattr(binlog, "StreamTiming", lambda: UNLOOKING)
     monkeypatch.setattr(binlog, "_ANSWER_TIMEOUT", 3)
     # Given a service whose stream goes over a wire of its own,
     with stage.service() as service:

@@ -12,9 +12,9 @@ from files_table import TABLE
 from waiting import eventually
 from world import World
 
-from cdc_archiver.database import server as servers
-from cdc_archiver.database.server import Position
-from cdc_archiver.events.binlog import BinlogStream, Pace
+from cdc_archiver.database import server_features
+from cdc_archiver.database.server_features import Position
+from cdc_archiver.events.binlog import BinlogStream, StreamTiming
 from cdc_archiver.observe.metrics import Metrics
 
 
@@ -63,7 +63,7 @@ class Heard:
 class Streaming:
     """A stream, who hears it, and its metrics."""
 
-    def __init__(self, world: World, pace: Pace = QUICK, **options: Any) -> None:
+    def __init__(self, world: World, timing: StreamTiming = QUICK, **options: Any) -> None:
         database = options.pop("database", None) or world.database()
         self.heard = Heard()
         self.metrics = Metrics()
@@ -72,8 +72,8 @@ class Streaming:
             TABLE,
             self.heard,
             self.metrics,
-            pace=pace,
-            chance=options.pop("chance", random.Random()),
+            timing=timing,
+            rng=options.pop("rng", random.Random()),
             **options,
         )
 
@@ -82,9 +82,11 @@ class Streaming:
 
 
 @contextlib.contextmanager
-def streaming(world: World, pace: Pace = QUICK, *, anchored: bool = True, **options: Any) -> Iterator[Streaming]:
+def streaming(
+    world: World, timing: StreamTiming = QUICK, *, anchored: bool = True, **options: Any
+) -> Iterator[Streaming]:
     """A stream that is open, and that must end of its own accord in good order."""
-    running = Streaming(world, pace, **options)
+    running = Streaming(world, timing, **options)
     running.stream.start()
     try:
         if anchored:
@@ -98,7 +100,7 @@ def streaming(world: World, pace: Pace = QUICK, *, anchored: bool = True, **opti
 
 def position(world: World) -> Position:
     with world.connection() as connection:
-        return servers.position(connection, servers.identify(connection))
+        return server_features.position(connection, server_features.identify(connection))
 
 
 def passed(running: Streaming, there: Position) -> bool:

@@ -170,7 +170,7 @@ def verify(
     if not complete:
         complain(f"interrupted; {'the next run with this --state goes on' if state else 'with --state it could go on'}")
         raise typer.Exit(_INTERRUPTED)
-    return ExitStatus.NOT_RIGHT if tally.wrong or strangers or unseen else ExitStatus.DONE
+    return ExitStatus.INCOMPLETE if tally.wrong or strangers or unseen else ExitStatus.DONE
 
 
 def _state(

@@ -22,14 +22,14 @@ from cdc_archiver.commands.why.facts import (
     older_rows,
     seen_at_sources,
 )
-from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import Row
+from cdc_archiver.database.operator_history import HistoryEntry
 from cdc_archiver.database.search import is_id, state_of
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.timespec import clock
+from cdc_archiver.timespec import format_time
 
 HELP: Final = """
 Say why a file is not here.
@@ -79,7 +79,7 @@ def why(
 def _nobody(table: str, wanted: str, older: list[OlderRow], seen: list[AtSource], *, as_json: bool) -> ExitStatus:
     if as_json:
         print_json(inquiry.nobody(table, wanted, older, seen))
-        return ExitStatus.NOT_RIGHT
+        return ExitStatus.INCOMPLETE
     page = Page()
     page.line(inquiry.nobody_words(table, wanted, older))
     for each in seen:
@@ -88,7 +88,7 @@ def _nobody(table: str, wanted: str, older: list[OlderRow], seen: list[AtSource]
         page.line(f"to look at it there: cdc-archiver why {older[0].id} --table {older[0].table}")
     elif not is_id(wanted):
         page.line("if it should be: `cdc-archiver register` does it by hand, where the file is")
-    return ExitStatus.NOT_RIGHT
+    return ExitStatus.INCOMPLETE
 
 
 def _which(rows: list[Row], wanted: str, max_attempts: int, *, as_json: bool) -> ExitStatus:
@@ -110,7 +110,7 @@ def _print(page: Page, facts: Facts, told: Diagnosis) -> None:
     record = facts.record
     page.line((told.sentence, "bold"))
     page.line()
-    time = clock(record.timestamp) if record.timestamp else "none"
+    time = format_time(record.timestamp) if record.timestamp else "none"
     attempts = "none" if record.failed_copy_attempts is None else str(record.failed_copy_attempts)
     page.facts(
         [
@@ -180,13 +180,13 @@ def _service(facts: Facts) -> str:
     return f"{service.state}; it has this file in hand: {hand['state']}{again}, told of it by the {hand['origin']}"
 
 
-def _print_attempt(page: Page, attempt: Attempt) -> None:
+def _print_attempt(page: Page, attempt: HistoryEntry) -> None:
     words = [attempt.result]
     if attempt.reason:
         words.append(f"{attempt.reason} ({reason_words(attempt.reason)})")
     if attempt.archived_path:
         words.append(f"from {attempt.source_path} to {attempt.archived_path}")
-    page.line(f"  {clock(attempt.at)}  {', '.join(words)}")
+    page.line(f"  {format_time(attempt.at)}  {', '.join(words)}")
     if attempt.detail:
         page.line(f"      {attempt.detail}")
     if attempt.md5_seen:

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Final
 
 from cdc_archiver.commands.why.facts import Facts, PlaceState
-from cdc_archiver.database.attempts import IGNORED, Attempt
+from cdc_archiver.database.operator_history import IGNORED, HistoryEntry
 from cdc_archiver.database.search import RowState
 from cdc_archiver.model import Reason, Scope
-from cdc_archiver.timespec import ago, clock, span
+from cdc_archiver.timespec import format_age, format_duration, format_time
 from cdc_archiver.transfer.probe import FileState
 
 _WORDS: Final = MappingProxyType(
@@ -139,7 +139,7 @@ def _archived(facts: Facts) -> Diagnosis:
 
 def _ignored(facts: Facts) -> Diagnosis:
     notes = [attempt for attempt in facts.attempts if attempt.result == IGNORED]
-    who = f": {notes[-1].detail}, on {clock(notes[-1].at)}" if notes else "; nobody noted why"
+    who = f": {notes[-1].detail}, on {format_time(notes[-1].at)}" if notes else "; nobody noted why"
     return Diagnosis(
         f"It is not here because an operator said to ignore it{who}.",
         "Nothing: an ignored file is tried no more, and is no alarm.",
@@ -166,7 +166,11 @@ def _refused(facts: Facts) -> Diagnosis:
 
 def _quarantined(facts: Facts, now: datetime) -> Diagnosis:
     last = _last_failure(facts)
-    why = f", the last time {ago(last.at, now)}: {_said(last)}" if last else f"; why is not known: {_unknown(facts)}"
+    why = (
+        f", the last time {format_age(last.at, now)}: {_said(last)}"
+        if last
+        else f"; why is not known: {_unknown(facts)}"
+    )
     return Diagnosis(
         f"It is not here because it was given up after {facts.record.attempts} failed attempts{why}.",
         "Nothing: a quarantined file is tried no more, until somebody says so.",
@@ -202,7 +206,7 @@ def _pending(facts: Facts, now: datetime) -> Diagnosis:
     tried = ""
     if record.attempts:
         said = f": {_said(last)}" if last else ""
-        when = f", the last time {ago(last.at, now)}" if last else ""
+        when = f", the last time {format_age(last.at, now)}" if last else ""
         of = f" of {facts.max_attempts}" if record.attempts < facts.max_attempts else ""
         tried = f" It was tried {record.attempts}{of} times{when}{said}."
     sentence, following = _waits(facts)
@@ -236,7 +240,11 @@ def _waits(facts: Facts) -> tuple[str, str]:
         return (
             f"It is not here yet because its source {source.get('name')} is in trouble: {_of(source)}.",
             "The source is tried again "
-            + ("just now" if hand.get("state") == "in_flight" else f"in {span(float(source.get('retry_in') or 0.0))}")
+            + (
+                "just now"
+                if hand.get("state") == "in_flight"
+                else f"in {format_duration(float(source.get('retry_in') or 0.0))}"
+            )
             + "; nobody is charged.",
         )
     match hand.get("state"):
@@ -247,11 +255,11 @@ def _waits(facts: Facts) -> tuple[str, str]:
                 return (
                     "It is not here yet: it was put off, by no fault of its own (the service's log says why; a path outside its "
                     + "--source-root would do this).",
-                    f"It is tried again in {span(float(hand.get('retry_in') or 0.0))}; nobody is charged.",
+                    f"It is tried again in {format_duration(float(hand.get('retry_in') or 0.0))}; nobody is charged.",
                 )
             return (
                 "It is not here yet: it waits for its next try.",
-                f"It is tried again in {span(float(hand.get('retry_in') or 0.0))}.",
+                f"It is tried again in {format_duration(float(hand.get('retry_in') or 0.0))}.",
             )
         case "queued" | "offered":
             queued = source.get("queued")
@@ -280,11 +288,11 @@ def _of(state: dict[str, object]) -> str:
     return ": ".join(str(part) for part in (state.get("reason"), state.get("detail")) if part)
 
 
-def _last_failure(facts: Facts) -> Attempt | None:
+def _last_failure(facts: Facts) -> HistoryEntry | None:
     return next((each for each in reversed(facts.attempts) if each.result in ("charged", "refused")), None)
 
 
-def _said(attempt: Attempt) -> str:
+def _said(attempt: HistoryEntry) -> str:
     return f"{attempt.reason}: {reason_words(attempt.reason)}" if attempt.reason else attempt.detail
 
 
@@ -292,7 +300,7 @@ def _unknown(facts: Facts) -> str:
     return facts.no_history or "the history has nothing about it"
 
 
-def _when_to_retry(facts: Facts, last: Attempt | None) -> str:
+def _when_to_retry(facts: Facts, last: HistoryEntry | None) -> str:
     if facts.at_source.state is FileState.OK and last and last.reason in ("missing", "unreadable"):
         return "the file can be had now: to have it tried again"
     return "when the cause is fixed"
@@ -326,7 +334,7 @@ def _fix_row(facts: Facts, reason: str) -> Iterator[tuple[str, str]]:
         )
 
 
-def _fix_file(facts: Facts, last: Attempt | None) -> Iterator[tuple[str, str]]:
+def _fix_file(facts: Facts, last: HistoryEntry | None) -> Iterator[tuple[str, str]]:
     if last is None or last.reason is None:
         return
     match last.reason:

@@ -18,8 +18,8 @@ from cdc_archiver.commands.context import CommandContext
 from cdc_archiver.commands.hashing import hash_file
 from cdc_archiver.commands.service_client import NoService, ask, status_of, works_on
 from cdc_archiver.database import schema
-from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import FilesTable, Row
+from cdc_archiver.database.operator_history import HistoryEntry
 from cdc_archiver.database.search import Criteria, RowState, is_id, state_of, walk
 from cdc_archiver.errors import ArchiverError, LayoutRefused
 from cdc_archiver.model import FileRecord, Reason
@@ -123,7 +123,7 @@ class Facts:
     place: Place
     at_source: AtSource
     service: InService
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[HistoryEntry, ...]
     no_history: str
 
 
@@ -157,7 +157,7 @@ def look(desk: CommandContext, row: Row, *, hash_all: bool = False) -> Facts:
         hash_all: hash the archived file however large it is.
     """
     record = row.record
-    attempts: list[Attempt] = []
+    attempts: list[HistoryEntry] = []
     no_history = desk.no_history
     if desk.history is not None:
         try:
@@ -264,7 +264,7 @@ def _look_at(desk: CommandContext, path: Path, md5: bytes, most: int | None) -> 
 
 
 def _at_source(
-    source: SourceSettings | None, row: Row, attempts: Sequence[Attempt], no_history: str, *, configured: bool
+    source: SourceSettings | None, row: Row, attempts: Sequence[HistoryEntry], no_history: str, *, configured: bool
 ) -> AtSource:
     path: str | None = row.record.path
     if row.copied:

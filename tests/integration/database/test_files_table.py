@@ -14,8 +14,8 @@ from world import PASSWORD, World, new_world
 
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.connections import Database
-from cdc_archiver.database.files_table import Census, FilesTable, Pending, Written
-from cdc_archiver.database.history import Entry, History
+from cdc_archiver.database.files_table import Census, FilesTable, Pending, WriteResult
+from cdc_archiver.database.history import History, OutcomeEntry
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import Archived, AttemptFailed, Reason, Refused
 from cdc_archiver.sandbox import DatabaseServer
@@ -87,7 +87,7 @@ def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_mo
             places = {record: f"/archive/{number}" for number, record in enumerate(records, 1)}
             written = files_table().mark_copied(connection, places)
     # Then the first is, the second was already, the third stays.
-    assert written == Written(changed={ids[0]}, already={ids[1]})
+    assert written == WriteResult(changed={ids[0]}, already={ids[1]})
     assert states(world) == {
         ids[0]: ("/archive/1", 1, 0),
         ids[1]: ("/archive/2", 1, 0),
@@ -117,8 +117,8 @@ def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_ano
             (row,) = files_table().load(connection, ids, image=True).values()
         world.sql(f"UPDATE {TABLE} SET {change} WHERE id = {ids[0]}")
         with database.transaction() as connection:
-            assert files_table().mark_copied(connection, {row.record: "/archive/1"}) == Written(set(), set())
-            assert files_table().charge(connection, [row.record]) == Written(set(), set())
+            assert files_table().mark_copied(connection, {row.record: "/archive/1"}) == WriteResult(set(), set())
+            assert files_table().count_failed_attempt(connection, [row.record]) == WriteResult(set(), set())
     assert states(world) == {ids[0]: ("/data/1", 0, 0)}
 
 
@@ -164,7 +164,7 @@ def test_rows_that_nobody_has_touched_are_not_read_once_more(
             records = [row.record for row in files_table().load(connection, ids, image=True).values()]
         with database.transaction() as connection:
             places = {record: f"/archive/{record.id}" for record in records}
-            assert files_table().mark_copied(connection, places) == Written(set(ids), set())
+            assert files_table().mark_copied(connection, places) == WriteResult(set(ids), set())
     assert len(set(states(world).values())) == len(ids) == 400
 
 
@@ -206,7 +206,7 @@ def test_a_charge_whose_acknowledgement_was_lost_is_not_charged_twice(world: Wor
             records = [row.record for row in files_table().load(connection, ids).values()]
         for changed in ({ids[0], ids[1]}, set[int]()):
             with database.transaction() as connection:
-                assert files_table().charge(connection, records) == Written(changed, set())
+                assert files_table().count_failed_attempt(connection, records) == WriteResult(changed, set())
         with database.connect() as connection:
             fresh = files_table().load(connection, ids)[ids[0]].record
         with database.transaction() as connection:
@@ -290,7 +290,9 @@ def test_the_history_takes_a_wait_of_months(world: World) -> None:
     with database_of(world) as database, database.connect() as connection:
         assert history.open_history(connection) == ""
         record = files_table().load(connection, [id_])[id_].record
-        History(TABLE, retention=0.0).write(connection, [Entry("srv", Archived(record, "/archive/1", 5), 90 * 86400.0)])
+        History(TABLE, retention=0.0).write(
+            connection, [OutcomeEntry("srv", Archived(record, "/archive/1", 5), 90 * 86400.0)]
+        )
     assert world.sql(f"SELECT waited_ms FROM {history.NAME}") == [(2**31 - 1,)]
 
 
@@ -303,7 +305,7 @@ def test_the_history_takes_whatever_a_name_is_made_of(mariadb: DatabaseServer, m
         with database_of(world) as database, database.connect() as connection:
             assert history.open_history(connection) == ""
             record = files_table().load(connection, [id_])[id_].record
-            entries = [Entry("srv", Refused(record, Reason.BAD_NAME, name), 0.0) for name in names]
+            entries = [OutcomeEntry("srv", Refused(record, Reason.BAD_NAME, name), 0.0) for name in names]
             # More than one statement takes.
             History(TABLE, retention=0.0).write(connection, entries * 100)
         kept = world.sql(f"SELECT detail FROM {history.NAME} ORDER BY id")
@@ -319,7 +321,7 @@ def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: World) -
             assert history.open_history(connection) == ""
             record = files_table().load(connection, [id_])[id_].record
             side_table = History(TABLE, retention=3600.0)
-            side_table.write(connection, [Entry("srv", Archived(record, "/archive/1", 5), 0.1)])
+            side_table.write(connection, [OutcomeEntry("srv", Archived(record, "/archive/1", 5), 0.1)])
         world.sql(f"UPDATE {history.NAME} SET at = at - INTERVAL 2 HOUR")
         with world.server.connect(database=world.name) as theirs, database.connect() as connection:
             theirs.begin()
@@ -350,8 +352,8 @@ def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: Worl
             side_table.write(
                 connection,
                 [
-                    Entry("srv", AttemptFailed(record, Reason.CHANGED, "x" * 10_000, b"\xff" * 16), 0.25),
-                    Entry("srv", Archived(record, "/archive/1", 5), 0.5),
+                    OutcomeEntry("srv", AttemptFailed(record, Reason.CHANGED, "x" * 10_000, b"\xff" * 16), 0.25),
+                    OutcomeEntry("srv", Archived(record, "/archive/1", 5), 0.5),
                 ],
             )
             assert side_table.knows_archived(connection, "/archive/")

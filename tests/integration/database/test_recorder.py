@@ -13,7 +13,7 @@ from world import World
 from cdc_archiver.database import history
 from cdc_archiver.database import recorder as recorder_module
 from cdc_archiver.database.connections import Database
-from cdc_archiver.database.history import Entry, History
+from cdc_archiver.database.history import History, OutcomeEntry
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.model import Archived, AttemptFailed, FileRecord, Reason, Refused
 
@@ -196,9 +196,9 @@ def test_a_history_past_its_time_goes_on_and_on_beside_the_writes(
         side_table = History(TABLE, retention=3600.0)
         # Given entries of which 35 are past their time
         with database.connect() as connection:
-            side_table.write(connection, [Entry("srv", Archived(first, "/archive/old", 7), 0.1)] * 35)
+            side_table.write(connection, [OutcomeEntry("srv", Archived(first, "/archive/old", 7), 0.1)] * 35)
             world.sql(f"UPDATE {history.NAME} SET at = at - INTERVAL 2 HOUR")
-            side_table.write(connection, [Entry("srv", Archived(first, "/archive/young", 7), 0.1)] * 3)
+            side_table.write(connection, [OutcomeEntry("srv", Archived(first, "/archive/young", 7), 0.1)] * 3)
         recorder = Recorder(database, files_table(), side_table, heard, patience=1.0)
         recorder.start()
         try:

@@ -11,13 +11,13 @@ from streaming import passed, position, streaming
 from waiting import eventually
 from world import World
 
-from cdc_archiver.database.server import Position
-from cdc_archiver.events.binlog import Pace
+from cdc_archiver.database.server_features import Position
+from cdc_archiver.events.binlog import StreamTiming
 
 
 def test_traffic_in_other_tables_moves_the_position(world: World) -> None:
     world.sql("CREATE TABLE other (a INT AUTO_INCREMENT PRIMARY KEY)")
-    with streaming(world, Pace(heartbeat=60.0)) as running:
+    with streaming(world, StreamTiming(heartbeat=60.0)) as running:
         world.sql("INSERT INTO other VALUES ()")
         there = position(world)
         eventually(lambda: passed(running, there), f"{there} passed, at {running.stream.position}")

@@ -105,8 +105,11 @@ def test_a_reset_of_a_log_of_several_files_is_a_lost_position(doomed: World) -> 
 
 
 def test_a_link_that_falls_silent_is_noticed(world: World) -> None:
-    pace = replace(UNLOOKING, heartbeat=0.5)
-    with Proxy(world.server.port) as proxy, streaming(world, pace, database=world.database(port=proxy.port)) as running:
+    timing = replace(UNLOOKING, heartbeat=0.5)
+    with (
+        Proxy(world.server.port) as proxy,
+        streaming(world, timing, database=world.database(port=proxy.port)) as running,
+    ):
         running.heard.await_ids(world.insert("/a"))
         proxy.freeze()
         running.heard.await_one("lost", "stalled")
@@ -117,8 +120,8 @@ def test_a_link_that_falls_silent_is_noticed(world: World) -> None:
 
 def test_another_replica_with_our_random_server_id_costs_one_reconnect(world: World) -> None:
     with (
-        streaming(world, UNLOOKING, chance=random.Random(7)) as running,
-        streaming(world, UNLOOKING, chance=random.Random(7)) as other,
+        streaming(world, UNLOOKING, rng=random.Random(7)) as running,
+        streaming(world, UNLOOKING, rng=random.Random(7)) as other,
     ):
         assert running.heard.await_one("lost") == "server_id"
         running.heard.await_anchors(2)

@@ -11,7 +11,7 @@ from rows import files_table, register
 from waiting import eventually
 from world import World, new_world
 
-from cdc_archiver.database.server import Position
+from cdc_archiver.database.server_features import Position
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import Origin

@@ -15,9 +15,8 @@ from pymysqlreplication.constants import BINLOG, FIELD_TYPE
 from pymysqlreplication.packet import BinLogPacketWrapper
 from pymysqlreplication.row_event import TableMapEvent, UpdateRowsEvent, WriteRowsEvent
 
-from cdc_archiver.database.server import KeyColumn
-from cdc_archiver.events.pk_decoder import Images
-from cdc_archiver.events.row_keys import KeyReader
+from cdc_archiver.database.server_features import KeyColumn
+from cdc_archiver.events.pk_decoder import PrimaryKeyDecoder, RowsLayout
 
 _CONTROL = SimpleNamespace(charset="utf8", _get_dbms=lambda: "mysql")
 _INTEGERS = {FIELD_TYPE.TINY: 1, FIELD_TYPE.SHORT: 2, FIELD_TYPE.INT24: 3, FIELD_TYPE.LONG: 4, FIELD_TYPE.LONGLONG: 8}
@@ -138,7 +137,9 @@ class Scene:
 
     def keys(self, event: Any) -> list[int]:
         """As the service finds them."""
-        return KeyReader(lambda: KeyColumn("files", "pysmurf_files", "id", self.ordinal, len(self.columns))).ids(event)
+        return PrimaryKeyDecoder(
+            lambda: KeyColumn("files", "pysmurf_files", "id", self.ordinal, len(self.columns))
+        ).ids(event)
 
     def _read(self, kind: int, body: bytes, tables: dict[int, Any]) -> Any:
         body += b"\xaa\xbb\xcc\xdd" if self.checksum else b""
@@ -206,10 +207,10 @@ def test_every_type_is_stepped_over_as_far_as_the_library_reads(data: st.DataObj
     assert keys == as_decoded(scene, event)
 
 
-def table(*columns: Column) -> Images:
+def table(*columns: Column) -> RowsLayout:
     """Of an insert into a table whose first column is its key, an INT."""
     described = [SimpleNamespace(type=column.kind, max_length=32) for column in (ID, *columns)]
-    return Images(described, [bits([True] * len(described))], 0)
+    return RowsLayout(described, [bits([True] * len(described))], 0)
 
 
 ID = fixed(FIELD_TYPE.LONG, 4)
@@ -228,20 +229,20 @@ def test_a_row_without_a_key_is_not_believed() -> None:
     assert table(NAME).keys(b"\x01\x03abc") is None, "it is NULL"
     columns = [SimpleNamespace(type=FIELD_TYPE.LONG)] * 2
     for present in ([b"\x02"], [b"\x00"], [b"\x02", b"\x00"]):
-        assert Images(columns, present, 0).keys(b"\x00\x05\x00\x00\x00") is None
+        assert RowsLayout(columns, present, 0).keys(b"\x00\x05\x00\x00\x00") is None
 
 
 @pytest.mark.parametrize("kind", [0, 11, 12, 14, 140, 141, 242, FIELD_TYPE.VAR_STRING, 200])
 def test_a_type_that_nobody_knows_spoils_the_table_wherever_it_stands(kind: int) -> None:
     """DECIMAL, TIME and DATETIME of old, NEWDATE, MariaDB's two compressed ones, MySQL's VECTOR."""
     columns = [SimpleNamespace(type=FIELD_TYPE.LONG), SimpleNamespace(type=kind)]
-    assert Images(columns, [b"\x01"], 0).keys(b"\x00\x05\x00\x00\x00") is None
+    assert RowsLayout(columns, [b"\x01"], 0).keys(b"\x00\x05\x00\x00\x00") is None
 
 
 def test_columns_that_are_null_in_any_combination_are_remembered_within_limits() -> None:
     columns = [SimpleNamespace(type=FIELD_TYPE.LONG)] + [SimpleNamespace(type=FIELD_TYPE.TINY)] * 15
-    images = Images(columns, [b"\xff\xff"], 0)
+    images = RowsLayout(columns, [b"\xff\xff"], 0)
     for nulls in range(0, 65536, 2):
         data = nulls.to_bytes(2, "little") + nulls.to_bytes(4, "little") + bytes(15 - nulls.bit_count())
         assert images.keys(data) == [nulls]
-    assert sum(len(image._ways) for image in images._images) <= 1000
+    assert sum(len(image._plans) for image in images._images) <= 1000

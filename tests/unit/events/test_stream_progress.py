@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from cdc_archiver.database.server import Position
-from cdc_archiver.events.binlog import Wait
-from cdc_archiver.events.progress import StreamProgress
-from cdc_archiver.events.reader import Mark
+from cdc_archiver.database.server_features import Position
+from cdc_archiver.events.binlog import Backoff
+from cdc_archiver.events.reader import StreamMark
+from cdc_archiver.events.stream_progress import StreamProgress
 
 HERE, THERE, BEYOND = Position("binlog.000009", 100), Position("binlog.000009", 200), Position("binlog.000010", 4)
 
 
-def mark(position: Position, *, age: float = 0.0, read: float = 0.0, idle: bool = False) -> Mark:
+def mark(position: Position, *, age: float = 0.0, read: float = 0.0, idle: bool = False) -> StreamMark:
     """The end of a transaction that was written some seconds before it was read, and read some seconds ago."""
     written_at = round(time.time() - age - read)
-    return Mark(position.file, position.offset, written_at, time.monotonic() - read, idle)
+    return StreamMark(position.file, position.offset, written_at, time.monotonic() - read, idle)
 
 
 def begun() -> StreamProgress:
@@ -118,10 +118,10 @@ def test_suspects_that_come_while_the_stream_passes_their_position_are_judged_at
 
 
 def test_waits_grow_to_their_limit_with_jitter_and_begin_anew_after_success() -> None:
-    wait = Wait(0.1, 10.0, random.Random(1))
-    waits = [wait.next() for _ in range(12)]
+    backoff = Backoff(0.1, 10.0, random.Random(1))
+    waits = [backoff.next() for _ in range(12)]
     full = [min(0.1 * 2**n, 10.0) for n in range(12)]
     assert all(limit / 2 <= seconds <= limit for seconds, limit in zip(waits, full, strict=True))
     assert len({round(seconds, 6) for seconds in waits[-5:]}) == 5, "no two alike"
-    wait.reset()
-    assert wait.next() <= 0.1
+    backoff.reset()
+    assert backoff.next() <= 0.1

@@ -33,7 +33,7 @@ class ServerKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerInfo:
     """Who answers, and who we are to it.
 
     Attributes:
@@ -116,13 +116,13 @@ class KeyColumn:
     columns: int
 
 
-def identify(connection: sa.Connection) -> Server:
+def identify(connection: sa.Connection) -> ServerInfo:
     """Asks the server who it is."""
     text, account = connection.exec_driver_sql("SELECT VERSION(), CURRENT_USER()").one()
     numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
     version = (int(numbers[1]), int(numbers[2]), int(numbers[3] or 0)) if numbers else (0, 0, 0)
     user, _, host = account.rpartition("@")
-    return Server(
+    return ServerInfo(
         kind=ServerKind.MARIADB if "mariadb" in text.lower() else ServerKind.MYSQL,
         version=version,
         text=text,
@@ -130,7 +130,7 @@ def identify(connection: sa.Connection) -> Server:
     )
 
 
-def position(connection: sa.Connection, server: Server) -> Position:
+def position(connection: sa.Connection, server: ServerInfo) -> Position:
     """Where the binary log ends now.
 
     Raises:
@@ -143,7 +143,7 @@ def position(connection: sa.Connection, server: Server) -> Position:
     return Position(row[0], int(row[1]))
 
 
-def stream_obstacles(connection: sa.Connection, server: Server, database: str, table: str) -> list[Obstacle]:
+def stream_obstacles(connection: sa.Connection, server: ServerInfo, database: str, table: str) -> list[Obstacle]:
     """Everything that can be seen to stand in the stream's way; empty where nothing does.
 
     A grant is called missing only where that is sure: where roles are in play, the attempt has to tell.
@@ -197,7 +197,7 @@ def key_column(connection: sa.Connection, database: str, table: str) -> KeyColum
     return KeyColumn(column.in_schema, column.in_table, column.name, ordinal, len(columns))
 
 
-def _log_status(connection: sa.Connection, server: Server) -> tuple[str, int, str | None, str | None] | None:
+def _log_status(connection: sa.Connection, server: ServerInfo) -> tuple[str, int, str | None, str | None] | None:
     """File, offset, databases that are logged, databases that are not; None where there is no binary log."""
     try:
         row = connection.exec_driver_sql(_status_statement(server)).first()
@@ -212,7 +212,7 @@ def _log_status(connection: sa.Connection, server: Server) -> tuple[str, int, st
     return None if row is None else (row[0], row[1], row[2], row[3])
 
 
-def _status_statement(server: Server) -> str:
+def _status_statement(server: ServerInfo) -> str:
     if server.kind is ServerKind.MARIADB and server.version >= (10, 5, 2):
         return "SHOW BINLOG STATUS"
     if server.kind is ServerKind.MYSQL and server.version >= (8, 2, 0):
@@ -228,7 +228,7 @@ def _variables(connection: sa.Connection) -> dict[str, str]:
     return {name.lower(): value.upper() for name, value in rows}
 
 
-def _log_is_off(server: Server) -> Obstacle:
+def _log_is_off(server: ServerInfo) -> Obstacle:
     return Obstacle(
         f"the server ({server}) writes no binary log",
         "set log_bin and binlog_format=ROW in its configuration, and restart it",
@@ -274,7 +274,7 @@ def _grants(connection: sa.Connection) -> set[str] | None:
     return privileges
 
 
-def _grant_obstacles(privileges: set[str] | None, server: Server) -> list[Obstacle]:
+def _grant_obstacles(privileges: set[str] | None, server: ServerInfo) -> list[Obstacle]:
     if privileges is None:
         return []
     needs = (("REPLICATION SLAVE", _MAY_READ_STREAM), ("REPLICATION CLIENT", _MAY_ASK_POSITION))

@@ -14,8 +14,8 @@ from proxy import Proxy
 from world import PASSWORD, World, new_world
 
 from cdc_archiver.database import connections as engine
-from cdc_archiver.database import server as servers
-from cdc_archiver.database.server import Obstacle, Position, ServerKind
+from cdc_archiver.database import server_features
+from cdc_archiver.database.server_features import Obstacle, Position, ServerKind
 from cdc_archiver.errors import Misconfigured, StreamUnavailable
 from cdc_archiver.sandbox import DatabaseServer, open_database
 
@@ -36,12 +36,12 @@ def account(world: World, *grants: str) -> Iterator[str]:
 
 def obstacles(world: World, user: str = "") -> list[Obstacle]:
     with world.connection(user) as connection:
-        return servers.stream_obstacles(connection, servers.identify(connection), world.name, TABLE)
+        return server_features.stream_obstacles(connection, server_features.identify(connection), world.name, TABLE)
 
 
 def test_it_is_known_for_what_it_is(world: World) -> None:
     with world.connection() as connection:
-        server = servers.identify(connection)
+        server = server_features.identify(connection)
     assert server.kind == world.server.kind
     expected = {ServerKind.MARIADB: (10, 11), ServerKind.MYSQL: (9, 0)}[server.kind]
     assert server.version >= (*expected, 0)
@@ -51,12 +51,12 @@ def test_it_is_known_for_what_it_is(world: World) -> None:
 
 def test_the_position_grows_with_what_is_written(world: World) -> None:
     with world.connection() as connection:
-        server = servers.identify(connection)
-        before = servers.position(connection, server)
+        server = server_features.identify(connection)
+        before = server_features.position(connection, server)
         world.insert()
-        after = servers.position(connection, server)
+        after = server_features.position(connection, server)
         world.sql("FLUSH BINARY LOGS")
-        next_file = servers.position(connection, server)
+        next_file = server_features.position(connection, server)
     assert before < after < next_file
     assert str(before) == f"{before.file}:{before.offset}"
     assert before.file.startswith("binlog.0")
@@ -123,9 +123,9 @@ def test_where_roles_are_in_play_no_grant_is_called_missing(world: World) -> Non
 
 def test_without_the_grant_there_is_no_position(world: World) -> None:
     with account(world) as name, world.connection(name) as connection:
-        server = servers.identify(connection)
+        server = server_features.identify(connection)
         with pytest.raises(StreamUnavailable) as caught:
-            servers.position(connection, server)
+            server_features.position(connection, server)
     assert caught.value.hint == f"GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO '{name}'@'%'"
 
 
@@ -160,10 +160,10 @@ def test_another_storage_engine_is_an_obstacle_until_the_table_is_changed(world:
 
 def test_the_key_is_found_where_it_is(world: World) -> None:
     with world.connection() as connection:
-        key = servers.key_column(connection, world.name, TABLE)
+        key = server_features.key_column(connection, world.name, TABLE)
         assert (key.schema, key.table, key.name, key.ordinal, key.columns) == (world.name, TABLE, "id", 0, 16)
         world.sql(f"ALTER TABLE {TABLE} ADD COLUMN number INT FIRST, RENAME COLUMN id TO row_id")
-        key = servers.key_column(connection, world.name, TABLE)
+        key = server_features.key_column(connection, world.name, TABLE)
         assert (key.name, key.ordinal, key.columns) == ("row_id", 1, 17)
 
 
@@ -181,7 +181,7 @@ def test_a_table_without_one_integer_key_is_refused(world: World, definition: st
     if definition:
         world.sql(f"CREATE TABLE {TABLE} {definition}")
     with world.connection() as connection, pytest.raises(Misconfigured, match=complaint):
-        servers.key_column(connection, world.name, TABLE)
+        server_features.key_column(connection, world.name, TABLE)
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "mysql"])

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from cdc_archiver.database.server import Position
+from cdc_archiver.database.server_features import Position
 from cdc_archiver.events.interval_set import IntervalSet
-from cdc_archiver.events.reader import Mark
+from cdc_archiver.events.reader import StreamMark
 
 _SUSPECTS_MOST: Final = 10_000
 
@@ -34,7 +34,7 @@ class StreamProgress:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._mark: Mark | None = None
+        self._mark: StreamMark | None = None
         self._anchor_max_id: int | None = None
         self._delivered = IntervalSet()
         self._suspects: list[_Suspects] = []
@@ -43,7 +43,7 @@ class StreamProgress:
     def begin(self, position: Position) -> None:
         """The stream is open at this position."""
         with self._lock:
-            self._mark = Mark(position.file, position.offset, 0, 0.0, idle=True)
+            self._mark = StreamMark(position.file, position.offset, 0, 0.0, idle=True)
             self._anchor_max_id = None
             self._delivered = IntervalSet()
             self._suspects.clear()  # this anchor answers for them
@@ -54,7 +54,7 @@ class StreamProgress:
             for number in ids:
                 self._delivered.add(number)
 
-    def advance(self, mark: Mark) -> None:
+    def advance(self, mark: StreamMark) -> None:
         """Everything before this mark was handed over."""
         # In this order: whoever adds suspects looks at the mark after that, so that one of us sees what the other wrote.
         self._mark = mark

@@ -27,7 +27,7 @@ REQUEUED: Final = "requeued"
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class HistoryEntry:
     """A line of the history.
 
     Attributes:
@@ -50,7 +50,7 @@ class Attempt:
     md5_seen: bytes | None
 
 
-class Attempts:
+class OperatorHistory:
     """The history of one table of files, to read. Each method takes the connection that it works on.
 
     Args:
@@ -61,16 +61,16 @@ class Attempts:
         self._file_table = file_table
         self._ours = TABLE.c.file_table == file_table
 
-    def of_file(self, connection: sa.Connection, id_: int) -> list[Attempt]:
+    def of_file(self, connection: sa.Connection, id_: int) -> list[HistoryEntry]:
         """All that was tried with a file, oldest first."""
         lines = sa.select(TABLE).where(self._ours, TABLE.c.file_id == id_).order_by(TABLE.c.id.desc()).limit(_MOST)
         return [_attempt(row) for row in connection.execute(lines)][::-1]
 
-    def last_failures(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, Attempt]:
+    def last_failures(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, HistoryEntry]:
         """Of each file the last try that failed, where it is known."""
         return self._last(connection, ids, _FAILED)
 
-    def last_archived(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, Attempt]:
+    def last_archived(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, HistoryEntry]:
         """Of each file when it was archived last, and with it where it came from, where it is known."""
         return self._last(connection, ids, _ARCHIVED)
 
@@ -116,7 +116,9 @@ class Attempts:
         )
         return [(int(id_), as_path(path)) for id_, path in connection.execute(lines.order_by(TABLE.c.id).limit(limit))]
 
-    def note(self, connection: sa.Connection, records: Sequence[FileRecord], result: str, words: str) -> None:
+    def record_operator_action(
+        self, connection: sa.Connection, records: Sequence[FileRecord], result: str, words: str
+    ) -> None:
         """Keeps what an operator did to files, as part of the caller's transaction.
 
         Args:
@@ -141,7 +143,7 @@ class Attempts:
         if lines:
             connection.execute(sa.insert(TABLE), lines)
 
-    def _last(self, connection: sa.Connection, ids: Sequence[int], results: Sequence[str]) -> dict[int, Attempt]:
+    def _last(self, connection: sa.Connection, ids: Sequence[int], results: Sequence[str]) -> dict[int, HistoryEntry]:
         newest = (
             sa.select(sa.func.max(TABLE.c.id))
             .where(self._ours, TABLE.c.file_id.in_(ids), TABLE.c.result.in_(results))
@@ -172,8 +174,8 @@ def _as_kept(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _attempt(row: Any) -> Attempt:
-    return Attempt(
+def _attempt(row: Any) -> HistoryEntry:
+    return HistoryEntry(
         at=row.at.replace(tzinfo=UTC),
         file_id=row.file_id,
         source=row.source,
