@@ -1,4 +1,4 @@
-"""Every setting once: its name, type, default, unit and sentence; and how it is read and shown."""
+"""Every setting once: its name, type, default, unit and description; how it is read and shown."""
 
 from cdc_archiver.settings.definitions import (
     PREFIX,
