@@ -11,7 +11,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from cdc_archiver.database.connections import error_code
-from cdc_archiver.database.files_table import escaped
+from cdc_archiver.database.files_table import escape_like
 from cdc_archiver.database.history import HISTORY_ERRORS, NAME, TABLE
 from cdc_archiver.model import FileRecord
 
@@ -82,7 +82,7 @@ class OperatorHistory:
         """
         kept = _as_kept(path)
         columns = (TABLE.c.source_path, TABLE.c.archived_path)
-        wanted = [column.like(f"%{escaped(kept)}%", escape="!") if part else column == kept for column in columns]
+        wanted = [column.like(f"%{escape_like(kept)}%", escape="!") if part else column == kept for column in columns]
         ids = sa.select(TABLE.c.file_id).where(self._ours, sa.or_(*wanted)).group_by(TABLE.c.file_id)
         return [int(id_) for id_ in connection.execute(ids.order_by(TABLE.c.file_id.desc()).limit(limit)).scalars()]
 
@@ -112,7 +112,7 @@ class OperatorHistory:
             self._ours,
             TABLE.c.id > after,
             TABLE.c.result.in_(_ARCHIVED),
-            TABLE.c.source_path.like(escaped(_as_kept(below.rstrip("/"))) + "/%", escape="!"),
+            TABLE.c.source_path.like(escape_like(_as_kept(below.rstrip("/"))) + "/%", escape="!"),
         )
         return [(int(id_), as_path(path)) for id_, path in connection.execute(lines.order_by(TABLE.c.id).limit(limit))]
 

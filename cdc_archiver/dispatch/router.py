@@ -52,7 +52,7 @@ class Router(StoppableThread):
                 continue
             try:
                 with self._database.connect() as connection:
-                    rows = self._files.load(connection, ids, image=True)
+                    rows = self._files.load(connection, ids, row_image=True)
             except (DatabaseUnavailable, Misconfigured) as error:
                 self._dispatcher.put_back(ids)
                 self._on_database(False, str(error))

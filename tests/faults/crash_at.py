@@ -101,7 +101,7 @@ STEPS: Final[Mapping[str, Callable[[], None]]] = {
     "row-written": lambda: after(FilesTable, "mark_copied", somebody_changed),
     "history-written": lambda: after(History, "write"),
     "committed": lambda: after(Recorder, "_write"),
-    "charge-written": lambda: after(FilesTable, "charge", somebody_changed),
+    "charge-written": lambda: after(FilesTable, "count_failed_attempt", somebody_changed),
 }
 """How to make the service die at each step."""
 

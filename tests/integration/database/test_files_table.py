@@ -77,7 +77,7 @@ def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_mo
     ids = register(world, {"path": "/data/1"}, {"path": "/data/2"}, {"path": "/data/3"})
     with database_of(world) as database:
         with database.connect() as connection:
-            records = [row.record for row in files_table().load(connection, ids, image=image).values()]
+            records = [row.record for row in files_table().load(connection, ids, row_image=image).values()]
         world.sql(
             f"UPDATE {TABLE} SET copied = 1, path = '/archive/2' WHERE id = {ids[1]}",
             f"UPDATE {TABLE} SET path = '/data/other' WHERE id = {ids[2]}",
@@ -114,7 +114,7 @@ def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_ano
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
-            (row,) = files_table().load(connection, ids, image=True).values()
+            (row,) = files_table().load(connection, ids, row_image=True).values()
         world.sql(f"UPDATE {TABLE} SET {change} WHERE id = {ids[0]}")
         with database.transaction() as connection:
             assert files_table().mark_copied(connection, {row.record: "/archive/1"}) == WriteResult(set(), set())
@@ -161,7 +161,7 @@ def test_rows_that_nobody_has_touched_are_not_read_once_more(
     monkeypatch.setattr(FilesTable, "_set", write)
     with database_of(world) as database:
         with database.connect() as connection:
-            records = [row.record for row in files_table().load(connection, ids, image=True).values()]
+            records = [row.record for row in files_table().load(connection, ids, row_image=True).values()]
         with database.transaction() as connection:
             places = {record: f"/archive/{record.id}" for record in records}
             assert files_table().mark_copied(connection, places) == WriteResult(set(ids), set())
@@ -172,7 +172,7 @@ def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(wor
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
-            (row,) = files_table().load(connection, ids, image=True).values()
+            (row,) = files_table().load(connection, ids, row_image=True).values()
         world.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 3 WHERE id = {ids[0]}")
         with database.transaction() as connection:
             assert files_table().mark_copied(connection, {row.record: "/archive/1"}).changed == set(ids)
