@@ -1,4 +1,4 @@
-"""Outcomes to the table: all that wait, in one short transaction."""
+"""Writes outcomes to the table, all that wait in one short transaction."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from cdc_archiver.model import Archived, AttemptFailed, Refused
 from cdc_archiver.observe.logs import buffered_logs
 from cdc_archiver.threads import StoppableThread
 
-_MOST: Final = 500
-"""Outcomes of one transaction."""
+_TRANSACTION_LIMIT: Final = 500
+"""Maximum number of outcomes in one transaction."""
 _HOLD_UP_AT: Final = 5_000
-"""Outcomes that wait while the table cannot be written to; then nothing more is copied."""
+"""Number of waiting outcomes, while the table cannot be written, from which copying is held up."""
 _LONGEST_PAUSE: Final = 5.0
-_HISTORY_AGAIN: Final = 60.0
+_HISTORY_PAUSE: Final = 60.0
+"""Seconds without writes to the history after one failed."""
 _LOOK_UP: Final = 5.0
-"""Seconds after which one that has nothing to write looks whether the history is to be pruned."""
+"""Seconds between two checks, with nothing to write, whether the history is due to be pruned."""
 
 _log = structlog.get_logger(__name__)
 
 
 class WriteBackListener(Protocol):
-    """What the recorder tells of its writes; the dispatcher does."""
+    """Is told of the recorder's writes; implemented by the dispatcher."""
 
     def expect_echoes(self, ids: Sequence[int]) -> None: ...
     def cancel_echoes(self, ids: Sequence[int]) -> None: ...
@@ -41,14 +42,14 @@ class WriteBackListener(Protocol):
 
 
 class Recorder(StoppableThread):
-    """Writes outcomes back, and says so. After ``stop`` it writes what waits, and gives up when the database stays away:
-    the next run adopts what was placed.
+    """Writes outcomes back to the table and reports each to a listener. After ``stop`` it writes what waits, and gives up while the
+    database is down: the next run adopts the files that were placed.
 
     Args:
-        history: None where there is no side table.
-        listener: told of each write.
-        patience: seconds that it goes on trying after ``stop``.
-        on_database: told whether the database answers.
+        history: None without a side table.
+        listener: is told of each write.
+        patience: seconds for which it keeps trying after ``stop``.
+        on_database: is told whether the database answers, and the error.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Recorder(StoppableThread):
         self._changed = threading.Condition()
 
     def put(self, source: str, outcome: Archived | AttemptFailed | Refused, waited: float) -> None:
-        """Takes an outcome. Never waits.
+        """Queues an outcome. Never waits.
 
         Args:
             waited: seconds that the file waited for a worker.
@@ -83,12 +84,12 @@ class Recorder(StoppableThread):
             if self._discarding:
                 return
             self._waiting.append(OutcomeEntry(source, outcome, waited))
-            if len(self._waiting) == 1:  # whoever was told of the first takes all that wait by then
+            if len(self._waiting) == 1:  # the thread woken by the first takes all that wait by then
                 self._changed.notify()
         self._hold_up_if_full()
 
     def discard(self) -> None:
-        """Writes nothing more, not even what waits."""
+        """Stops without writing what waits."""
         with self._changed:
             self._discarding = True
             self._waiting.clear()
@@ -99,26 +100,26 @@ class Recorder(StoppableThread):
             self._changed.notify()
 
     def work(self) -> None:
-        while not self._over():
+        while not self._is_over():
             if (entries := self._take()) and not self._record(entries):
                 return
-            self._prune_on()
+            self._prune_history()
 
-    def _over(self) -> bool:
+    def _is_over(self) -> bool:
         with self._changed:
             return self.stopping.is_set() and not self._waiting
 
     def _take(self) -> list[OutcomeEntry]:
-        """All that wait; nothing where it is time to stop, or to prune the history."""
+        """Takes the outcomes that wait, at most 500; none when it is time to stop or to prune the history."""
         with self._changed:
             prune_in = self._history.prune_in if self._history else None
             while not self._waiting and not self.stopping.is_set():
                 if not self._changed.wait(_LOOK_UP if prune_in is None else prune_in):
                     break
-            return [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
+            return [self._waiting.popleft() for _ in range(min(_TRANSACTION_LIMIT, len(self._waiting)))]
 
-    def _prune_on(self) -> None:
-        """What a sweep began to delete of the history, on and on between two writes: a sweep comes once a minute."""
+    def _prune_history(self) -> None:
+        """Continues, between two writes, the pruning that a sweep began: sweeps come only once a minute."""
         if self._history is None or self._history.prune_in != 0.0 or self.stopping.is_set():
             return
         try:
@@ -126,22 +127,22 @@ class Recorder(StoppableThread):
                 self._history.prune(connection)
         except (DatabaseUnavailable, Misconfigured, StatementRefused) as error:
             _log.debug("history_not_pruned", detail=str(error))
-            with self._changed:  # a database that is away is asked again in a while
+            with self._changed:  # ask a database that is down again only later
                 if not self._waiting and not self.stopping.is_set():
                     self._changed.wait(_LONGEST_PAUSE)
 
     def _record(self, entries: Sequence[OutcomeEntry]) -> bool:
-        """Writes outcomes until they are written; returns whether to go on."""
+        """Writes outcomes, again until it succeeds; returns whether to go on."""
         pause = 0.1
         give_up_at = float("inf")
         while True:
             try:
                 counted = self._write(entries)
             except (RowLocked, StatementRefused) as error:
-                if len(entries) > 1:  # one of them; the others must not wait for it
+                if len(entries) > 1:  # caused by one of them; the others must not wait for it
                     written = [self._record([entry]) for entry in entries]
                     return all(written)
-                _log.error("not_recorded", id=entries[0].outcome.record.id, detail=str(error))
+                _log.error("write_back_failed", id=entries[0].outcome.record.id, detail=str(error))
                 counted = set()
             except (DatabaseUnavailable, Misconfigured) as error:
                 self._on_database(False, str(error))
@@ -150,9 +151,9 @@ class Recorder(StoppableThread):
                 if self.stopping.is_set():
                     give_up_at = min(give_up_at, time.monotonic() + self._patience)
                 if time.monotonic() >= give_up_at:
-                    _log.error("not_recorded", files=len(entries) + len(self._waiting), detail=str(error))
+                    _log.error("write_back_failed", files=len(entries) + len(self._waiting), detail=str(error))
                     return False
-                # Not `stopping.wait`: once that is set it would wait no more, and hammer a database that is away.
+                # Not `stopping.wait`: once set it no longer waits, which would flood a database that is down with requests.
                 with self._changed:
                     self._changed.wait(pause)
                 pause = min(_LONGEST_PAUSE, pause * 2)
@@ -179,10 +180,10 @@ class Recorder(StoppableThread):
         """Writes outcomes in one transaction.
 
         Returns:
-            The ids of the rows that say so now.
+            The ids of the rows that have the new values now.
         """
         places = {o.record: o.path for entry in entries if isinstance(o := entry.outcome, Archived)}
-        charged = [o.record for entry in entries if isinstance(o := entry.outcome, AttemptFailed)]
+        failed = [o.record for entry in entries if isinstance(o := entry.outcome, AttemptFailed)]
         refused = [o.record for entry in entries if isinstance(o := entry.outcome, Refused)]
         ids = [entry.outcome.record.id for entry in entries]
         self._listener.expect_echoes(ids)
@@ -191,14 +192,14 @@ class Recorder(StoppableThread):
             with self._database.transaction() as connection:
                 written = [
                     self._files.mark_copied(connection, places),
-                    self._files.count_failed_attempt(connection, charged),
+                    self._files.count_failed_attempt(connection, failed),
                     self._files.refuse(connection, refused),
                 ]
                 done = set[int]().union(*(part.changed for part in written))
                 self._write_history(connection, [entry for entry in entries if entry.outcome.record.id in done])
             changed = done
         finally:
-            # Where the commit's fate is unknown an echo may come all the same; then a row is read once too often.
+            # After a commit with unknown result an echo may still arrive; then a row is read once more than necessary.
             self._listener.cancel_echoes([id_ for id_ in ids if id_ not in changed])
         return changed.union(*(part.already for part in written))
 
@@ -210,8 +211,8 @@ class Recorder(StoppableThread):
         except sa.exc.DBAPIError as error:
             if error_code(error) not in HISTORY_ERRORS:
                 raise
-            self._history_from = time.monotonic() + _HISTORY_AGAIN
-            _log.warning("history_not_written", detail=str(error.orig), again_seconds=_HISTORY_AGAIN)
+            self._history_from = time.monotonic() + _HISTORY_PAUSE
+            _log.warning("history_not_written", detail=str(error.orig), again_seconds=_HISTORY_PAUSE)
 
 
 def _log_entry(log: Any, entry: OutcomeEntry, counted: set[int], max_attempts: int) -> None:
@@ -219,7 +220,7 @@ def _log_entry(log: Any, entry: OutcomeEntry, counted: set[int], max_attempts: i
     record = outcome.record
     about = {"id": record.id, "source": entry.source}
     if record.id not in counted:
-        log.info("row_moved_on", **about, path=record.path)
+        log.info("row_changed_concurrently", **about, path=record.path)
         return
     match outcome:
         case Archived(path=path, size=size, adopted=adopted):
@@ -227,7 +228,7 @@ def _log_entry(log: Any, entry: OutcomeEntry, counted: set[int], max_attempts: i
         case AttemptFailed(reason=reason, detail=detail):
             last = record.attempts + 1 >= max_attempts
             log.warning(
-                "quarantined" if last else "charged",
+                "quarantined" if last else "attempt_failed",
                 **about,
                 reason=reason.value,
                 path=record.path,
