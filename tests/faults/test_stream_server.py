@@ -26,7 +26,7 @@ from pymysqlreplication.event import XidEvent
 from services import PASSWORD
 from waiting import eventually
 
-from cdc_archiver.database import source_locks as lock
+from cdc_archiver.database import source_locks
 from cdc_archiver.errors import ExitStatus, ServerIdTaken
 from cdc_archiver.events import binlog
 from cdc_archiver.events.interruptible import InterruptibleConnections
@@ -50,7 +50,7 @@ def wire(stage: PrivateSite) -> Iterator[Proxy]:
 @pytest.fixture
 def brisk_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock asks more often whether it is held."""
-    monkeypatch.setattr(lock, "LockTiming", lambda: BRISK_LOCK)
+    monkeypatch.setattr(source_locks, "LockTiming", lambda: BRISK_LOCK)
 
 
 @pytest.fixture

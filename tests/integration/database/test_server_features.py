@@ -13,8 +13,7 @@ from files_table import TABLE
 from private_database import PASSWORD, PrivateDatabase, new_private_database
 from proxy import Proxy
 
-from cdc_archiver.database import connections as engine
-from cdc_archiver.database import server_features
+from cdc_archiver.database import connections, server_features
 from cdc_archiver.database.server_features import Obstacle, Position, ServerKind
 from cdc_archiver.errors import Misconfigured, StreamUnavailable
 from cdc_archiver.sandbox import DatabaseServer, open_database
@@ -170,10 +169,10 @@ def test_the_key_is_found_where_it_is(world: PrivateDatabase) -> None:
 @pytest.mark.parametrize(
     ("definition", "complaint"),
     [
-        ("", "not there"),
-        ("(id INT)", "primary key"),
-        ("(id VARCHAR(20) PRIMARY KEY)", "primary key"),
-        ("(id INT, site INT, PRIMARY KEY (id, site))", "primary key"),
+        ("", "does not exist, or this user may not see it"),
+        ("(id INT)", "not a single integer column"),
+        ("(id VARCHAR(20) PRIMARY KEY)", "not a single integer column"),
+        ("(id INT, site INT, PRIMARY KEY (id, site))", "not a single integer column"),
     ],
 )
 def test_a_table_without_one_integer_key_is_refused(world: PrivateDatabase, definition: str, complaint: str) -> None:
@@ -209,7 +208,7 @@ def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
     mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a firewall does it that forgets idle connections: the next question on each would wait for a minute."""
-    monkeypatch.setattr(engine, "PING_TIMEOUT", 0.5)
+    monkeypatch.setattr(connections, "PING_TIMEOUT", 0.5)
     with new_private_database(mariadb) as world, Proxy(mariadb.port) as proxy:
         database = world.database(port=proxy.port)
         with database.connect() as first, database.connect() as second:
@@ -219,7 +218,7 @@ def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
         began = time.monotonic()
         with database.connect() as first, database.connect() as second:
             assert first.scalar(sa.text("SELECT 1")) == second.scalar(sa.text("SELECT 1")) == 1
-        assert time.monotonic() - began < engine.ANSWER_TIMEOUT / 2
+        assert time.monotonic() - began < connections.ANSWER_TIMEOUT / 2
         database.close()
 
 
@@ -231,7 +230,7 @@ def test_a_server_that_answers_slower_than_we_ask_whether_it_lives_is_one_that_a
         database = world.database(port=proxy.port)
         with database.connect() as connection:
             assert connection.scalar(sa.text("SELECT 1")) == 1
-        monkeypatch.setattr(engine, "PING_TIMEOUT", 0.1)
+        monkeypatch.setattr(connections, "PING_TIMEOUT", 0.1)
         proxy.delay = 0.15
         with database.connect() as connection:
             assert connection.scalar(sa.text("SELECT 1")) == 1
