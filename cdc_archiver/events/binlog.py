@@ -26,11 +26,11 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.threads import StoppableThread
 
 _CHUNK: Final = 10_000
-"""Ids of one transaction that are kept before they are handed over."""
+"""Number of ids of one transaction from which they are handed over before its end."""
 _ANSWER_TIMEOUT: Final = 10
-"""Seconds for our questions beside the stream: well below the net_write_timeout (60 s) after which it would be dropped."""
+"""Seconds for a query alongside the stream: well below the net_write_timeout (60 s) after which the stream is disconnected."""
 _SERVER_IDS: Final = (2**31, 2**32 - 1)
-"""Where a random server_id comes from: people number their replicas from 1."""
+"""Range of random server_ids: operators number their replicas from 1."""
 
 _log = structlog.get_logger(__name__)
 
@@ -79,16 +79,16 @@ class StreamListener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamTiming:
-    """How long the stream waits for what, in seconds.
+    """Times of the stream, in seconds.
 
     Attributes:
-        heartbeat: after which an idle server says that it is there; three and a half without a word end the connection.
-        first_retry: before the first new attempt when a connection broke; doubled each time.
-        last_retry: what that grows to.
-        first_ask: before we ask again whether a stream can be had that could not; doubled each time.
-        last_ask: what that grows to.
-        settle: after which a row that was committed before the anchor is surely visible.
-        look: between two looks whether the stream is still what it should be.
+        heartbeat: interval of an idle server's heartbeats; after 3.5 intervals of silence the connection counts as dead.
+        first_retry: wait before the first new attempt after a connection broke; doubled each time.
+        last_retry: maximum of that wait.
+        first_ask: wait before the first new attempt where no stream was possible; doubled each time.
+        last_ask: maximum of that wait.
+        settle: time after which a row committed before the anchor is certainly visible.
+        look: interval of checks whether a stream is still possible and at the right position.
     """
 
     heartbeat: float = 2.0
@@ -101,42 +101,42 @@ class StreamTiming:
 
 
 class Backoff:
-    """How long to wait before the next attempt: longer each time, and never quite as long as somebody else.
+    """Waits before new attempts, which grow exponentially with jitter.
 
     Args:
-        first: seconds, at the most, of the first wait.
-        last: seconds, at the most, of any.
-        rng: where the jitter comes from: a wait is between half of its length and all of it.
+        first: maximum of the first wait, in seconds.
+        last: maximum of any wait, in seconds.
+        rng: source of the jitter: a wait lasts between half of its maximum and the maximum.
     """
 
     def __init__(self, first: float, last: float, rng: random.Random) -> None:
         self._first, self._last, self._rng = first, last, rng
-        self._now = first
+        self._maximum = first
 
     def next(self) -> float:
-        """Seconds to wait now."""
-        now, self._now = self._now, min(self._now * 2, self._last)
-        return now * self._rng.uniform(0.5, 1.0)
+        """Seconds of the next wait."""
+        maximum, self._maximum = self._maximum, min(self._maximum * 2, self._last)
+        return maximum * self._rng.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """All is well: the next wait is a first one."""
-        self._now = self._first
+        """An attempt succeeded: the next wait is a first one."""
+        self._maximum = self._first
 
 
 class BinlogStream(StoppableThread):
-    """Reads the binary log for as long as the service runs, or says why it cannot.
+    """Reads the binary log while the service runs, or reports why it cannot.
 
-    It anchors: takes the server's position, opens the stream there, tells the listener to sweep. Whatever ends the stream, it
-    anchors anew; no position is kept. It dies of one thing only that can be foreseen: ``ServerIdTaken``.
+    It anchors: takes the server's position, opens the stream there, tells the listener to sweep. After any end of the stream it
+    anchors again; no position is kept. The only expected error that ends the thread is ``ServerIdTaken``.
 
     Args:
-        database: where the table is.
-        table: the files table.
-        listener: is told of everything; see :class:`StreamListener` for what it must not do.
+        database: that holds the table.
+        table: of files.
+        listener: receives wake-ups and state; :class:`StreamListener` has its restrictions.
         metrics: of the service.
-        server_id: ours, among the server's replicas; None: a random one at each connect.
-        timing: how long it waits for what.
-        rng: where server_ids and jitter come from.
+        server_id: ours, among the server's replicas; None for a random one at each connect.
+        timing: waits and intervals.
+        rng: source of server_ids and jitter.
     """
 
     def __init__(
@@ -162,29 +162,29 @@ class BinlogStream(StoppableThread):
         self._ask_again = Backoff(self._timing.first_ask, self._timing.last_ask, self._rng)
         self._progress = StreamProgress()
         self._anchored = False
-        self._told = ""
+        self._reported = ""
         self._connections = InterruptibleConnections()
         self._engine = sa.create_engine(
             "mysql+pymysql://", creator=self._connect, isolation_level="AUTOCOMMIT", poolclass=NullPool
         )
         for reason in ("shutdown", "link", "position", "stalled", "killed", "decode", "server_id", "unavailable"):
             metrics.stream_reconnects.labels(reason)
-        progress = self._progress  # and not all of a stream, which has its day
+        progress = self._progress  # a reference to `self` would keep the whole stream alive
         metrics.stream_lag.set_function(lambda: progress.lag)
 
     @property
     def position(self) -> Position | None:
-        """Everything before it was handed over; None without a stream."""
+        """The position up to which everything was handed over; None without a stream."""
         return self._progress.position
 
     @property
     def anchor_max_id(self) -> int | None:
-        """The highest id that the anchor's sweep answers for; None until it is known, about a second after the anchor."""
+        """The highest id that the sweep of the anchor covers; None until it is known, about a second after the anchor."""
         return self._progress.anchor_max_id
 
     @property
     def delivered(self) -> IntervalSet:
-        """The ids that were handed over since the anchor: a copy."""
+        """A copy of the ids handed over since the anchor."""
         return self._progress.delivered
 
     def suspect(self, ids: Iterable[int], position: Position) -> None:
@@ -196,14 +196,14 @@ class BinlogStream(StoppableThread):
         return self._progress.take_missed()
 
     def interrupt(self) -> None:
-        """Wakes it from whatever it waits for of the database."""
+        """Ends any wait for the database."""
         self._connections.interrupt()
 
     def work(self) -> None:
-        """Streams; where there is no stream, waits and tries again.
+        """Streams; where no stream is possible, waits and tries again.
 
         Raises:
-            ServerIdTaken: another replica has the server_id that the operator set.
+            ServerIdTaken: another replica uses the server_id that the operator set.
         """
         try:
             while not self.stopping.is_set():
@@ -212,7 +212,7 @@ class BinlogStream(StoppableThread):
             self._engine.dispose()
 
     def _stream_until_it_ends(self) -> float:
-        """One stream from its anchor to its end.
+        """Runs one stream from its anchor to its end.
 
         Returns:
             Seconds to wait before the next.
@@ -225,12 +225,12 @@ class BinlogStream(StoppableThread):
             return self._recover(lost)
         except (StreamUnavailable, Misconfigured) as error:
             if self._anchored:
-                self._lose("unavailable", str(error))
-            self._say_unavailable(str(error))
+                self._report_lost("unavailable", str(error))
+            self._report_unavailable(str(error))
             return self._ask_again.next()
         except DatabaseUnavailable as error:
             if not self.stopping.is_set():
-                self._say_unavailable(str(error))
+                self._report_unavailable(str(error))
             return self._retry.next()
         finally:
             self._anchored = False
@@ -242,35 +242,35 @@ class BinlogStream(StoppableThread):
     def _recover(self, lost: StreamLost) -> float:
         if lost.reason == "server_id" and self._server_id is not None:
             raise ServerIdTaken(
-                f"another replica of the database has our server_id {self._server_id}: {lost}",
-                "set --server-id to one that nobody has, or leave it out for a random one",
+                f"another replica of the database uses the server_id {self._server_id}: {lost}",
+                "set --server-id to an unused one, or omit it for a random one",
             ) from lost
         if self._anchored:
-            self._lose(lost.reason, str(lost))
+            self._report_lost(lost.reason, str(lost))
         else:
-            self._say_unavailable(str(lost))
+            self._report_unavailable(str(lost))
         return self._retry.next()
 
-    def _lose(self, reason: str, detail: str) -> None:
-        # The listener says the word; only here is known what the server or the socket said.
+    def _report_lost(self, reason: str, detail: str) -> None:
+        # The listener logs the reason; only this thread has the message of the server or the socket.
         _log.info("stream_ended", reason=reason, detail=detail)
         self._metrics.stream_reconnects.labels(reason).inc()
-        self._told = ""
+        self._reported = ""
         self._listener.on_lost(reason)
 
-    def _say_unavailable(self, why: str) -> None:
-        if why != self._told:
-            self._told = why
+    def _report_unavailable(self, why: str) -> None:
+        if why != self._reported:
+            self._reported = why
             self._ask_again.reset()
             self._listener.on_unavailable(why)
 
     def _stream(self) -> None:
-        with self._questions() as connection:
+        with self._query_connection() as connection:
             server = server_features.identify(connection)
-            self._require_way(connection, server)
+            self._require_no_obstacle(connection, server)
             key = server_features.key_column(connection, self._database.name, self._table)
-            # The position before all else: what is written from here on is in the stream, what was written before is in
-            # the sweep that follows.
+            # The position is taken before the sweep: rows written from here on are in the stream, rows written before are in the sweep
+            # that follows.
             start = server_features.position(connection, server)
         reader = BinlogReader(
             self._connections,
@@ -278,13 +278,13 @@ class BinlogStream(StoppableThread):
             server=server,
             start=start,
             key=key,
-            ask_key=self._ask_key,
+            look_up_key=self._look_up_key,
             server_id=self._server_id or self._rng.randint(*_SERVER_IDS),
             heartbeat=self._timing.heartbeat,
         )
         reader.open()
         self._anchored = True
-        self._told = ""
+        self._reported = ""
         self._progress.begin(start)
         self._metrics.stream_connected.set(1)
         self._listener.on_anchor()
@@ -293,12 +293,12 @@ class BinlogStream(StoppableThread):
     def _follow(self, reader: BinlogReader, server: ServerInfo, key: KeyColumn) -> None:
         """Reads until the stream ends.
 
-        What is done here for a transaction of other tables is done as often as the server writes, so it is next to nothing.
+        The loop does as little as possible for transactions of other tables, which may be very many.
         """
         collected: list[int] = []
-        well = False
-        chores = self._chores(server)
-        chore_due = next(chores)
+        is_first_mark = True
+        checks = self._periodic_checks(server)
+        check_due = next(checks)
         while not self.stopping.is_set():
             item = reader.next()
             if isinstance(item, StreamMark):
@@ -306,23 +306,23 @@ class BinlogStream(StoppableThread):
                     self._hand_over(collected)
                     collected = []
                 self._progress.advance(item)
-                if not well:
-                    well = True
+                if is_first_mark:
+                    is_first_mark = False
                     self._retry.reset()
                     self._ask_again.reset()
             elif isinstance(item, ChangedRows):
                 collected += item.ids
                 if item.doubt:
                     self._report_gap(item.doubt)
-                    chore_due = min(chore_due, time.monotonic() + self._timing.settle)
+                    check_due = min(check_due, time.monotonic() + self._timing.settle)
                 if len(collected) >= _CHUNK:
                     self._hand_over(collected)
                     collected = []
             else:
                 self._report_gap(item.why)
-                chore_due = min(chore_due, time.monotonic() + self._timing.settle)
-            if reader.heard_at >= chore_due:
-                chore_due = next(chores)
+                check_due = min(check_due, time.monotonic() + self._timing.settle)
+            if reader.heard_at >= check_due:
+                check_due = next(checks)
 
     def _hand_over(self, ids: list[int]) -> None:
         self._listener.on_ids(ids)
@@ -330,52 +330,52 @@ class BinlogStream(StoppableThread):
 
     def _report_gap(self, why: str) -> None:
         if self.stopping.is_set():
-            return  # our own doing
+            return  # an interruption may have caused it
         self._metrics.stream_events.labels("unreadable").inc()
         self._progress.unsettle()
         self._listener.on_gap(why)
 
-    def _chores(self, server: ServerInfo) -> Iterator[float]:
-        """What is to be done now and then beside the reading; yields when (monotonic seconds) the next thing is due."""
+    def _periodic_checks(self, server: ServerInfo) -> Iterator[float]:
+        """Checks the table and the server between reads; yields when the next check is due, in monotonic seconds."""
         yield time.monotonic() + self._timing.settle
         while True:
             try:
-                with self._questions() as connection:
-                    # Asked anew: the table may have been altered, or be gone, which it says.
+                with self._query_connection() as connection:
+                    # Looked up again: the table may have been altered, or be gone, which raises.
                     key = server_features.key_column(connection, self._database.name, self._table)
                     if self._progress.anchor_max_id is None:
                         self._progress.settle(_max_id(connection, key))
-                    self._require_way(connection, server)
+                    self._require_no_obstacle(connection, server)
                     self._require_position(connection, server)
             except DatabaseUnavailable as error:
-                # The stream knows best whether the server is gone.
-                _log.debug("stream_look_failed", detail=str(error))
+                # Whether the server is gone is for the stream itself to notice.
+                _log.debug("stream_check_failed", detail=str(error))
             settled = self._progress.anchor_max_id is not None
             yield time.monotonic() + (self._timing.look if settled else self._timing.settle)
 
-    def _require_way(self, connection: sa.Connection, server: ServerInfo) -> None:
+    def _require_no_obstacle(self, connection: sa.Connection, server: ServerInfo) -> None:
         obstacles = server_features.stream_obstacles(connection, server, self._database.name, self._table)
         if fatal := [str(obstacle) for obstacle in obstacles if obstacle.fatal]:
             raise StreamUnavailable("; ".join(fatal))
 
     def _require_position(self, connection: sa.Connection, server: ServerInfo) -> None:
-        """A server whose log ends before what we have read was reset.
+        """Notices a reset of the log: it ends before the position that was read.
 
-        It says so only to a reader that has to open the next file. One that is in the first file gets heartbeats and none of the
-        new rows, until the new first file is longer than the old one was.
+        The server reports a reset only to a reader that has to open the next file. A reader in the first file receives heartbeats and
+        no new rows, until the new first file is longer than the old one.
         """
         reached = self._progress.position
         end = server_features.position(connection, server)
         if reached is not None and end < reached:
-            raise StreamLost(f"we have read up to {reached}, and the log ends at {end}: it was reset", "position")
+            raise StreamLost(f"the log was reset: it ends at {end}, and was read up to {reached}", "position")
 
-    def _ask_key(self) -> KeyColumn:
-        with self._questions() as connection:
+    def _look_up_key(self) -> KeyColumn:
+        with self._query_connection() as connection:
             return server_features.key_column(connection, self._database.name, self._table)
 
     @contextmanager
-    def _questions(self) -> Iterator[sa.Connection]:
-        """A connection beside the stream, on the same line: a stop cuts it too."""
+    def _query_connection(self) -> Iterator[sa.Connection]:
+        """A connection alongside the stream, which a stop interrupts too."""
         try:
             with self._engine.connect() as connection:
                 yield connection

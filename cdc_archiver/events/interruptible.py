@@ -1,4 +1,4 @@
-"""Connections that another thread can cut: how a stop reaches a thread that waits for the database."""
+"""Connections that another thread can interrupt: how a stop reaches a thread that waits for the database."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cdc_archiver.database.connections import SharedContextConnection
 
 
 class Interrupted(OSError):
-    """Somebody cut the line while, or before, we used it."""
+    """Another thread interrupted the connections before this one was made."""
 
 
 class InterruptibleConnections:
-    """Connections of one thread, which :meth:`interrupt` ends from any other, whatever they wait for.
+    """Connections of one thread. Any other thread can end them with :meth:`interrupt`, whatever they wait for.
 
-    PyMySQL's ``close()`` from another thread blocks until the next packet arrives. So each socket gets a twin, a second
-    descriptor of the same connection, and cutting shuts the twins down: that wakes whoever connects, shakes hands, with TLS or
-    not, or reads. Looking up a host's name cannot be woken.
+    PyMySQL's ``close()`` from another thread blocks until the next packet arrives. So each socket has a twin, a second descriptor of
+    the same connection, and an interruption shuts the twins down. This wakes a thread in connect, in the handshake, with TLS or
+    without, and in a read. The look-up of a host's name cannot be interrupted.
     """
 
     def __init__(self) -> None:
@@ -35,14 +35,14 @@ class InterruptibleConnections:
         self._connections: weakref.WeakSet[_TwinnedConnection] = weakref.WeakSet()
 
     def connect(self, settings: Mapping[str, Any]) -> Connection:
-        """A connection.
+        """Opens a connection.
 
         Args:
             settings: PyMySQL's, with host and port.
 
         Raises:
-            Interrupted: the line was cut before.
-            pymysql.MySQLError: nobody answers, or not us.
+            Interrupted: the connections were interrupted before.
+            pymysql.MySQLError: the server does not answer, or refuses this client.
         """
         connection = _TwinnedConnection(**settings, defer_connect=True)
         try:
@@ -65,20 +65,20 @@ class InterruptibleConnections:
         return connection
 
     def interrupt(self) -> None:
-        """Ends every connection, and lets no new one be made. Returns at once; safe from any thread."""
+        """Ends every connection, and prevents new ones. Returns at once; safe from any thread."""
         with self._lock:
             self._interrupted = True
             for twin in self._twins:
-                # One that is not connected, or no longer, has nobody waiting.
+                # On a socket that is not connected no thread waits.
                 with contextlib.suppress(OSError):
                     twin.shutdown(socket.SHUT_RDWR)
 
     def close_all(self) -> None:
-        """Closes what is open. For the thread that dials."""
+        """Closes the open connections. For the thread that uses them."""
         with self._lock:
-            open_ones = list(self._connections)
+            connections = list(self._connections)
             self._connections.clear()
-        for connection in open_ones:
+        for connection in connections:
             with contextlib.suppress(pymysql.MySQLError):
                 connection.close()
 
@@ -87,7 +87,7 @@ class InterruptibleConnections:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             try:
                 sock = socket.socket(family, kind, protocol)
-            except OSError as error:  # a kernel without IPv6: the next address may be another kind
+            except OSError as error:  # a kernel without IPv6: the next address may be of another family
                 failure = error
                 continue
             try:
@@ -110,7 +110,7 @@ class InterruptibleConnections:
     def _add_twin(self, sock: socket.socket) -> socket.socket:
         with self._lock:
             if self._interrupted:
-                raise Interrupted("the line was cut")
+                raise Interrupted("the connections were interrupted")
             twin = sock.dup()
             self._twins.add(twin)
             return twin
@@ -122,7 +122,7 @@ class InterruptibleConnections:
 
 
 class _TwinnedConnection(SharedContextConnection):
-    """A connection whose twin ends with it."""
+    """A connection whose twin is closed with it."""
 
     after_close = staticmethod(lambda: None)
 

@@ -155,7 +155,7 @@ def test_what_fails_of_a_source_that_another_has_is_forgotten(kept: Activity) ->
 
 
 def test_memory_is_bounded_however_much_fails(kept: Activity) -> None:
-    with patch.object(activity, "FAILING_MOST", 10):
+    with patch.object(activity, "FAILING_LIMIT", 10):
         for number in range(25):
             kept.record_outcome("srv", AttemptFailed(record(number), Reason.MISSING, "x" * 10_000), None)
     seen = kept.snapshot()
