@@ -60,6 +60,6 @@ def test_ids_that_come_in_order_take_one_range_however_many_they_are() -> None:
     assert holding(list(range(1, 5001))).ranges == ((1, 5000),)
 
 
-def test_a_set_that_could_hold_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds nothing"):
+def test_an_invalid_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="invalid limit of an interval set: 0"):
         IntervalSet(0)

@@ -30,7 +30,7 @@ def events(text: str) -> list[str]:
     return [json.loads(line)["event"] for line in text.splitlines()]
 
 
-def test_gathered_lines_are_written_in_their_order_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_buffered_lines_are_written_in_their_order_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     log = structlog.get_logger()
     log.info("before", path="/data/a\nb")
     with buffered_logs():
@@ -86,7 +86,7 @@ def test_lines_do_not_mix_in_a_pipe_that_nobody_hurries_to_read() -> None:
     assert Counter(events(read.decode())) == {"one of many": 2000, "another": 4000}
 
 
-def test_what_was_gathered_before_an_error_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_buffered_before_an_error_is_written(capsys: pytest.CaptureFixture[str]) -> None:
     with contextlib.suppress(KeyError), buffered_logs():
         structlog.get_logger().info("before the error", what=object())
         raise KeyError
