@@ -231,7 +231,7 @@ def prepared(stage: PrivateSite, files: list[SourceFile]) -> Iterator[tuple[Any,
                 cursor.execute(f"XA ROLLBACK {name}")
 
 
-def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: PrivateSite) -> None:
+def test_rows_that_become_visible_long_after_their_event(stage: PrivateSite) -> None:
     with stage.service(sweep_interval=1) as service:
         service.wait_settled()
         story = Story(stage, service)
@@ -252,7 +252,7 @@ def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Private
         assert story.reconnects() == {}
 
 
-def test_rows_that_the_log_told_of_and_that_never_become_visible(stage: PrivateSite) -> None:
+def test_rows_with_an_event_that_never_become_visible(stage: PrivateSite) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream()

@@ -105,7 +105,7 @@ def test_a_killed_dump_thread_costs_one_reconnect(stage: PrivateSite) -> None:
         assert len(connections_of(stage, "Binlog Dump")) == 1
 
 
-def test_a_changed_password_is_said_and_the_old_one_taken_again(stage: PrivateSite, brisk_lock: None) -> None:
+def test_a_changed_password_is_reported_and_the_old_one_used_again(stage: PrivateSite, brisk_lock: None) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -206,7 +206,7 @@ def test_what_is_written_between_two_streams_is_swept_for_when_the_next_one_begi
         assert story.reconnects() == {"link": 1}
 
 
-def test_a_stream_that_falls_silent_is_left_and_the_table_is_swept(
+def test_a_stream_that_falls_silent_is_closed_and_the_table_is_swept(
     stage: PrivateSite, stream_wire: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(binlog, "StreamTiming", lambda: UNLOOKING)

@@ -70,7 +70,7 @@ def test_what_is_pending(world: PrivateDatabase) -> None:
 
 
 @pytest.mark.parametrize("image", [True, False])
-def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_moved_on(
+def test_marking_copied_changes_nothing_if_the_row_changed_since_it_was_read(
     world: PrivateDatabase, image: bool
 ) -> None:
     # Given three rows as read, of which one was archived by an equal of ours meanwhile and one was given another path
@@ -108,7 +108,7 @@ def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_mo
         "plot = 1",
     ],
 )
-def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_another_file(
+def test_a_file_registered_again_while_its_old_version_was_copied_is_another_file(
     world: PrivateDatabase, change: str
 ) -> None:
     ids = register(world, {"path": "/data/1"})
@@ -130,7 +130,7 @@ def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_ano
         "CONVERT TO CHARACTER SET latin1",
     ],
 )
-def test_rows_that_nobody_has_touched_are_not_read_once_more(
+def test_unchanged_rows_are_not_read_again(
     world: PrivateDatabase, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     """The server says that they are what they were, by one digest, and locks them."""
@@ -168,7 +168,7 @@ def test_rows_that_nobody_has_touched_are_not_read_once_more(
     assert len(set(states(world).values())) == len(ids) == 400
 
 
-def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(world: PrivateDatabase) -> None:
+def test_a_failed_attempt_of_another_service_does_not_prevent_marking_the_file_copied(world: PrivateDatabase) -> None:
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
@@ -178,7 +178,7 @@ def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(wor
             assert files_table().mark_copied(connection, {row.record: "/archive/1"}).changed == set(ids)
 
 
-def test_a_table_of_bytes_and_of_nothing_is_read_and_written_like_any_other(world: PrivateDatabase) -> None:
+def test_a_table_of_binary_columns_and_nulls_is_read_and_written_like_any_other(world: PrivateDatabase) -> None:
     """Columns as somebody's migration left them; what cannot be archived is refused later, and stops nothing."""
     world.sql(
         f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NULL, MODIFY action VARBINARY(32), MODIFY pub_id VARBINARY(32), "
@@ -199,7 +199,7 @@ def test_a_table_of_bytes_and_of_nothing_is_read_and_written_like_any_other(worl
     assert states(world)[whole][:2] == (b"/archive/1", 1)
 
 
-def test_a_charge_whose_acknowledgement_was_lost_is_not_charged_twice(world: PrivateDatabase) -> None:
+def test_a_failed_attempt_whose_acknowledgement_was_lost_is_not_counted_twice(world: PrivateDatabase) -> None:
     ids = register(world, {"failed_copy_attempts": None}, {"failed_copy_attempts": 3}, {"copied": 1})
     with database_of(world) as database:
         with database.connect() as connection:
@@ -235,7 +235,7 @@ def test_names_beyond_ascii_in_a_table_of_another_character_set(world: PrivateDa
     assert states(world) == {ids[0]: ("/archive/é.npy", 1, 0)}
 
 
-def test_the_sweeps_index_serves_the_sweeps_question(world: PrivateDatabase) -> None:
+def test_the_index_serves_the_query_of_a_sweep(world: PrivateDatabase) -> None:
     """Its cost is that of the pending rows alone: few rows looked at, however many are archived."""
     with world.server.connect(database=world.name) as root, root.cursor() as cursor:
         cursor.execute(schema.index_statement(TABLE))
@@ -260,7 +260,7 @@ def _rows_read(connection: sa.Connection) -> int:
     return sum(int(value) for name, value in rows if name in ("Handler_read_next", "Handler_read_rnd_next"))
 
 
-def test_which_table(world: PrivateDatabase) -> None:
+def test_the_table_is_resolved_by_name_or_version(world: PrivateDatabase) -> None:
     with database_of(world) as database, database.connect() as connection:
         assert schema.resolve_table(connection, world.name) == TABLE
         world.sql(f"RENAME TABLE {TABLE} TO {TABLE}_v2", f"CREATE TABLE {TABLE}_v10 LIKE {TABLE}_v2")
@@ -297,7 +297,7 @@ def test_the_history_takes_a_wait_of_months(world: PrivateDatabase) -> None:
 
 
 @pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES"])
-def test_the_history_takes_whatever_a_name_is_made_of(mariadb: DatabaseServer, mode: str) -> None:
+def test_the_history_stores_names_of_any_characters(mariadb: DatabaseServer, mode: str) -> None:
     names = ["it's", 'a "word"', "100 %s %% %(x)s", "back\\slash\\", "é\n\t☃", "x); DROP TABLE", "y" * 3000]
     with new_private_database(mariadb) as world, world.globally("sql_mode", f"'{mode}'"):
         allow_history(world)
@@ -312,7 +312,7 @@ def test_the_history_takes_whatever_a_name_is_made_of(mariadb: DatabaseServer, m
     assert kept == [(name,) for name in names] * 100
 
 
-def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: PrivateDatabase) -> None:
+def test_a_history_that_is_locked_or_guarded_is_pruned_later(world: PrivateDatabase) -> None:
     """And fails nobody who asks for it: not the sweep, not the write-back."""
     (id_,) = register(world, {"path": "/data/1"})
     allow_history(world)
@@ -337,7 +337,7 @@ def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: PrivateD
             assert History(TABLE, retention=3600.0).prune(connection) == 1
 
 
-def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: PrivateDatabase) -> None:
+def test_the_history_has_source_paths_and_attempts(world: PrivateDatabase) -> None:
     (id_,) = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:

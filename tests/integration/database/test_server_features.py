@@ -38,7 +38,7 @@ def obstacles(world: PrivateDatabase, user: str = "") -> list[Obstacle]:
         return server_features.stream_obstacles(connection, server_features.identify(connection), world.name, TABLE)
 
 
-def test_it_is_known_for_what_it_is(world: PrivateDatabase) -> None:
+def test_the_server_is_identified(world: PrivateDatabase) -> None:
     with world.connection() as connection:
         server = server_features.identify(connection)
     assert server.kind == world.server.kind
@@ -68,7 +68,7 @@ def test_positions_are_ordered_by_number_not_by_letters() -> None:
     assert Position("binlog.000001", 90) == Position("binlog.000001", 90)
 
 
-def test_nothing_stands_in_the_way_of_the_account_that_the_handbook_makes(world: PrivateDatabase) -> None:
+def test_the_account_of_the_docs_has_no_obstacle(world: PrivateDatabase) -> None:
     assert obstacles(world) == []
 
 
@@ -99,7 +99,7 @@ def test_a_missing_grant_is_named_with_the_statement_that_gives_it(
         assert obstacles(world, name) == [], "the statement fixes it"
 
 
-def test_an_admin_privilege_is_not_taken_for_the_right_to_read(mariadb: DatabaseServer) -> None:
+def test_an_admin_privilege_does_not_count_as_permission_to_read(mariadb: DatabaseServer) -> None:
     """MariaDB has names that begin alike."""
     with (
         new_private_database(mariadb) as world,
@@ -110,7 +110,7 @@ def test_an_admin_privilege_is_not_taken_for_the_right_to_read(mariadb: Database
         ]
 
 
-def test_where_roles_are_in_play_no_grant_is_called_missing(world: PrivateDatabase) -> None:
+def test_with_roles_no_grant_is_reported_as_missing(world: PrivateDatabase) -> None:
     role = f"role_{world.name}"
     world.sql(f"CREATE ROLE {role}")
     try:
@@ -184,7 +184,7 @@ def test_a_table_without_one_integer_key_is_refused(world: PrivateDatabase, defi
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "mysql"])
-def test_start_options_that_keep_our_database_out_of_the_log(kind: str, tmp_path: Path) -> None:
+def test_start_options_that_exclude_our_database_from_the_log(kind: str, tmp_path: Path) -> None:
     server = open_database("mysql" if kind == "mysql" else "mariadb", tmp_path / kind)
     server.options = ("--binlog-do-db=elsewhere",)
     try:
@@ -204,7 +204,7 @@ def test_start_options_that_keep_our_database_out_of_the_log(kind: str, tmp_path
         server.kill()
 
 
-def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
+def test_an_idle_connection_on_a_silent_link_delays_its_next_user_only_briefly(
     mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a firewall does it that forgets idle connections: the next question on each would wait for a minute."""
@@ -222,7 +222,7 @@ def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
         database.close()
 
 
-def test_a_server_that_answers_slower_than_we_ask_whether_it_lives_is_one_that_answers(
+def test_a_server_that_answers_slower_than_the_ping_timeout_is_usable(
     mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New connections have just been answered: they are not asked, and so none is thrown away for being slow."""
@@ -237,7 +237,7 @@ def test_a_server_that_answers_slower_than_we_ask_whether_it_lives_is_one_that_a
         database.close()
 
 
-def test_connections_for_which_no_tls_is_set_share_a_context_and_use_tls_all_the_same(world: PrivateDatabase) -> None:
+def test_connections_without_tls_settings_share_a_context_and_still_use_tls(world: PrivateDatabase) -> None:
     """PyMySQL would read the system's certificates for each of them."""
     database = world.database()
     with contextlib.closing(database.raw_connection()) as one, contextlib.closing(database.raw_connection()) as other:

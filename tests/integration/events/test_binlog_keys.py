@@ -1,4 +1,4 @@
-"""Keys out of the events that real servers write for a table with every type of column, beside what the library decodes."""
+"""Keys out of the events that real servers write for a table with every type of column, compared with those that the library decodes."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def events_since(world: PrivateDatabase, start: Position) -> Iterator[Any]:
 
 
 def decoded(event: Any, ordinal: int, bits: int) -> list[int]:
-    """The library's word."""
+    """The keys that the library decodes."""
     name = event.columns[ordinal].name or f"UNKNOWN_COL{ordinal}"
     keys = []
     for row in event.rows:
@@ -181,7 +181,7 @@ def test_the_keys_of_every_table_are_found_without_the_rest_of_its_rows(
     assert seen >= rows + 3 * 2 * rows
 
 
-def test_pieces_of_json_are_left_to_the_library(mysql: DatabaseServer) -> None:
+def test_partial_json_updates_are_left_to_the_library(mysql: DatabaseServer) -> None:
     """A partial update has other images; its key is found all the same."""
     with new_private_database(mysql) as world:
         world.sql(
@@ -210,7 +210,7 @@ def test_pieces_of_json_are_left_to_the_library(mysql: DatabaseServer) -> None:
         ("a TIME(3), b DATETIME", "'13:48:01', '2026-11-22 13:48:01'", "unreadable"),
     ],
 )
-def test_times_of_old_are_stepped_over_decoded_or_unreadable_and_never_misread(
+def test_old_time_columns_are_stepped_over_decoded_or_unreadable_and_never_misread(
     mariadb: DatabaseServer, columns: str, values: str, way: str
 ) -> None:
     """Their fractions are no part of what the event says of its columns."""

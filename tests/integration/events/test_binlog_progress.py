@@ -32,7 +32,7 @@ def test_on_an_idle_server_a_heartbeat_moves_the_position(world: PrivateDatabase
         eventually(lambda: passed(running, there), "the position passed within two heartbeats", 3)
 
 
-def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: PrivateDatabase) -> None:
+def test_a_row_that_the_stream_should_have_delivered_is_missed(world: PrivateDatabase) -> None:
     """And what was there before the anchor, or was delivered, is not."""
     before = world.insert("/old")
     with streaming(world, UNLOOKING) as running:

@@ -73,7 +73,7 @@ def test_a_server_that_restarts_is_streamed_from_again(doomed: PrivateDatabase) 
         running.heard.await_ids(doomed.insert("/b"))
 
 
-def test_a_server_that_dies_is_said_to_be_away_and_streamed_from_again(doomed: PrivateDatabase) -> None:
+def test_a_server_that_dies_is_reported_and_streamed_from_again(doomed: PrivateDatabase) -> None:
     with streaming(doomed) as running:
         running.heard.await_ids(doomed.insert("/a"))
         doomed.server.kill()

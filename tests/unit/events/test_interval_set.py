@@ -35,7 +35,7 @@ def test_ranges_are_sorted_and_neither_overlap_nor_touch(values: list[int]) -> N
 
 
 @given(numbers, st.integers(min_value=1, max_value=5))
-def test_past_the_limit_it_denies_nothing_that_was_added_and_is_exact_above_its_lowest_range(
+def test_past_the_limit_it_contains_all_that_was_added_and_is_exact_above_its_lowest_range(
     values: list[int], limit: int
 ) -> None:
     found = holding(values, limit)
@@ -47,7 +47,7 @@ def test_past_the_limit_it_denies_nothing_that_was_added_and_is_exact_above_its_
 
 
 @given(numbers, numbers)
-def test_a_copy_goes_its_own_way(values: list[int], later: list[int]) -> None:
+def test_a_copy_is_independent(values: list[int], later: list[int]) -> None:
     found = holding(values)
     twin = found.copy()
     before = twin.ranges

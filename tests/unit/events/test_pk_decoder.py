@@ -1,4 +1,4 @@
-"""Keys that are found by stepping over what is before them, beside those of the library that decodes all of it."""
+"""Keys found by stepping over the other columns, compared with those of the library, which decodes all."""
 
 from __future__ import annotations
 
@@ -145,10 +145,10 @@ class Scene:
         body += b"\xaa\xbb\xcc\xdd" if self.checksum else b""
         data = b"\x00" + struct.pack("<IBIIIH", 1, kind, 1, 19 + len(body), 4711, 0) + body
         allowed = (TableMapEvent, WriteRowsEvent, UpdateRowsEvent)
-        nobody = (None, None, None, None)
+        unused = (None, None, None, None)
         wrapper: Any = BinLogPacketWrapper
         return wrapper(
-            MysqlPacket(data, "utf8"), tables, _CONTROL, (0, 0, 0), self.checksum, allowed, *nobody, True, True, False,
+            MysqlPacket(data, "utf8"), tables, _CONTROL, (0, 0, 0), self.checksum, allowed, *unused, True, True, False,
             False, False,
         ).event  # fmt: skip
 
@@ -173,7 +173,7 @@ def scenes(draw: st.DrawFn) -> Scene:
 
 
 def as_decoded(scene: Scene, event: Any) -> list[int]:
-    """The library's word."""
+    """The keys that the library decodes."""
     name = f"UNKNOWN_COL{scene.ordinal}"
     size = _INTEGERS[scene.columns[scene.ordinal].kind]
     keys = []
@@ -218,14 +218,14 @@ NAME = with_length(FIELD_TYPE.VARCHAR, 1, b"\x20\x00", 32)
 ROW = b"\x00" + b"\x05\x00\x00\x00" + b"\x03abc"
 
 
-def test_rows_that_end_elsewhere_than_their_event_are_not_believed() -> None:
+def test_rows_that_do_not_end_where_the_event_does_are_not_trusted() -> None:
     assert table(NAME).keys(ROW * 2) == [5, 5]
     assert table(NAME).keys(b"") == []
     for data in (ROW[:-1], ROW[:5], ROW[:1], ROW + b"\x00", ROW + ROW[:3]):
         assert table(NAME).keys(data) is None, data
 
 
-def test_a_row_without_a_key_is_not_believed() -> None:
+def test_a_row_without_a_key_is_not_trusted() -> None:
     assert table(NAME).keys(b"\x01\x03abc") is None, "it is NULL"
     columns = [SimpleNamespace(type=FIELD_TYPE.LONG)] * 2
     for present in ([b"\x02"], [b"\x00"], [b"\x02", b"\x00"]):
@@ -233,7 +233,7 @@ def test_a_row_without_a_key_is_not_believed() -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 11, 12, 14, 140, 141, 242, FIELD_TYPE.VAR_STRING, 200])
-def test_a_type_that_nobody_knows_spoils_the_table_wherever_it_stands(kind: int) -> None:
+def test_an_unknown_type_makes_the_table_unreadable_wherever_its_column_is(kind: int) -> None:
     """DECIMAL, TIME and DATETIME of old, NEWDATE, MariaDB's two compressed ones, MySQL's VECTOR."""
     columns = [SimpleNamespace(type=FIELD_TYPE.LONG), SimpleNamespace(type=kind)]
     assert RowsLayout(columns, [b"\x01"], 0).keys(b"\x00\x05\x00\x00\x00") is None

@@ -45,7 +45,7 @@ def event(table_id: int, types: list[int], *rows: list[Any], names: list[str] | 
     )
 
 
-def test_one_question_serves_all_events_of_one_definition() -> None:
+def test_one_look_up_serves_all_events_of_one_definition() -> None:
     catalogue = Catalogue(ordinal=0, columns=2)
     keys = PrimaryKeyDecoder(catalogue)
     assert keys.ids(event(7, [INT, TEXT], [1, "a"], [2, "b"])) == [1, 2]
@@ -56,14 +56,14 @@ def test_one_question_serves_all_events_of_one_definition() -> None:
     assert keys.take_doubt() == ""
 
 
-def test_full_metadata_needs_no_question() -> None:
+def test_full_metadata_needs_no_look_up() -> None:
     catalogue = Catalogue(ordinal=0, columns=2)
     found = PrimaryKeyDecoder(catalogue).ids(event(7, [TEXT, INT], ["a", 5], names=["path", "row_id"], key="row_id"))
     assert found == [5]
     assert catalogue.asked == 0
 
 
-def test_an_event_older_than_an_alter_is_taken_with_a_doubt_that_is_told_once() -> None:
+def test_an_event_older_than_an_alter_is_decoded_with_a_doubt_that_is_reported_once() -> None:
     """Two columns in the event, three in the table: whatever was in doubt, one sweep finds."""
     keys = PrimaryKeyDecoder(Catalogue(ordinal=0, columns=3))
     assert keys.ids(event(7, [INT, TEXT], [1, "a"])) == [1]
@@ -72,7 +72,7 @@ def test_an_event_older_than_an_alter_is_taken_with_a_doubt_that_is_told_once() 
     assert keys.take_doubt() == ""
 
 
-def test_an_event_whose_key_was_elsewhere_then_is_unreadable_and_asks_no_more() -> None:
+def test_an_event_whose_key_was_in_another_column_is_unreadable_and_looked_up_once() -> None:
     catalogue = Catalogue(ordinal=1, columns=3)
     keys = PrimaryKeyDecoder(catalogue)
     for row in ([1, "a"], [2, "b"]):
@@ -89,7 +89,7 @@ def test_a_table_that_is_gone_makes_its_last_events_unreadable() -> None:
         keys.ids(event(7, [INT, TEXT], [1, "a"]))
 
 
-def test_a_question_that_got_no_answer_is_asked_again() -> None:
+def test_a_look_up_without_an_answer_is_repeated() -> None:
     catalogue = Catalogue(ordinal=0, columns=2)
     answer = catalogue.answer
     catalogue.answer = DatabaseUnavailable("away")

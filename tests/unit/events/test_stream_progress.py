@@ -42,7 +42,7 @@ def test_missed_is_what_is_above_the_anchor_and_not_delivered_when_it_is_passed(
     assert progress.take_missed() == [], "it is told once"
 
 
-def test_what_is_passed_already_is_judged_at_once() -> None:
+def test_suspects_before_the_position_are_decided_at_once() -> None:
     progress = begun()
     progress.advance(mark(BEYOND))
     progress.suspect([51], THERE)
@@ -67,7 +67,7 @@ def test_before_the_anchor_is_settled_and_after_a_gap_nothing_is_missed() -> Non
     assert progress.take_missed() == [61], "and then it counts again"
 
 
-def test_a_new_anchor_answers_for_what_the_old_one_did_not() -> None:
+def test_a_new_anchor_covers_what_the_old_one_did_not() -> None:
     """Or else everything that the first stream delivered, the second would have missed."""
     progress = begun()
     progress.deliver([51])
@@ -98,7 +98,7 @@ def test_position_and_lag_are_of_the_newest_mark_whenever_they_are_asked() -> No
     assert math.isnan(progress.lag)
 
 
-def test_suspects_that_come_while_the_stream_passes_their_position_are_judged_at_once() -> None:
+def test_suspects_added_while_the_stream_passes_their_position_are_decided_at_once() -> None:
     """The stream looks for suspects without the lock; a sweep may have some when it has just looked."""
     progress = begun()
 

@@ -95,13 +95,13 @@ def test_quantiles_are_right_to_five_percent(kept: Activity, scale: float) -> No
     assert minute.p99 == pytest.approx(scale * 0.99, rel=0.06)
 
 
-def test_files_that_no_event_told_of_have_no_latency(kept: Activity) -> None:
+def test_files_without_an_event_have_no_latency(kept: Activity) -> None:
     kept.record_outcome("srv", archived(1), None)
     (minute,) = kept.snapshot().minutes
     assert (minute.p50, minute.p99) == (None, None)
 
 
-def test_the_newest_files_come_first_and_are_so_many(kept: Activity) -> None:
+def test_the_newest_files_come_first_up_to_a_limit(kept: Activity) -> None:
     for number in range(NEWEST + 10):
         kept.record_outcome("srv", archived(number), 0.1)
     newest = kept.snapshot().newest
@@ -125,7 +125,7 @@ def test_what_fails_is_grouped_by_reason_with_the_newest_and_each_file_counts_on
     assert kept.snapshot().minutes[0].failed == 4
 
 
-def test_a_file_that_fails_for_another_reason_fails_for_that_one_alone(kept: Activity) -> None:
+def test_a_file_that_fails_for_another_reason_counts_only_for_that_one(kept: Activity) -> None:
     kept.record_outcome("srv", Deferred(record(1), Reason.HOST_UNREACHABLE, "refused"), None)
     kept.record_outcome("srv", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
     assert [(each.reason, each.files) for each in kept.snapshot().failing] == [("missing", 1)]
@@ -140,12 +140,12 @@ def test_a_file_that_is_archived_or_dismissed_fails_no_more(kept: Activity) -> N
     assert kept.snapshot().failing == ()
 
 
-def test_a_stop_is_no_failure(kept: Activity) -> None:
+def test_a_stop_is_not_a_failure(kept: Activity) -> None:
     kept.record_outcome("srv", Deferred(record(1), Reason.STOPPING, "stopping"), None)
     assert kept.snapshot().failing == ()
 
 
-def test_what_fails_of_a_source_that_another_has_is_forgotten(kept: Activity) -> None:
+def test_failures_of_a_source_held_by_another_are_forgotten(kept: Activity) -> None:
     kept.record_outcome("mine", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
     kept.record_outcome("theirs", AttemptFailed(record(2), Reason.MISSING, "not there"), None)
     kept.forget("theirs")

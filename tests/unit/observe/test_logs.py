@@ -53,7 +53,7 @@ def test_another_threads_lines_do_not_wait(capsys: pytest.CaptureFixture[str]) -
     assert events(capsys.readouterr().err) == ["ours"]
 
 
-def test_lines_do_not_mix_in_a_pipe_that_nobody_hurries_to_read() -> None:
+def test_lines_do_not_mix_in_a_pipe_that_is_read_slowly() -> None:
     """Where Python does not buffer, as in a container, what is longer than a pipe goes into it in pieces."""
     program = """if True:
         import threading, structlog
