@@ -1,4 +1,4 @@
-"""What all of the operator's commands have in common: help with examples, completion, the flags of `run`."""
+"""All commands of the operator: help with examples, completion, the flags of `run`, a row in docs/commands.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from private_site import PrivateSite
 from cdc_archiver import cli
 
 COMMANDS = ("status", "why", "list", "retry", "ignore", "verify", "register", "shadow")
-README = Path(__file__).parents[2] / "README.md"
+COMMANDS_PAGE = Path(__file__).parents[2] / "docs/commands.md"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -26,7 +26,7 @@ def test_help_has_examples_and_the_exit_status_and_hides_what_the_command_does_n
     assert "--json" in done.stdout
     assert "--mysql-host" in done.stdout
     assert "--stall-timeout" not in done.stdout
-    assert f"| `cdc-archiver {command}" in README.read_text()
+    assert f"| `cdc-archiver {command}" in COMMANDS_PAGE.read_text()
 
 
 def test_every_command_takes_the_flags_of_run(stage: PrivateSite) -> None:

@@ -86,7 +86,7 @@ def _not_asked(*_: object) -> Any:
     raise AssertionError("nobody asks this here")
 
 
-def test_nobody_there_is_no_health() -> None:
+def test_no_answer_is_unhealthy() -> None:
     done = check("127.0.0.1", free_port())
     assert done.returncode == 1
     assert "no answer" in done.stdout
