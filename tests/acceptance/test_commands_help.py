@@ -65,7 +65,7 @@ def test_sources_of_a_file_are_filtered_by_name_and_by_target(stage: PrivateSite
     assert ids("--target", "m3", "--source", "one") == [three, one]
     assert ids("--target", "m4") == [others]
     done = stage.command("list", "--config", str(config), "--source", "three")
-    assert (done.returncode, done.stderr) == (2, "cdc-archiver: there is no source 'three' (there is one, two)\n")
+    assert (done.returncode, done.stderr) == (2, "cdc-archiver: unknown source: 'three' (use one of one, two)\n")
 
 
 def test_the_shell_completes_commands(stage: PrivateSite) -> None:
@@ -82,6 +82,6 @@ def test_the_shell_completes_commands(stage: PrivateSite) -> None:
     assert "--install-completion" in stage.command("--help").stdout
 
 
-def test_commands_only_parse_and_print() -> None:
-    # They live in their own rooms, one each, and the roof only hangs them up.
+def test_cli_only_wires_the_commands() -> None:
+    # Each verb has a module or package of its own; cli only wires them.
     assert len(inspect.getsource(cli).splitlines()) < 300

@@ -67,9 +67,9 @@ def test_it_may_be_run_again_and_leaves_what_is_there(stage: PrivateSite) -> Non
     # then nothing changes.
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"-- table {TABLE}: there",
-        f"-- index {INDEX}: there",
-        f"-- history {HISTORY}: there",
+        f"-- table {TABLE}: exists",
+        f"-- index {INDEX}: exists",
+        f"-- history {HISTORY}: exists",
     ]
     assert (stage.sql(f"SELECT * FROM {TABLE}"), stage.sql(f"SHOW CREATE TABLE {TABLE}")) == before
 

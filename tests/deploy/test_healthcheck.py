@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from deploy_files import DEPLOY
 
-from cdc_archiver.observe.http import HttpServer, Views
+from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.sandbox import free_port
 
@@ -70,7 +70,7 @@ def test_a_service_on_all_addresses_is_reached_by_the_old_and_the_new(host: str)
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"this machine has no IPv6: {error}")
-    server = HttpServer("::", 0, Views(Metrics(), _not_asked, _not_asked, _not_asked, _not_asked))
+    server = HttpServer("::", 0, HttpQueries(Metrics(), _not_asked, _not_asked, _not_asked, _not_asked))
     thread = threading.Thread(target=server.work, daemon=True)
     thread.start()
     try:
