@@ -11,7 +11,7 @@ import pytest
 import structlog
 from private_database import PrivateDatabase, new_private_database
 from private_site import PrivateSite, new_private_site
-from stream_scenario import QUICK_PACE
+from stream_scenario import QUICK_TIMING
 
 from cdc_archiver.events import binlog
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools, open_database
@@ -134,4 +134,4 @@ def doomed(doomed_server: DatabaseServer) -> Iterator[PrivateDatabase]:
 @pytest.fixture
 def quick_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams wait less for everything."""
-    monkeypatch.setattr(binlog, "Pace", lambda: QUICK_PACE)
+    monkeypatch.setattr(binlog, "StreamTiming", lambda: QUICK_TIMING)

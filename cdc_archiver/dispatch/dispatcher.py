@@ -237,7 +237,7 @@ class Dispatcher:
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         """The row is no work: done, given up, or another's; or it has failed for good, and a person should look."""
         if not failed:
-            self._metrics.activity.dismissed(id_)
+            self._metrics.activity.dismiss(id_)
         with self._changed:
             if self._ledger.finished(id_):
                 self._reoffer(id_)

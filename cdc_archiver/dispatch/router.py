@@ -13,7 +13,7 @@ from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.targets import Targets
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
 from cdc_archiver.model import IGNORED_FROM
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _IDS: Final = 1000
 _WAIT: Final = 1.0
@@ -22,7 +22,7 @@ _LONGEST_PAUSE: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
-class Router(Part):
+class Router(StoppableThread):
     """Reads the rows of offered ids and queues those that are work.
 
     Args:
@@ -52,7 +52,7 @@ class Router(Part):
                 continue
             try:
                 with self._database.connect() as connection:
-                    rows = self._files.load(connection, ids, image=True)
+                    rows = self._files.load(connection, ids, row_image=True)
             except (DatabaseUnavailable, Misconfigured) as error:
                 self._dispatcher.put_back(ids)
                 self._on_database(False, str(error))

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import mysql
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
-from cdc_archiver.database.server import Server, ServerKind, identify, position, stream_obstacles
+from cdc_archiver.database.server_features import ServerInfo, ServerKind, identify, position, stream_obstacles
 from cdc_archiver.errors import ArchiverError, Misconfigured
 from cdc_archiver.preflight.findings import Finding, failure, finding_from_error, ok, run_check, warning
 from cdc_archiver.settings import Settings
@@ -79,7 +79,7 @@ _SUITABLE_TYPES: Final = {
 class _Table:
     """Checks of one table of files, each on a connection of its own."""
 
-    def __init__(self, database: Database, server: Server, name: str) -> None:
+    def __init__(self, database: Database, server: ServerInfo, name: str) -> None:
         self._database = database
         self._server = server
         self._name = name
@@ -257,7 +257,7 @@ def _connection_finding(database: Database, settings: Settings, error: ArchiverE
     return finding_from_error("database", error)
 
 
-def _missing_table_finding(database: Database, settings: Settings, server: Server, error: ArchiverError) -> Finding:
+def _missing_table_finding(database: Database, settings: Settings, server: ServerInfo, error: ArchiverError) -> Finding:
     name = settings.table or schema.DEFAULT_TABLE
     with contextlib.suppress(ArchiverError), database.connect() as connection:
         # The server hides a table on which the account has no privilege; only a statement tells it from a missing one, and
@@ -313,7 +313,7 @@ def _check_clock(database: Database, settings: Settings) -> Iterator[Finding]:
 _MAX_CLOCK_DIFFERENCE_SECONDS: Final = 10.0
 
 
-def _check_server_id(database: Database, settings: Settings, server: Server) -> Iterator[Finding]:
+def _check_server_id(database: Database, settings: Settings, server: ServerInfo) -> Iterator[Finding]:
     if settings.server_id is None:
         return
     mine = settings.server_id

@@ -25,7 +25,7 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.threads import Part, join_all
+from cdc_archiver.threads import StoppableThread, join_all
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -57,7 +57,7 @@ class Pipeline:
         archive: Archive,
         metrics: Metrics,
         *,
-        on_end: Callable[[Part], None],
+        on_end: Callable[[StoppableThread], None],
         on_database: Callable[[str, bool, str], None] = lambda who, up, why: None,
         on_other_table: Callable[[], None] = lambda: None,
         stream: bool,
@@ -98,7 +98,7 @@ class Pipeline:
             tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router")
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
-        self._readers: list[Part] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
+        self._readers: list[StoppableThread] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
         for part in (self._recorder, *self._readers):
             part.on_end = on_end
         self._stopping = threading.Event()

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 import tenacity
 
-from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
+from cdc_archiver.errors import DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured, TransferError
 from cdc_archiver.model import (
     Archived,
     AttemptFailed,
@@ -29,7 +29,7 @@ from cdc_archiver.model import (
     Reason,
     Refused,
     Scope,
-    Steps,
+    StepDurations,
 )
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.settings.types import Verify
@@ -103,7 +103,7 @@ class Copier:
                 with attempt:
                     if work.wanted and not self._cancel.is_set():
                         yield from work.run(self._control_path(source))
-        except CopyTrouble as error:
+        except TransferError as error:
             if error.reason.scope is Scope.CONFIGURATION or error.reason is Reason.STALLED:
                 self._renew_connection(source)
             yield from work.defer(error.reason, str(error))
@@ -203,7 +203,7 @@ class _BatchCopy:
         Where rsync cannot enter that directory, it runs again from the source root, and then reports each file.
 
         Raises:
-            CopyTrouble: the failure concerns no single file; files that arrived before it count.
+            TransferError: the failure concerns no single file; files that arrived before it count.
         """
         directory = common_directory(list(self.wanted))
         if not (yield from self._run_rsync(directory, control_path)):
@@ -310,7 +310,7 @@ class _BatchCopy:
                 yield self._decide(Deferred(record, error.reason, str(error)))
         verified = time.monotonic()
         results = self._archive.place([file for _, file in verified_files])
-        steps = Steps(transferred, verified - began, time.monotonic() - verified)
+        steps = StepDurations(transferred, verified - began, time.monotonic() - verified)
         for (record, _), result in zip(verified_files, results, strict=True):
             match result:
                 case Placed(path=path, size=size, adopted=adopted):

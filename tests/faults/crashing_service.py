@@ -101,7 +101,7 @@ STEPS: Final[Mapping[str, Callable[[], None]]] = {
     "row-written": lambda: after(FilesTable, "mark_copied", any_row_changed),
     "history-written": lambda: after(History, "write"),
     "committed": lambda: after(Recorder, "_write"),
-    "charge-written": lambda: after(FilesTable, "charge", any_row_changed),
+    "charge-written": lambda: after(FilesTable, "count_failed_attempt", any_row_changed),
 }
 """Makes the service die at each step."""
 

@@ -13,16 +13,18 @@ from services import Service
 from waiting import PATIENCE, eventually, eventually_or_not
 
 from cdc_archiver.database.source_locks import LockTiming
-from cdc_archiver.events.binlog import BinlogStream, Pace
+from cdc_archiver.events.binlog import BinlogStream, StreamTiming
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.sandbox import DatabaseServer
 
-QUICK_PACE = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5)
-"""The service's own timing, but faster."""
-PACE_WITHOUT_LOOKS = Pace(
+QUICK_TIMING = StreamTiming(
+    heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5
+)
+"""As the service's own, but faster: so that a test is soon over."""
+TIMING_WITHOUT_CHECKS = StreamTiming(
     heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=600.0
 )
-"""As QUICK_PACE, but without regular checks of the server: for faults that the stream itself must notice."""
+"""As QUICK_TIMING, but it does not look around in between: for what the stream itself must notice."""
 QUICK_LOCK_TIMING = LockTiming(session_limit=9, check_interval=1.0, answer_limit=3.0, try_interval=0.2)
 
 LINK_OR_LOCK: tuple[dict[str, int], ...] = ({"link": 1}, {})

@@ -11,7 +11,7 @@ import pytest
 from files_table import TABLE
 from private_site import PrivateSite, SourceFile, insert
 from proxy import Proxy
-from stream_scenario import FORGET_THE_LOG, LINK_OR_LOCK, PACE_WITHOUT_LOOKS, StreamScenario, connections_of
+from stream_scenario import FORGET_THE_LOG, LINK_OR_LOCK, TIMING_WITHOUT_CHECKS, StreamScenario, connections_of
 from waiting import eventually
 
 from cdc_archiver.events import binlog
@@ -25,9 +25,9 @@ def stage(doomed_stage: PrivateSite) -> PrivateSite:
 
 
 @pytest.fixture
-def unlooking(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
+def without_checks(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
     """The stream does not look around, and so has to notice by itself."""
-    monkeypatch.setattr(binlog, "Pace", lambda: PACE_WITHOUT_LOOKS)
+    monkeypatch.setattr(binlog, "StreamTiming", lambda: TIMING_WITHOUT_CHECKS)
 
 
 def log_end(stage: PrivateSite) -> tuple[str, int]:
@@ -168,7 +168,7 @@ def test_a_table_that_is_renamed_away_and_back(stage: PrivateSite) -> None:
 # Rows that the log hides.
 
 
-def test_rows_that_are_compressed_in_mid_stream(stage: PrivateSite, unlooking: None) -> None:
+def test_rows_that_are_compressed_in_mid_stream(stage: PrivateSite, without_checks: None) -> None:
     with stage.service() as service:
         service.wait_settled()
         story = StreamScenario(stage, service)
@@ -231,7 +231,7 @@ def prepared(stage: PrivateSite, files: list[SourceFile]) -> Iterator[tuple[Any,
                 cursor.execute(f"XA ROLLBACK {name}")
 
 
-def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: PrivateSite) -> None:
+def test_rows_that_become_visible_long_after_their_event(stage: PrivateSite) -> None:
     with stage.service(sweep_interval=1) as service:
         service.wait_settled()
         story = StreamScenario(stage, service)
@@ -252,7 +252,7 @@ def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Private
         assert story.reconnects() == {}
 
 
-def test_rows_that_the_log_told_of_and_that_never_become_visible(stage: PrivateSite) -> None:
+def test_rows_with_an_event_that_never_become_visible(stage: PrivateSite) -> None:
     with stage.service() as service:
         story = StreamScenario(stage, service)
         story.arrives_by_stream()

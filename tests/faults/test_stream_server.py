@@ -17,8 +17,8 @@ from services import PASSWORD
 from stream_scenario import (
     FORGET_THE_LOG,
     LINK_OR_LOCK,
-    PACE_WITHOUT_LOOKS,
     QUICK_LOCK_TIMING,
+    TIMING_WITHOUT_CHECKS,
     StreamScenario,
     connections_of,
     copy_site,
@@ -26,7 +26,7 @@ from stream_scenario import (
 )
 from waiting import eventually
 
-from cdc_archiver.database import source_locks as lock
+from cdc_archiver.database import source_locks
 from cdc_archiver.errors import ExitStatus, ServerIdTaken
 from cdc_archiver.events import binlog
 from cdc_archiver.events.interruptible import InterruptibleConnections
@@ -48,9 +48,9 @@ def wire(stage: PrivateSite) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def brisk_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock asks more often whether it is held."""
-    monkeypatch.setattr(lock, "LockTiming", lambda: QUICK_LOCK_TIMING)
+    monkeypatch.setattr(source_locks, "LockTiming", lambda: QUICK_LOCK_TIMING)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_killed_dump_thread_costs_one_reconnect(stage: PrivateSite) -> None:
         assert len(connections_of(stage, "Binlog Dump")) == 1
 
 
-def test_a_changed_password_is_said_and_the_old_one_taken_again(stage: PrivateSite, brisk_lock: None) -> None:
+def test_a_changed_password_is_reported_and_the_old_one_used_again(stage: PrivateSite, quick_lock: None) -> None:
     with stage.service() as service:
         story = StreamScenario(stage, service)
         story.arrives_by_stream()
@@ -165,7 +165,7 @@ def test_another_server_behind_the_same_address(
 # The wire.
 
 
-def test_a_half_open_wire_is_noticed(stage: PrivateSite, wire: Proxy, brisk_lock: None) -> None:
+def test_a_half_open_wire_is_noticed(stage: PrivateSite, wire: Proxy, quick_lock: None) -> None:
     with stage.service(mysql_port=wire.port) as service:
         story = StreamScenario(stage, service)
         story.arrives_by_stream()
@@ -206,10 +206,10 @@ def test_what_is_written_between_two_streams_is_swept_for_when_the_next_one_begi
         assert story.reconnects() == {"link": 1}
 
 
-def test_a_stream_that_falls_silent_is_left_and_the_table_is_swept(
+def test_a_stream_that_falls_silent_is_closed_and_the_table_is_swept(
     stage: PrivateSite, stream_wire: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binlog, "Pace", lambda: PACE_WITHOUT_LOOKS)
+    monkeypatch.setattr(binlog, "StreamTiming", lambda: TIMING_WITHOUT_CHECKS)
     monkeypatch.setattr(binlog, "_ANSWER_TIMEOUT", 3)
     # Given a service whose stream goes over a wire of its own,
     with stage.service() as service:

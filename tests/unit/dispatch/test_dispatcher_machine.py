@@ -95,7 +95,7 @@ class Table:
             raise DatabaseUnavailable("it is away")
         yield
 
-    def load(self, _connection: object, ids: Sequence[int], *, image: bool) -> dict[int, Row]:
+    def load(self, _connection: object, ids: Sequence[int], *, row_image: bool) -> dict[int, Row]:
         found = {id_: self.rows[id_] for id_ in ids if id_ in self.rows and id_ not in self.invisible}
         self.meanwhile()
         return found
