@@ -34,10 +34,10 @@ _log = structlog.get_logger(__name__)
 class Settles(Protocol):
     """What the recorder tells of its writes; the dispatcher does."""
 
-    def expect_echoes(self, ids: Sequence[int]) -> None: ...
-    def cancel_echoes(self, ids: Sequence[int]) -> None: ...
+    def expect_own_writes(self, ids: Sequence[int]) -> None: ...
+    def cancel_own_writes(self, ids: Sequence[int]) -> None: ...
     def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None: ...
-    def hold_up(self, held_up: bool) -> None: ...
+    def set_backpressure(self, on: bool) -> None: ...
 
 
 class Recorder(Part):
@@ -173,7 +173,7 @@ class Recorder(Part):
             full = len(self._waiting) >= _HOLD_UP_AT
             if full != self._held_up:
                 self._held_up = full
-                self._settles.hold_up(full)
+                self._settles.set_backpressure(full)
 
     def _write(self, entries: Sequence[Entry]) -> set[int]:
         """Writes outcomes in one transaction.
@@ -185,7 +185,7 @@ class Recorder(Part):
         charged = [o.record for entry in entries if isinstance(o := entry.outcome, AttemptFailed)]
         refused = [o.record for entry in entries if isinstance(o := entry.outcome, Refused)]
         ids = [entry.outcome.record.id for entry in entries]
-        self._settles.expect_echoes(ids)
+        self._settles.expect_own_writes(ids)
         changed: set[int] = set()
         try:
             with self._database.transaction() as connection:
@@ -199,7 +199,7 @@ class Recorder(Part):
             changed = done
         finally:
             # Where the commit's fate is unknown an echo may come all the same; then a row is read once too often.
-            self._settles.cancel_echoes([id_ for id_ in ids if id_ not in changed])
+            self._settles.cancel_own_writes([id_ for id_ in ids if id_ not in changed])
         return changed.union(*(part.already for part in written))
 
     def _write_history(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:

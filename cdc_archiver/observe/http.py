@@ -52,7 +52,7 @@ class Views:
     metrics: Metrics
     status: Callable[[], ServiceStatus]
     words: Callable[[ServiceStatus], Summary]
-    whereabouts: Callable[[int], FileStatus | None]
+    file_status: Callable[[int], FileStatus | None]
     why: Callable[[str], dict[str, Any]]
 
 
@@ -137,7 +137,7 @@ def application(views: Views, host: str, address: str) -> Starlette:
         if not (text.isascii() and text.isdecimal() and len(text) <= 20):
             raise HTTPException(404)
         id_ = int(text)
-        found = views.whereabouts(id_)
+        found = views.file_status(id_)
         return _Json({"id": id_, "in_hand": None if found is None else to_jsonable(found)})
 
     async def api_why(request: Request) -> Response:

@@ -100,7 +100,7 @@ class Supervisor:
             ArchiverError: with what a person has to fix, or the part that died.
         """
         words = partial(summarize, poll_interval=self._settings.poll_interval)
-        views = Views(self.metrics, self.status, words, self.whereabouts, self.why)
+        views = Views(self.metrics, self.status, words, self.file_status, self.why)
         self.http = HttpServer(self._settings.http_host, self._settings.http_port, views)
         self.http.on_end = self._ended
         self.http.start()
@@ -180,10 +180,10 @@ class Supervisor:
             ),
         )
 
-    def whereabouts(self, id_: int) -> FileStatus | None:
+    def file_status(self, id_: int) -> FileStatus | None:
         """Where a file is on its way through the house; None if it is not. Waits for nothing."""
         shift = self._shift
-        return None if shift is None else shift.dispatcher.ledger.whereabouts(id_, time.monotonic())
+        return None if shift is None else shift.dispatcher.file_status(id_)
 
     def why(self, wanted: str) -> dict[str, Any]:
         """What `why --json` says of a file; asks database, archive and source, by connections of its own.

@@ -335,9 +335,7 @@ class _Work:
         disk_seen = self._sees_disk_of(ending.files)
         verdicts = dict(ending.files)
         if not disk_seen:
-            verdicts.update(
-                mount_heuristic.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged())
-            )
+            verdicts.update(mount_heuristic.judge_batch(ending.files, self._entries_at_first, self._never_charged()))
         if ending.trouble is None:
             # A file may print twice, and the last line wins: only a run that came to its end makes a wrong sum final.
             for entry, seen in changed.items():

@@ -11,7 +11,7 @@ import pytest
 from stage import Stage, new_stage
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher, health
+from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.model import Scope
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.transfer.staging import MARKER
@@ -28,7 +28,7 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[S
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A charged file is tried again in a moment, not in 5 s and more; so is what waits for a person or a disk."""
-    monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (0.3,))
+    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (0.3,))
     for fault in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, fault, (0.3, 1.0))
 

@@ -10,7 +10,7 @@ from files_table import TABLE
 from stage import TARGET, Stage
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher
+from cdc_archiver.dispatch import scheduler
 
 
 def test_one_huge_file_does_not_hold_up_small_ones(stage: Stage) -> None:
@@ -72,8 +72,8 @@ def test_fresh_files_go_before_the_backlog(stage: Stage) -> None:
 
 def test_a_full_queue_drops_ids_and_the_sweep_brings_them_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a service whose queues hold next to nothing,
-    for name, value in {"INBOX_MOST": 20, "QUEUE_MOST": 10, "BACKLOG_MOST": 8, "REFILL_BELOW": 4}.items():
-        monkeypatch.setattr(dispatcher, name, value)
+    for name, value in {"INBOX_LIMIT": 20, "QUEUE_LIMIT": 10, "BACKLOG_LIMIT": 8, "REFILL_BELOW": 4}.items():
+        monkeypatch.setattr(scheduler, name, value)
     with stage.service() as service:
         service.wait_settled()
         # when far more is registered at once,

@@ -15,7 +15,7 @@ from services import Served, Service
 from stage import HISTORY, SourceFile, Stage
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher, health
+from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.model import Scope
 
 PAUSE = 0.3
@@ -24,8 +24,8 @@ PAUSE = 0.3
 
 def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed is tried again in a moment: minutes of trouble go by in a second."""
-    monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (PAUSE,))
-    monkeypatch.setattr(dispatcher, "_BLANK_DELAYS", (PAUSE,))
+    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (PAUSE,))
+    monkeypatch.setattr(scheduler, "INCONCLUSIVE_DELAYS", (PAUSE,))
     monkeypatch.setattr(health, "_CORRUPTED_PAUSE", PAUSE)
     for fault in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, fault, (PAUSE, PAUSE))
@@ -40,12 +40,12 @@ def one_batch(service: Service, files: int) -> Iterator[None]:
     """
     shift = service.archiver._shift
     assert shift is not None
-    shift.dispatcher.hold_up(True)
+    shift.dispatcher.set_backpressure(True)
     try:
         yield
         service.wait_metric(files, "queue_depth")
     finally:
-        shift.dispatcher.hold_up(False)
+        shift.dispatcher.set_backpressure(False)
 
 
 def through(wire: Proxy, stage: Stage) -> dict[str, Any]:

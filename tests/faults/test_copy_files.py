@@ -24,7 +24,7 @@ from files_table import TABLE
 from stage import SourceFile, Stage, new_stage
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher
+from cdc_archiver.dispatch import scheduler
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Batch, Deferred, Outcome, Reason
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
@@ -307,12 +307,12 @@ def test_a_file_that_rsync_passes_over_in_silence_goes_alone_at_the_third_try(
     fake = FakeRsync(stage.directory / "fake")
     fake.misbehave(says_nothing_of("odd.npy"))
     monkeypatch.setenv("PATH", fake.before(os.environ["PATH"]))
-    monkeypatch.setattr(dispatcher, "_BLANK_DELAYS", (0.05,))
+    monkeypatch.setattr(scheduler, "INCONCLUSIVE_DELAYS", (0.05,))
     judge = Dispatcher.judge
 
     def judge_and_hold(self: Dispatcher, batch: Batch, outcome: Outcome) -> Outcome:
         if isinstance(outcome, Deferred) and outcome.reason is Reason.UNDECIDED:
-            self.hold_up(True)  # until we have found it company
+            self.set_backpressure(True)  # until we have found it company
         return judge(self, batch, outcome)
 
     monkeypatch.setattr(Dispatcher, "judge", judge_and_hold)

@@ -26,17 +26,17 @@ class Heard:
         self.echoes: set[int] = set()
         self.held_up = False
 
-    def expect_echoes(self, ids: Sequence[int]) -> None:
+    def expect_own_writes(self, ids: Sequence[int]) -> None:
         self.echoes.update(ids)
 
-    def cancel_echoes(self, ids: Sequence[int]) -> None:
+    def cancel_own_writes(self, ids: Sequence[int]) -> None:
         self.echoes.difference_update(ids)
 
     def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None:
         self.settled_ids[outcome.record.id] = counted
 
-    def hold_up(self, held_up: bool) -> None:
-        self.held_up = held_up
+    def set_backpressure(self, on: bool) -> None:
+        self.held_up = on
 
 
 def records(database: Database, ids: list[int]) -> list[FileRecord]:

@@ -11,9 +11,9 @@ import pytest
 from records import record
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher as module
+from cdc_archiver.dispatch import scheduler as module
 from cdc_archiver.dispatch.dispatcher import Dispatcher
-from cdc_archiver.dispatch.targets import Targets
+from cdc_archiver.dispatch.router import Targets
 from cdc_archiver.model import (
     Archived,
     AttemptFailed,
@@ -111,7 +111,7 @@ def test_a_huge_file_goes_to_the_bulk_lane_and_holds_up_no_other() -> None:
 
 def test_a_full_queue_drops_the_id_and_asks_for_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a queue for ten records
-    monkeypatch.setattr(module, "QUEUE_MOST", 10)
+    monkeypatch.setattr(module, "QUEUE_LIMIT", 10)
     monkeypatch.setattr(module, "REFILL_BELOW", 5)
     stage = Stage()
     # When twelve come
@@ -128,7 +128,7 @@ def test_a_full_queue_drops_the_id_and_asks_for_a_sweep(monkeypatch: pytest.Monk
 
 
 def test_a_flood_beyond_the_inbox_is_dropped_in_constant_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "INBOX_MOST", 100)
+    monkeypatch.setattr(module, "INBOX_LIMIT", 100)
     stage = Stage()
     assert len(stage.dispatcher.offer(range(1000), Origin.STREAM, fresh=True)) == 100
     assert stage.count("stream_events_total", outcome="dropped") == 900
@@ -136,7 +136,7 @@ def test_a_flood_beyond_the_inbox_is_dropped_in_constant_memory(monkeypatch: pyt
 
 
 def test_a_sweep_may_not_fill_the_room_that_is_kept_for_fresh_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BACKLOG_MOST", 8)
+    monkeypatch.setattr(module, "BACKLOG_LIMIT", 8)
     stage = Stage()
     stage.queue(range(6), fresh=False)
     assert stage.dispatcher.room("srv") == 2
@@ -293,12 +293,12 @@ def test_credit_below_zero_is_given_and_breaks_nothing() -> None:
 
 
 def test_waiting_huge_files_take_no_room_from_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "QUEUE_MOST", 5)
+    monkeypatch.setattr(module, "QUEUE_LIMIT", 5)
     stage = Stage()
     stage.queue(range(5))
     for each in stage.taken():
         stage.judge(Oversize(each))
-    assert stage.dispatcher.room("srv") == module.BACKLOG_MOST
+    assert stage.dispatcher.room("srv") == module.BACKLOG_LIMIT
     stage.queue([10])
     assert stage.ids() == [10]
     stage.queue([11])
@@ -323,9 +323,9 @@ def test_what_came_to_nothing_twice_goes_alone() -> None:
 def test_while_the_table_cannot_be_written_to_nothing_more_is_handed_out() -> None:
     stage = Stage()
     stage.queue([1])
-    stage.dispatcher.hold_up(True)
+    stage.dispatcher.set_backpressure(True)
     assert stage.ids() == []
-    stage.dispatcher.hold_up(False)
+    stage.dispatcher.set_backpressure(False)
     assert stage.ids() == [1]
 
 
@@ -385,20 +385,20 @@ def test_a_row_that_seems_to_be_done_when_its_event_came_is_looked_at_again() ->
     for _ in range(100):
         for id_ in stage.dispatcher.take_ids(10, 0.0):
             looks += 1
-            stage.dispatcher.seems_no_work(id_)
+            stage.dispatcher.not_pending(id_)
         stage.clock.now += 0.01
     assert looks == 5
     assert stage.dispatcher.idle
     # What a sweep found, and was done by then, is done.
     stage.dispatcher.offer([2], Origin.SWEEP, fresh=False)
     (id_,) = stage.dispatcher.take_ids(10, 0.0)
-    stage.dispatcher.seems_no_work(id_)
+    stage.dispatcher.not_pending(id_)
     assert stage.dispatcher.idle
     # Unless somebody touched it while it was in hand.
     stage.dispatcher.offer([3], Origin.SWEEP, fresh=False)
     stage.dispatcher.offer([3], Origin.STREAM, fresh=True)
     (id_,) = stage.dispatcher.take_ids(10, 0.0)
-    stage.dispatcher.seems_no_work(id_)
+    stage.dispatcher.not_pending(id_)
     stage.clock.now += 0.01
     assert stage.dispatcher.take_ids(10, 0.0) == [3]
 
@@ -431,14 +431,14 @@ def test_records_that_come_together_wake_a_worker_that_takes_them_all() -> None:
     looks = clock.looks
     with Waiting(stage, lambda: stage.dispatcher.take("srv", Lane.SMALL, "small-0", 600.0)) as worker:
         eventually(lambda: clock.looks >= looks + 2, "the worker waits")
-        with stage.dispatcher.at_once():
+        with stage.dispatcher.atomically():
             for id_ in ids:
                 stage.dispatcher.enqueue("srv", record(id=id_))
         assert [each.id for each in worker.answer().records] == [1, 2, 3]
 
 
 def test_a_wait_that_begins_is_seen_by_a_router_that_waits_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CHARGED_DELAYS", (0.05,))
+    monkeypatch.setattr(module, "RETRY_DELAYS", (0.05,))
     clock = RealClock()
     stage = Stage(clock)
     stage.queue([1, 2])

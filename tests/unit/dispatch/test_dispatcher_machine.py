@@ -20,11 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from records import record
 
 from cdc_archiver.database.files_table import Census, Pending, Row
-from cdc_archiver.dispatch import dispatcher as module
+from cdc_archiver.dispatch import scheduler as module
 from cdc_archiver.dispatch.dispatcher import Dispatcher
-from cdc_archiver.dispatch.in_flight import State
+from cdc_archiver.dispatch.in_flight import InFlightState
 from cdc_archiver.dispatch.router import Router
-from cdc_archiver.dispatch.targets import Targets
+from cdc_archiver.dispatch.router import Targets
 from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import (
@@ -52,7 +52,7 @@ PROFILE = settings(
 )
 """Seconds for ``make test``; ``FUZZ_EXAMPLES=2000`` for a soak."""
 
-LIMITS = {"INBOX_MOST": 6, "QUEUE_MOST": 3, "BACKLOG_MOST": 2, "REFILL_BELOW": 2}
+LIMITS = {"INBOX_LIMIT": 6, "QUEUE_LIMIT": 3, "BACKLOG_LIMIT": 2, "REFILL_BELOW": 2}
 """In the same order as the real ones, and so small that each is met."""
 
 SOURCES = ("a", "b")
@@ -215,7 +215,7 @@ class DispatcherMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.table.rows)
     @rule(data=st.data(), change=st.sampled_from(["path", "attempts", "put back", "put back", "given up", "deleted"]))
     def somebody_changes_a_row(self, data: st.DataObject, change: str) -> None:
-        in_hand = [id_ for id_ in self.dispatcher._ledger._entries if id_ in self.table.rows]
+        in_hand = [id_ for id_ in self.dispatcher._scheduler.in_flight._files if id_ in self.table.rows]
         # Where a row is in hand, it is rather that one.
         id_ = data.draw(st.sampled_from(3 * sorted(in_hand) + sorted(self.table.rows)))
         row = self.table.rows[id_]
@@ -246,9 +246,9 @@ class DispatcherMachine(RuleBasedStateMachine):
     def a_flood(self) -> None:
         """More than there is room for, from everywhere, and nobody takes it."""
         for source in SOURCES:
-            self.files_are_registered(source, LIMITS["QUEUE_MOST"] + 2, huge=False, told=True, visible=True)
+            self.files_are_registered(source, LIMITS["QUEUE_LIMIT"] + 2, huge=False, told=True, visible=True)
         for _ in range(3):
-            self.the_stream_tells(LIMITS["INBOX_MOST"])
+            self.the_stream_tells(LIMITS["INBOX_LIMIT"])
             self.the_router_reads(meanwhile=False)
 
     @rule(seconds=st.sampled_from([0.01, 1.0, 6.0, 61.0]))
@@ -271,7 +271,7 @@ class DispatcherMachine(RuleBasedStateMachine):
     def the_stream_is_cut_and_anchored_anew(self) -> None:
         self.untold.update(self.table.events)
         self.table.events.clear()
-        self.dispatcher.forget_echoes()
+        self.dispatcher.forget_own_writes()
         self.sweeper.anchored()
 
     @rule()
@@ -300,7 +300,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.table.meanwhile = self._all_are_put_back if meanwhile else lambda: None
         self.router.work()
         # A row that stays invisible is left to the sweep.
-        self.untold |= {id_ for id_ in self.table.invisible if id_ not in self.dispatcher._ledger}
+        self.untold |= {id_ for id_ in self.table.invisible if id_ not in self.dispatcher._scheduler.in_flight}
 
     @rule(whos=st.sets(st.sampled_from(WORKERS), min_size=1))
     def workers_take(self, whos: set[tuple[str, str]]) -> None:
@@ -340,7 +340,7 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @rule(held_up=st.booleans())
     def the_recorder_cannot_keep_up(self, held_up: bool) -> None:
-        self.dispatcher.hold_up(held_up)
+        self.dispatcher.set_backpressure(held_up)
 
     @rule(reason=st.sampled_from([Reason.DESTINATION_MISSING, Reason.NO_SPACE]))
     def the_destination_fails(self, reason: Reason) -> None:
@@ -355,8 +355,8 @@ class DispatcherMachine(RuleBasedStateMachine):
 
     @invariant()
     def each_id_is_in_one_place_and_its_entry_says_which(self) -> None:
-        ledger, sources = self.dispatcher._ledger, self.dispatcher._sources
-        read = Counter(id_ for inbox in self.dispatcher._inboxes.values() for id_ in inbox)
+        ledger, sources = self.dispatcher._scheduler.in_flight, self.dispatcher._scheduler.sources
+        read = Counter(id_ for inbox in self.dispatcher._scheduler.inboxes.values() for id_ in inbox)
         queued = Counter(
             waiting.id
             for source in sources.values()
@@ -366,17 +366,17 @@ class DispatcherMachine(RuleBasedStateMachine):
         )
         held = Counter(left.id for work in self.works.values() for left in work.left)
         held.update(outcome.record.id for _, outcome in self.outcomes + self.written)
-        places = {State.OFFERED: read, State.QUEUED: queued, State.IN_FLIGHT: held}
+        places = {InFlightState.OFFERED: read, InFlightState.QUEUED: queued, InFlightState.IN_FLIGHT: held}
         for state, place in places.items():
             assert max(place.values(), default=1) == 1, f"{place} has an id twice"
-            expected = {id_ for id_, entry in ledger._entries.items() if entry.state is state}
+            expected = {id_ for id_, entry in ledger._files.items() if entry.state is state}
             assert place.keys() == expected, f"{state}: {sorted(place)} and not {sorted(expected)}"
-        waits = {(entry.due, id_) for id_, entry in ledger._entries.items() if entry.state is State.WAITING}
+        waits = {(entry.due, id_) for id_, entry in ledger._files.items() if entry.state is InFlightState.WAITING}
         assert waits <= set(ledger._waiting), "who waits is never woken"
 
     @invariant()
     def the_files_in_flight_are_those_in_hands(self) -> None:
-        for name, source in self.dispatcher._sources.items():
+        for name, source in self.dispatcher._scheduler.sources.items():
             held = sum(len(work.left) for who, work in self.works.items() if who[0] == name)
             held += sum(where == name for where, _ in self.outcomes + self.written)
             assert source.in_flight == held
@@ -387,14 +387,14 @@ class DispatcherMachine(RuleBasedStateMachine):
         for id_, row in self.table.rows.items():
             if row.record.instance_id not in SOURCES or not self.table.waits(id_):
                 continue
-            starved = self.dispatcher._sources[row.record.instance_id].starved
-            known = id_ in self.dispatcher._ledger or id_ in self.table.events or id_ in self.untold
+            starved = self.dispatcher._scheduler.sources[row.record.instance_id].needs_refill
+            known = id_ in self.dispatcher._scheduler.in_flight or id_ in self.table.events or id_ in self.untold
             assert known or sweep_wanted or starved, f"nobody knows of {id_} any more"
 
     @invariant()
     def no_queue_is_over_its_measure(self) -> None:
-        for source in self.dispatcher._sources.values():
-            assert all(len(queue) <= LIMITS["QUEUE_MOST"] for queue in source.lanes.values())
+        for source in self.dispatcher._scheduler.sources.values():
+            assert all(len(queue) <= LIMITS["QUEUE_LIMIT"] for queue in source.lanes.values())
 
     def teardown(self) -> None:
         """All is well again: then everything is handled, soon."""
@@ -406,10 +406,14 @@ class DispatcherMachine(RuleBasedStateMachine):
     def _all_is_well(self) -> None:
         self.table.away = False
         self.table.invisible.clear()
-        self.dispatcher.hold_up(False)
+        self.dispatcher.set_backpressure(False)
         for _ in range(60 + 3 * len(self.table.rows)):
             in_hand = (
-                self.works or self.outcomes or self.written or self.table.events or self.dispatcher._ledger._entries
+                self.works
+                or self.outcomes
+                or self.written
+                or self.table.events
+                or self.dispatcher._scheduler.in_flight._files
             )
             if not in_hand and not any(self._is_ours(id_) for id_ in self.table.rows):
                 return
@@ -432,7 +436,7 @@ class DispatcherMachine(RuleBasedStateMachine):
             self.each_id_is_in_one_place_and_its_entry_says_which()
             self.no_row_that_waits_is_forgotten()
         left = [id_ for id_ in self.table.rows if self._is_ours(id_)]
-        raise AssertionError(f"left: {left}, in hand: {self.dispatcher._ledger._entries}")
+        raise AssertionError(f"left: {left}, in hand: {self.dispatcher._scheduler.in_flight._files}")
 
     def _is_ours(self, id_: int) -> bool:
         return self.table.waits(id_) and self.table.rows[id_].record.instance_id in SOURCES
@@ -454,7 +458,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         outcome = self.dispatcher.judge(work.batch, _outcome(chosen, kind, work.batch.lane))
         assert outcome.record == chosen
         if isinstance(outcome, Archived | AttemptFailed | Refused):
-            assert self.dispatcher.waited(chosen.id) >= 0.0
+            assert self.dispatcher.seconds_waited(chosen.id) >= 0.0
             self.outcomes.append((who[0], outcome))
         if not work.left:
             del self.works[who]
@@ -464,9 +468,9 @@ class DispatcherMachine(RuleBasedStateMachine):
         """What the recorder does, compare-and-set of the rows among it."""
         entries, rest = self.outcomes[:count], self.outcomes[count:]
         ids = [outcome.record.id for _, outcome in entries]
-        self.dispatcher.expect_echoes(ids)
+        self.dispatcher.expect_own_writes(ids)
         if self.table.away:
-            self.dispatcher.cancel_echoes(ids)
+            self.dispatcher.cancel_own_writes(ids)
             return
         changed, already = set(), set()
         for _, outcome in entries:
@@ -478,9 +482,9 @@ class DispatcherMachine(RuleBasedStateMachine):
             elif row == after and isinstance(outcome, Archived):
                 already.add(before.id)
         if not acknowledged:
-            self.dispatcher.cancel_echoes(ids)
+            self.dispatcher.cancel_own_writes(ids)
             return
-        self.dispatcher.cancel_echoes([id_ for id_ in ids if id_ not in changed])
+        self.dispatcher.cancel_own_writes([id_ for id_ in ids if id_ not in changed])
         self.outcomes, self.written, self.counted = rest, entries, changed | already
 
     def _settle(self) -> None:

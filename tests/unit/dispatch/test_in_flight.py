@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdc_archiver.dispatch.in_flight import InFlightTable, OfferResult, State
+from cdc_archiver.dispatch.in_flight import InFlightTable, OfferResult, InFlightState
 from cdc_archiver.model import Origin
 
 STREAM, SWEEP = Origin.STREAM, Origin.SWEEP
@@ -18,10 +18,10 @@ def in_flight(ledger: InFlightTable, id_: int) -> None:
 def test_stream_and_sweep_may_both_offer_an_id_and_it_is_taken_once() -> None:
     ledger = InFlightTable()
     assert ledger.offer(7, STREAM, 0.0, fresh=True) is OfferResult.OFFERED
-    assert ledger.offer(7, SWEEP, 0.0, fresh=False) is OfferResult.KNOWN
+    assert ledger.offer(7, SWEEP, 0.0, fresh=False) is OfferResult.DUPLICATE
     ledger.queued(7)
-    assert ledger.offer(7, SWEEP, 0.0, fresh=False) is OfferResult.KNOWN
-    assert ledger.count(State.QUEUED) == 1
+    assert ledger.offer(7, SWEEP, 0.0, fresh=False) is OfferResult.DUPLICATE
+    assert ledger.count(InFlightState.QUEUED) == 1
 
 
 def test_a_finished_id_is_forgotten_and_may_be_offered_anew() -> None:
@@ -37,7 +37,7 @@ def test_a_row_that_was_touched_while_it_was_copied_is_looked_at_again() -> None
     in_flight(ledger, 7)
     ledger.offer(7, STREAM, 2.0, fresh=True)
     assert ledger.finished(7)
-    assert ledger[7].state is State.OFFERED
+    assert ledger[7].state is InFlightState.OFFERED
 
 
 def test_a_row_that_was_touched_while_it_was_queued_is_read_again_before_it_is_copied() -> None:
@@ -54,14 +54,14 @@ def test_a_retry_waits_for_its_time_and_not_for_a_sweep() -> None:
     ledger = InFlightTable()
     in_flight(ledger, 7)
     ledger.retry(7, due=10.0)
-    assert ledger.offer(7, SWEEP, 5.0, fresh=False) is OfferResult.KNOWN
+    assert ledger.offer(7, SWEEP, 5.0, fresh=False) is OfferResult.DUPLICATE
     assert ledger.next_due() == 10.0
     assert ledger.due(9.9) == []
     assert ledger.due(10.0) == [7]
     assert ledger.due(11.0) == []
 
 
-def test_an_operators_update_ends_a_wait_at_once() -> None:
+def test_an_operators_update_ends_a_wait_atomically() -> None:
     ledger = InFlightTable()
     in_flight(ledger, 7)
     ledger.retry(7, due=100.0)
@@ -83,23 +83,23 @@ def test_an_update_during_the_try_ends_the_wait_after_it() -> None:
 
 def test_the_echo_of_our_own_write_is_dropped_once() -> None:
     ledger = InFlightTable()
-    ledger.expect_echoes([7], 0.0)
-    assert ledger.offer(7, STREAM, 0.1, fresh=True) is OfferResult.ECHO
+    ledger.expect_own_writes([7], 0.0)
+    assert ledger.offer(7, STREAM, 0.1, fresh=True) is OfferResult.OWN_WRITE
     assert ledger.offer(7, STREAM, 0.2, fresh=True) is OfferResult.OFFERED
 
 
 def test_an_echo_that_comes_too_late_or_was_cancelled_is_news() -> None:
     ledger = InFlightTable()
-    ledger.expect_echoes([1, 2, 3], 0.0)
-    ledger.cancel_echoes([2])
+    ledger.expect_own_writes([1, 2, 3], 0.0)
+    ledger.cancel_own_writes([2])
     assert ledger.offer(1, STREAM, 61.0, fresh=True) is OfferResult.OFFERED
     assert ledger.offer(2, STREAM, 1.0, fresh=True) is OfferResult.OFFERED
-    ledger.forget_echoes()
+    ledger.forget_own_writes()
     assert ledger.offer(3, STREAM, 1.0, fresh=True) is OfferResult.OFFERED
 
 
 def test_echoes_that_never_come_are_forgotten() -> None:
     ledger = InFlightTable()
     for number in range(200_000):
-        ledger.expect_echoes([number], float(number))
-    assert ledger.expected_echoes < 100_000
+        ledger.expect_own_writes([number], float(number))
+    assert ledger.expected_own_writes < 100_000

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cdc_archiver.dispatch import in_flight as module
-from cdc_archiver.dispatch.in_flight import InFlightTable, OfferResult, State
+from cdc_archiver.dispatch.in_flight import InFlightTable, OfferResult, InFlightState
 from cdc_archiver.model import Origin
 
 PROFILE = settings(
@@ -35,7 +35,7 @@ class Known:
         due: while it waits.
     """
 
-    state: State
+    state: InFlightState
     touched: bool = False
     due: float = 0.0
 
@@ -45,7 +45,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = mock.patch.object(module, "_WAITING_MOST", 1)  # so that it is met
+        self.patch = mock.patch.object(module, "_WAITING_LIMIT", 1)  # so that it is met
         self.patch.start()
         self.ledger = InFlightTable()
         self.now = 0.0
@@ -65,46 +65,46 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(id_=IDS)
     def its_row_is_read(self, id_: int) -> None:
-        if self._is(id_, State.OFFERED):
+        if self._is(id_, InFlightState.OFFERED):
             self.ledger.reading(id_)
             self.known[id_].touched = False
 
     @rule(id_=IDS)
     def it_is_queued(self, id_: int) -> None:
-        if self._is(id_, State.OFFERED):
+        if self._is(id_, InFlightState.OFFERED):
             self.ledger.queued(id_)
-            self.known[id_].state = State.QUEUED
+            self.known[id_].state = InFlightState.QUEUED
 
     @rule(id_=IDS)
     def a_worker_wants_it(self, id_: int) -> None:
-        if self._is(id_, State.QUEUED):
+        if self._is(id_, InFlightState.QUEUED):
             touched = self.known[id_].touched
             assert self.ledger.taken(id_, self.now) is not touched
-            self.known[id_] = Known(State.OFFERED if touched else State.IN_FLIGHT)
+            self.known[id_] = Known(InFlightState.OFFERED if touched else InFlightState.IN_FLIGHT)
 
     @rule(id_=IDS)
     def it_goes_to_the_other_lane(self, id_: int) -> None:
-        if self._is(id_, State.IN_FLIGHT):
-            self.ledger.requeued(id_)
-            self.known[id_].state = State.QUEUED
+        if self._is(id_, InFlightState.IN_FLIGHT):
+            self.ledger.queued(id_)
+            self.known[id_].state = InFlightState.QUEUED
 
     @rule(id_=IDS, wait=st.sampled_from([0.0, 1.0, 30.0]))
     def it_is_tried_again_later(self, id_: int, wait: float) -> None:
-        if self._is(id_, State.IN_FLIGHT) or self._is(id_, State.OFFERED):
+        if self._is(id_, InFlightState.IN_FLIGHT) or self._is(id_, InFlightState.OFFERED):
             self.ledger.retry(id_, self.now + wait)
-            if self._waiting() >= module._WAITING_MOST:
+            if self._waiting() >= module._WAITING_LIMIT:
                 del self.known[id_]
             else:
                 touched = self.known[id_].touched
-                self.known[id_] = Known(State.WAITING, due=0.0 if touched else self.now + wait)
+                self.known[id_] = Known(InFlightState.WAITING, due=0.0 if touched else self.now + wait)
 
     @rule(id_=IDS)
     def it_is_finished(self, id_: int) -> None:
-        if self._is(id_, State.IN_FLIGHT) or self._is(id_, State.OFFERED):
+        if self._is(id_, InFlightState.IN_FLIGHT) or self._is(id_, InFlightState.OFFERED):
             again = self.known[id_].touched
             assert self.ledger.finished(id_) is again
             if again:
-                self.known[id_] = Known(State.OFFERED)
+                self.known[id_] = Known(InFlightState.OFFERED)
             else:
                 del self.known[id_]
 
@@ -115,28 +115,30 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def what_is_due_is_asked_for(self) -> None:
-        due = [id_ for id_, known in self.known.items() if known.state is State.WAITING and known.due <= self.now]
+        due = [
+            id_ for id_, known in self.known.items() if known.state is InFlightState.WAITING and known.due <= self.now
+        ]
         found = self.ledger.due(self.now)
         assert sorted(found) == sorted(due), "each once, and none is forgotten"
         for id_ in due:
-            self.known[id_].state = State.OFFERED
+            self.known[id_].state = InFlightState.OFFERED
 
     @rule(ids=st.lists(IDS, max_size=4))
     def they_are_about_to_be_written(self, ids: list[int]) -> None:
-        self.ledger.expect_echoes(ids, self.now)
+        self.ledger.expect_own_writes(ids, self.now)
         for id_ in ids:
-            self.echoes[id_] = (self.echoes.pop(id_, (0, 0.0))[0] + 1, self.now + module._ECHO_SECONDS)
+            self.echoes[id_] = (self.echoes.pop(id_, (0, 0.0))[0] + 1, self.now + module._OWN_WRITE_SECONDS)
 
     @rule(ids=st.lists(IDS, max_size=4))
     def they_were_not_written(self, ids: list[int]) -> None:
-        self.ledger.cancel_echoes(ids)
+        self.ledger.cancel_own_writes(ids)
         for id_ in ids:
             self._one_echo_less(id_)
 
     @precondition(lambda self: self.echoes)
     @rule()
     def the_stream_is_cut(self) -> None:
-        self.ledger.forget_echoes()
+        self.ledger.forget_own_writes()
         self.echoes.clear()
 
     @invariant()
@@ -145,15 +147,17 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (id_ in self.ledger) == (id_ in self.known)
             if id_ in self.known:
                 assert self.ledger[id_].state is self.known[id_].state
-                assert self.ledger[id_].again is self.known[id_].touched
+                assert self.ledger[id_].touched is self.known[id_].touched
         counts = Counter(known.state for known in self.known.values())
-        assert {state: self.ledger.count(state) for state in State} == {state: counts[state] for state in State}
-        assert self.ledger.expected_echoes == len(self.echoes)
+        assert {state: self.ledger.count(state) for state in InFlightState} == {
+            state: counts[state] for state in InFlightState
+        }
+        assert self.ledger.expected_own_writes == len(self.echoes)
 
     @invariant()
     def whoever_waits_is_waited_for(self) -> None:
         """Else the router would sleep past it."""
-        waits = [known.due for known in self.known.values() if known.state is State.WAITING]
+        waits = [known.due for known in self.known.values() if known.state is InFlightState.WAITING]
         next_due = self.ledger.next_due()
         assert not waits or (next_due is not None and next_due <= min(waits))
 
@@ -163,26 +167,26 @@ class LedgerMachine(RuleBasedStateMachine):
             until = self.echoes[id_][1]
             self._one_echo_less(id_)
             if until >= self.now:
-                return OfferResult.ECHO
+                return OfferResult.OWN_WRITE
         if id_ not in self.known:
-            self.known[id_] = Known(State.OFFERED)
+            self.known[id_] = Known(InFlightState.OFFERED)
             return OfferResult.OFFERED
-        if stream and self.known[id_].state is State.WAITING:
-            self.known[id_].state = State.OFFERED
+        if stream and self.known[id_].state is InFlightState.WAITING:
+            self.known[id_].state = InFlightState.OFFERED
             return OfferResult.OFFERED
         self.known[id_].touched |= stream
-        return OfferResult.KNOWN
+        return OfferResult.DUPLICATE
 
     def _one_echo_less(self, id_: int) -> None:
         count, until = self.echoes.pop(id_, (0, 0.0))
         if count > 1:
             self.echoes[id_] = (count - 1, until)
 
-    def _is(self, id_: int, state: State) -> bool:
+    def _is(self, id_: int, state: InFlightState) -> bool:
         return id_ in self.known and self.known[id_].state is state
 
     def _waiting(self) -> int:
-        return sum(known.state is State.WAITING for known in self.known.values())
+        return sum(known.state is InFlightState.WAITING for known in self.known.values())
 
 
 class TestLedger(LedgerMachine.TestCase):  # type: ignore[valid-type, misc]
