@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import structlog
 from doomed import QUICK
-from stage import Stage, new_stage
-from world import World, new_world
+from private_database import PrivateDatabase, new_private_database
+from private_site import PrivateSite, new_private_site
 
 from cdc_archiver.events import binlog
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools, open_database
 from cdc_archiver.sandbox.packages import Tool, find
 
-pytest_plugins = ["good_site"]
+pytest_plugins = ["healthy_site"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,16 +83,16 @@ def promtool() -> Tool:
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
     """A site, where it does not matter on which database server."""
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
     """A site on each of the database servers in turn."""
-    with new_stage(database_server, ssh_server, tmp_path) as made:
+    with new_private_site(database_server, ssh_server, tmp_path) as made:
         yield made
 
 
@@ -107,26 +107,26 @@ def doomed_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def doomed_stage(doomed_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def doomed_stage(doomed_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
     """A site on it."""
     doomed_server.start()
-    with new_stage(doomed_server, ssh_server, tmp_path) as made:
+    with new_private_site(doomed_server, ssh_server, tmp_path) as made:
         yield made
         doomed_server.start()
 
 
 @pytest.fixture
-def world(database_server: DatabaseServer) -> Iterator[World]:
+def world(database_server: DatabaseServer) -> Iterator[PrivateDatabase]:
     """A database with the table alone, on each of the servers in turn."""
-    with new_world(database_server) as made:
+    with new_private_database(database_server) as made:
         yield made
 
 
 @pytest.fixture
-def doomed(doomed_server: DatabaseServer) -> Iterator[World]:
+def doomed(doomed_server: DatabaseServer) -> Iterator[PrivateDatabase]:
     """The same on a server that may be stopped, killed or reset."""
     doomed_server.start()
-    with new_world(doomed_server) as made:
+    with new_private_database(doomed_server) as made:
         yield made
         doomed_server.start()
 

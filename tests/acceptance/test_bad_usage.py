@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import pytest
 from files_table import TABLE
+from private_site import PrivateSite
 from services import PASSWORD
-from stage import Stage
 from waiting import eventually
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(\w+) *\] .*")
@@ -29,54 +29,54 @@ class Mistake:
     says: list[str]
     arguments: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
-    prepare: Callable[[Stage], list[str]] = lambda stage: []
+    prepare: Callable[[PrivateSite], list[str]] = lambda stage: []
     status: int = 2
 
 
-def without_columns(stage: Stage) -> list[str]:
+def without_columns(stage: PrivateSite) -> list[str]:
     stage.sql(f"ALTER TABLE {TABLE} DROP COLUMN md5sum, DROP COLUMN pub_id")
     return []
 
 
-def table_of_something_else(stage: Stage) -> list[str]:
+def table_of_something_else(stage: PrivateSite) -> list[str]:
     stage.sql("CREATE TABLE thermometers (id INT PRIMARY KEY, kelvin DOUBLE)")
     return ["--table", "thermometers"]
 
 
-def view(stage: Stage) -> list[str]:
+def view(stage: PrivateSite) -> list[str]:
     stage.sql(f"CREATE VIEW todays_files AS SELECT * FROM {TABLE}")
     return ["--table", "todays_files"]
 
 
-def no_table(stage: Stage) -> list[str]:
+def no_table(stage: PrivateSite) -> list[str]:
     stage.sql(f"DROP TABLE {TABLE}")
     return []
 
 
-def no_select(stage: Stage) -> list[str]:
+def no_select(stage: PrivateSite) -> list[str]:
     stage.server.execute(f"REVOKE SELECT, UPDATE ON {stage.database}.* FROM '{stage.user}'@'%'")
     return []
 
 
-def data_dir_is_a_file(stage: Stage) -> list[str]:
+def data_dir_is_a_file(stage: PrivateSite) -> list[str]:
     file = stage.directory / "file"
     file.write_text("precious")
     return ["--data-dir", str(file)]
 
 
-def misspelt_key(stage: Stage) -> list[str]:
+def misspelt_key(stage: PrivateSite) -> list[str]:
     config = stage.directory / "site.toml"
     config.write_text("swep_interval = 30\n")
     return ["--config", str(config)]
 
 
-def misspelt_key_of_a_source(stage: Stage) -> list[str]:
+def misspelt_key_of_a_source(stage: PrivateSite) -> list[str]:
     config = stage.directory / "site.toml"
     config.write_text('[[sources]]\nname = "a"\ntargets = ["m"]\n')
     return ["--config", str(config)]
 
 
-def no_toml(stage: Stage) -> list[str]:
+def no_toml(stage: PrivateSite) -> list[str]:
     config = stage.directory / "site.toml"
     config.write_text("data_dir: /data\n")
     return ["--config", str(config)]
@@ -117,7 +117,7 @@ MISTAKES = {
 }
 
 
-def everything(stage: Stage) -> tuple[object, ...]:
+def everything(stage: PrivateSite) -> tuple[object, ...]:
     """What must not be touched."""
     tables = sorted(name for (name,) in stage.sql("SHOW TABLES"))
     rows = [stage.sql(f"SELECT * FROM {name}") for name in tables]
@@ -135,7 +135,7 @@ def the_one_line(stderr: str) -> str:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_clear_line_and_touches_nothing(stage: Stage, name: str) -> None:
+def test_a_mistake_is_one_clear_line_and_touches_nothing(stage: PrivateSite, name: str) -> None:
     # Given a file that waits, and somebody's mistake,
     mistake = MISTAKES[name]
     stage.register(stage.file("file.npy"))
@@ -155,7 +155,7 @@ def test_a_mistake_is_one_clear_line_and_touches_nothing(stage: Stage, name: str
 @pytest.mark.parametrize(
     ("left_out", "says"), [("target", ["target"]), ("data_dir", ["data_dir", "--data-dir"])], ids=["target", "data_dir"]
 )
-def test_what_is_left_out_is_asked_for(stage: Stage, left_out: str, says: list[str]) -> None:
+def test_what_is_left_out_is_asked_for(stage: PrivateSite, left_out: str, says: list[str]) -> None:
     before = everything(stage)
     done = stage.command("run", *stage.flags(**{left_out: None}))
     line = the_one_line(done.stderr)
@@ -164,7 +164,7 @@ def test_what_is_left_out_is_asked_for(stage: Stage, left_out: str, says: list[s
     assert everything(stage) == before
 
 
-def test_a_port_that_is_in_use(stage: Stage) -> None:
+def test_a_port_that_is_in_use(stage: PrivateSite) -> None:
     stage.register(stage.file("file.npy"))
     before = everything(stage)
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -178,7 +178,7 @@ def test_a_port_that_is_in_use(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("check",), ("run", "--reconcile")], ids=["check", "reconcile"])
-def test_a_database_that_cannot_be_reached_is_status_4(stage: Stage, arguments: tuple[str, ...]) -> None:
+def test_a_database_that_cannot_be_reached_is_status_4(stage: PrivateSite, arguments: tuple[str, ...]) -> None:
     before = everything(stage)
     done = stage.process(*arguments, *stage.flags(), environment={"MYSQL_PORT": "1"})
     assert done.returncode == 4, done.stderr
@@ -187,7 +187,7 @@ def test_a_database_that_cannot_be_reached_is_status_4(stage: Stage, arguments: 
     assert everything(stage) == before
 
 
-def test_a_server_id_that_another_replica_has_ends_one_of_the_two_and_says_so(stage: Stage) -> None:
+def test_a_server_id_that_another_replica_has_ends_one_of_the_two_and_says_so(stage: PrivateSite) -> None:
     # Given a service whose server_id an operator has set,
     other = stage.directory / "other"
     other.mkdir()
@@ -203,7 +203,7 @@ def test_a_server_id_that_another_replica_has_ends_one_of_the_two_and_says_so(st
     assert "--server-id" in str(said)
 
 
-def test_check_of_a_good_site_is_status_0_and_touches_nothing(stage: Stage) -> None:
+def test_check_of_a_good_site_is_status_0_and_touches_nothing(stage: PrivateSite) -> None:
     stage.register(stage.file("file.npy"))
     before = everything(stage)
     done = stage.command("check", *stage.flags(source_root=str(stage.sources)))
@@ -214,7 +214,7 @@ def test_check_of_a_good_site_is_status_0_and_touches_nothing(stage: Stage) -> N
 
 
 @pytest.mark.parametrize("arguments", [(), ("run", "--help"), ("--version",)])
-def test_help_is_no_error(stage: Stage, arguments: tuple[str, ...]) -> None:
+def test_help_is_no_error(stage: PrivateSite, arguments: tuple[str, ...]) -> None:
     done = stage.process(*arguments)
     assert done.stderr == ""
     assert done.stdout != ""

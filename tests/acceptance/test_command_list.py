@@ -7,9 +7,9 @@ import subprocess
 from typing import Any
 
 from asking import ask
-from past import archived, failed
+from private_site import TARGET, PrivateSite
+from recorded_history import archived, failed
 from services import COMMAND
-from stage import TARGET, Stage
 from terminal import Terminal
 from waiting import PATIENCE
 
@@ -33,17 +33,17 @@ KEYS = {
 }
 
 
-def objects(stage: Stage, *arguments: str) -> list[dict[str, Any]]:
+def objects(stage: PrivateSite, *arguments: str) -> list[dict[str, Any]]:
     done = ask(stage, "list", "--json", *arguments)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def ids(stage: Stage, *arguments: str) -> list[int]:
+def ids(stage: PrivateSite, *arguments: str) -> list[int]:
     return [found["id"] for found in objects(stage, *arguments)]
 
 
-def test_each_state_and_each_filter(either_stage: Stage) -> None:
+def test_each_state_and_each_filter(either_stage: PrivateSite) -> None:
     stage = either_stage
     file = stage.file("file.npy")
     done = archived(stage, stage.file("done.npy"))
@@ -83,7 +83,7 @@ def test_each_state_and_each_filter(either_stage: Stage) -> None:
     assert found["timestamp"] == "2020-05-15T04:34:24+00:00"
 
 
-def test_by_time_whatever_the_servers_zone(either_stage: Stage) -> None:
+def test_by_time_whatever_the_servers_zone(either_stage: PrivateSite) -> None:
     stage = either_stage
     file = stage.file("file.npy")
     first, second, third = (
@@ -102,7 +102,7 @@ def test_by_time_whatever_the_servers_zone(either_stage: Stage) -> None:
     assert done.stderr == "cdc-archiver: 'yesteryear' is no time (say 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30)\n"
 
 
-def test_a_pipe_gets_fields_and_a_terminal_gets_columns_and_neither_a_names_tricks(stage: Stage) -> None:
+def test_a_pipe_gets_fields_and_a_terminal_gets_columns_and_neither_a_names_tricks(stage: PrivateSite) -> None:
     name = "a\tb\nc\x1b]0;title\x07[bold].npy"
     (id_,) = stage.register(stage.file(name), failed_copy_attempts=5)
     done = ask(stage, "list")
@@ -127,7 +127,7 @@ def test_a_pipe_gets_fields_and_a_terminal_gets_columns_and_neither_a_names_tric
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "cdc-archiver: no such file\n")
 
 
-def test_deferred_files_are_those_whose_source_the_service_says_is_in_trouble(stage: Stage) -> None:
+def test_deferred_files_are_those_whose_source_the_service_says_is_in_trouble(stage: PrivateSite) -> None:
     (others,) = stage.register(stage.file("other.npy"), instance_id="another-monitor")
     (id_,) = stage.register(stage.file("file.npy"))
     # Only the service knows.
@@ -144,7 +144,7 @@ def test_deferred_files_are_those_whose_source_the_service_says_is_in_trouble(st
     assert stage.row(others).copied == 0
 
 
-def test_a_large_table_is_read_page_by_page(stage: Stage) -> None:
+def test_a_large_table_is_read_page_by_page(stage: PrivateSite) -> None:
     # More than a page of them, and gaps between.
     found = stage.register(*[stage.file("one.npy")] * 2500)
     stage.sql("DELETE FROM pysmurf_files WHERE id % 7 = 0")
@@ -153,7 +153,7 @@ def test_a_large_table_is_read_page_by_page(stage: Stage) -> None:
     assert ids(stage, "--limit", "1700") == left[::-1][:1700]
 
 
-def test_who_has_seen_enough_closes_the_pipe(stage: Stage) -> None:
+def test_who_has_seen_enough_closes_the_pipe(stage: PrivateSite) -> None:
     # More than a pipe holds.
     stage.register(*[stage.file("one.npy")] * 3000)
     command = subprocess.Popen(
@@ -168,7 +168,7 @@ def test_who_has_seen_enough_closes_the_pipe(stage: Stage) -> None:
     command.stderr.close()
 
 
-def test_each_row_once_whatever_targets_and_nulls_there_are(either_stage: Stage) -> None:
+def test_each_row_once_whatever_targets_and_nulls_there_are(either_stage: PrivateSite) -> None:
     stage = either_stage
     file = stage.file("one.npy")
     found = [

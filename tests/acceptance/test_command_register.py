@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from asking import ask
 from files_table import TABLE
-from stage import TARGET, Stage, new_stage
+from private_site import TARGET, PrivateSite, new_private_site
 
 from cdc_archiver.commands import register_files as operation
 from cdc_archiver.commands.hashing import hash_file
@@ -21,20 +21,22 @@ MOMENT = 1_589_517_264
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         made.server.execute(f"GRANT INSERT ON {made.database}.{TABLE} TO '{made.user}'@'%'")
         yield made
 
 
 @pytest.fixture
-def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
+def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(database_server, ssh_server, tmp_path) as made:
         made.server.execute(f"GRANT INSERT ON {made.database}.{TABLE} TO '{made.user}'@'%'")
         yield made
 
 
-def register(stage: Stage, *arguments: object, status: int = 0, **changes: Any) -> dict[str, list[dict[str, Any]]]:
+def register(
+    stage: PrivateSite, *arguments: object, status: int = 0, **changes: Any
+) -> dict[str, list[dict[str, Any]]]:
     """What became of the files, by fate."""
     words = [*map(str, arguments), "--action", "take_iv", "--pub-id", "crate1slot2", "--json"]
     done = ask(stage, "register", *words, *stage.flags(**changes))
@@ -46,7 +48,9 @@ def register(stage: Stage, *arguments: object, status: int = 0, **changes: Any) 
     return fates
 
 
-def test_a_tree_is_registered_as_a_monitor_does_it_and_archived_by_the_running_service(either_stage: Stage) -> None:
+def test_a_tree_is_registered_as_a_monitor_does_it_and_archived_by_the_running_service(
+    either_stage: PrivateSite,
+) -> None:
     stage = either_stage
     # Given a tree on the readout server, with a plot, a link, and a name of all sorts,
     files = [stage.file(name) for name in ("day/a.npy", "day/two\nlines [x].npy", "day/sub/b.PNG")]
@@ -76,7 +80,7 @@ def test_a_tree_is_registered_as_a_monitor_does_it_and_archived_by_the_running_s
     assert stage.count("1 = 1") == 4
 
 
-def test_a_dry_run_says_it_and_does_nothing(stage: Stage) -> None:
+def test_a_dry_run_says_it_and_does_nothing(stage: PrivateSite) -> None:
     file = stage.file("a.npy")
     os.utime(file.path, (MOMENT, MOMENT))
     words = ["register", str(file.path), "--action", "take_iv", "--pub-id", "crate1slot2", "--dry-run"]
@@ -90,7 +94,7 @@ def test_a_dry_run_says_it_and_does_nothing(stage: Stage) -> None:
     assert stage.count("1 = 1") == 0
 
 
-def test_what_the_flags_say_goes_before_what_the_files_say(stage: Stage) -> None:
+def test_what_the_flags_say_goes_before_what_the_files_say(stage: PrivateSite) -> None:
     file = stage.file("a.npy")
     moments = ("--timestamp", "2021-03-04T05:06:07", "--action-timestamp", str(MOMENT))
     register(stage, file.path, *moments, "--plot", "--target", "m2", target=None)
@@ -98,7 +102,7 @@ def test_what_the_flags_say_goes_before_what_the_files_say(stage: Stage) -> None
     assert row == (MOMENT, 1, "m2", "2021-03-04 05:06:07")
 
 
-def test_what_cannot_be_archived_is_not_registered(either_stage: Stage) -> None:
+def test_what_cannot_be_archived_is_not_registered(either_stage: PrivateSite) -> None:
     stage = either_stage
     good = stage.file("good.npy")
     long = stage.file("x" * 200 + "/" + "y" * 200)
@@ -126,7 +130,7 @@ def test_what_cannot_be_archived_is_not_registered(either_stage: Stage) -> None:
     assert stage.count("1 = 1") == 1
 
 
-def test_what_may_be_wrong_is_one_line(stage: Stage) -> None:
+def test_what_may_be_wrong_is_one_line(stage: PrivateSite) -> None:
     file = stage.file("a.npy")
     words = ["register", str(file.path), "--action", "a", "--pub-id", "p"]
     # No target, or several; nothing there; no right to insert.
@@ -144,7 +148,7 @@ def test_what_may_be_wrong_is_one_line(stage: Stage) -> None:
 
 
 def test_a_directory_that_may_not_be_read_is_said_and_a_file_that_goes_is_none(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, gone = stage.file("day/a.npy"), stage.file("day/.a.npy.x7")
     stage.file("day/sub/b.npy")
@@ -169,7 +173,7 @@ def test_a_directory_that_may_not_be_read_is_said_and_a_file_that_goes_is_none(
     assert [found["path"] for found in fates["registered"]] == [str(there.path)]
 
 
-def test_what_another_has_registered_or_archived_is_known(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_has_registered_or_archived_is_known(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a file that an older archiver archived, of which no history tells,
     before, meanwhile, new = stage.files(3)
     (id_,) = stage.register(before)
@@ -192,7 +196,7 @@ def test_what_another_has_registered_or_archived_is_known(stage: Stage, monkeypa
     assert stage.count("1 = 1") == 3
 
 
-def test_many_files(stage: Stage) -> None:
+def test_many_files(stage: PrivateSite) -> None:
     for number in range(450):
         stage.file(f"many/{number}.npy", b"x")
     assert len(register(stage, stage.sources / "many")["registered"]) == 450

@@ -8,19 +8,19 @@ import json
 import pytest
 from asking import ask
 from files_table import TABLE
-from past import archived, failed
-from stage import HISTORY, TARGET, Stage
+from private_site import HISTORY, TARGET, PrivateSite
+from recorded_history import archived, failed
 from terminal import Terminal
 
 from cdc_archiver.commands import retry as change
 from cdc_archiver.model import Reason
 
 
-def attempts(stage: Stage, *ids: int) -> list[int | None]:
+def attempts(stage: PrivateSite, *ids: int) -> list[int | None]:
     return [row.attempts for row in stage.rows(ids)]
 
 
-def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_log(stage: Stage) -> None:
+def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_log(stage: PrivateSite) -> None:
     # Given files that a service has given up, and that are there again; sweeps are far apart.
     files = stage.files(2)
     for file in files:
@@ -43,7 +43,7 @@ def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_l
     assert [str(stage.place(file)) for file in files] == [row.path for row in stage.rows(ids)]
 
 
-def test_retry_touches_nothing_but_what_failed(either_stage: Stage) -> None:
+def test_retry_touches_nothing_but_what_failed(either_stage: PrivateSite) -> None:
     stage = either_stage
     # Given a row of each kind,
     file = stage.file("file.npy")
@@ -68,7 +68,7 @@ def test_retry_touches_nothing_but_what_failed(either_stage: Stage) -> None:
     assert "left alone: 4 files, waiting already" in said.stdout
 
 
-def test_a_column_timestamp_that_updates_itself_stays_as_it_is(either_stage: Stage) -> None:
+def test_a_column_timestamp_that_updates_itself_stays_as_it_is(either_stage: PrivateSite) -> None:
     stage = either_stage
     # Given a table as old servers make it, where every UPDATE moves the timestamp, and with it the file's place,
     stage.sql(
@@ -84,7 +84,7 @@ def test_a_column_timestamp_that_updates_itself_stays_as_it_is(either_stage: Sta
     assert attempts(stage, id_) == [0]
 
 
-def test_retry_by_reason_by_path_and_by_source(stage: Stage) -> None:
+def test_retry_by_reason_by_path_and_by_source(stage: PrivateSite) -> None:
     files = [stage.file(name) for name in ("day1/a.npy", "day1/b.npy", "day2/a.npy", "day2/A.NPY")]
     ids = stage.register(*files, failed_copy_attempts=5)
     (others,) = stage.register(files[0], failed_copy_attempts=5, instance_id="another-monitor")
@@ -116,7 +116,7 @@ def test_retry_by_reason_by_path_and_by_source(stage: Stage) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: Stage) -> None:
+def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     done = ask(stage, "retry", "--id", str(id_), "--id", "4711", "--yes")
     assert done.returncode == 3
@@ -128,7 +128,7 @@ def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: Stage) -
     assert f"no row has the path {stage.sources}/fiel.npy" in done.stderr
 
 
-def test_what_was_not_shown_is_not_changed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_shown_is_not_changed(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a question that somebody reads for a while, and a file that is registered meanwhile,
     ids = stage.register(*stage.files(2))
 
@@ -144,7 +144,7 @@ def test_what_was_not_shown_is_not_changed(stage: Stage, monkeypatch: pytest.Mon
     assert attempts(stage, *ids) == [2000, 2000, 0]
 
 
-def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
+def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: PrivateSite) -> None:
     ids = stage.register(*stage.files(2), failed_copy_attempts=5)
     # In a script nobody can be asked.
     done = ask(stage, "retry", "--all-quarantined")
@@ -177,7 +177,7 @@ def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: Stage) -> None:
 
 
 def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cdc_archiver.database.connections._LOCK_WAIT", 1)
     ids = stage.register(*stage.files(3), failed_copy_attempts=5)
@@ -189,7 +189,7 @@ def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
     assert attempts(stage, *ids) == [0, 5, 0]
 
 
-def test_many_files_are_done_chunk_by_chunk(stage: Stage) -> None:
+def test_many_files_are_done_chunk_by_chunk(stage: PrivateSite) -> None:
     ids = stage.register(*[stage.file("one.npy")] * 1500, failed_copy_attempts=5)
     done = ask(stage, "retry", "--all-quarantined", "--yes")
     assert done.stdout.splitlines()[-1] == "retried 1500 files"
@@ -197,7 +197,7 @@ def test_many_files_are_done_chunk_by_chunk(stage: Stage) -> None:
     assert stage.count("failed_copy_attempts = 0") == len(ids)
 
 
-def test_ignored_files_are_tried_no_more_are_no_alarm_and_say_who_and_why(stage: Stage) -> None:
+def test_ignored_files_are_tried_no_more_are_no_alarm_and_say_who_and_why(stage: PrivateSite) -> None:
     file = stage.file("lost.npy")
     file.path.unlink()
     with stage.service(max_attempts=1) as service:
@@ -228,7 +228,7 @@ def test_ignored_files_are_tried_no_more_are_no_alarm_and_say_who_and_why(stage:
         stage.wait_archived(id_)
 
 
-def test_ignore_takes_paths_and_leaves_the_archived_alone(stage: Stage) -> None:
+def test_ignore_takes_paths_and_leaves_the_archived_alone(stage: PrivateSite) -> None:
     one, two, three = stage.file("old/one.npy"), stage.file("old/two.npy"), stage.file("new/one.npy")
     ids = stage.register(one, two, three)
     done_id = archived(stage, stage.file("old/done.npy"))
@@ -244,7 +244,7 @@ def test_ignore_takes_paths_and_leaves_the_archived_alone(stage: Stage) -> None:
     assert "left alone: 1 file, not ignored" in undone.stdout
 
 
-def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(either_stage: Stage) -> None:
+def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(either_stage: PrivateSite) -> None:
     stage = either_stage
     ask(stage, "list")
     account = f"'{stage.user}'@'%'"

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from asking import ask
 from files_table import TABLE
+from private_site import HISTORY, PrivateSite, SourceFile
 from services import COMMAND
-from stage import HISTORY, SourceFile, Stage
 from waiting import PATIENCE, eventually
 
 from cdc_archiver.commands import shadow_comparison as operation
@@ -25,7 +25,7 @@ from cdc_archiver.commands.hashing import hash_file
 class OldArchiver:
     """What the polling agent does to a row, and to the disk."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: PrivateSite) -> None:
         self._stage = stage
 
     def archive(self, id_: int, file: SourceFile, place: Path | None = None, content: bytes | None = None) -> Path:
@@ -69,7 +69,7 @@ class Follower:
 
 
 @contextmanager
-def following(stage: Stage, *arguments: str) -> Iterator[Follower]:
+def following(stage: PrivateSite, *arguments: str) -> Iterator[Follower]:
     output, errors = stage.directory / "shadow.jsonl", stage.directory / "shadow.err"
     with output.open("w") as out, errors.open("w") as err:
         process = subprocess.Popen(
@@ -87,7 +87,7 @@ def following(stage: Stage, *arguments: str) -> Iterator[Follower]:
             process.wait()
 
 
-def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(either_stage: Stage) -> None:
+def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(either_stage: PrivateSite) -> None:
     stage = either_stage
     old = OldArchiver(stage)
     files = stage.files(6)
@@ -134,7 +134,7 @@ def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(either_stag
     assert not (stage.data_dir / ".cdc_archiver").exists()
 
 
-def test_it_runs_beside_the_running_service_and_needs_no_right_to_write(stage: Stage) -> None:
+def test_it_runs_beside_the_running_service_and_needs_no_right_to_write(stage: PrivateSite) -> None:
     account = f"'{stage.user}'@'%'"
     with stage.service() as service:
         service.wait_settled()
@@ -149,7 +149,7 @@ def test_it_runs_beside_the_running_service_and_needs_no_right_to_write(stage: S
     assert ask(stage, "shadow", "--once", *stage.flags()).returncode == 0
 
 
-def test_once_compares_the_table_as_it_is(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_compares_the_table_as_it_is(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     old = OldArchiver(stage)
     files = stage.files(4)
     ids = stage.register(*files[:3])
@@ -188,7 +188,7 @@ def test_once_compares_the_table_as_it_is(stage: Stage, monkeypatch: pytest.Monk
     assert (sums["agree"], sums["differ"], sums["hashed"]) == (0, 0, 0)
 
 
-def test_without_a_right_to_stream_it_polls(stage: Stage) -> None:
+def test_without_a_right_to_stream_it_polls(stage: PrivateSite) -> None:
     stage.server.execute(f"REVOKE REPLICATION SLAVE ON *.* FROM '{stage.user}'@'%'")
     (file,) = stage.files(1)
     with following(stage, "--poll-interval", "300ms") as shadow:

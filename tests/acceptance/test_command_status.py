@@ -6,12 +6,12 @@ import json
 
 from asking import ask
 from files_table import TABLE
-from stage import Stage
+from private_site import PrivateSite
 from terminal import Terminal
 from waiting import eventually
 
 
-def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage: Stage) -> None:
+def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage: PrivateSite) -> None:
     gone = stage.file("gone.npy")
     gone.path.unlink()
     stage.register(gone, failed_copy_attempts=5)
@@ -40,7 +40,7 @@ def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage:
     assert found["rate"] == {"files": 3, "size": 3000}
 
 
-def test_without_a_service_the_database_is_counted_and_it_says_so(either_stage: Stage) -> None:
+def test_without_a_service_the_database_is_counted_and_it_says_so(either_stage: PrivateSite) -> None:
     stage = either_stage
     file = stage.file("file.npy")
     stage.register(file)
@@ -65,7 +65,7 @@ def test_without_a_service_the_database_is_counted_and_it_says_so(either_stage: 
         assert "but an archiver holds these targets: connection " in done.stdout
 
 
-def test_without_a_target_it_reads_what_is_not_archived_and_no_table_of_years(either_stage: Stage) -> None:
+def test_without_a_target_it_reads_what_is_not_archived_and_no_table_of_years(either_stage: PrivateSite) -> None:
     stage = either_stage
     stage.register(*[stage.file("one.npy")] * 3000, copied=1)
     stage.register(stage.file("waits.npy"), instance_id="m2")
@@ -80,7 +80,7 @@ def test_without_a_target_it_reads_what_is_not_archived_and_no_table_of_years(ei
     assert seen["sources"]["all targets"]["targets"] == ["m2"]
 
 
-def test_a_source_in_trouble_is_named_with_its_reason(stage: Stage) -> None:
+def test_a_source_in_trouble_is_named_with_its_reason(stage: PrivateSite) -> None:
     stage.ssh.stop()
     stage.register(stage.file("file.npy"))
     with stage.service(until="no source") as service:
@@ -90,7 +90,7 @@ def test_a_source_in_trouble_is_named_with_its_reason(stage: Stage) -> None:
     assert "(again in " in words
 
 
-def test_neither_answers(stage: Stage) -> None:
+def test_neither_answers(stage: PrivateSite) -> None:
     done = ask(stage, "status", "--http-port", "1", environment={"MYSQL_PORT": "1"})
     assert done.returncode == 4
     assert done.stdout == ""
@@ -99,7 +99,7 @@ def test_neither_answers(stage: Stage) -> None:
     assert "127.0.0.1:1 cannot be used" in line
 
 
-def test_the_service_answers_for_itself_while_we_cannot_reach_the_database(stage: Stage) -> None:
+def test_the_service_answers_for_itself_while_we_cannot_reach_the_database(stage: PrivateSite) -> None:
     with stage.service() as service:
         done = ask(stage, "status", "--http-port", str(service.port), environment={"MYSQL_PORT": "1"})
     assert done.returncode == 0
@@ -107,7 +107,7 @@ def test_the_service_answers_for_itself_while_we_cannot_reach_the_database(stage
     assert "last hour    not known: the database 127.0.0.1:1 cannot be used" in done.stdout
 
 
-def test_watch_goes_on_until_it_is_interrupted(stage: Stage) -> None:
+def test_watch_goes_on_until_it_is_interrupted(stage: PrivateSite) -> None:
     with stage.service() as service:
         with Terminal(
             stage, ["status", "--watch", "--every", "300ms", *stage.flags(http_port=service.port)]

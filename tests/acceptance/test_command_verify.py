@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from asking import ask
 from files_table import TABLE
-from past import archived
+from private_site import HISTORY, PrivateSite
 from prometheus_client.parser import text_string_to_metric_families
-from stage import HISTORY, Stage
+from recorded_history import archived
 
 from cdc_archiver.commands.hashing import hash_file
 from cdc_archiver.commands.verify import verification as verify
 from cdc_archiver.errors import DatabaseUnavailable
 
 
-def run(stage: Stage, *arguments: str, status: int = 0) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def run(stage: PrivateSite, *arguments: str, status: int = 0) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What a script is told: the files that are not right, and the sums."""
     done = ask(stage, "verify", "--json", *arguments, *stage.flags())
     assert done.returncode == status, done.stderr
@@ -34,7 +34,7 @@ def verdicts(problems: list[dict[str, Any]]) -> dict[int, str]:
     return {problem["id"]: problem["verdict"] for problem in problems}
 
 
-def test_each_verdict_in_words_and_for_scripts(either_stage: Stage) -> None:
+def test_each_verdict_in_words_and_for_scripts(either_stage: PrivateSite) -> None:
     stage = either_stage
     # Given files that were archived, and what years do to them; and some that are not archived,
     files = stage.files(6)
@@ -69,7 +69,7 @@ def test_each_verdict_in_words_and_for_scripts(either_stage: Stage) -> None:
     assert run(stage)[0] == []
 
 
-def test_what_is_not_right_is_archived_anew_by_the_running_service(either_stage: Stage) -> None:
+def test_what_is_not_right_is_archived_anew_by_the_running_service(either_stage: PrivateSite) -> None:
     stage = either_stage
     files = stage.files(5)
     with stage.service(sweep_interval=3600) as service:
@@ -108,7 +108,7 @@ def test_what_is_not_right_is_archived_anew_by_the_running_service(either_stage:
     assert run(stage, status=3)[1]["verdicts"] == {"ok": 3, "missing": 1, "changed": 1, "unreadable": 0, "elsewhere": 0}
 
 
-def test_a_requeued_rows_timestamp_stays(stage: Stage) -> None:
+def test_a_requeued_rows_timestamp_stays(stage: PrivateSite) -> None:
     stage.sql(
         f"ALTER TABLE {TABLE} MODIFY timestamp TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP"
     )
@@ -123,7 +123,7 @@ def test_a_requeued_rows_timestamp_stays(stage: Stage) -> None:
     assert str(row[3]) == "2020-05-15 04:34:24"
 
 
-def test_a_name_that_is_no_utf_8_is_archived_anew_too(either_stage: Stage) -> None:
+def test_a_name_that_is_no_utf_8_is_archived_anew_too(either_stage: PrivateSite) -> None:
     stage = either_stage
     stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NOT NULL")
     file = stage.file("caf\udce9.npy")
@@ -144,7 +144,7 @@ def test_a_name_that_is_no_utf_8_is_archived_anew_too(either_stage: Stage) -> No
     assert r"caf\udce9.npy" in words
 
 
-def test_requeue_wants_the_history_and_a_look_at_the_source(stage: Stage) -> None:
+def test_requeue_wants_the_history_and_a_look_at_the_source(stage: PrivateSite) -> None:
     file = stage.file("file.npy")
     id_ = archived(stage, file)
     stage.place(file).write_bytes(b"damaged")
@@ -161,7 +161,7 @@ def test_requeue_wants_the_history_and_a_look_at_the_source(stage: Stage) -> Non
     assert stage.row(id_).copied == 1
 
 
-def test_a_disk_that_is_not_mounted_is_no_archive_full_of_missing_files(stage: Stage) -> None:
+def test_a_disk_that_is_not_mounted_is_no_archive_full_of_missing_files(stage: PrivateSite) -> None:
     files = stage.files(3)
     ids = [archived(stage, file) for file in files]
     shutil.rmtree(stage.data_dir)
@@ -183,7 +183,7 @@ def test_a_disk_that_is_not_mounted_is_no_archive_full_of_missing_files(stage: S
     assert ask(stage, "verify").returncode == 2
 
 
-def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     files = stage.files(5)
     for file in files:
         archived(stage, file)
@@ -205,7 +205,7 @@ def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: Stage, monkeypatch:
 
 
 def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_ones(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a damaged file, one that cannot be read here, and a database that goes away a little later,
     files = stage.files(6)
@@ -242,7 +242,7 @@ def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_one
     assert ask(stage, "verify", "4711", *stage.flags()).returncode == 2
 
 
-def test_some_of_them_by_time_by_target_or_by_lot(stage: Stage) -> None:
+def test_some_of_them_by_time_by_target_or_by_lot(stage: PrivateSite) -> None:
     ids = [archived(stage, file) for file in stage.files(20, size=10)]
     stage.sql(f"UPDATE {TABLE} SET timestamp = '2021-01-01 00:00:00' WHERE id <= %s", (ids[4],))
     stage.sql(f"UPDATE {TABLE} SET instance_id = 'm2' WHERE id = %s", (ids[0],))
@@ -261,7 +261,7 @@ def test_some_of_them_by_time_by_target_or_by_lot(stage: Stage) -> None:
 
 @pytest.mark.parametrize("sample", [(), ("--sample", "17")], ids=["all", "sample"])
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, sample: tuple[str, ...]
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, sample: tuple[str, ...]
 ) -> None:
     # Given twenty files, two of them damaged, and a run with a state,
     files = stage.files(20, size=10)
@@ -305,7 +305,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert sum(run(stage, "--state", str(state), *sample, status=3)[1]["verdicts"].values()) == total
 
 
-def test_files_that_no_row_names(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_no_row_names(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given files with a row, files that the running service has placed and not recorded yet, files of an older table,
     named, placed, older = stage.files(3)
     archived(stage, named)
@@ -354,7 +354,7 @@ def test_files_that_no_row_names(stage: Stage, monkeypatch: pytest.MonkeyPatch) 
     assert json.loads(done.stdout.splitlines()[-1])["sums"]["folders_not_seen"] == 1
 
 
-def test_the_sums_for_prometheus(stage: Stage) -> None:
+def test_the_sums_for_prometheus(stage: PrivateSite) -> None:
     file = stage.file("file.npy", size=1234)
     archived(stage, file)
     metrics = stage.directory / "verify.prom"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from asking import ask
 from files_table import TABLE
-from past import archived, failed
+from private_site import HISTORY, TARGET, Done, PrivateSite, new_private_site
+from recorded_history import archived, failed
 from services import Service
-from stage import HISTORY, TARGET, Done, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.model import Reason
@@ -20,7 +20,7 @@ from cdc_archiver.model import Reason
 NASTY = "two\nlines \x1b[31m[red]and a bell\x07.npy"
 
 
-def why(stage: Stage, file: object, *more: str, status: int = 0, **changes: Any) -> str:
+def why(stage: PrivateSite, file: object, *more: str, status: int = 0, **changes: Any) -> str:
     """What a person is told, with all flags of `run`."""
     done = ask(stage, "why", str(file), *more, *stage.flags(**changes))
     assert done.returncode == status, done.stderr
@@ -37,7 +37,7 @@ def sentence(text: str) -> str:
     return text.splitlines()[0]
 
 
-def test_a_file_that_was_given_up_with_every_try_and_the_command_that_has_it_tried_again(stage: Stage) -> None:
+def test_a_file_that_was_given_up_with_every_try_and_the_command_that_has_it_tried_again(stage: PrivateSite) -> None:
     # Given a file that a service has given up,
     file = stage.file("gone.npy")
     file.path.unlink()
@@ -57,7 +57,9 @@ def test_a_file_that_was_given_up_with_every_try_and_the_command_that_has_it_tri
     assert f"cdc-archiver ignore {id_} --reason" in text
 
 
-def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_either(either_stage: Stage) -> None:
+def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_either(
+    either_stage: PrivateSite,
+) -> None:
     stage = either_stage
     # Given an archived file, whose row no longer has the path that it came from,
     file = stage.file("session/one.npy")
@@ -72,7 +74,7 @@ def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_
     assert other != id_
 
 
-def test_several_matches_are_listed_newest_first_and_the_question_is_which(stage: Stage) -> None:
+def test_several_matches_are_listed_newest_first_and_the_question_is_which(stage: PrivateSite) -> None:
     files = stage.files(25, size=10)
     ids = stage.register(*files)
     done = ask(stage, "why", ".npy")
@@ -84,14 +86,14 @@ def test_several_matches_are_listed_newest_first_and_the_question_is_which(stage
     assert "more than 20 files match '.npy': which one?" in line
 
 
-def test_a_path_with_wild_cards_in_it_is_that_path(stage: Stage) -> None:
+def test_a_path_with_wild_cards_in_it_is_that_path(stage: PrivateSite) -> None:
     ids = stage.register(stage.file("100%_a.npy"), stage.file("100xxa.npy"), stage.file("10_%.npy"))
     for id_, name in zip(ids, ("100%_a", "100xxa", "10_%"), strict=True):
         found = as_object(ask(stage, "why", name, "--json"))
         assert found["facts"]["record"]["id"] == id_
 
 
-def test_a_file_that_nobody_registered(stage: Stage) -> None:
+def test_a_file_that_nobody_registered(stage: PrivateSite) -> None:
     file = stage.file("unknown.npy")
     text = why(stage, file.path, status=3)
     assert sentence(text) == f"No row of {TABLE} names '{file.path}': the monitor has not registered it."
@@ -122,7 +124,7 @@ def test_a_file_that_nobody_registered(stage: Stage) -> None:
 @pytest.mark.parametrize(
     "column", ["VARCHAR(260) CHARACTER SET latin1", "VARCHAR(260) CHARACTER SET utf8mb4", "VARBINARY(260)"]
 )
-def test_names_in_any_script_whatever_the_column_holds(either_stage: Stage, column: str) -> None:
+def test_names_in_any_script_whatever_the_column_holds(either_stage: PrivateSite, column: str) -> None:
     stage = either_stage
     stage.sql(f"ALTER TABLE {TABLE} MODIFY path {column} NOT NULL")
     (id_,) = stage.register(stage.file("höhe.npy"))
@@ -134,7 +136,7 @@ def test_names_in_any_script_whatever_the_column_holds(either_stage: Stage, colu
         assert ask(stage, "why", name).returncode == 3
 
 
-def test_the_database_settings_are_enough_and_it_says_what_it_could_not_look_at(stage: Stage) -> None:
+def test_the_database_settings_are_enough_and_it_says_what_it_could_not_look_at(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     failed(stage, id_, Reason.UNREADABLE, "Permission denied (13)")
     done = ask(stage, "why", str(id_), "--http-port", "1")
@@ -146,7 +148,7 @@ def test_the_database_settings_are_enough_and_it_says_what_it_could_not_look_at(
     assert "not asked: no service answers at 127.0.0.1:1" in done.stdout
 
 
-def test_a_changed_file_is_shown_with_both_md5_sums(stage: Stage) -> None:
+def test_a_changed_file_is_shown_with_both_md5_sums(stage: PrivateSite) -> None:
     file = stage.file("changed.npy")
     (id_,) = stage.register(file, failed_copy_attempts=5)
     failed(stage, id_, Reason.CHANGED, "it was changed", md5_seen=b"\xab" * 16)
@@ -165,7 +167,7 @@ def test_a_changed_file_is_shown_with_both_md5_sums(stage: Stage) -> None:
         (None, "is not in its place any more"),
     ],
 )
-def test_an_archived_file_that_is_not_right_any_more(stage: Stage, content: bytes | None, says: str) -> None:
+def test_an_archived_file_that_is_not_right_any_more(stage: PrivateSite, content: bytes | None, says: str) -> None:
     file = stage.file("file.npy")
     id_ = archived(stage, file, content)
     if content is None:
@@ -175,7 +177,7 @@ def test_an_archived_file_that_is_not_right_any_more(stage: Stage, content: byte
     assert f"cdc-archiver verify --requeue {id_}" in text
 
 
-def test_a_large_archived_file_is_hashed_where_it_is_asked_for(stage: Stage) -> None:
+def test_a_large_archived_file_is_hashed_where_it_is_asked_for(stage: PrivateSite) -> None:
     file = stage.file("large.npy", size=5000)
     id_ = archived(stage, file, os.urandom(5000))
     text = why(stage, id_, small_limit=1000)
@@ -184,7 +186,7 @@ def test_a_large_archived_file_is_hashed_where_it_is_asked_for(stage: Stage) -> 
     assert "is another file" in sentence(why(stage, id_, "--hash", small_limit=1000))
 
 
-def test_an_unmounted_archive_is_not_a_missing_file(stage: Stage) -> None:
+def test_an_unmounted_archive_is_not_a_missing_file(stage: PrivateSite) -> None:
     file = stage.file("file.npy")
     id_ = archived(stage, file)
     stage.data_dir.rename(stage.directory / "elsewhere")
@@ -193,7 +195,7 @@ def test_an_unmounted_archive_is_not_a_missing_file(stage: Stage) -> None:
     assert "is its disk mounted" in sentence(text)
 
 
-def test_a_row_of_nobodys_target(stage: Stage) -> None:
+def test_a_row_of_nobodys_target(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), instance_id="another-monitor")
     text = why(stage, id_)
     assert "nobody was asked to archive it: its instance_id 'another-monitor'" in sentence(text)
@@ -205,7 +207,7 @@ def test_a_row_of_nobodys_target(stage: Stage) -> None:
     assert ask(stage, "why", "9" * 5000).returncode == 3
 
 
-def test_a_row_that_names_no_place_and_one_that_was_corrected(stage: Stage) -> None:
+def test_a_row_that_names_no_place_and_one_that_was_corrected(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), pub_id=None, failed_copy_attempts=1000)
     failed(stage, id_, Reason.NO_PUB_ID, "the row has no pub_id")
     text = why(stage, id_)
@@ -217,14 +219,14 @@ def test_a_row_that_names_no_place_and_one_that_was_corrected(stage: Stage) -> N
     assert f"cdc-archiver retry --id {id_}" in text
 
 
-def test_a_pending_row_that_names_no_place_is_told_before_its_first_try(stage: Stage) -> None:
+def test_a_pending_row_that_names_no_place_is_told_before_its_first_try(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), pub_id="../..")
     text = why(stage, id_)
     assert sentence(text).startswith("It is not here, and cannot be: pub_id: '../..'")
     assert "It is refused at its next try." in text
 
 
-def test_a_file_whose_source_is_down_names_the_source_and_charges_nobody(stage: Stage) -> None:
+def test_a_file_whose_source_is_down_names_the_source_and_charges_nobody(stage: PrivateSite) -> None:
     # Given a source that is down,
     stage.ssh.stop()
     (id_,) = stage.register(stage.file("file.npy"))
@@ -238,7 +240,7 @@ def test_a_file_whose_source_is_down_names_the_source_and_charges_nobody(stage: 
     assert "cdc-archiver check" in text
 
 
-def test_a_file_on_its_way_and_one_behind_it(stage: Stage) -> None:
+def test_a_file_on_its_way_and_one_behind_it(stage: PrivateSite) -> None:
     # Given one worker, busy with a file that takes minutes,
     with stage.service(bwlimit="10", workers=1, drain_timeout=0) as service:
         (slow,) = stage.register(stage.file("slow.npy", size=3_000_000))
@@ -265,7 +267,7 @@ def in_hand(service: Service, id_: int, state: str | None) -> None:
     eventually(asked, f"{id_} is {state}")
 
 
-def test_a_file_that_waits_for_its_next_try_is_told_when_that_is(stage: Stage) -> None:
+def test_a_file_that_waits_for_its_next_try_is_told_when_that_is(stage: PrivateSite) -> None:
     file = stage.file("gone.npy")
     file.path.unlink()
     with stage.service() as service:
@@ -287,11 +289,11 @@ def test_a_file_that_waits_for_its_next_try_is_told_when_that_is(stage: Stage) -
     assert "It is tried again in " in text
 
 
-def test_a_service_on_another_database_is_not_believed(stage: Stage, tmp_path: Path) -> None:
+def test_a_service_on_another_database_is_not_believed(stage: PrivateSite, tmp_path: Path) -> None:
     (id_,) = stage.register(stage.file("file.npy"))
     (tmp_path / "other").mkdir()
     with (
-        new_stage(stage.server, stage.ssh, tmp_path / "other") as other,
+        new_private_site(stage.server, stage.ssh, tmp_path / "other") as other,
         other.service() as service,
     ):
         text = why(stage, id_, http_port=service.port)
@@ -299,7 +301,7 @@ def test_a_service_on_another_database_is_not_believed(stage: Stage, tmp_path: P
     assert "no service can be asked about it" in sentence(text)
 
 
-def test_without_a_history_it_says_so_and_tells_the_rest(stage: Stage) -> None:
+def test_without_a_history_it_says_so_and_tells_the_rest(stage: PrivateSite) -> None:
     stage.server.execute(f"REVOKE CREATE, SELECT, INSERT, DELETE ON {stage.database}.{HISTORY} FROM '{stage.user}'@'%'")
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     text = why(stage, id_)
@@ -307,13 +309,13 @@ def test_without_a_history_it_says_so_and_tells_the_rest(stage: Stage) -> None:
     assert "What was tried is not known: the history" in text
 
 
-def test_a_restricted_key_cannot_be_looked_through(stage: Stage) -> None:
+def test_a_restricted_key_cannot_be_looked_through(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"))
     text = why(stage, id_, "--restricted-key", source_root=stage.sources)
     assert "is restricted to rsync, so nobody can look" in text
 
 
-def test_a_nasty_name_is_printed_escaped(stage: Stage) -> None:
+def test_a_nasty_name_is_printed_escaped(stage: PrivateSite) -> None:
     file = stage.file(NASTY)
     file.path.unlink()
     with stage.service(max_attempts=1):

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from stage import Stage
+from private_site import PrivateSite
 
 from cdc_archiver import cli
 
@@ -16,7 +16,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples_and_the_exit_status_and_hides_what_the_command_does_not_use(
-    stage: Stage, command: str
+    stage: PrivateSite, command: str
 ) -> None:
     done = stage.command(command, "--help")
     assert done.returncode == 0
@@ -29,7 +29,7 @@ def test_help_has_examples_and_the_exit_status_and_hides_what_the_command_does_n
     assert f"| `cdc-archiver {command}" in README.read_text()
 
 
-def test_every_command_takes_the_flags_of_run(stage: Stage) -> None:
+def test_every_command_takes_the_flags_of_run(stage: PrivateSite) -> None:
     # As a script has them, in one variable.
     stage.register(stage.file("file.npy"))
     flags = stage.flags(stall_timeout="3m", chmod="D750,F640", sweep_interval="5m")
@@ -47,7 +47,7 @@ def test_every_command_takes_the_flags_of_run(stage: Stage) -> None:
         assert done.returncode == status, (words, done.stderr)
 
 
-def test_sources_of_a_file_are_filtered_by_name_and_by_target(stage: Stage) -> None:
+def test_sources_of_a_file_are_filtered_by_name_and_by_target(stage: PrivateSite) -> None:
     config = stage.directory / "site.toml"
     config.write_text(
         '[[sources]]\nname = "one"\ntarget = ["m1"]\n\n[[sources]]\nname = "two"\ntarget = ["m2", "m3"]\n'
@@ -68,7 +68,7 @@ def test_sources_of_a_file_are_filtered_by_name_and_by_target(stage: Stage) -> N
     assert (done.returncode, done.stderr) == (2, "cdc-archiver: there is no source 'three' (there is one, two)\n")
 
 
-def test_the_shell_completes_commands(stage: Stage) -> None:
+def test_the_shell_completes_commands(stage: PrivateSite) -> None:
     asked = {
         "_CDC_ARCHIVER_COMPLETE": "complete_bash",
         "COMP_WORDS": "cdc-archiver re",

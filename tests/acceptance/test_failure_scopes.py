@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Stage, new_stage
+from private_site import PrivateSite, new_private_site
 from waiting import eventually
 
 from cdc_archiver.dispatch import health, scheduler
@@ -18,8 +18,8 @@ from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
         ssh_server.authorize()
         ssh_server.trust_host_key()
@@ -33,7 +33,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(health._PAUSES, fault, (0.3, 1.0))
 
 
-def assert_nobody_charged(stage: Stage) -> None:
+def assert_nobody_charged(stage: PrivateSite) -> None:
     assert stage.count("failed_copy_attempts <> 0 OR failed_copy_attempts IS NULL") == 0
     assert stage.sql("SELECT * FROM cdc_archiver_history WHERE result IN ('charged', 'refused')") == []
 
@@ -41,7 +41,7 @@ def assert_nobody_charged(stage: Stage) -> None:
 # Trouble of host, link or destination: nobody's.
 
 
-def test_a_host_that_is_down_charges_nobody_and_is_tried_until_it_is_back(stage: Stage) -> None:
+def test_a_host_that_is_down_charges_nobody_and_is_tried_until_it_is_back(stage: PrivateSite) -> None:
     with stage.service() as service:
         stage.wait_archived(*stage.register(stage.file("before.npy")))
         # Given a readout server that reboots,
@@ -62,7 +62,7 @@ def test_a_host_that_is_down_charges_nobody_and_is_tried_until_it_is_back(stage:
     assert_nobody_charged(stage)
 
 
-def test_a_link_that_breaks_charges_nobody_and_keeps_what_arrived(stage: Stage, soon: None) -> None:
+def test_a_link_that_breaks_charges_nobody_and_keeps_what_arrived(stage: PrivateSite, soon: None) -> None:
     # Given a batch on its way,
     ids = stage.register(*stage.files(16, size=60_000))
     with stage.service(workers=1, bwlimit="256"):
@@ -78,7 +78,7 @@ def test_a_link_that_breaks_charges_nobody_and_keeps_what_arrived(stage: Stage, 
     assert_nobody_charged(stage)
 
 
-def test_an_archive_without_its_marker_is_not_written_to(stage: Stage, soon: None) -> None:
+def test_an_archive_without_its_marker_is_not_written_to(stage: PrivateSite, soon: None) -> None:
     # Given an archive with files in it,
     with stage.service() as service:
         stage.wait_archived(*stage.register(stage.file("before.npy")))
@@ -101,7 +101,7 @@ def test_an_archive_without_its_marker_is_not_written_to(stage: Stage, soon: Non
     assert_nobody_charged(stage)
 
 
-def test_a_service_does_not_start_on_a_bare_mount_point(stage: Stage, soon: None) -> None:
+def test_a_service_does_not_start_on_a_bare_mount_point(stage: PrivateSite, soon: None) -> None:
     # Given an archive that the history knows files of,
     with stage.service():
         stage.wait_archived(*stage.register(stage.file("before.npy")))
@@ -121,7 +121,7 @@ def test_a_service_does_not_start_on_a_bare_mount_point(stage: Stage, soon: None
     assert_nobody_charged(stage)
 
 
-def test_a_full_disk_charges_nobody(stage: Stage) -> None:
+def test_a_full_disk_charges_nobody(stage: PrivateSite) -> None:
     # Given less free space than is to be kept,
     ids = stage.register(*stage.files(5))
     with stage.service(until="no destination", min_free="1000T") as service:
@@ -137,7 +137,7 @@ def test_a_full_disk_charges_nobody(stage: Stage) -> None:
 # A file's own fault: charged, and tried again later.
 
 
-def test_a_missing_file_is_charged_and_archived_when_it_appears(stage: Stage, soon: None) -> None:
+def test_a_missing_file_is_charged_and_archived_when_it_appears(stage: PrivateSite, soon: None) -> None:
     # Given a row whose file is not there,
     file = stage.file("late.npy")
     file.path.unlink()
@@ -157,7 +157,7 @@ def test_a_missing_file_is_charged_and_archived_when_it_appears(stage: Stage, so
     assert "No such file" in first["detail"]
 
 
-def test_several_files_that_are_gone_beside_others_are_charged_and_hold_up_nobody(stage: Stage) -> None:
+def test_several_files_that_are_gone_beside_others_are_charged_and_hold_up_nobody(stage: PrivateSite) -> None:
     # Given five files that somebody has deleted, in a directory where others are: its disk is mounted.
     gone = stage.files(5, prefix="gone")
     for file in gone:
@@ -176,7 +176,7 @@ def test_several_files_that_are_gone_beside_others_are_charged_and_hold_up_nobod
         assert service.metric("source_up") == 1
 
 
-def test_a_file_is_tried_until_its_attempts_are_used_up(stage: Stage, soon: None) -> None:
+def test_a_file_is_tried_until_its_attempts_are_used_up(stage: PrivateSite, soon: None) -> None:
     file = stage.file("never.npy")
     file.path.unlink()
     with stage.service(max_attempts=3) as service:
@@ -196,7 +196,9 @@ def test_a_file_is_tried_until_its_attempts_are_used_up(stage: Stage, soon: None
     assert stage.row(id_).attempts == 3
 
 
-def test_a_file_that_was_changed_after_it_was_registered_is_charged_with_both_sums(stage: Stage, soon: None) -> None:
+def test_a_file_that_was_changed_after_it_was_registered_is_charged_with_both_sums(
+    stage: PrivateSite, soon: None
+) -> None:
     # Given a file that is not what its row says,
     file = stage.file("changed.npy")
     wrong = stage.file("changed.npy", b"something else")
@@ -240,7 +242,7 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_impossible_rows_are_refused_and_crash_nobody(stage: Stage, door: str) -> None:
+def test_impossible_rows_are_refused_and_crash_nobody(stage: PrivateSite, door: str) -> None:
     # Given rows that lead nowhere, or out of the archive,
     file = stage.file("fine.npy")
 
@@ -268,7 +270,7 @@ def test_impossible_rows_are_refused_and_crash_nobody(stage: Stage, door: str) -
     assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "readout"]
 
 
-def test_a_mistyped_source_root_refuses_nothing_for_good(stage: Stage) -> None:
+def test_a_mistyped_source_root_refuses_nothing_for_good(stage: PrivateSite) -> None:
     # Given a root that the files do not lie below,
     (id_,) = stage.register(stage.file("a.npy"))
     with stage.service(source_root="/nowhere/else") as service:
@@ -279,7 +281,7 @@ def test_a_mistyped_source_root_refuses_nothing_for_good(stage: Stage) -> None:
         stage.wait_archived(id_)
 
 
-def test_a_path_elsewhere_is_never_read_and_waits_for_a_person(stage: Stage) -> None:
+def test_a_path_elsewhere_is_never_read_and_waits_for_a_person(stage: PrivateSite) -> None:
     # Given a row that leads to another directory of the readout server than the one that its files lie in,
     (astray,) = stage.register(stage.file("passwd"), path="/etc/passwd")
     with stage.service(source_root=str(stage.sources)) as service:
@@ -291,7 +293,7 @@ def test_a_path_elsewhere_is_never_read_and_waits_for_a_person(stage: Stage) -> 
     assert [file.name for file in stage.archived_files()] == ["fine.npy"]
 
 
-def test_what_is_no_file_is_refused(stage: Stage) -> None:
+def test_what_is_no_file_is_refused(stage: PrivateSite) -> None:
     # Given a directory, a link and a pipe where files should be,
     things = {kind: stage.file(f"{kind}.npy") for kind in ("directory", "link", "pipe")}
     for thing in things.values():
@@ -311,7 +313,7 @@ def test_what_is_no_file_is_refused(stage: Stage) -> None:
     assert stage.archived_files() == []
 
 
-def test_a_path_that_would_not_fit_the_column_is_refused_before_it_is_copied(stage: Stage) -> None:
+def test_a_path_that_would_not_fit_the_column_is_refused_before_it_is_copied(stage: PrivateSite) -> None:
     # Given a file whose name fits the column now, and would not where the archive is; and one that just fits,
     room = 260 - len(str(stage.place(stage.file("x")).parent)) - 1
     fits, too_long = stage.file("f" * (room - 5)), stage.file("t" * (room - 4))

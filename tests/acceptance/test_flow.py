@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 from files_table import TABLE
-from stage import TARGET, Stage
+from private_site import TARGET, PrivateSite
 from waiting import eventually
 
 from cdc_archiver.dispatch import scheduler
 
 
-def test_one_huge_file_does_not_hold_up_small_ones(stage: Stage) -> None:
+def test_one_huge_file_does_not_hold_up_small_ones(stage: PrivateSite) -> None:
     # Given a link on which the huge file takes minutes,
     huge = stage.file("huge.npy", size=30_000_000)
     with stage.service(small_limit="1M", bwlimit="256", drain_timeout=0) as service:
@@ -28,7 +28,7 @@ def test_one_huge_file_does_not_hold_up_small_ones(stage: Stage) -> None:
         eventually(lambda: service.metric("in_flight") == 1, "the huge file is on its way")
 
 
-def test_a_huge_file_is_archived_too(stage: Stage) -> None:
+def test_a_huge_file_is_archived_too(stage: PrivateSite) -> None:
     huge = stage.file("huge.npy", size=5_000_000)
     with stage.service(small_limit="1M") as service:
         stage.wait_archived(*stage.register(huge))
@@ -38,7 +38,7 @@ def test_a_huge_file_is_archived_too(stage: Stage) -> None:
         assert stage.row(1).attempts == 0
 
 
-def test_outcomes_are_recorded_as_files_arrive_and_not_when_the_batch_ends(stage: Stage) -> None:
+def test_outcomes_are_recorded_as_files_arrive_and_not_when_the_batch_ends(stage: PrivateSite) -> None:
     # Given a backlog that one rsync takes as a whole, on a link that needs a minute for it,
     ids = stage.register(*stage.files(40, size=60_000))
     with stage.service(workers=1, bwlimit="128", drain_timeout=0) as service:
@@ -56,7 +56,7 @@ def test_outcomes_are_recorded_as_files_arrive_and_not_when_the_batch_ends(stage
     assert len(stage.archived_files()) == stage.count("copied = 1")
 
 
-def test_fresh_files_go_before_the_backlog(stage: Stage) -> None:
+def test_fresh_files_go_before_the_backlog(stage: PrivateSite) -> None:
     # Given a service that is busy with a backlog,
     backlog = stage.register(*stage.files(400, size=20_000))
     with stage.service(workers=1, batch_files=10, bwlimit="2048", drain_timeout=0):
@@ -70,7 +70,9 @@ def test_fresh_files_go_before_the_backlog(stage: Stage) -> None:
         assert waiting > len(backlog) // 4
 
 
-def test_a_full_queue_drops_ids_and_the_sweep_brings_them_back(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_drops_ids_and_the_sweep_brings_them_back(
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a service whose queues hold next to nothing,
     for name, value in {"INBOX_LIMIT": 20, "QUEUE_LIMIT": 10, "BACKLOG_LIMIT": 8, "REFILL_BELOW": 4}.items():
         monkeypatch.setattr(scheduler, name, value)
@@ -95,7 +97,7 @@ def test_a_full_queue_drops_ids_and_the_sweep_brings_them_back(stage: Stage, mon
         assert len(stage.archived_files()) == 120
 
 
-def test_memory_stays_flat_with_many_pending_rows(stage: Stage) -> None:
+def test_memory_stays_flat_with_many_pending_rows(stage: PrivateSite) -> None:
     # Given a source that is down, and more rows than the queues hold,
     file = stage.file("same.npy")
     names = ", ".join(f"`{name}`" for name in stage.values(file))
@@ -119,7 +121,7 @@ def test_memory_stays_flat_with_many_pending_rows(stage: Stage) -> None:
         assert stage.count("copied = 0 AND failed_copy_attempts = 0") == 32_000
 
 
-def test_without_a_host_files_are_copied_locally(stage: Stage) -> None:
+def test_without_a_host_files_are_copied_locally(stage: PrivateSite) -> None:
     file = stage.file("local.npy")
     stage.ssh.stop()
     with stage.service(host="") as service:
@@ -129,7 +131,7 @@ def test_without_a_host_files_are_copied_locally(stage: Stage) -> None:
         service.wait_metric(1, "copies_total", source="local", result="archived")
 
 
-def test_a_key_that_may_read_one_directory_and_nothing_else_is_enough(stage: Stage) -> None:
+def test_a_key_that_may_read_one_directory_and_nothing_else_is_enough(stage: PrivateSite) -> None:
     # Given a key that is restricted with rrsync, and can open no shell and no SFTP,
     stage.ssh.authorize(read_only=stage.sources)
     sound, missing = stage.file("sound.npy"), stage.file("missing.npy")
@@ -147,7 +149,7 @@ def test_a_key_that_may_read_one_directory_and_nothing_else_is_enough(stage: Sta
     assert stage.history(lost)[0]["reason"] == "missing"
 
 
-def test_several_sources_with_several_targets_from_a_file(stage: Stage) -> None:
+def test_several_sources_with_several_targets_from_a_file(stage: PrivateSite) -> None:
     # Given two readout servers with two monitors each, of which one is this machine,
     config = stage.directory / "cdc_archiver.toml"
     config.write_text(
@@ -193,7 +195,7 @@ def test_several_sources_with_several_targets_from_a_file(stage: Stage) -> None:
         assert service.get("/readyz")[0] == 200
 
 
-def test_a_target_registers_by_the_spelling_that_the_database_takes_for_the_same(stage: Stage) -> None:
+def test_a_target_registers_by_the_spelling_that_the_database_takes_for_the_same(stage: PrivateSite) -> None:
     # The polling agent asked `instance_id IN (…)`, which most collations answer whatever the case.
     with stage.service():
         stage.wait_archived(*stage.register(stage.file("loud.npy"), instance_id=TARGET.upper()))

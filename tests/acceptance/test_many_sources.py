@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from private_site import PrivateSite
 from services import Program, Served
-from stage import Stage
 from waiting import eventually
 
 SHORT = (3, 0.7, 1.0, 0.2, 2.0)
 
 
-def write_config(stage: Stage, sources: Mapping[str, Mapping[str, Any]], **top: Any) -> Path:
+def write_config(stage: PrivateSite, sources: Mapping[str, Mapping[str, Any]], **top: Any) -> Path:
     """Sources over ssh, each with a target of its own name, and these settings."""
     options = {
         name: value for name, value in stage.options().items() if name not in ("target", "host") and value is not None
@@ -30,7 +30,7 @@ def write_config(stage: Stage, sources: Mapping[str, Mapping[str, Any]], **top: 
     return config
 
 
-def started(stage: Stage, config: Path, until: str = "streaming", **more: Any) -> Program:
+def started(stage: PrivateSite, config: Path, until: str = "streaming", **more: Any) -> Program:
     """The service as a program that takes all from this file, with locks that are quick to be given up."""
     script = stage.directory / "short_locks.py"
     script.write_text(
@@ -48,7 +48,7 @@ def sources_of(service: Served) -> set[str]:
     return {source["state"]["name"] for source in service.status()["sources"]}
 
 
-def test_the_configuration_is_read_anew_and_no_work_is_dropped(stage: Stage) -> None:
+def test_the_configuration_is_read_anew_and_no_work_is_dropped(stage: PrivateSite) -> None:
     config = write_config(stage, {"one": {"bwlimit": "300"}, "two": {}, "three": {}})
     with started(stage, config) as service:
         # Given a file of an untouched source that is on its way,
@@ -71,7 +71,7 @@ def test_the_configuration_is_read_anew_and_no_work_is_dropped(stage: Stage) -> 
         assert "restart_needed" in service.said
         assert "sweep_interval" in service.said
         # What only has other options was nobody else's to take meanwhile.
-        assert re.findall(r"source_left +source=(\w+)", service.said) == ["two"]
+        assert re.findall(r"source_yielded +source=(\w+)", service.said) == ["two"]
         # A file that makes no sense changes nothing, and is said.
         config.write_text("data_dir = [")
         service.signal(signal.SIGHUP)
@@ -84,7 +84,7 @@ def gauges(service: Served) -> list[str]:
     return [line for line in service.get("/metrics")[1].splitlines() if line.startswith("cdc_archiver_source_up{")]
 
 
-def test_a_source_whose_targets_change_is_taken_anew(stage: Stage) -> None:
+def test_a_source_whose_targets_change_is_taken_anew(stage: PrivateSite) -> None:
     config = write_config(stage, {"one": {}})
     with started(stage, config) as service:
         config.write_text(config.read_text().replace('target = ["one"]', 'target = ["another"]'))
@@ -95,7 +95,7 @@ def test_a_source_whose_targets_change_is_taken_anew(stage: Stage) -> None:
         assert stage.row(mine).copied == 0
 
 
-def test_two_services_share_the_sources_and_each_takes_over_from_a_dead_one(stage: Stage) -> None:
+def test_two_services_share_the_sources_and_each_takes_over_from_a_dead_one(stage: PrivateSite) -> None:
     """Killed under load: nothing is lost, charged or copied twice."""
     names = [f"srv{number}" for number in range(4)]
     config = write_config(stage, {name: {"bwlimit": "2000"} for name in names}, max_sources=2)

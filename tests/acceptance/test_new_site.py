@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from files_table import TABLE
-from stage import HISTORY, Stage, new_stage
+from private_site import HISTORY, PrivateSite, new_private_site
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 
@@ -15,24 +15,24 @@ INDEX = "cdc_archiver_pending"
 
 
 @pytest.fixture
-def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
     """An empty database, and an account that may make tables."""
-    with new_stage(database_server, ssh_server, tmp_path, table=False) as made:
+    with new_private_site(database_server, ssh_server, tmp_path, table=False) as made:
         made.server.execute(f"GRANT CREATE, INDEX, INSERT, DELETE ON {made.database}.* TO '{made.user}'@'%'")
         yield made
 
 
-def tables(stage: Stage) -> list[str]:
+def tables(stage: PrivateSite) -> list[str]:
     return sorted(name for (name,) in stage.sql("SHOW TABLES"))
 
 
-def indexed(stage: Stage) -> list[str]:
+def indexed(stage: PrivateSite) -> list[str]:
     """The columns of the index for sweeps."""
     rows = stage.sql(f"SHOW INDEX FROM {TABLE}")
     return [row[4] for row in rows if row[2] == INDEX]
 
 
-def test_it_makes_table_index_and_history_and_the_service_works_with_them(stage: Stage) -> None:
+def test_it_makes_table_index_and_history_and_the_service_works_with_them(stage: PrivateSite) -> None:
     # Given an empty database,
     assert tables(stage) == []
     # when init-db is run,
@@ -56,7 +56,7 @@ def test_it_makes_table_index_and_history_and_the_service_works_with_them(stage:
     assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
 
 
-def test_it_may_be_run_again_and_leaves_what_is_there(stage: Stage) -> None:
+def test_it_may_be_run_again_and_leaves_what_is_there(stage: PrivateSite) -> None:
     # Given a table in use,
     stage.command("init-db")
     file = stage.file("file.npy")
@@ -74,7 +74,7 @@ def test_it_may_be_run_again_and_leaves_what_is_there(stage: Stage) -> None:
     assert (stage.sql(f"SELECT * FROM {TABLE}"), stage.sql(f"SHOW CREATE TABLE {TABLE}")) == before
 
 
-def test_the_statements_of_a_dry_run_work(stage: Stage) -> None:
+def test_the_statements_of_a_dry_run_work(stage: PrivateSite) -> None:
     # Given what a dry run prints, for an administrator who does not let programs make tables,
     done = stage.command("init-db", "--dry-run")
     assert done.returncode == 0, done.stderr
@@ -96,7 +96,7 @@ def test_the_statements_of_a_dry_run_work(stage: Stage) -> None:
     assert {name: stage.sql(f"SHOW CREATE TABLE {name}")[0][1] for name in tables(stage)} == by_hand
 
 
-def test_a_dry_run_on_a_table_in_use_prints_only_what_is_missing(stage: Stage) -> None:
+def test_a_dry_run_on_a_table_in_use_prints_only_what_is_missing(stage: PrivateSite) -> None:
     stage.command("init-db")
     stage.sql(f"DROP INDEX {INDEX} ON {TABLE}")
     done = stage.command("init-db", "--dry-run")
@@ -105,7 +105,7 @@ def test_a_dry_run_on_a_table_in_use_prints_only_what_is_missing(stage: Stage) -
     assert statements[0].startswith(f"CREATE INDEX `{INDEX}`")
 
 
-def test_without_the_right_it_says_so_in_one_line(stage: Stage) -> None:
+def test_without_the_right_it_says_so_in_one_line(stage: PrivateSite) -> None:
     stage.server.execute(f"REVOKE CREATE ON {stage.database}.* FROM '{stage.user}'@'%'")
     done = stage.command("init-db")
     assert done.returncode == 2

@@ -14,8 +14,8 @@ from asking import ask
 from browser import Browser, new_browser
 from conftest import needed
 from files_table import TABLE
+from private_site import PrivateSite, new_private_site
 from services import PASSWORD, Service
-from stage import Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.model import Archived, FileRecord
@@ -85,7 +85,7 @@ def number(browser: Browser, name: str) -> str:
     return str(browser.ask(f"{found}.parentElement.querySelector('.value').textContent"))
 
 
-def test_it_says_how_things_are_and_what_is_new_and_no_name_is_markup(stage: Stage, browser: Browser) -> None:
+def test_it_says_how_things_are_and_what_is_new_and_no_name_is_markup(stage: PrivateSite, browser: Browser) -> None:
     stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARCHAR(260) CHARACTER SET utf8mb4 NOT NULL")
     with stage.service() as service:
         service.wait_settled()
@@ -120,7 +120,7 @@ def test_it_says_how_things_are_and_what_is_new_and_no_name_is_markup(stage: Sta
         assert PASSWORD not in browser.ask("document.documentElement.outerHTML")
 
 
-def test_the_api_says_the_same_to_programs(stage: Stage) -> None:
+def test_the_api_says_the_same_to_programs(stage: PrivateSite) -> None:
     missing = stage.file("missing.npy")
     missing.path.unlink()
     with stage.service() as service:
@@ -155,7 +155,7 @@ def test_the_api_says_the_same_to_programs(stage: Stage) -> None:
         eventually(lambda: activity(service)["failing"] == [], "it is forgotten")
 
 
-def test_the_search_answers_what_why_answers(stage: Stage, browser: Browser) -> None:
+def test_the_search_answers_what_why_answers(stage: PrivateSite, browser: Browser) -> None:
     lost = stage.file("lost.npy")
     lost.path.unlink()
     with stage.service() as service:
@@ -196,7 +196,7 @@ def test_the_search_answers_what_why_answers(stage: Stage, browser: Browser) -> 
         assert "No row of" in nobody["answer"]
 
 
-def test_a_source_in_trouble_is_named_with_its_reason(stage: Stage, browser: Browser) -> None:
+def test_a_source_in_trouble_is_named_with_its_reason(stage: PrivateSite, browser: Browser) -> None:
     stage.ssh.stop()
     stage.register(stage.file("file.npy"))
     with stage.service(until="no source") as service:
@@ -208,7 +208,7 @@ def test_a_source_in_trouble_is_named_with_its_reason(stage: Stage, browser: Bro
         assert number(browser, "Pending") == "1"
 
 
-def test_who_stands_by_says_for_whom(stage: Stage, browser: Browser) -> None:
+def test_who_stands_by_says_for_whom(stage: PrivateSite, browser: Browser) -> None:
     with stage.service(), stage.service(until="standby") as service:
         show(browser, service)
         browser.wait_text("Standing by for connection ", "#headline")
@@ -216,7 +216,7 @@ def test_who_stands_by_says_for_whom(stage: Stage, browser: Browser) -> None:
         assert number(browser, "Pending") == "–"
 
 
-def test_without_a_database_it_works_and_says_so(stage: Stage, browser: Browser) -> None:
+def test_without_a_database_it_works_and_says_so(stage: PrivateSite, browser: Browser) -> None:
     with Service(stage.settings().model_copy(update={"mysql_port": free_port()}), "no database") as service:
         show(browser, service)
         browser.wait_text("No database: ", "#headline")
@@ -224,7 +224,9 @@ def test_without_a_database_it_works_and_says_so(stage: Stage, browser: Browser)
         browser.wait_text("127.0.0.1", "#answer [role=alert]")
 
 
-def test_it_says_so_when_the_service_does_not_answer_and_when_it_does_again(stage: Stage, browser: Browser) -> None:
+def test_it_says_so_when_the_service_does_not_answer_and_when_it_does_again(
+    stage: PrivateSite, browser: Browser
+) -> None:
     port = free_port()
     with stage.service(http_port=port) as service:
         show(browser, service)
@@ -241,7 +243,7 @@ def test_it_says_so_when_the_service_does_not_answer_and_when_it_does_again(stag
         assert browser.ask("document.body.className") == ""
 
 
-def test_a_hidden_tab_keeps_quiet_and_is_fresh_when_it_is_looked_at(stage: Stage, browser: Browser) -> None:
+def test_a_hidden_tab_keeps_quiet_and_is_fresh_when_it_is_looked_at(stage: PrivateSite, browser: Browser) -> None:
     after = "new Promise((done) => setTimeout(() => done(performance.getEntriesByType('resource').length), {}))"
     turn = "Object.defineProperty(document, 'hidden', {{ value: {}, configurable: true }}); document.dispatchEvent(new Event('visibilitychange'))"
     with stage.service() as service:
@@ -339,7 +341,7 @@ def test_a_foreign_name_is_sent_away(browsed: Service) -> None:
 @pytest.fixture(scope="module")
 def browsed(mariadb: MariaDb, ssh_server: SshServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with something to show, for tests that change nothing of it."""
-    with new_stage(mariadb, ssh_server, tmp_path_factory.mktemp("browsed")) as stage:
+    with new_private_site(mariadb, ssh_server, tmp_path_factory.mktemp("browsed")) as stage:
         missing = stage.file("a_file_that_is_missing.npy")
         missing.path.unlink()
         with stage.service() as service:

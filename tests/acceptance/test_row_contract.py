@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from files_table import TABLE
+from private_site import HISTORY, TARGET, PrivateSite, new_private_site
 from services import PASSWORD
-from stage import HISTORY, TARGET, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import scheduler
@@ -22,27 +22,27 @@ from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 
 @pytest.fixture
-def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
     """On either server."""
-    with new_stage(database_server, ssh_server, tmp_path) as made:
+    with new_private_site(database_server, ssh_server, tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def mariadb_stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def mariadb_stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
     """Where the server does not matter."""
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
 
 
-def whole_row(stage: Stage, id_: int) -> dict[str, Any]:
+def whole_row(stage: PrivateSite, id_: int) -> dict[str, Any]:
     with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(f"SELECT * FROM {TABLE} WHERE id = %s", (id_,))
         (values,) = cursor.fetchall()
         return dict(zip([column[0] for column in cursor.description], values, strict=True))
 
 
-def test_columns_that_change_and_columns_that_do_not(stage: Stage) -> None:
+def test_columns_that_change_and_columns_that_do_not(stage: PrivateSite) -> None:
     # Given three rows with every column set: a sound file, a missing one, an impossible row.
     others = {
         "format": "npy",
@@ -72,7 +72,7 @@ def test_columns_that_change_and_columns_that_do_not(stage: Stage) -> None:
     assert refused == before[2] | {"failed_copy_attempts": 1000}
 
 
-def test_a_timestamp_that_updates_itself_stays_what_it_was(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timestamp_that_updates_itself_stays_what_it_was(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain TIMESTAMP column is `ON UPDATE CURRENT_TIMESTAMP` where the server's explicit_defaults_for_timestamp is off:
     the default of MariaDB up to 10.9, of MySQL up to 5.7, and of tables made in that time."""
     monkeypatch.setattr(scheduler, "RETRY_DELAYS", (0.3,))
@@ -94,7 +94,7 @@ def test_a_timestamp_that_updates_itself_stays_what_it_was(stage: Stage, monkeyp
     assert whole_row(stage, id_)["timestamp"] == registered
 
 
-def test_rows_with_null_are_pending(stage: Stage) -> None:
+def test_rows_with_null_are_pending(stage: PrivateSite) -> None:
     # Given rows as an old monitor leaves them: NULL in one column, the other, both; before the start and after it,
     nulls = [
         dict.fromkeys(names) for names in (("copied",), ("failed_copy_attempts",), ("copied", "failed_copy_attempts"))
@@ -115,7 +115,7 @@ def test_rows_with_null_are_pending(stage: Stage) -> None:
     assert [(row.copied, row.attempts) for row in stage.rows([lost, lost_too])] == [(None, 1), (0, 1)]
 
 
-def test_the_history_says_what_was_tried_and_where_a_file_came_from(stage: Stage) -> None:
+def test_the_history_says_what_was_tried_and_where_a_file_came_from(stage: PrivateSite) -> None:
     began = datetime.now(UTC).replace(tzinfo=None)
     sound, changed = stage.file("sound.npy", size=12_345), stage.file("changed.npy")
     seen = stage.file("changed.npy", b"changed meanwhile")
@@ -146,7 +146,7 @@ def test_the_history_says_what_was_tried_and_where_a_file_came_from(stage: Stage
         assert began - timedelta(seconds=1) <= entry["at"] <= datetime.now(UTC).replace(tzinfo=None)
 
 
-def test_without_the_right_to_a_history_files_are_archived_all_the_same(mariadb_stage: Stage) -> None:
+def test_without_the_right_to_a_history_files_are_archived_all_the_same(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given an account with SELECT and UPDATE, and nothing more,
     stage.server.create_archiver_user(stage.user, PASSWORD, stage.database)
@@ -158,7 +158,7 @@ def test_without_the_right_to_a_history_files_are_archived_all_the_same(mariadb_
     assert stage.sql(f"SHOW TABLES LIKE '{HISTORY}'") == []
 
 
-def test_a_row_that_moves_on_while_its_file_is_copied_is_left_alone(mariadb_stage: Stage) -> None:
+def test_a_row_that_moves_on_while_its_file_is_copied_is_left_alone(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given a file on its way,
     slow, other = stage.file("slow.npy", size=500_000), stage.file("other.npy")
@@ -176,7 +176,7 @@ def test_a_row_that_moves_on_while_its_file_is_copied_is_left_alone(mariadb_stag
 # What is in the archive already.
 
 
-def test_a_file_that_is_in_place_is_adopted(mariadb_stage: Stage) -> None:
+def test_a_file_that_is_in_place_is_adopted(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given an archiver that died between placing a file and saying so, and a source that has deleted it since,
     file = stage.file("placed.npy")
@@ -198,7 +198,7 @@ def test_a_file_that_is_in_place_is_adopted(mariadb_stage: Stage) -> None:
     assert [entry["result"] for entry in stage.history(id_)] == ["adopted"]
 
 
-def test_another_file_of_the_same_name_gets_a_number(mariadb_stage: Stage) -> None:
+def test_another_file_of_the_same_name_gets_a_number(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given three files of one name,
     files = [stage.file(f"{directory}/iv.npy") for directory in ("morning", "noon", "evening")]
@@ -216,7 +216,7 @@ def test_another_file_of_the_same_name_gets_a_number(mariadb_stage: Stage) -> No
     assert len(stage.archived_files()) == 3
 
 
-def test_files_of_one_name_in_one_batch_do_not_collide(mariadb_stage: Stage) -> None:
+def test_files_of_one_name_in_one_batch_do_not_collide(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given a backlog with twenty files of one name, of which each comes twice,
     files = [stage.file(f"{number}/iv.npy") for number in range(20)]
@@ -229,7 +229,7 @@ def test_files_of_one_name_in_one_batch_do_not_collide(mariadb_stage: Stage) -> 
     assert {str(path) for path in stage.archived_files()} == {str(place), *(f"{place}.{n}" for n in range(1, 20))}
 
 
-def test_a_killed_service_leaves_nothing_half_done(mariadb_stage: Stage) -> None:
+def test_a_killed_service_leaves_nothing_half_done(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given a backlog,
     files = stage.files(300, size=20_000)
@@ -253,7 +253,7 @@ def test_a_killed_service_leaves_nothing_half_done(mariadb_stage: Stage) -> None
     assert [path for path in (stage.data_dir / ".incoming").rglob("*") if path.is_file()] == []
 
 
-def test_modes_and_times_of_what_is_archived(mariadb_stage: Stage) -> None:
+def test_modes_and_times_of_what_is_archived(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     file = stage.file("file.npy")
     os.chmod(file.path, 0o600)
@@ -266,7 +266,7 @@ def test_modes_and_times_of_what_is_archived(mariadb_stage: Stage) -> None:
     assert place.stat().st_mtime == 1_500_000_000
 
 
-def test_the_newest_versioned_table_is_taken_where_there_is_no_plain_one(mariadb_stage: Stage) -> None:
+def test_the_newest_versioned_table_is_taken_where_there_is_no_plain_one(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given tables as the Simons Observatory's monitors make them,
     file, old = stage.file("new.npy"), stage.file("old.npy")

@@ -8,14 +8,15 @@ import threading
 import time
 
 import pytest
+from private_site import Done, PrivateSite
 from services import COMMAND
-from stage import Done, Stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.model import Scope
 from cdc_archiver.service import reconciliation
 from cdc_archiver.service.reconciliation import Reconciliation
+from cdc_archiver.service.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconciliation, "_PATIENCE", 1.0)
 
 
-def test_it_copies_what_was_missed_and_exits_with_0(either_stage: Stage) -> None:
+def test_it_copies_what_was_missed_and_exits_with_0(either_stage: PrivateSite) -> None:
     stage = either_stage
     # Given files that were registered while nobody was at work, a large one among them,
     files = [*stage.files(20), stage.file("large.npy", size=3_000_000)]
@@ -43,7 +44,7 @@ def test_it_copies_what_was_missed_and_exits_with_0(either_stage: Stage) -> None
     assert (done.returncode, done.stdout) == (0, "archived 0; left: 0 pending, 0 quarantined, 0 refused, 1 ignored\n")
 
 
-def test_it_exits_with_3_where_files_are_still_not_right(stage: Stage) -> None:
+def test_it_exits_with_3_where_files_are_still_not_right(stage: PrivateSite) -> None:
     # Given one file of each fate: sound, missing, given up long ago, impossible.
     missing = stage.file("missing.npy")
     missing.path.unlink()
@@ -60,7 +61,7 @@ def test_it_exits_with_3_where_files_are_still_not_right(stage: Stage) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_it_exits_with_4_where_a_source_cannot_be_reached(stage: Stage, impatient: None) -> None:
+def test_it_exits_with_4_where_a_source_cannot_be_reached(stage: PrivateSite, impatient: None) -> None:
     (id_,) = stage.register(stage.file("file.npy"))
     stage.ssh.stop()
     done = stage.command("run", "--reconcile", *stage.flags())
@@ -71,13 +72,13 @@ def test_it_exits_with_4_where_a_source_cannot_be_reached(stage: Stage, impatien
     assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
 
 
-def test_an_unreachable_source_with_nothing_to_give_is_no_matter(stage: Stage) -> None:
+def test_an_unreachable_source_with_nothing_to_give_is_no_matter(stage: PrivateSite) -> None:
     stage.ssh.stop()
     done = stage.command("run", "--reconcile", *stage.flags())
     assert (done.returncode, done.stdout) == (0, "archived 0; left: 0 pending, 0 quarantined, 0 refused, 0 ignored\n")
 
 
-def test_it_exits_with_4_where_the_database_cannot_be_reached(stage: Stage) -> None:
+def test_it_exits_with_4_where_the_database_cannot_be_reached(stage: PrivateSite) -> None:
     done = stage.command("run", "--reconcile", *stage.flags(), environment={"MYSQL_PORT": "1"})
     assert done.returncode == 4
     assert done.stdout == ""
@@ -85,7 +86,7 @@ def test_it_exits_with_4_where_the_database_cannot_be_reached(stage: Stage) -> N
     assert line.startswith("cdc-archiver: the database 127.0.0.1:1 ")
 
 
-def test_with_a_full_archive_it_says_so_and_charges_nobody(stage: Stage, impatient: None) -> None:
+def test_with_a_full_archive_it_says_so_and_charges_nobody(stage: PrivateSite, impatient: None) -> None:
     (id_,) = stage.register(stage.file("file.npy"))
     done = stage.command("run", "--reconcile", *stage.flags(min_free="1000T"))
     assert done.returncode == 3
@@ -93,7 +94,7 @@ def test_with_a_full_archive_it_says_so_and_charges_nobody(stage: Stage, impatie
     assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
 
 
-def test_it_has_patience_with_a_host_that_comes_back(stage: Stage) -> None:
+def test_it_has_patience_with_a_host_that_comes_back(stage: PrivateSite) -> None:
     # Given a host that reboots,
     (id_,) = stage.register(stage.file("file.npy"))
     stage.ssh.stop()
@@ -106,7 +107,7 @@ def test_it_has_patience_with_a_host_that_comes_back(stage: Stage) -> None:
     assert stage.row(id_).attempts == 0
 
 
-def test_interrupted_it_says_what_is_left_and_leaves_no_process(stage: Stage) -> None:
+def test_interrupted_it_says_what_is_left_and_leaves_no_process(stage: PrivateSite) -> None:
     # Given a reconciliation on a slow link,
     ids = stage.register(*stage.files(30, size=50_000))
     command = [*COMMAND, "run", "--reconcile", *stage.flags(bwlimit="100", drain_timeout="0.3")]
@@ -123,7 +124,7 @@ def test_interrupted_it_says_what_is_left_and_leaves_no_process(stage: Stage) ->
     assert len(stage.archived_files()) == done
 
 
-def test_it_takes_over_from_a_service_that_dies(stage: Stage) -> None:
+def test_it_takes_over_from_a_service_that_dies(stage: PrivateSite) -> None:
     # Given a running service that does not get on, and a reconciliation that watches it,
     ids = stage.register(*stage.files(3, size=200_000))
     said: list[Done] = []
@@ -140,7 +141,7 @@ def test_it_takes_over_from_a_service_that_dies(stage: Stage) -> None:
     assert {row.copied for row in stage.rows(ids)} == {1}
 
 
-def test_beside_a_service_it_watches_and_copies_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beside_a_service_it_watches_and_copies_nothing(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(health._PAUSES, Scope.SOURCE, (0.3, 0.5))
     # Given a running service whose source is down, and files that wait for it,
     with stage.service() as service:
@@ -164,7 +165,7 @@ def test_beside_a_service_it_watches_and_copies_nothing(stage: Stage, monkeypatc
         assert service.state() == "streaming"
 
 
-def test_a_service_that_comes_meanwhile_stands_by_and_takes_over(stage: Stage) -> None:
+def test_a_service_that_comes_meanwhile_stands_by_and_takes_over(stage: PrivateSite) -> None:
     # Given a reconciliation that takes a while,
     ids = stage.register(*stage.files(20, size=40_000))
     said = []
@@ -182,10 +183,13 @@ def test_a_service_that_comes_meanwhile_stands_by_and_takes_over(stage: Stage) -
         assert said == ["archived 20; left: 0 pending, 0 quarantined, 0 refused, 0 ignored\n"]
 
 
-def test_more_than_fits_into_the_queues_is_archived_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_fits_into_the_queues_is_archived_too(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"INBOX_LIMIT": 20, "QUEUE_LIMIT": 10, "BACKLOG_LIMIT": 8, "REFILL_BELOW": 4}.items():
         monkeypatch.setattr(scheduler, name, value)
     stage.register(*stage.files(120))
-    result = Reconciliation(stage.settings()).run()
+    reconciliation = Reconciliation()
+    Supervisor(stage.settings(), reconciliation=reconciliation).run()
+    result = reconciliation.result
+    assert result is not None
     assert (result.archived, result.left.pending, int(result.status)) == (120, 0, 0)
     assert stage.count(f"copied = 1 AND path LIKE '{stage.data_dir}/%'") == 120

@@ -7,19 +7,19 @@ import sys
 import time
 
 import pytest
+from private_site import PrivateSite
 from services import Program
-from stage import Stage
 from waiting import PATIENCE, eventually, processes_of
 
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.router import Router
 from cdc_archiver.events.binlog import BinlogStream
 from cdc_archiver.events.sweep import Sweeper
-from cdc_archiver.service.worker import Worker
+from cdc_archiver.service.worker_pool import Worker
 from cdc_archiver.threads import Part
 
 
-def await_copy(stage: Stage, program: Program) -> None:
+def await_copy(stage: PrivateSite, program: Program) -> None:
     """Until rsync has brought the first bytes of a file that takes long."""
     incoming = stage.data_dir / ".incoming"
 
@@ -30,7 +30,7 @@ def await_copy(stage: Stage, program: Program) -> None:
     eventually(at_work, "rsync is at work")
 
 
-def test_what_does_not_end_in_time_is_killed_with_its_children(stage: Stage) -> None:
+def test_what_does_not_end_in_time_is_killed_with_its_children(stage: PrivateSite) -> None:
     # Given a file that takes minutes,
     with stage.program(bwlimit="100", drain_timeout="0.5") as program:
         (id_,) = stage.register(stage.file("slow.npy", size=10_000_000))
@@ -50,7 +50,7 @@ def test_what_does_not_end_in_time_is_killed_with_its_children(stage: Stage) -> 
     assert list(stage.runtime.iterdir()) == []
 
 
-def test_running_copies_may_end_and_nothing_new_is_begun(stage: Stage) -> None:
+def test_running_copies_may_end_and_nothing_new_is_begun(stage: PrivateSite) -> None:
     # Given a file that takes some seconds,
     with stage.program(bwlimit="256", drain_timeout=str(PATIENCE)) as program:
         slow = stage.file("slow.npy", size=600_000)
@@ -70,7 +70,7 @@ def test_running_copies_may_end_and_nothing_new_is_begun(stage: Stage) -> None:
     assert (stage.row(late).copied, stage.row(late).attempts) == (0, 0)
 
 
-def test_what_is_known_is_written_back(stage: Stage) -> None:
+def test_what_is_known_is_written_back(stage: PrivateSite) -> None:
     # Given a batch of which some have arrived,
     ids = stage.register(*stage.files(30, size=50_000))
     with stage.program(workers=1, bwlimit="200", drain_timeout=0, until=None) as program:
@@ -85,7 +85,7 @@ def test_what_is_known_is_written_back(stage: Stage) -> None:
     assert stage.count("failed_copy_attempts <> 0") == 0
 
 
-def test_an_idle_service_ends_at_once_and_says_nothing_bad(stage: Stage) -> None:
+def test_an_idle_service_ends_at_once_and_says_nothing_bad(stage: PrivateSite) -> None:
     with stage.program() as program:
         stage.wait_archived(*stage.register(stage.file("file.npy")))
         began = time.monotonic()
@@ -95,21 +95,21 @@ def test_an_idle_service_ends_at_once_and_says_nothing_bad(stage: Stage) -> None
     assert "error" not in program.said
 
 
-def test_a_standby_ends_at_once(stage: Stage) -> None:
+def test_a_standby_ends_at_once(stage: PrivateSite) -> None:
     with stage.service(), stage.service(until="standby") as service:
         began = time.monotonic()
         service.stop()
         assert time.monotonic() - began < 5
 
 
-def test_a_service_that_waits_for_its_database_ends_at_once(stage: Stage) -> None:
+def test_a_service_that_waits_for_its_database_ends_at_once(stage: PrivateSite) -> None:
     with stage.service(mysql_port=1, until="no database") as service:
         began = time.monotonic()
         service.stop()
         assert time.monotonic() - began < 5
 
 
-def test_a_host_that_hangs_does_not_keep_the_service_from_ending(stage: Stage) -> None:
+def test_a_host_that_hangs_does_not_keep_the_service_from_ending(stage: PrivateSite) -> None:
     # Given a readout server that takes connections and never answers, and a file that waits for it,
     stage.ssh.pause()
     (id_,) = stage.register(stage.file("waits.npy"))
@@ -139,7 +139,7 @@ def _boom(*_: object, **__: object) -> None:
     ],
 )
 def test_a_part_that_dies_ends_the_service(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, part: type[Part], name: str
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, part: type[Part], name: str
 ) -> None:
     # Given a part with a bug, which shows while the service is at work,
     work = part.work
@@ -158,13 +158,13 @@ def test_a_part_that_dies_ends_the_service(
     assert "a bug of ours" in said
 
 
-def test_a_part_that_returns_unasked_ends_the_service_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_returns_unasked_ends_the_service_too(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Router, "work", lambda self: None)
     with stage.service(until=None) as service:
         assert "router" in str(service.failure())
 
 
-def test_a_death_is_one_clear_last_line_and_a_status_of_its_own(stage: Stage) -> None:
+def test_a_death_is_one_clear_last_line_and_a_status_of_its_own(stage: PrivateSite) -> None:
     # Given a program with a bug in it,
     script = stage.directory / "buggy.py"
     script.write_text(

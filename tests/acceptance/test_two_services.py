@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from files_table import TABLE
-from stage import TARGET, Stage, new_stage
+from private_site import TARGET, PrivateSite, new_private_site
 from structlog.testing import capture_logs
 from waiting import eventually
 
@@ -23,18 +23,18 @@ SHORT = (3, 0.7, 1.0, 0.2, 2.0)
 
 
 @pytest.fixture
-def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(database_server, ssh_server, tmp_path) as made:
+def stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(database_server, ssh_server, tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def mariadb_stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+def mariadb_stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
 
 
-def test_the_second_stands_by_and_takes_over_when_the_first_dies(stage: Stage) -> None:
+def test_the_second_stands_by_and_takes_over_when_the_first_dies(stage: PrivateSite) -> None:
     # Given two services for the same targets,
     with stage.program() as first, stage.program(until="standby") as second:
         assert second.get("/healthz")[0] == second.get("/readyz")[0] == 200
@@ -57,7 +57,7 @@ def test_the_second_stands_by_and_takes_over_when_the_first_dies(stage: Stage) -
     assert stage.sql(f"SELECT COUNT(*), SUM(copied), SUM(failed_copy_attempts) FROM {TABLE}") == [(10, 10, 0)]
 
 
-def test_a_new_version_is_started_before_the_old_one_is_stopped(mariadb_stage: Stage) -> None:
+def test_a_new_version_is_started_before_the_old_one_is_stopped(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     with stage.service() as old, stage.program(until="standby") as new:
         # When the old one is stopped in good order, in the midst of its work,
@@ -71,7 +71,7 @@ def test_a_new_version_is_started_before_the_old_one_is_stopped(mariadb_stage: S
 
 
 def test_a_service_that_loses_its_lock_stops_copying_and_begins_anew(
-    mariadb_stage: Stage, monkeypatch: pytest.MonkeyPatch
+    mariadb_stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = mariadb_stage
     monkeypatch.setattr(LockTiming.__init__, "__defaults__", SHORT)
@@ -93,7 +93,7 @@ def test_a_service_that_loses_its_lock_stops_copying_and_begins_anew(
     assert stage.archived_files() == [stage.place(slow)]
 
 
-def test_services_with_other_targets_work_side_by_side(mariadb_stage: Stage) -> None:
+def test_services_with_other_targets_work_side_by_side(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given two services with a target each, on archives of their own,
     other_archive = stage.directory / "other"
@@ -110,7 +110,7 @@ def test_services_with_other_targets_work_side_by_side(mariadb_stage: Stage) -> 
         pass
 
 
-def test_a_frozen_service_loses_its_targets_and_writes_nothing_when_it_wakes(mariadb_stage: Stage) -> None:
+def test_a_frozen_service_loses_its_targets_and_writes_nothing_when_it_wakes(mariadb_stage: PrivateSite) -> None:
     stage = mariadb_stage
     # Given a first service that is frozen with a file on its way, as a machine is that is suspended,
     script = stage.directory / "short_locks.py"

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from files_table import TABLE
+from private_site import PrivateSite, insert, new_private_site
 from services import Service
-from stage import Stage, insert, new_stage
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 
@@ -22,10 +22,10 @@ AT_ONCE = 20.0
 @pytest.fixture(scope="module")
 def idle(
     database_server: DatabaseServer, ssh_server: SshServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Stage, Service]]:
+) -> Iterator[tuple[PrivateSite, Service]]:
     """A service that has nothing to do; one for all tests here, since each leaves it like that."""
     with (
-        new_stage(database_server, ssh_server, tmp_path_factory.mktemp("ways")) as stage,
+        new_private_site(database_server, ssh_server, tmp_path_factory.mktemp("ways")) as stage,
         stage.service(sweep_interval=3600) as service,
     ):
         service.wait_settled()
@@ -33,7 +33,7 @@ def idle(
 
 
 @pytest.fixture
-def stage(idle: tuple[Stage, Service]) -> Iterator[Stage]:
+def stage(idle: tuple[PrivateSite, Service]) -> Iterator[PrivateSite]:
     """What the stream brings, a sweep did not have to find."""
     stage, service = idle
     yield stage
@@ -41,7 +41,7 @@ def stage(idle: tuple[Stage, Service]) -> Iterator[Stage]:
     assert service.metric("mode", mode="stream") == 1
 
 
-def test_one_file_comes_in_well_under_a_poll(idle: tuple[Stage, Service], stage: Stage) -> None:
+def test_one_file_comes_in_well_under_a_poll(idle: tuple[PrivateSite, Service], stage: PrivateSite) -> None:
     # Given an idle service.
     service = idle[1]
     offered = service.metric("stream_events_total", outcome="offered")
@@ -58,7 +58,7 @@ def test_one_file_comes_in_well_under_a_poll(idle: tuple[Stage, Service], stage:
     assert service.metric("stream_events_total", outcome="offered") == offered + 1
 
 
-def test_an_insert_of_several_rows(stage: Stage) -> None:
+def test_an_insert_of_several_rows(stage: PrivateSite) -> None:
     files = [stage.file(f"several-{number}.npy") for number in range(7)]
     ids = stage.register(*files)
     rows = stage.wait_archived(*ids, within=AT_ONCE)
@@ -66,7 +66,7 @@ def test_an_insert_of_several_rows(stage: Stage) -> None:
     assert all(stage.place(file).read_bytes() == file.content for file in files)
 
 
-def test_a_transaction_counts_when_it_is_committed_and_not_before(stage: Stage) -> None:
+def test_a_transaction_counts_when_it_is_committed_and_not_before(stage: PrivateSite) -> None:
     # Given two INSERTs of a transaction that is still open,
     files = [stage.file(f"transaction-{number}.npy") for number in range(2)]
     with contextlib.closing(stage.connect(autocommit=False)) as connection, connection.cursor() as cursor:
@@ -81,7 +81,7 @@ def test_a_transaction_counts_when_it_is_committed_and_not_before(stage: Stage) 
     stage.wait_archived(*ids, within=AT_ONCE)
 
 
-def test_what_is_rolled_back_never_happened(stage: Stage) -> None:
+def test_what_is_rolled_back_never_happened(stage: PrivateSite) -> None:
     file = stage.file("rolled-back.npy")
     with contextlib.closing(stage.connect(autocommit=False)) as connection, connection.cursor() as cursor:
         insert(cursor, [stage.values(file)])
@@ -91,7 +91,7 @@ def test_what_is_rolled_back_never_happened(stage: Stage) -> None:
     assert not stage.place(file).exists()
 
 
-def test_insert_select(stage: Stage) -> None:
+def test_insert_select(stage: PrivateSite) -> None:
     # Given rows that a monitor has collected in a table of its own,
     files = [stage.file(f"selected-{number}.npy") for number in range(3)]
     stage.sql(f"CREATE TABLE IF NOT EXISTS collected LIKE {TABLE}")
@@ -110,7 +110,7 @@ def test_insert_select(stage: Stage) -> None:
     assert all(stage.place(file).read_bytes() == file.content for file in files)
 
 
-def test_load_data(stage: Stage) -> None:
+def test_load_data(stage: PrivateSite) -> None:
     files = [stage.file(f"loaded-{number}.npy") for number in range(3)]
     lines = [
         f"{file.path}\ttake_iv\t2020-05-15 04:34:24\t1589517264\tcrate1slot2\tpysmurf-monitor\t0\t0\t{file.md5.hex()}\n"
@@ -130,7 +130,7 @@ def test_load_data(stage: Stage) -> None:
     assert all(stage.place(file).read_bytes() == file.content for file in files)
 
 
-def test_replace(stage: Stage) -> None:
+def test_replace(stage: PrivateSite) -> None:
     # Given a row that is done,
     (id_,) = stage.register(stage.file("replace-old.npy"))
     stage.wait_archived(id_, within=AT_ONCE)
@@ -144,7 +144,7 @@ def test_replace(stage: Stage) -> None:
     assert stage.place(new).read_bytes() == new.content
 
 
-def test_on_duplicate_key_update(stage: Stage) -> None:
+def test_on_duplicate_key_update(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("duplicate-old.npy"))
     stage.wait_archived(id_, within=AT_ONCE)
     new = stage.file("duplicate-new.npy")
@@ -157,7 +157,7 @@ def test_on_duplicate_key_update(stage: Stage) -> None:
     assert stage.place(new).read_bytes() == new.content
 
 
-def test_ids_that_do_not_come_in_order(stage: Stage) -> None:
+def test_ids_that_do_not_come_in_order(stage: PrivateSite) -> None:
     # Given a row with a high id that is done,
     top = int(stage.sql(f"SELECT COALESCE(MAX(id), 0) FROM {TABLE}")[0][0])
     high, low, middle = (stage.file(f"order-{name}.npy") for name in ("high", "low", "middle"))
@@ -181,7 +181,7 @@ def test_ids_that_do_not_come_in_order(stage: Stage) -> None:
     assert all(stage.place(file).read_bytes() == file.content for file in (high, low, middle))
 
 
-def test_a_row_put_back_by_hand_is_taken_up_at_once(idle: tuple[Stage, Service], stage: Stage) -> None:
+def test_a_row_put_back_by_hand_is_taken_up_at_once(idle: tuple[PrivateSite, Service], stage: PrivateSite) -> None:
     # Given a file that is archived,
     file = stage.file("by-hand.npy")
     (id_,) = stage.register(file)
@@ -196,7 +196,7 @@ def test_a_row_put_back_by_hand_is_taken_up_at_once(idle: tuple[Stage, Service],
     assert [path.name for path in stage.place(file).parent.glob("by-hand*")] == ["by-hand.npy"]
 
 
-def test_a_row_given_up_and_reset_by_hand_is_taken_up_at_once(stage: Stage) -> None:
+def test_a_row_given_up_and_reset_by_hand_is_taken_up_at_once(stage: PrivateSite) -> None:
     # Given a row that nobody tries any more,
     file = stage.file("reset.npy")
     (id_,) = stage.register(file, failed_copy_attempts=5)
@@ -209,7 +209,7 @@ def test_a_row_given_up_and_reset_by_hand_is_taken_up_at_once(stage: Stage) -> N
     stage.wait_archived(id_, within=AT_ONCE)
 
 
-def test_an_md5_that_ends_in_zero_is_an_md5_like_any_other(stage: Stage) -> None:
+def test_an_md5_that_ends_in_zero_is_an_md5_like_any_other(stage: PrivateSite) -> None:
     # The servers trim zeros at the end of a BINARY column in the log: one file in 256 has such a sum.
     contents = (f"run {number}".encode() for number in itertools.count())
     file = stage.file("zero.npy", next(content for content in contents if hashlib.md5(content).digest()[-1] == 0))
@@ -217,7 +217,7 @@ def test_an_md5_that_ends_in_zero_is_an_md5_like_any_other(stage: Stage) -> None
     assert row.path == str(stage.place(file))
 
 
-def test_a_session_that_logs_as_little_as_it_can(stage: Stage) -> None:
+def test_a_session_that_logs_as_little_as_it_can(stage: PrivateSite) -> None:
     # Given a row that is done,
     file = stage.file("minimal.npy")
     with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
@@ -231,7 +231,7 @@ def test_a_session_that_logs_as_little_as_it_can(stage: Stage) -> None:
     assert row.path == str(stage.place(file))
 
 
-def test_rows_of_other_targets_are_left_alone(stage: Stage) -> None:
+def test_rows_of_other_targets_are_left_alone(stage: PrivateSite) -> None:
     file = stage.file("foreign.npy")
     (theirs,) = stage.register(file, instance_id="another-monitor")
     (nobodys,) = stage.register(file, instance_id=None)

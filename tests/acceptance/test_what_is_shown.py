@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from files_table import TABLE
+from private_site import TARGET, PrivateSite, new_private_site
 from prometheus_client.parser import text_string_to_metric_families
 from services import PASSWORD, Served
-from stage import TARGET, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, Kind, MariaDb, SshServer, open_database
@@ -52,12 +52,12 @@ CONTRACT = {
 @pytest.fixture(params=["mariadb", "mysql"])
 def stage_without_log(
     request: pytest.FixtureRequest, ssh_server: SshServer, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+) -> Iterator[PrivateSite]:
     """On a server that has no binary log."""
     request.getfixturevalue(request.param)  # skips where it is not to be had
     with (
         own_server(request.param, tmp_path_factory.mktemp("no-log"), "--skip-log-bin") as server,
-        new_stage(server, ssh_server, tmp_path) as made,
+        new_private_site(server, ssh_server, tmp_path) as made,
     ):
         yield made
 
@@ -70,8 +70,8 @@ def doomed(mariadb: MariaDb, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def doomed_stage(doomed: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(doomed, ssh_server, tmp_path) as made:
+def doomed_stage(doomed: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(doomed, ssh_server, tmp_path) as made:
         yield made
         doomed.start()
 
@@ -94,7 +94,7 @@ def samples(service: Served) -> dict[str, list[tuple[dict[str, str], float]]]:
     return found
 
 
-def test_metrics_are_those_of_the_contract(stage: Stage) -> None:
+def test_metrics_are_those_of_the_contract(stage: PrivateSite) -> None:
     # Given a service that has archived a file and charged another, and given up two before its start,
     missing = stage.file("missing.npy")
     missing.path.unlink()
@@ -144,7 +144,7 @@ def test_metrics_are_those_of_the_contract(stage: Stage) -> None:
     assert value("last_sweep_timestamp_seconds") > 1_500_000_000
 
 
-def test_the_age_of_the_oldest_pending_file_is_shown(stage: Stage) -> None:
+def test_the_age_of_the_oldest_pending_file_is_shown(stage: PrivateSite) -> None:
     file = stage.file("old.npy")
     stage.ssh.stop()
     stage.register(file, timestamp="2020-05-15 04:34:24")
@@ -153,7 +153,7 @@ def test_the_age_of_the_oldest_pending_file_is_shown(stage: Stage) -> None:
         assert service.metric("pending_files") == 1
 
 
-def test_the_status_says_how_things_are_and_never_the_password(stage: Stage) -> None:
+def test_the_status_says_how_things_are_and_never_the_password(stage: PrivateSite) -> None:
     with stage.program() as service:
         stage.wait_archived(*stage.register(stage.file("file.npy")))
         status = service.status()
@@ -178,7 +178,7 @@ def test_the_status_says_how_things_are_and_never_the_password(stage: Stage) -> 
         assert PASSWORD not in command
 
 
-def test_a_log_for_machines_has_one_object_a_line_whatever_a_file_is_called(stage: Stage) -> None:
+def test_a_log_for_machines_has_one_object_a_line_whatever_a_file_is_called(stage: PrivateSite) -> None:
     file, missing = stage.file("two\nlines \x1b[2J.npy"), stage.file("three\n\nlines.npy")
     missing.path.unlink()
     with stage.program(log_format="json") as service:
@@ -198,14 +198,14 @@ def test_a_log_for_machines_has_one_object_a_line_whatever_a_file_is_called(stag
 # What /healthz, /readyz and the mode say, state by state.
 
 
-def test_streaming(stage: Stage) -> None:
+def test_streaming(stage: PrivateSite) -> None:
     with stage.service() as service:
         assert service.get("/readyz") == (200, "streaming\n")
         assert service.get("/healthz") == (200, "streaming\n")
         assert service.metric("mode", mode="stream") == service.metric("stream_connected") == 1
 
 
-def test_standby(stage: Stage) -> None:
+def test_standby(stage: PrivateSite) -> None:
     with stage.service(), stage.service(until="standby") as service:
         status, body = service.get("/readyz")
         assert status == 200
@@ -214,7 +214,7 @@ def test_standby(stage: Stage) -> None:
         assert service.metric("mode", mode="standby") == service.metric("mode") == 1
 
 
-def test_no_source(stage: Stage) -> None:
+def test_no_source(stage: PrivateSite) -> None:
     stage.ssh.stop()
     stage.register(stage.file("file.npy"))
     with stage.service(until="no source") as service:
@@ -227,7 +227,7 @@ def test_no_source(stage: Stage) -> None:
         assert source["state"]["reason"] == "host_unreachable"
 
 
-def test_no_destination(stage: Stage) -> None:
+def test_no_destination(stage: PrivateSite) -> None:
     with stage.service() as service:
         (stage.data_dir / MARKER).unlink()
         stage.register(stage.file("file.npy"))
@@ -240,7 +240,7 @@ def test_no_destination(stage: Stage) -> None:
         assert service.metric("destination_up") == 0
 
 
-def test_polling_where_there_is_no_binary_log(stage_without_log: Stage) -> None:
+def test_polling_where_there_is_no_binary_log(stage_without_log: PrivateSite) -> None:
     stage = stage_without_log
     # Given a server without a binary log,
     with stage.service(until="polling", poll_interval=0.3) as service:
@@ -255,7 +255,7 @@ def test_polling_where_there_is_no_binary_log(stage_without_log: Stage) -> None:
         assert service.status()["stream"]["why"] != ""
 
 
-def test_no_database_while_it_runs(doomed_stage: Stage) -> None:
+def test_no_database_while_it_runs(doomed_stage: PrivateSite) -> None:
     stage = doomed_stage
     # Given a service with a file on its way,
     with stage.service(bwlimit="200") as service:
@@ -284,7 +284,7 @@ def test_no_database_while_it_runs(doomed_stage: Stage) -> None:
     assert [entry["result"] in ("archived", "adopted") for entry in stage.history(id_)] == [True]
 
 
-def test_no_database_at_the_start(doomed_stage: Stage) -> None:
+def test_no_database_at_the_start(doomed_stage: PrivateSite) -> None:
     stage = doomed_stage
     # Given a database that comes later than the service, as after a power cut,
     (id_,) = stage.register(stage.file("file.npy"))

@@ -15,9 +15,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from container import Container, Image, build, missing
-from deployed import DEPLOY, interpolated, read, set_up_database, validate
+from deploy_files import DEPLOY, interpolated, read, set_up_database, validate
+from private_site import TARGET, PrivateSite, new_private_site
 from services import PASSWORD, Served
-from stage import TARGET, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import MariaDb, SshServer, ensure_tools, free_port
@@ -39,8 +39,8 @@ def image() -> Image:
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as built:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(mariadb, ssh_server, tmp_path) as built:
         yield built
 
 
@@ -51,7 +51,7 @@ class InContainer(Served):
         variables: of its environment; an empty one is left out.
     """
 
-    def __init__(self, image: Image, stage: Stage, uid: int = 9000, **variables: str) -> None:
+    def __init__(self, image: Image, stage: PrivateSite, uid: int = 9000, **variables: str) -> None:
         self.port = free_port()
         home = stage.directory / "home"
         (home / ".ssh").mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_what_it_adds_to_its_base_stays_small(image: Image) -> None:
     assert added < 130
 
 
-def test_files_are_archived_by_uid_9000_on_a_read_only_file_system(image: Image, stage: Stage) -> None:
+def test_files_are_archived_by_uid_9000_on_a_read_only_file_system(image: Image, stage: PrivateSite) -> None:
     files = stage.files(5)
     with (served := InContainer(image, stage)) as running:
         assert running.execute("cat", "/proc/1/comm").stdout.strip() == "tini"
@@ -143,7 +143,7 @@ def test_files_are_archived_by_uid_9000_on_a_read_only_file_system(image: Image,
     assert "Traceback" not in running.said
 
 
-def test_an_observatorys_entry_archives_and_commands_in_it_know_its_settings(image: Image, stage: Stage) -> None:
+def test_an_observatorys_entry_archives_and_commands_in_it_know_its_settings(image: Image, stage: PrivateSite) -> None:
     site = {"MYSQL_HOST": "127.0.0.1", "MYSQL_USER": stage.user, "MYSQL_PASSWORD": PASSWORD}
     entry = interpolated(read(DEPLOY / "compose.ocs.yaml"), site)["services"]["pysmurf-archiver"]
     here = {"MYSQL_DATABASE": stage.database, "CDC_ARCHIVER_HOST": stage.ssh.host, "CDC_ARCHIVER_USER": stage.ssh.user}
@@ -162,7 +162,7 @@ def test_an_observatorys_entry_archives_and_commands_in_it_know_its_settings(ima
     assert [path.relative_to(stage.data_dir).parts[0] for path in stage.archived_files()] == ["pysmurf"] * 2
 
 
-def test_a_uid_that_the_image_does_not_know_archives_as_well(image: Image, stage: Stage) -> None:
+def test_a_uid_that_the_image_does_not_know_archives_as_well(image: Image, stage: PrivateSite) -> None:
     file = stage.file("a.npy")
     with InContainer(image, stage, uid=54321) as running:
         assert "54321" not in running.execute("cat", "/etc/passwd").stdout
@@ -171,7 +171,7 @@ def test_a_uid_that_the_image_does_not_know_archives_as_well(image: Image, stage
     assert stage.place(file).stat().st_uid == 54321
 
 
-def test_a_stop_lets_a_running_copy_finish(image: Image, stage: Stage) -> None:
+def test_a_stop_lets_a_running_copy_finish(image: Image, stage: PrivateSite) -> None:
     file = stage.file("large.npy", size=4_000_000)
     with (served := InContainer(image, stage, CDC_ARCHIVER_BWLIMIT="2m")) as running:
         (id_,) = stage.register(file)
@@ -181,7 +181,7 @@ def test_a_stop_lets_a_running_copy_finish(image: Image, stage: Stage) -> None:
     assert stage.place(file).read_bytes() == file.content
 
 
-def test_its_health_is_that_of_healthz(image: Image, stage: Stage) -> None:
+def test_its_health_is_that_of_healthz(image: Image, stage: PrivateSite) -> None:
     with (served := InContainer(image, stage, MYSQL_PORT=str(free_port()))) as running:
         served.wait_state("no database")
         assert served.get("/readyz")[0] == 503
@@ -221,7 +221,7 @@ def test_the_demos_services_archive_as_compose_runs_them(
     (tmp_path / "sshd_config").write_text(
         (DEPLOY / "demo/sshd_config").read_text().replace("Port 22\n", f"Port {ssh_port}\n")
     )
-    with new_stage(mariadb, ssh_server, tmp_path, table=False) as stage:
+    with new_private_site(mariadb, ssh_server, tmp_path, table=False) as stage:
         site = {**database, "MYSQL_DATABASE": stage.database, "READOUT_HOST": "ocs@127.0.0.1"}
         compose = interpolated(read(DEPLOY / "compose.yaml"), site)
         volumes = {name: tmp_path / "volumes" / name for name in compose["volumes"]}

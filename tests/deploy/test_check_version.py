@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployed import ROOT, VERSION, read, validate
+from deploy_files import ROOT, VERSION, read, validate
 from packaging.requirements import Requirement
 
 WORKFLOW = ROOT / ".github/workflows/ci.yaml"
@@ -49,7 +49,7 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_o
         "constraints.txt",
         "CHANGELOG.md",
         "deploy/compose.yaml",
-        "tests/support/stage.py",
+        "tests/support/private_site.py",
         "Makefile",
         # What tests in it ask for.
         ".gitignore",

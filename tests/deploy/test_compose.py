@@ -14,10 +14,10 @@ from typing import Any
 
 import pymysql
 import pytest
-from deployed import DEPLOY, ROOT, VERSION, initial_sql, interpolated, read, seconds, set_up_database, validate
+from deploy_files import DEPLOY, ROOT, VERSION, initial_sql, interpolated, read, seconds, set_up_database, validate
 from files_table import TABLE
+from private_site import PrivateSite, new_private_site, run_here
 from services import Service
-from stage import Stage, new_stage, run_here
 from waiting import eventually
 
 from cdc_archiver.database import schema
@@ -315,7 +315,7 @@ def test_the_database_is_set_up_for_an_archiver_and_a_monitor_and_they_work_toge
     services = interpolated(read(DEPLOY / "compose.yaml"), site)["services"]
     named = {"CDC_ARCHIVER_TABLE": services["archiver"]["environment"]["CDC_ARCHIVER_TABLE"]}
     with (
-        new_stage(database_server, ssh_server, tmp_path, table=False) as stage,
+        new_private_site(database_server, ssh_server, tmp_path, table=False) as stage,
         set_up_database(stage, secrets, **site),
     ):
         password = (secrets / "mysql_password").read_text()
@@ -360,7 +360,7 @@ def test_a_databases_options_are_ones_that_it_has(database_server: DatabaseServe
         assert name not in ("binlog_format", "log_bin") or found in (value, "ON")
 
 
-def _publish(stage: Stage, secrets: Path, table: str) -> None:
+def _publish(stage: PrivateSite, secrets: Path, table: str) -> None:
     """The demo's instrument and monitor, two actions of it."""
     done = subprocess.run(
         [
@@ -391,7 +391,7 @@ def _publish(stage: Stage, secrets: Path, table: str) -> None:
     assert done.stdout == "take_iv: 8 files\ntake_noise: 8 files\n"
 
 
-def _database(stage: Stage) -> dict[str, object]:
+def _database(stage: PrivateSite) -> dict[str, object]:
     return {"mysql_host": "127.0.0.1", "mysql_port": stage.server.port, "mysql_database": stage.database}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from deployed import DEPLOY
+from deploy_files import DEPLOY
 
 from cdc_archiver.observe.http import HttpServer, Views
 from cdc_archiver.observe.metrics import Metrics

@@ -8,7 +8,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-from deployed import DEPLOY, ROOT, VERSION, read, validate
+from deploy_files import DEPLOY, ROOT, VERSION, read, validate
 
 from cdc_archiver.settings import load
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Stage, new_stage
+from private_site import PrivateSite, new_private_site
 
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.sandbox.packages import find_library
@@ -19,15 +19,15 @@ AS_NOBODY_KNOWN = ("unshare", "--user", "--map-user=54321", "--map-group=54321",
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
     tried = subprocess.run([*AS_NOBODY_KNOWN, "true"], check=False, capture_output=True, text=True)
     if tried.returncode != 0:
         pytest.skip(f"no other uid is to be had here: {tried.stderr.strip()}")
-    with new_stage(mariadb, ssh_server, tmp_path) as built:
+    with new_private_site(mariadb, ssh_server, tmp_path) as built:
         yield built
 
 
-def test_a_uid_without_an_account_archives_over_ssh(stage: Stage) -> None:
+def test_a_uid_without_an_account_archives_over_ssh(stage: PrivateSite) -> None:
     libraries = find_library("libnss_wrapper.so").parent
     interpreter = [*AS_NOBODY_KNOWN, "env", f"LD_LIBRARY_PATH={libraries}", sys.executable, "-m", "cdc_archiver"]
     file = stage.file("a.npy")
@@ -36,7 +36,7 @@ def test_a_uid_without_an_account_archives_over_ssh(stage: Stage) -> None:
     assert stage.place(file).read_bytes() == file.content
 
 
-def test_without_the_library_the_operator_hears_what_to_do(stage: Stage) -> None:
+def test_without_the_library_the_operator_hears_what_to_do(stage: PrivateSite) -> None:
     environment = stage.environment() | {"LD_LIBRARY_PATH": ""}
     done = subprocess.run(
         [*AS_NOBODY_KNOWN, sys.executable, "-S", "-c", "import ctypes; ctypes.CDLL('libnss_wrapper.so')"],

@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from private_site import PrivateSite, new_private_site
 from services import Program
-from stage import Stage, new_stage
 
 from cdc_archiver.sandbox import MariaDb, SshServer
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as built:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(mariadb, ssh_server, tmp_path) as built:
         yield built
 
 
-def test_a_stop_that_does_not_interrupt_the_main_thread_stops_all_the_same(stage: Stage) -> None:
+def test_a_stop_that_does_not_interrupt_the_main_thread_stops_all_the_same(stage: PrivateSite) -> None:
     # Python's handlers run in the main thread, at its next bytecode. A signal that comes on that thread's way into a wait, or is
     # handed to another thread, interrupts no wait: one without an end would go on until something else happens.
     with stage.program() as program:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from manager import Manager
-from stage import Stage, new_stage
+from notify_socket import NotifySocket
+from private_site import PrivateSite, new_private_site
 
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.sandbox.packages import Bundle, fetch, find_on_system
@@ -36,8 +36,8 @@ _AS_THE_UNIT = (
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as built:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(mariadb, ssh_server, tmp_path) as built:
         yield built
 
 
@@ -119,7 +119,7 @@ def test_the_unit_leaves_what_the_service_does(unit: dict[str, dict[str, str]]) 
     assert {"AF_UNIX", "AF_INET", "AF_INET6"} <= set(service["RestrictAddressFamilies"].split())
 
 
-def test_a_file_takes_the_group_of_a_directory_that_says_so(stage: Stage) -> None:
+def test_a_file_takes_the_group_of_a_directory_that_says_so(stage: PrivateSite) -> None:
     groups = [group for group in os.getgroups() if group != os.getegid()]
     if not groups and os.getuid() != 0:
         pytest.skip("this account has one group alone")
@@ -249,8 +249,8 @@ def test_commands_run_as_the_service_with_its_settings_and_password_or_one_that_
     assert "MYSQL_PASSWORD" not in told(MYSQL_PASSWORD_FILE="/another")
 
 
-def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: Stage) -> None:
-    with Manager(stage.directory) as manager:
+def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: PrivateSite) -> None:
+    with NotifySocket(stage.directory) as manager:
         interpreter = [
             *_with(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="900000"),
             sys.executable,
@@ -266,7 +266,7 @@ def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: 
             assert program.wait() == 0
 
 
-def test_files_are_archived_in_the_room_that_the_unit_leaves(stage: Stage) -> None:
+def test_files_are_archived_in_the_room_that_the_unit_leaves(stage: PrivateSite) -> None:
     if ctypes.CDLL(None).prctl(66, 0, 0, 0, 0) < 0:
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
     files = stage.files(3)

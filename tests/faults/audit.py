@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from files_table import TABLE
-from stage import HISTORY, Stage
+from private_site import HISTORY, PrivateSite
 
 from cdc_archiver.model import REFUSED_FROM
 from cdc_archiver.transfer.rsync import PARTIAL
@@ -267,7 +267,7 @@ class Audit:
         return "\n".join([f"{self.rows} rows, {self.files} files, {self.size} bytes", *lines])
 
 
-def audit(stage: Stage, book: Book, watcher: Watcher, *, max_attempts: int = 5) -> Audit:
+def audit(stage: PrivateSite, book: Book, watcher: Watcher, *, max_attempts: int = 5) -> Audit:
     """Compares rows, history, archive and book. Nobody registers or archives meanwhile."""
     return _Auditor(stage, book, max_attempts).audit(watcher)
 
@@ -285,7 +285,7 @@ class _Row:
 
 
 class _Auditor:
-    def __init__(self, stage: Stage, book: Book, max_attempts: int) -> None:
+    def __init__(self, stage: PrivateSite, book: Book, max_attempts: int) -> None:
         self._stage = stage
         self._book = book
         self._max_attempts = max_attempts

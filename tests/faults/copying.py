@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from private_site import HISTORY, PrivateSite, SourceFile
 from prometheus_client.parser import text_string_to_metric_families
 from proxy import Proxy
 from services import Served, Service
-from stage import HISTORY, SourceFile, Stage
 from waiting import eventually
 
 from cdc_archiver.dispatch import health, scheduler
@@ -38,17 +38,17 @@ def one_batch(service: Service, files: int) -> Iterator[None]:
     Args:
         files: how many wait at the end, what is tried again among them.
     """
-    shift = service.archiver._shift
-    assert shift is not None
-    shift.dispatcher.set_backpressure(True)
+    pipeline = service.archiver._pipeline
+    assert pipeline is not None
+    pipeline.dispatcher.set_backpressure(True)
     try:
         yield
         service.wait_metric(files, "queue_depth")
     finally:
-        shift.dispatcher.set_backpressure(False)
+        pipeline.dispatcher.set_backpressure(False)
 
 
-def through(wire: Proxy, stage: Stage) -> dict[str, Any]:
+def through(wire: Proxy, stage: PrivateSite) -> dict[str, Any]:
     """Settings to reach the stage's sshd over a wire; the host's key is known there too."""
     known_hosts = stage.directory / "known_hosts-of-the-wire"
     known_hosts.write_text(stage.ssh.known_hosts.read_text().replace(f":{stage.ssh.port} ", f":{wire.port} "))
@@ -96,13 +96,13 @@ def assert_all_is_well(service: Served) -> None:
     assert (service.metric("source_up"), service.metric("destination_up")) == (1, 1)
 
 
-def assert_nobody_charged(stage: Stage) -> None:
+def assert_nobody_charged(stage: PrivateSite) -> None:
     """No row and no line of the history says that a file had a fault."""
     assert stage.count("failed_copy_attempts <> 0 OR failed_copy_attempts IS NULL") == 0
     assert stage.sql(f"SELECT * FROM {HISTORY} WHERE result IN ('charged', 'refused')") == []
 
 
-def assert_whole(stage: Stage, ids: Sequence[int], files: Sequence[SourceFile], root: Path = Path("/")) -> None:
+def assert_whole(stage: PrivateSite, ids: Sequence[int], files: Sequence[SourceFile], root: Path = Path("/")) -> None:
     """Each of the files is archived once, with its content, at its place, and the history says so in one line.
 
     Args:
@@ -122,12 +122,12 @@ def assert_whole(stage: Stage, ids: Sequence[int], files: Sequence[SourceFile], 
     assert {result for _, result, _ in said} <= {"archived", "adopted"}
 
 
-def assert_only(stage: Stage, *files: SourceFile) -> None:
+def assert_only(stage: PrivateSite, *files: SourceFile) -> None:
     """The archive has these files, and none else."""
     assert stage.archived_files() == sorted(stage.place(file) for file in files)
 
 
-def assert_said(stage: Stage, id_: int, result: str, reason: str, words: str) -> dict[str, Any]:
+def assert_said(stage: PrivateSite, id_: int, result: str, reason: str, words: str) -> dict[str, Any]:
     """What the history says of a file's first try; the whole entry."""
     entry = stage.history(id_)[0]
     assert (entry["result"], entry["reason"]) == (result, reason), entry

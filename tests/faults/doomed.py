@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pymysql
+from private_site import PrivateSite, SourceFile
 from prometheus_client.parser import text_string_to_metric_families
 from services import Service
-from stage import SourceFile, Stage
 from waiting import PATIENCE, eventually, eventually_or_not
 
 from cdc_archiver.database.source_locks import LockTiming
@@ -54,7 +54,7 @@ class Story:
         files: by the id of the row.
     """
 
-    stage: Stage
+    stage: PrivateSite
     service: Service
     files: dict[int, SourceFile] = field(default_factory=dict)
     _written: int = 0
@@ -103,8 +103,8 @@ class Story:
         return {id_ for id_ in ids if id_ in delivered}
 
     def _stream(self) -> BinlogStream | None:
-        shift = self.service.archiver._shift
-        return shift.stream if shift else None
+        pipeline = self.service.archiver._pipeline
+        return pipeline.stream if pipeline else None
 
     def streams(self) -> None:
         """Waits until everything that can be asked says that the service streams."""
@@ -175,7 +175,7 @@ class Story:
         assert self.service.metric("sweep_found_total", why="stream_missed") == missed
 
 
-def connections_of(stage: Stage, command: str = "") -> list[int]:
+def connections_of(stage: PrivateSite, command: str = "") -> list[int]:
     """The service's connections, as the server lists them.
 
     Arguments:
@@ -185,7 +185,7 @@ def connections_of(stage: Stage, command: str = "") -> list[int]:
     return [int(row[0]) for row in rows if row[1] == stage.user and (not command or row[4] == command)]
 
 
-def kill_connections(stage: Stage, command: str = "") -> int:
+def kill_connections(stage: PrivateSite, command: str = "") -> int:
     """Kills these; how many."""
     ids = connections_of(stage, command)
     for id_ in ids:
@@ -197,7 +197,7 @@ def kill_connections(stage: Stage, command: str = "") -> int:
     return len(ids)
 
 
-def copy_site(stage: Stage, server: DatabaseServer, password: str, history: str) -> None:
+def copy_site(stage: PrivateSite, server: DatabaseServer, password: str, history: str) -> None:
     """Puts a copy of a site's database on another server, as a replica of the first would have it."""
     there = stage.database
     server.execute(f"DROP DATABASE IF EXISTS {there}")

@@ -17,7 +17,7 @@ from typing import Any
 import pymysql
 from audit import Book, Expected, Fate, Standing
 from files_table import TABLE
-from stage import Stage, insert
+from private_site import PrivateSite, insert
 
 DISK = "disk"
 """The one directory below the stage's sources: whoever moves it takes all files away at once."""
@@ -60,7 +60,7 @@ class Publisher(threading.Thread):
 
     def __init__(
         self,
-        stage: Stage,
+        stage: PrivateSite,
         book: Book,
         chance: random.Random,
         disk: threading.RLock,

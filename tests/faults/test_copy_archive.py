@@ -19,27 +19,29 @@ from copying import (
     wait_failures,
 )
 from fakes import FakeRsync, ends_early, spoils
+from private_site import PrivateSite, new_private_site
 from proxy import Proxy
 from services import COMMAND
 from small_disk import SmallDisk
-from stage import Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import MariaDb, SshServer
-from cdc_archiver.service import pipeline as shift
+from cdc_archiver.service import pipeline
 from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(
+    mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PrivateSite]:
     """Where what failed is tried again in a moment."""
     shorten_pauses(monkeypatch)
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def fake(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> FakeRsync:
+def fake(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> FakeRsync:
     """The rsync of this machine."""
     made = FakeRsync(stage.directory / "fake")
     monkeypatch.setenv("PATH", made.before(os.environ["PATH"]))
@@ -50,7 +52,7 @@ def fake(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> FakeRsync:
 
 
 @pytest.mark.parametrize("what", ["bytes", "inodes"])
-def test_a_disk_that_fills_up_in_the_midst_of_a_batch_charges_nobody(stage: Stage, what: str) -> None:
+def test_a_disk_that_fills_up_in_the_midst_of_a_batch_charges_nobody(stage: PrivateSite, what: str) -> None:
     """Of bytes there were enough when the batch began; of inodes no look at the free space warns at all."""
     if what == "bytes":
         disk, size = SmallDisk(stage.data_dir, "32m", used="28M"), 100_000
@@ -78,7 +80,7 @@ def test_a_disk_that_fills_up_in_the_midst_of_a_batch_charges_nobody(stage: Stag
 
 
 @pytest.mark.parametrize("trouble", ["read-only", "unmounted"])
-def test_a_disk_that_can_not_be_written_to_charges_nobody(stage: Stage, trouble: str) -> None:
+def test_a_disk_that_can_not_be_written_to_charges_nobody(stage: PrivateSite, trouble: str) -> None:
     # Given an archive with a file in it,
     disk = SmallDisk(stage.data_dir)
     before, files = stage.file("before.npy"), stage.files(5)
@@ -123,7 +125,7 @@ RECEIVERS = {
 
 @pytest.mark.parametrize("trouble", RECEIVERS)
 def test_what_the_receiving_rsync_can_not_write_is_the_destinations_fault(
-    stage: Stage, fake: FakeRsync, trouble: str
+    stage: PrivateSite, fake: FakeRsync, trouble: str
 ) -> None:
     # Given an rsync that brings two files and cannot write the third,
     status, words, reason = RECEIVERS[trouble]
@@ -146,7 +148,7 @@ def test_what_the_receiving_rsync_can_not_write_is_the_destinations_fault(
 
 
 @pytest.mark.parametrize("verify", ["staged", "transfer"])
-def test_a_file_that_goes_bad_on_this_machine_is_not_archived(stage: Stage, fake: FakeRsync, verify: str) -> None:
+def test_a_file_that_goes_bad_on_this_machine_is_not_archived(stage: PrivateSite, fake: FakeRsync, verify: str) -> None:
     # Given a disk, or a memory, that changes a file after it has arrived,
     fake.misbehave(spoils("bad.npy"))
     bad, good = stage.file("bad.npy"), stage.files(5)
@@ -177,7 +179,7 @@ def test_a_file_that_goes_bad_on_this_machine_is_not_archived(stage: Stage, fake
 
 
 @pytest.fixture
-def placed_and_cut(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> Iterator[Proxy]:
+def placed_and_cut(monkeypatch: pytest.MonkeyPatch, stage: PrivateSite) -> Iterator[Proxy]:
     """A way to the database that ends at the moment that a file has got its place, and its row knows nothing of it."""
     place = Archive.place
     with Proxy(stage.server.port) as wire:
@@ -195,7 +197,7 @@ def placed_and_cut(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> Iterator[Pr
 
 
 def test_what_was_placed_while_the_database_was_away_is_said_when_it_is_back(
-    stage: Stage, placed_and_cut: Proxy
+    stage: PrivateSite, placed_and_cut: Proxy
 ) -> None:
     files = stage.files(3)
     ids = stage.register(*files)
@@ -216,9 +218,9 @@ def test_what_was_placed_while_the_database_was_away_is_said_when_it_is_back(
 
 
 def test_what_was_placed_by_a_service_that_never_could_say_so_is_adopted_by_the_next(
-    stage: Stage, placed_and_cut: Proxy, monkeypatch: pytest.MonkeyPatch
+    stage: PrivateSite, placed_and_cut: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shift, "_KILL_SECONDS", 1.0)
+    monkeypatch.setattr(pipeline, "_KILL_SECONDS", 1.0)
     files = stage.files(3)
     ids = stage.register(*files)
     # Given a service that placed files, lost its database, and was stopped,
@@ -241,7 +243,7 @@ def test_what_was_placed_by_a_service_that_never_could_say_so_is_adopted_by_the_
     assert {path: path.stat().st_ino for path in inodes} == inodes
 
 
-def test_the_marker_and_staging_are_all_that_is_left_beside_the_archive(stage: Stage, fake: FakeRsync) -> None:
+def test_the_marker_and_staging_are_all_that_is_left_beside_the_archive(stage: PrivateSite, fake: FakeRsync) -> None:
     # Given trouble of each kind on the way,
     files = stage.files(12)
     ids = stage.register(*files)

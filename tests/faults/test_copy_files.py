@@ -21,7 +21,7 @@ from copying import (
 )
 from fakes import DROPS_CAPABILITIES, FakeRsync, says_nothing_of
 from files_table import TABLE
-from stage import SourceFile, Stage, new_stage
+from private_site import PrivateSite, SourceFile, new_private_site
 from waiting import eventually
 
 from cdc_archiver.dispatch import scheduler
@@ -34,16 +34,18 @@ REMOTE_PATH = f"{bin_directory()}:/usr/local/bin:/usr/bin:/bin"
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(
+    mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PrivateSite]:
     """Where what failed is tried again in a moment."""
     shorten_pauses(monkeypatch)
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
         ssh_server.authorize()
 
 
 @pytest.fixture
-def readable_by_mode(stage: Stage) -> None:
+def readable_by_mode(stage: PrivateSite) -> None:
     """The account on the host reads what its mode allows: root's, too."""
     if os.geteuid() == 0:
         fake = FakeRsync(stage.directory / "fake-there")
@@ -123,7 +125,9 @@ IMPOSSIBLE: dict[str, dict[str, Any]] = {
 }
 
 
-def test_one_bad_file_of_each_kind_costs_five_hundred_others_nothing(stage: Stage, readable_by_mode: None) -> None:
+def test_one_bad_file_of_each_kind_costs_five_hundred_others_nothing(
+    stage: PrivateSite, readable_by_mode: None
+) -> None:
     good = stage.files(500)
     charged = [stage.file(name) for name in CHARGED]
     refused = [stage.file(name) for name in REFUSED]
@@ -177,7 +181,7 @@ def test_one_bad_file_of_each_kind_costs_five_hundred_others_nothing(stage: Stag
     assert [stage.history(id_)[0]["reason"] for id_ in impossible_ids] == list(IMPOSSIBLE)
 
 
-def test_one_missing_file_among_others_is_charged_and_the_source_is_up_all_the_while(stage: Stage) -> None:
+def test_one_missing_file_among_others_is_charged_and_the_source_is_up_all_the_while(stage: PrivateSite) -> None:
     """Of 23 and of 24: missing from the beginning, or vanished between rsync's list and its look."""
     # Given a batch whose first file takes its time,
     slow, vanishes, sound = stage.file("a-slow.npy", size=3_000_000), stage.file("b-vanishes.npy"), stage.file("c.npy")
@@ -198,7 +202,7 @@ def test_one_missing_file_among_others_is_charged_and_the_source_is_up_all_the_w
     assert_only(stage, slow, sound)
 
 
-def test_a_file_that_is_rewritten_while_it_is_read_is_never_archived_in_part(stage: Stage) -> None:
+def test_a_file_that_is_rewritten_while_it_is_read_is_never_archived_in_part(stage: PrivateSite) -> None:
     # Given a file on its way,
     file = stage.file("rewritten.npy", size=4_000_000)
     with stage.service(bwlimit="2m") as service:
@@ -222,7 +226,7 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_never_archived_in_part(sta
     assert stage.place(file).read_bytes() == file.content
 
 
-def test_files_that_all_can_not_be_read_are_their_hosts_fault(stage: Stage, readable_by_mode: None) -> None:
+def test_files_that_all_can_not_be_read_are_their_hosts_fault(stage: PrivateSite, readable_by_mode: None) -> None:
     # Given a directory that an administrator has closed to our account,
     files = [stage.file(f"closed/{number}.npy") for number in range(4)]
     (stage.sources / "closed").chmod(0o600)
@@ -251,7 +255,7 @@ def test_files_that_all_can_not_be_read_are_their_hosts_fault(stage: Stage, read
 @pytest.mark.parametrize(
     "how", ["together", "one after the other", "with a key that sees nothing else", "the root itself"]
 )
-def test_a_disk_that_is_not_mounted_at_the_source_charges_nobody(stage: Stage, how: str) -> None:
+def test_a_disk_that_is_not_mounted_at_the_source_charges_nobody(stage: PrivateSite, how: str) -> None:
     # Given a source whose disk is not mounted: every file of it is missing, and its directory is empty,
     mounted, away = stage.sources / "disk", stage.sources / "disk-away"
     files = [stage.file(f"disk/{number}.npy") for number in range(4)]
@@ -301,7 +305,7 @@ def test_a_disk_that_is_not_mounted_at_the_source_charges_nobody(stage: Stage, h
 
 
 def test_a_file_that_rsync_passes_over_in_silence_goes_alone_at_the_third_try(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given an rsync that says nothing of a file, as long as it has company,
     fake = FakeRsync(stage.directory / "fake")
@@ -383,7 +387,7 @@ def test_names_are_nothing_but_names(
 ) -> None:
     """On both servers: each has its own idea of a backslash and of four bytes. And locally: rsync takes lines of a list that
     begin with # or ; for comments there."""
-    with new_stage(database_server, ssh_server, tmp_path) as stage:
+    with new_private_site(database_server, ssh_server, tmp_path) as stage:
         # Given names as only a test has them, in a column that has room for the longest,
         stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL")
         files = [stage.file(name) for name in NAMES]
@@ -401,7 +405,7 @@ def test_names_are_nothing_but_names(
         assert_only(stage, *files)
 
 
-def test_a_file_is_found_by_its_bytes_where_the_table_keeps_bytes(stage: Stage) -> None:
+def test_a_file_is_found_by_its_bytes_where_the_table_keeps_bytes(stage: PrivateSite) -> None:
     # Given a name that is no UTF-8, in a table whose path is binary,
     stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NOT NULL")
     file = stage.file(os.fsdecode(b"caf\xe9-\xff.npy"))
@@ -415,7 +419,7 @@ def test_a_file_is_found_by_its_bytes_where_the_table_keeps_bytes(stage: Stage) 
     assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
 
 
-def test_a_name_that_the_table_could_not_keep_is_a_file_that_is_missing(stage: Stage) -> None:
+def test_a_name_that_the_table_could_not_keep_is_a_file_that_is_missing(stage: PrivateSite) -> None:
     """A column in latin1 holds characters: a byte that its writer meant as it is comes back as a character, whose name in
     UTF-8 is another. The polling agent did not find such a file either; what counts is that nobody else suffers."""
     # Given a table in latin1, with a name that it can say and one that it cannot,

@@ -22,8 +22,8 @@ from copying import (
     wait_failures,
 )
 from fakes import FakeRsync, ends_early
+from private_site import PrivateSite, SourceFile, new_private_site
 from proxy import Proxy
-from stage import SourceFile, Stage, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import NO_PROGRAMS, MariaDb, SshServer
@@ -32,10 +32,12 @@ from cdc_archiver.transfer import copier, ssh
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(
+    mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PrivateSite]:
     """Where what failed is tried again in a moment."""
     shorten_pauses(monkeypatch)
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
         ssh_server.authorize()
         ssh_server.trust_host_key()
@@ -53,7 +55,7 @@ def wire(ssh_server: SshServer) -> Iterator[Proxy]:
 
 @pytest.mark.parametrize("how", ["refuses", "hangs up", "says nothing"])
 def test_a_host_that_is_away_is_asked_again_and_again_until_it_is_back(
-    stage: Stage, wire: Proxy, monkeypatch: pytest.MonkeyPatch, how: str
+    stage: PrivateSite, wire: Proxy, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     # Given a host that reboots: at first nobody listens, then somebody hangs up, or is there and says nothing,
     monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 1.0)
@@ -92,7 +94,7 @@ OPERATORS = {
 
 
 @pytest.mark.parametrize("trouble", OPERATORS)
-def test_what_a_person_has_to_fix_charges_nobody(stage: Stage, trouble: str) -> None:
+def test_what_a_person_has_to_fix_charges_nobody(stage: PrivateSite, trouble: str) -> None:
     # Given a host that does not let us do our work,
     match trouble:
         case "the key is refused":
@@ -139,7 +141,7 @@ def test_what_a_person_has_to_fix_charges_nobody(stage: Stage, trouble: str) -> 
     ],
 )
 def test_what_arrived_before_the_link_was_lost_counts(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, status: int, words: str
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, status: int, words: str
 ) -> None:
     # Given an rsync that brings two files and ends with one of the statuses of a lost link,
     fake = FakeRsync(stage.directory / "fake")
@@ -167,7 +169,7 @@ SLACK = 30_000_000
 """Bytes that were on their way when the link was cut, and what ssh and rsync add."""
 
 
-def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: Stage, wire: Proxy) -> None:
+def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: PrivateSite, wire: Proxy) -> None:
     # Given a large file, and a link that will not last for all of it,
     path = stage.sources / "large.dat"
     md5 = hashlib.md5()
@@ -199,7 +201,9 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: Stage, wire:
 
 
 @pytest.mark.parametrize("who", ["the sender", "the wire"])
-def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(stage: Stage, wire: Proxy, who: str) -> None:
+def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(
+    stage: PrivateSite, wire: Proxy, who: str
+) -> None:
     """rsync's own timeout does not see a sender that was stopped, nor ssh a host without power before a minute is over."""
     files = [stage.file("large.npy", size=12_000_000), *stage.files(3)]
     with stage.service(stall_timeout=2, io_timeout=600, bwlimit="4m", **through(wire, stage)) as service:
@@ -237,7 +241,7 @@ def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(stage: 
 # A link that is only bad.
 
 
-def test_a_slow_and_distant_host_is_slow_and_nothing_else(stage: Stage, wire: Proxy) -> None:
+def test_a_slow_and_distant_host_is_slow_and_nothing_else(stage: PrivateSite, wire: Proxy) -> None:
     # Given a link that holds each piece back for 50 ms, and carries 2 MB/s,
     wire.delay, wire.rate = 0.05, 2e6
     files = [*stage.files(60, size=20_000), stage.file("large.npy", size=1_500_000)]

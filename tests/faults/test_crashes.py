@@ -14,8 +14,8 @@ import crash_at
 import pytest
 from audit import Book, Expected, Fate, Standing, Watcher, audit
 from files_table import TABLE
+from private_site import PrivateSite, SourceFile
 from soak.site import children_of, send
-from stage import SourceFile, Stage
 from waiting import PATIENCE, eventually
 
 from cdc_archiver.database import history, schema
@@ -37,7 +37,7 @@ LARGE = 1_500_000
 class Told:
     """A book of what a test registers, and the watcher that goes by it."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: PrivateSite) -> None:
         self.stage = stage
         self.book = Book()
         self.watcher = Watcher(stage.data_dir, self.book)
@@ -63,7 +63,7 @@ def crashing(step: str) -> Sequence[str]:
     return (sys.executable, "-X", "utf8", crash_at.__file__, step)
 
 
-def archive_through_a_crash(stage: Stage, step: str) -> None:
+def archive_through_a_crash(stage: PrivateSite, step: str) -> None:
     told = Told(stage)
     files = [*stage.files(3), stage.file("large.npy", size=LARGE), stage.file("later.npy")]
     missing = stage.file("missing.npy")
@@ -87,16 +87,16 @@ def archive_through_a_crash(stage: Stage, step: str) -> None:
 
 
 @pytest.mark.parametrize("step", some_of(ELSEWHERE, "in-mid-transfer", "linked", "placed"))
-def test_a_service_that_is_killed_on_a_files_way_is_started_again(stage: Stage, step: str) -> None:
+def test_a_service_that_is_killed_on_a_files_way_is_started_again(stage: PrivateSite, step: str) -> None:
     archive_through_a_crash(stage, step)
 
 
 @pytest.mark.parametrize("step", some_of(IN_THE_DATABASE, "row-written", "committed"))
-def test_a_service_that_is_killed_in_its_write_back_is_started_again(either_stage: Stage, step: str) -> None:
+def test_a_service_that_is_killed_in_its_write_back_is_started_again(either_stage: PrivateSite, step: str) -> None:
     archive_through_a_crash(either_stage, step)
 
 
-def test_a_charge_that_was_committed_and_not_acknowledged_is_counted_once(either_stage: Stage) -> None:
+def test_a_charge_that_was_committed_and_not_acknowledged_is_counted_once(either_stage: PrivateSite) -> None:
     stage = either_stage
     told = Told(stage)
     missing = stage.file("missing.npy")
@@ -115,7 +115,7 @@ def test_a_charge_that_was_committed_and_not_acknowledged_is_counted_once(either
     told.require_clean()
 
 
-def test_a_reconciliation_that_is_killed_is_run_again(stage: Stage) -> None:
+def test_a_reconciliation_that_is_killed_is_run_again(stage: PrivateSite) -> None:
     told = Told(stage)
     with told.watcher:
         # Given a reconciliation that is killed when it has placed its first file of many,
@@ -137,7 +137,7 @@ def test_a_reconciliation_that_is_killed_is_run_again(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("which", ["parent", "child"])
-def test_an_rsync_that_is_killed_alone_costs_its_files_nothing(stage: Stage, which: str) -> None:
+def test_an_rsync_that_is_killed_alone_costs_its_files_nothing(stage: PrivateSite, which: str) -> None:
     told = Told(stage)
     # Given a large file on its way (rsync is two processes on this side),
     with told.watcher, stage.service(bwlimit="1000") as service:
@@ -154,7 +154,7 @@ def test_an_rsync_that_is_killed_alone_costs_its_files_nothing(stage: Stage, whi
     told.require_clean()
 
 
-def test_a_connection_that_is_killed_alone_costs_its_files_nothing(stage: Stage) -> None:
+def test_a_connection_that_is_killed_alone_costs_its_files_nothing(stage: PrivateSite) -> None:
     told = Told(stage)
     # Given a large file on its way by the connection that all rsyncs share,
     with told.watcher, stage.service(bwlimit="1000") as service:
@@ -174,7 +174,7 @@ def test_a_connection_that_is_killed_alone_costs_its_files_nothing(stage: Stage)
 
 
 @pytest.mark.parametrize("back", ["later", "at once"])
-def test_a_source_disk_that_goes_away_in_mid_batch_costs_its_files_nothing(stage: Stage, back: str) -> None:
+def test_a_source_disk_that_goes_away_in_mid_batch_costs_its_files_nothing(stage: PrivateSite, back: str) -> None:
     told = Told(stage)
     away = stage.directory / "away"
     away.mkdir()
@@ -195,7 +195,7 @@ def test_a_source_disk_that_goes_away_in_mid_batch_costs_its_files_nothing(stage
     told.require_clean()
 
 
-def test_the_audit_sees_what_is_planted(stage: Stage) -> None:
+def test_the_audit_sees_what_is_planted(stage: PrivateSite) -> None:
     """A check that finds nothing must be able to find something."""
     told = Told(stage)
     files = [stage.file(f"{name}.npy", name.encode()) for name in ("good", "lost", "twice", "charged", "another", "n")]
@@ -231,7 +231,7 @@ def test_the_audit_sees_what_is_planted(stage: Stage) -> None:
     assert len(found.left) == 1
 
 
-def pattern(program: str, stage: Stage) -> str:
+def pattern(program: str, stage: PrivateSite) -> str:
     """The command lines of a program that works for this stage, by whichever way it was started."""
     return rf"(^|/){program} .*{re.escape(str(stage.data_dir if 'rsync' in program else stage.ssh.key))}"
 

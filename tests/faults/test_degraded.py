@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from doomed import Story
-from stage import Stage
+from private_site import PrivateSite
 from structlog.testing import capture_logs
 from waiting import eventually
 
@@ -16,12 +16,12 @@ pytestmark = pytest.mark.usefixtures("quick_stream")
 
 
 @pytest.fixture
-def stage(doomed_stage: Stage) -> Stage:
+def stage(doomed_stage: PrivateSite) -> PrivateSite:
     return doomed_stage
 
 
 @contextlib.contextmanager
-def no_log(stage: Stage) -> Iterator[None]:
+def no_log(stage: PrivateSite) -> Iterator[None]:
     """A server that writes no binary log, until it is started anew."""
 
     def restart(*options: str) -> None:
@@ -41,7 +41,7 @@ def no_log(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_grant(stage: Stage) -> Iterator[None]:
+def no_grant(stage: PrivateSite) -> Iterator[None]:
     """An account that may read the table and not the stream."""
     stage.sql(f"REVOKE REPLICATION SLAVE ON *.* FROM '{stage.user}'@'%%'", ())
     yield
@@ -49,7 +49,7 @@ def no_grant(stage: Stage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def globally(stage: Stage, variable: str, value: str) -> Iterator[None]:
+def globally(stage: PrivateSite, variable: str, value: str) -> Iterator[None]:
     [(before,)] = stage.sql(f"SELECT @@GLOBAL.{variable}")
     stage.sql(f"SET GLOBAL {variable} = {value}")
     try:
@@ -58,11 +58,11 @@ def globally(stage: Stage, variable: str, value: str) -> Iterator[None]:
         stage.sql(f"SET GLOBAL {variable} = %s", (before,))
 
 
-def compression(stage: Stage) -> contextlib.AbstractContextManager[None]:
+def compression(stage: PrivateSite) -> contextlib.AbstractContextManager[None]:
     return globally(stage, COMPRESSION[stage.server.kind], "1")
 
 
-def statements(stage: Stage) -> contextlib.AbstractContextManager[None]:
+def statements(stage: PrivateSite) -> contextlib.AbstractContextManager[None]:
     return globally(stage, "binlog_format", "'STATEMENT'")
 
 
@@ -76,11 +76,11 @@ CAUSES = {
 }
 """What stands in the stream's way, by name: how it comes about and ends, why there is no stream then, what fixes it."""
 
-Cause = Callable[[Stage], contextlib.AbstractContextManager[None]]
+Cause = Callable[[PrivateSite], contextlib.AbstractContextManager[None]]
 
 
 @pytest.mark.parametrize(("cause", "why", "fix"), CAUSES.values(), ids=CAUSES)
-def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, fix: str) -> None:
+def test_without_a_stream_from_the_start(stage: PrivateSite, cause: Cause, why: str, fix: str) -> None:
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(capture_logs())
         degraded = stack.enter_context(contextlib.ExitStack())
@@ -110,7 +110,7 @@ def test_without_a_stream_from_the_start(stage: Stage, cause: Cause, why: str, f
 
 
 @pytest.mark.parametrize(("cause", "why", "fix"), CAUSES.values(), ids=CAUSES)
-def test_a_stream_that_is_lost_to_it_and_had_again(stage: Stage, cause: Cause, why: str, fix: str) -> None:
+def test_a_stream_that_is_lost_to_it_and_had_again(stage: PrivateSite, cause: Cause, why: str, fix: str) -> None:
     with capture_logs() as lines, stage.service(poll_interval=0.5) as service:
         story = Story(stage, service)
         story.arrives_by_stream()

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from private_site import PrivateSite
 from prometheus_client.parser import text_string_to_metric_families
 from services import COMMAND, PASSWORD, Program, Service
-from stage import Stage
 from waiting import eventually
 
 ROOT = os.geteuid() == 0
@@ -55,7 +55,7 @@ def words_of(pid: int) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("variable", ["MYSQL_PASSWORD", "mysql_password"])
-def test_no_process_list_no_log_and_no_page_shows_a_secret(stage: Stage, variable: str) -> None:
+def test_no_process_list_no_log_and_no_page_shows_a_secret(stage: PrivateSite, variable: str) -> None:
     # Given a service that says all it can, with a password from its environment,
     environment = stage.environment()
     environment[variable] = environment.pop("MYSQL_PASSWORD")
@@ -87,7 +87,7 @@ def test_no_process_list_no_log_and_no_page_shows_a_secret(stage: Stage, variabl
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
 @pytest.mark.parametrize("where", ["in a thread", "at the start"])
-def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: Stage, log_format: str, where: str) -> None:
+def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: PrivateSite, log_format: str, where: str) -> None:
     """A traceback with the values of variables would have the password in it."""
     script = stage.directory / "buggy.py"
     room, name = {
@@ -128,7 +128,7 @@ def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: Stage, log
     ],
 )
 def test_modes_are_those_of_the_settings_whatever_the_umask(
-    stage: Stage, umask: str, set_directories: int, files: int, directories: int
+    stage: PrivateSite, umask: str, set_directories: int, files: int, directories: int
 ) -> None:
     # Given a service that was started with some umask,
     groups = [SOMEBODY] if ROOT else [group for group in os.getgroups() if group != os.getegid()]
@@ -176,7 +176,7 @@ def plant(path: Path, target: Path) -> None:
 
 @pytest.mark.skipif(not ROOT, reason="only root can make a link that belongs to somebody else")
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
-def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: Stage, level: int) -> None:
+def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: PrivateSite, level: int) -> None:
     # Given a directory of the archive that is somebody else's link to elsewhere,
     elsewhere = stage.directory / "elsewhere"
     elsewhere.mkdir()
@@ -193,7 +193,7 @@ def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: Stag
     assert list(elsewhere.iterdir()) == []
 
 
-def test_a_link_in_the_place_of_the_staging_directory_is_neither_filled_nor_emptied(stage: Stage) -> None:
+def test_a_link_in_the_place_of_the_staging_directory_is_neither_filled_nor_emptied(stage: PrivateSite) -> None:
     # Given a link in the place of the staging directory, to where there is something old,
     precious = stage.directory / "precious"
     precious.mkdir()
@@ -210,7 +210,7 @@ def test_a_link_in_the_place_of_the_staging_directory_is_neither_filled_nor_empt
     assert [path.name for path in precious.rglob("*")] == ["old.txt"]
 
 
-def test_a_link_in_the_place_of_the_marker_is_not_written_through(stage: Stage) -> None:
+def test_a_link_in_the_place_of_the_marker_is_not_written_through(stage: PrivateSite) -> None:
     target = stage.directory / "written-through"
     (stage.data_dir / ".cdc_archiver").symlink_to(target)
     stage.register(stage.file("file.npy"))
@@ -223,7 +223,7 @@ def test_a_link_in_the_place_of_the_marker_is_not_written_through(stage: Stage) 
 
 
 @pytest.fixture
-def service(stage: Stage) -> Iterator[Service]:
+def service(stage: PrivateSite) -> Iterator[Service]:
     with stage.service() as running:
         yield running
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from files_table import CREATE_TABLE, TABLE
+from private_site import Done, PrivateSite, insert, new_private_site
 from prometheus_client.parser import text_string_to_metric_families
 from services import PASSWORD
-from stage import Done, Stage, insert, new_stage
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
@@ -58,7 +58,7 @@ def nothing_is_executed() -> Iterator[None]:
     assert not touched, "somebody's words were executed"
 
 
-def beside_the_archive(stage: Stage) -> list[tuple[str, bytes]]:
+def beside_the_archive(stage: PrivateSite) -> list[tuple[str, bytes]]:
     """Everything in the site's directory but the archive and the logs: what nobody may write to."""
     return sorted(
         (str(path), path.read_bytes() if path.is_file() else b"")
@@ -67,7 +67,7 @@ def beside_the_archive(stage: Stage) -> list[tuple[str, bytes]]:
     )
 
 
-def register_hostile(stage: Stage) -> dict[int, bytes]:
+def register_hostile(stage: PrivateSite) -> dict[int, bytes]:
     """A row for each payload in each column, and one for each file that is called so; ids of ours, and their files' content."""
     with contextlib.suppress(OSError):
         (stage.directory / "outside").mkdir()
@@ -86,7 +86,7 @@ def register_hostile(stage: Stage) -> dict[int, bytes]:
 @pytest.mark.parametrize(
     ("database_server", "log_format"), [("mariadb", "console"), ("mysql", "json")], indirect=["database_server"]
 )
-def test_no_value_of_a_row_is_anything_but_a_value(either_stage: Stage, log_format: str) -> None:
+def test_no_value_of_a_row_is_anything_but_a_value(either_stage: PrivateSite, log_format: str) -> None:
     stage = either_stage
     # Given rows in which each text is what somebody would try,
     ids = register_hostile(stage)
@@ -142,7 +142,7 @@ OTHERS = (
 
 
 @pytest.mark.parametrize("name", OF_A_SOURCE + OTHERS)
-def test_no_setting_is_anything_but_its_value(stage: Stage, name: str) -> None:
+def test_no_setting_is_anything_but_its_value(stage: PrivateSite, name: str) -> None:
     """Who may write settings may do much; he may not be made to do it by a name that he copied from somewhere."""
     stage.register(stage.file("file.npy"))
     before = beside_the_archive(stage)
@@ -179,7 +179,7 @@ def test_a_site_whose_every_name_looks_like_a_command_is_a_site_like_any_other(
     odd.mkdir()
     name = "o'd`d\"; DROP TABLE x; --"
     quoted = f"`{name.replace('`', '``')}`"
-    with new_stage(database_server, ssh_server, odd) as stage:
+    with new_private_site(database_server, ssh_server, odd) as stage:
         key = Path(shutil.copy(ssh_server.key, odd / "key 'of' $(us)"))
         hosts = Path(shutil.copy(ssh_server.known_hosts, odd / 'known "hosts" %h'))
         file = stage.file("file $(x).npy")

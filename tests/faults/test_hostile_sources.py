@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from stage import SourceFile, Stage, new_stage
+from private_site import PrivateSite, SourceFile, new_private_site
 from waiting import eventually
 
 from cdc_archiver.dispatch import health, scheduler
@@ -22,8 +22,8 @@ from cdc_archiver.sandbox.packages import bin_directory, find
 
 
 @pytest.fixture
-def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[Stage]:
-    with new_stage(mariadb, ssh_server, tmp_path) as made:
+def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
+    with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
         ssh_server.authorize()
 
@@ -36,7 +36,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(health._PAUSES, fault, (0.3, 1.0))
 
 
-def in_wrong_hands(stage: Stage, body: str) -> None:
+def in_wrong_hands(stage: PrivateSite, body: str) -> None:
     """Puts a program in the place of rsync on the readout server.
 
     Arguments:
@@ -53,7 +53,7 @@ def in_wrong_hands(stage: Stage, body: str) -> None:
     stage.ssh.authorize(path=f"{directory}:{bin_directory()}:/usr/local/bin:/usr/bin:/bin")
 
 
-def evil_twin(stage: Stage, file: SourceFile) -> Path:
+def evil_twin(stage: PrivateSite, file: SourceFile) -> Path:
     """Where a file lies in the attacker's tree, whose root is not the file system's."""
     twin = stage.directory / "evil" / str(file.path).lstrip("/")
     twin.parent.mkdir(parents=True)
@@ -95,7 +95,7 @@ TRICKS = {
 
 
 @pytest.mark.parametrize("name", TRICKS)
-def test_a_hostile_source_gets_nothing_into_the_archive(stage: Stage, name: str) -> None:
+def test_a_hostile_source_gets_nothing_into_the_archive(stage: PrivateSite, name: str) -> None:
     # Given a readout server in wrong hands, and secrets of ours,
     trick = TRICKS[name]
     secret = stage.directory / "secret"
@@ -136,7 +136,7 @@ def test_a_hostile_source_gets_nothing_into_the_archive(stage: Stage, name: str)
     assert stage.place(file).read_bytes() == file.content
 
 
-def test_what_a_hostile_source_says_is_quoted_and_never_obeyed(stage: Stage) -> None:
+def test_what_a_hostile_source_says_is_quoted_and_never_obeyed(stage: PrivateSite) -> None:
     # Given a source that puts on the voice of ssh, of a log and of a terminal,
     words = (
         'Load key "/etc/shadow": bad permissions',
@@ -164,7 +164,7 @@ def test_what_a_hostile_source_says_is_quoted_and_never_obeyed(stage: Stage) -> 
     assert not [line for line in lines if "chmod 600 /etc/shadow" in json.dumps(line)]
 
 
-def test_modes_of_the_source_do_not_get_into_the_archive(stage: Stage) -> None:
+def test_modes_of_the_source_do_not_get_into_the_archive(stage: PrivateSite) -> None:
     files = {mode: stage.file(f"{mode:o}.npy") for mode in (0o6777, 0o4755, 0o2755, 0o1777, 0o600, 0o444, 0o400)}
     directory = stage.file("sticky/file.npy")
     for mode, file in files.items():
@@ -178,7 +178,7 @@ def test_modes_of_the_source_do_not_get_into_the_archive(stage: Stage) -> None:
     }
 
 
-def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage: Stage) -> None:
+def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage: PrivateSite) -> None:
     # Given no trusted host key at all,
     known = stage.directory / "known_hosts"
     known.write_text("# nobody\n")
@@ -196,7 +196,7 @@ def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage:
     assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
 
 
-def test_a_restricted_key_is_enough_and_good_for_nothing_else(stage: Stage) -> None:
+def test_a_restricted_key_is_enough_and_good_for_nothing_else(stage: PrivateSite) -> None:
     # Given a key that may read the files and nothing else,
     private = stage.directory / "private"
     private.write_text("of the readout server")

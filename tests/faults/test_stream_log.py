@@ -10,8 +10,8 @@ import pymysql
 import pytest
 from doomed import FORGET_THE_LOG, LINK_OR_LOCK, UNLOOKING, Story, connections_of
 from files_table import TABLE
+from private_site import PrivateSite, SourceFile, insert
 from proxy import Proxy
-from stage import SourceFile, Stage, insert
 from waiting import eventually
 
 from cdc_archiver.events import binlog
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("quick_stream")
 
 
 @pytest.fixture
-def stage(doomed_stage: Stage) -> Stage:
+def stage(doomed_stage: PrivateSite) -> PrivateSite:
     return doomed_stage
 
 
@@ -30,14 +30,14 @@ def unlooking(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
     monkeypatch.setattr(binlog, "Pace", lambda: UNLOOKING)
 
 
-def log_end(stage: Stage) -> tuple[str, int]:
+def log_end(stage: PrivateSite) -> tuple[str, int]:
     """The newest file of the log, and how long it is."""
     statement = {"mysql": "SHOW BINARY LOG STATUS", "mariadb": "SHOW MASTER STATUS"}[stage.server.kind]
     file, offset, *_ = stage.sql(statement)[0]
     return str(file), int(offset)
 
 
-def register_after(stage: Stage, before: str, files: list[SourceFile], **columns: Any) -> list[int]:
+def register_after(stage: PrivateSite, before: str, files: list[SourceFile], **columns: Any) -> list[int]:
     """Registers files in one INSERT of a session that ran a statement before."""
     with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(before)
@@ -48,7 +48,7 @@ def register_after(stage: Stage, before: str, files: list[SourceFile], **columns
 # The log.
 
 
-def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: Stage) -> None:
+def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: PrivateSite) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -68,7 +68,7 @@ def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: Stage) 
         assert str(service.status()["stream"]["position"]).startswith(file)
 
 
-def test_a_log_that_is_purged_while_we_are_away(stage: Stage) -> None:
+def test_a_log_that_is_purged_while_we_are_away(stage: PrivateSite) -> None:
     with Proxy(stage.server.port) as wire, stage.service(mysql_port=wire.port) as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -95,7 +95,7 @@ def test_a_log_that_is_purged_while_we_are_away(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("read", ["the first file", "a later file"])
-def test_a_log_that_is_reset(stage: Stage, read: str) -> None:
+def test_a_log_that_is_reset(stage: PrivateSite, read: str) -> None:
     stage.sql(FORGET_THE_LOG[stage.server.kind])
     if read == "a later file":
         stage.sql("FLUSH BINARY LOGS")
@@ -126,7 +126,7 @@ def test_a_log_that_is_reset(stage: Stage, read: str) -> None:
         "RENAME COLUMN script_id TO script",
     ],
 )
-def test_a_table_that_is_altered(stage: Stage, change: str) -> None:
+def test_a_table_that_is_altered(stage: PrivateSite, change: str) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -143,7 +143,7 @@ def test_a_table_that_is_altered(stage: Stage, change: str) -> None:
         assert service.metric("stream_events_total", outcome="unreadable") == 0
 
 
-def test_a_table_that_is_renamed_away_and_back(stage: Stage) -> None:
+def test_a_table_that_is_renamed_away_and_back(stage: PrivateSite) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -168,7 +168,7 @@ def test_a_table_that_is_renamed_away_and_back(stage: Stage) -> None:
 # Rows that the log hides.
 
 
-def test_rows_that_are_compressed_in_mid_stream(stage: Stage, unlooking: None) -> None:
+def test_rows_that_are_compressed_in_mid_stream(stage: PrivateSite, unlooking: None) -> None:
     with stage.service() as service:
         service.wait_settled()
         story = Story(stage, service)
@@ -198,7 +198,7 @@ def test_rows_that_are_compressed_in_mid_stream(stage: Stage, unlooking: None) -
         assert story.reconnects() == {}
 
 
-def test_rows_that_a_session_logs_as_statements(stage: Stage) -> None:
+def test_rows_that_a_session_logs_as_statements(stage: PrivateSite) -> None:
     with stage.service(sweep_interval=1) as service:
         service.wait_settled()
         story = Story(stage, service)
@@ -216,7 +216,7 @@ def test_rows_that_a_session_logs_as_statements(stage: Stage) -> None:
 
 
 @contextlib.contextmanager
-def prepared(stage: Stage, files: list[SourceFile]) -> Iterator[tuple[Any, int, str]]:
+def prepared(stage: PrivateSite, files: list[SourceFile]) -> Iterator[tuple[Any, int, str]]:
     """An XA transaction that registers files and is prepared, not committed: its session, its first id, its name."""
     name = f"'{stage.database}'"
     with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
@@ -231,7 +231,7 @@ def prepared(stage: Stage, files: list[SourceFile]) -> Iterator[tuple[Any, int, 
                 cursor.execute(f"XA ROLLBACK {name}")
 
 
-def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Stage) -> None:
+def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: PrivateSite) -> None:
     with stage.service(sweep_interval=1) as service:
         service.wait_settled()
         story = Story(stage, service)
@@ -252,7 +252,7 @@ def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Stage) 
         assert story.reconnects() == {}
 
 
-def test_rows_that_the_log_told_of_and_that_never_become_visible(stage: Stage) -> None:
+def test_rows_that_the_log_told_of_and_that_never_become_visible(stage: PrivateSite) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream()

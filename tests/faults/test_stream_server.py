@@ -19,11 +19,11 @@ from doomed import (
     copy_site,
     kill_connections,
 )
+from private_site import HISTORY, PrivateSite, insert, new_private_site
 from proxy import Proxy
 from pymysqlreplication import binlogstream
 from pymysqlreplication.event import XidEvent
 from services import PASSWORD
-from stage import HISTORY, Stage, insert, new_stage
 from waiting import eventually
 
 from cdc_archiver.database import source_locks as lock
@@ -36,12 +36,12 @@ pytestmark = pytest.mark.usefixtures("quick_stream")
 
 
 @pytest.fixture
-def stage(doomed_stage: Stage) -> Stage:
+def stage(doomed_stage: PrivateSite) -> PrivateSite:
     return doomed_stage
 
 
 @pytest.fixture
-def wire(stage: Stage) -> Iterator[Proxy]:
+def wire(stage: PrivateSite) -> Iterator[Proxy]:
     """The way to the database for whoever takes its port."""
     with Proxy(stage.server.port) as proxy:
         yield proxy
@@ -54,7 +54,7 @@ def brisk_lock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stream_wire(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+def stream_wire(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """A wire that the stream alone goes over, and its questions beside it."""
     with Proxy(stage.server.port) as proxy:
         connect = InterruptibleConnections.connect
@@ -68,7 +68,7 @@ def stream_wire(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy
 
 
 @pytest.mark.parametrize("end", ["is shut down", "dies"])
-def test_a_server_that_goes_and_comes_back(stage: Stage, end: str) -> None:
+def test_a_server_that_goes_and_comes_back(stage: PrivateSite, end: str) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream(3)
@@ -88,7 +88,7 @@ def test_a_server_that_goes_and_comes_back(stage: Stage, end: str) -> None:
         assert story.reconnects() in ({"shutdown": 1}, {"link": 1}, {})
 
 
-def test_a_killed_dump_thread_costs_one_reconnect(stage: Stage) -> None:
+def test_a_killed_dump_thread_costs_one_reconnect(stage: PrivateSite) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -105,7 +105,7 @@ def test_a_killed_dump_thread_costs_one_reconnect(stage: Stage) -> None:
         assert len(connections_of(stage, "Binlog Dump")) == 1
 
 
-def test_a_changed_password_is_said_and_the_old_one_taken_again(stage: Stage, brisk_lock: None) -> None:
+def test_a_changed_password_is_said_and_the_old_one_taken_again(stage: PrivateSite, brisk_lock: None) -> None:
     with stage.service() as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -134,7 +134,7 @@ def test_another_server_behind_the_same_address(
     second.execute(FORGET_THE_LOG[second.kind])
     first.execute("FLUSH BINARY LOGS")
     with (
-        new_stage(first, ssh_server, tmp_path) as stage,
+        new_private_site(first, ssh_server, tmp_path) as stage,
         Proxy(first.port) as proxy,
         stage.service(mysql_port=proxy.port) as service,
     ):
@@ -165,7 +165,7 @@ def test_another_server_behind_the_same_address(
 # The wire.
 
 
-def test_a_half_open_wire_is_noticed(stage: Stage, wire: Proxy, brisk_lock: None) -> None:
+def test_a_half_open_wire_is_noticed(stage: PrivateSite, wire: Proxy, brisk_lock: None) -> None:
     with stage.service(mysql_port=wire.port) as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -182,7 +182,7 @@ def test_a_half_open_wire_is_noticed(stage: Stage, wire: Proxy, brisk_lock: None
 
 
 def test_what_is_written_between_two_streams_is_swept_for_when_the_next_one_begins(
-    stage: Stage, stream_wire: Proxy
+    stage: PrivateSite, stream_wire: Proxy
 ) -> None:
     # Given a service that would sweep a minute later,
     with stage.service(poll_interval=60) as service:
@@ -207,7 +207,7 @@ def test_what_is_written_between_two_streams_is_swept_for_when_the_next_one_begi
 
 
 def test_a_stream_that_falls_silent_is_left_and_the_table_is_swept(
-    stage: Stage, stream_wire: Proxy, monkeypatch: pytest.MonkeyPatch
+    stage: PrivateSite, stream_wire: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(binlog, "Pace", lambda: UNLOOKING)
     monkeypatch.setattr(binlog, "_ANSWER_TIMEOUT", 3)
@@ -230,7 +230,7 @@ def test_a_stream_that_falls_silent_is_left_and_the_table_is_swept(
         assert story.reconnects() == {"stalled": 1}
 
 
-def test_a_wire_that_is_cut_in_the_middle_of_a_transaction(stage: Stage, wire: Proxy) -> None:
+def test_a_wire_that_is_cut_in_the_middle_of_a_transaction(stage: PrivateSite, wire: Proxy) -> None:
     with stage.service(mysql_port=wire.port) as service:
         story = Story(stage, service)
         story.arrives_by_stream()
@@ -255,7 +255,7 @@ def test_a_wire_that_is_cut_in_the_middle_of_a_transaction(stage: Stage, wire: P
         assert stage.count("copied = 0") == 4000 - 3
 
 
-def test_a_slow_wire_costs_time_and_nothing_else(stage: Stage, wire: Proxy) -> None:
+def test_a_slow_wire_costs_time_and_nothing_else(stage: PrivateSite, wire: Proxy) -> None:
     # Given a wire as to another continent, from the first connection on,
     wire.delay, wire.rate = 0.02, 100_000
     with stage.service(mysql_port=wire.port) as service:
@@ -275,7 +275,7 @@ def test_a_slow_wire_costs_time_and_nothing_else(stage: Stage, wire: Proxy) -> N
 
 
 @contextlib.contextmanager
-def other_replica(stage: Stage, server_id: int) -> Iterator[Any]:
+def other_replica(stage: PrivateSite, server_id: int) -> Iterator[Any]:
     """Another program reads the log under this server_id."""
     library: Any = binlogstream.BinLogStreamReader
     reader = library(
@@ -292,7 +292,7 @@ def other_replica(stage: Stage, server_id: int) -> Iterator[Any]:
         reader.close()
 
 
-def test_another_replica_with_our_random_server_id(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_replica_with_our_random_server_id(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binlog, "_SERVER_IDS", (4711, 4711))
     with stage.service() as service:
         story = Story(stage, service)
@@ -309,7 +309,7 @@ def test_another_replica_with_our_random_server_id(stage: Stage, monkeypatch: py
         assert story.reconnects() == {"server_id": 1}
 
 
-def test_another_replica_with_the_server_id_that_the_operator_set(stage: Stage) -> None:
+def test_another_replica_with_the_server_id_that_the_operator_set(stage: PrivateSite) -> None:
     # Given an operator who gave two replicas one number,
     with stage.service(server_id=4711) as service:
         story = Story(stage, service)

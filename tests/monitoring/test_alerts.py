@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from watching import (
+from monitoring_files import (
     ALERTS,
     FROM_VERIFY,
     OF_PROMETHEUS,

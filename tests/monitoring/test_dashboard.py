@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from watching import OF_PROMETHEUS, dashboard, exposed, expressions, grouping_labels, selected
+from monitoring_files import OF_PROMETHEUS, dashboard, exposed, expressions, grouping_labels, selected
 
 PANELS: list[dict[str, Any]] = dashboard()["panels"]
 SHOWING = [panel for panel in PANELS if panel["type"] != "row"]

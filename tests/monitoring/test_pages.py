@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from monitoring_files import ALERTS, METRICS_PAGE, RUNBOOK, anchor, declared, sections
 from typer.main import get_command
-from watching import ALERTS, METRICS_PAGE, RUNBOOK, anchor, declared, sections
 
 from cdc_archiver.cli import app
 from cdc_archiver.model import Reason

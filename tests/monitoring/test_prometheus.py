@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from monitoring_files import ALERTS, RULES, expressions
+from private_site import PrivateSite, insert
 from services import Service
-from stage import Stage, insert
 from waiting import PATIENCE, eventually, eventually_or_not
-from watching import ALERTS, RULES, expressions
 
 from cdc_archiver.sandbox import PrometheusServer
 from cdc_archiver.sandbox.packages import Tool
@@ -98,14 +98,14 @@ def nobody() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
-def write_unlogged(stage: Stage, id_: int) -> None:
+def write_unlogged(stage: PrivateSite, id_: int) -> None:
     """A row that the binary log does not have."""
     with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("SET SESSION sql_log_bin = 0")
         insert(cursor, [stage.values(stage.file("unlogged.npy"), id=id_)])
 
 
-def end_stream(stage: Stage) -> None:
+def end_stream(stage: PrivateSite) -> None:
     """Its grant is gone, and so is its connection."""
     stage.server.execute(f"REVOKE REPLICATION SLAVE ON *.* FROM '{stage.user}'@'%'")
     for id_, user, _, _, command, *_ in stage.sql("SHOW PROCESSLIST"):
@@ -113,7 +113,9 @@ def end_stream(stage: Stage) -> None:
             stage.sql(f"KILL {id_}")
 
 
-def test_every_expression_has_data_and_every_alert_its_fault(promtool: Tool, stage: Stage, tmp_path: Path) -> None:
+def test_every_expression_has_data_and_every_alert_its_fault(
+    promtool: Tool, stage: PrivateSite, tmp_path: Path
+) -> None:
     now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     source = stage.ssh.host
     lost = stage.file("lost.npy")

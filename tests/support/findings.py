@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from world import PASSWORD, World
+from private_database import PASSWORD, PrivateDatabase
 
 from cdc_archiver.preflight import CheckStatus, Finding
 from cdc_archiver.settings import Settings, load
 
 
-def settings(world: World | None = None, **flags: Any) -> Settings:
+def settings(world: PrivateDatabase | None = None, **flags: Any) -> Settings:
     where = (
         {
             "mysql_port": world.server.port,

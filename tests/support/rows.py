@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from files_table import TABLE
-from world import World
+from private_database import PrivateDatabase
 
 from cdc_archiver.database import history
 from cdc_archiver.database.connections import Database
@@ -27,7 +27,7 @@ COLUMNS = {
 }
 
 
-def register(world: World, *rows: dict[str, Any]) -> list[int]:
+def register(world: PrivateDatabase, *rows: dict[str, Any]) -> list[int]:
     """Inserts rows in one transaction, each like any other but for its changes; their ids."""
     ids = []
     with contextlib.closing(world.server.connect(database=world.name, autocommit=False)) as connection:
@@ -41,20 +41,20 @@ def register(world: World, *rows: dict[str, Any]) -> list[int]:
     return ids
 
 
-def states(world: World) -> dict[int, tuple[Any, ...]]:
+def states(world: PrivateDatabase) -> dict[int, tuple[Any, ...]]:
     """Path, copied and failed_copy_attempts of each row, by id."""
     rows = world.sql(f"SELECT id, path, copied, failed_copy_attempts FROM {TABLE} ORDER BY id")
     return {row[0]: row[1:] for row in rows}
 
 
-def allow_history(world: World) -> None:
+def allow_history(world: PrivateDatabase) -> None:
     """Gives the archiver's account its side table."""
     rights = "CREATE, SELECT, INSERT, DELETE"
     world.server.execute(f"GRANT {rights} ON {world.name}.{history.NAME} TO '{world.user}'@'%%'".replace("%%", "%"))
 
 
 @contextlib.contextmanager
-def database_of(world: World) -> Iterator[Database]:
+def database_of(world: PrivateDatabase) -> Iterator[Database]:
     """The archiver's way to the world, closed at the end."""
     database = world.database()
     try:

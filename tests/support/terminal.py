@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Self
 
+from private_site import Done, PrivateSite
 from services import COMMAND
-from stage import Done, Stage
 from waiting import PATIENCE, eventually
 
 _CTRL_CS = 3
@@ -21,7 +21,7 @@ _CTRL_C_EVERY = 5.0
 class Terminal:
     """``cdc-archiver`` on a terminal of its own. It is killed at the end of the ``with`` block."""
 
-    def __init__(self, stage: Stage, arguments: Sequence[str]) -> None:
+    def __init__(self, stage: PrivateSite, arguments: Sequence[str]) -> None:
         self.seen = ""
         self._ours, theirs = pty.openpty()
         os.set_blocking(self._ours, False)

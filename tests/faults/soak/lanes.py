@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 import pymysql
 from audit import BALLAST
 from files_table import TABLE
+from private_site import TARGET
 from publisher import DISK
-from stage import TARGET
 
 from cdc_archiver.database.source_locks import lock_name
 from cdc_archiver.sandbox import ChildProcess, SandboxError

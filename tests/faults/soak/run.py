@@ -12,8 +12,8 @@ from pathlib import Path
 
 from audit import Audit, Fate, Watcher, audit
 from files_table import TABLE
+from private_site import HISTORY
 from publisher import Publisher
-from stage import HISTORY
 
 from cdc_archiver.model import REFUSED_FROM
 from cdc_archiver.sandbox import Kind

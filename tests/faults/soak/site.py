@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from audit import Book
+from private_site import PrivateSite, new_private_site
 from proxy import Proxy
 from services import COMMAND, PASSWORD
-from stage import Stage, new_stage
 
 from cdc_archiver.sandbox import ChildProcess, DatabaseServer, Kind, SshServer, ensure_tools, open_database
 
@@ -31,7 +31,7 @@ _END_SECONDS = 60.0
 class Site:
     """Everything that faults can be done to."""
 
-    stage: Stage
+    stage: PrivateSite
     database: DatabaseServer
     ssh: SshServer
     database_wire: Proxy
@@ -107,7 +107,7 @@ class Site:
                     event = json.loads(line).get("event")
                 except ValueError:
                     event = "traceback" if "Traceback" in line else None
-                if event in ("part_died", "stream_missed", "traceback") or PASSWORD in line:
+                if event in ("thread_crashed", "stream_missed", "traceback") or PASSWORD in line:
                     self.unforeseen.append(f"{log.name}: {line[:300]}")
 
 
@@ -122,7 +122,7 @@ def new_site(kind: Kind, directory: Path, *, own_disk: bool) -> Iterator[Site]:
         database.start()
         ssh.start()
         with contextlib.ExitStack() as stack:
-            stage = stack.enter_context(new_stage(database, ssh, place))
+            stage = stack.enter_context(new_private_site(database, ssh, place))
             database_wire, ssh_wire = (stack.enter_context(Proxy(server.port)) for server in (database, ssh))
             disk = stack.enter_context(_disk_of_its_own(directory, stage.data_dir)) if own_disk else None
             site = Site(stage, database, ssh, database_wire, ssh_wire, disk)

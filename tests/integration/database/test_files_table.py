@@ -9,8 +9,8 @@ import pymysql
 import pytest
 import sqlalchemy as sa
 from files_table import TABLE
+from private_database import PASSWORD, PrivateDatabase, new_private_database
 from rows import allow_history, database_of, files_table, register, states
-from world import PASSWORD, World, new_world
 
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.connections import Database
@@ -22,7 +22,7 @@ from cdc_archiver.sandbox import DatabaseServer
 from cdc_archiver.settings import load
 
 
-def test_a_row_is_read_with_its_time_as_utc_and_its_md5_whole(world: World) -> None:
+def test_a_row_is_read_with_its_time_as_utc_and_its_md5_whole(world: PrivateDatabase) -> None:
     md5 = b"\x00\xff\x80" + bytes(13)
     (id_,) = register(world, {"path": "/data/é\n'\".npy", "md5sum": md5, "failed_copy_attempts": None})
     with database_of(world) as database, database.connect() as connection:
@@ -35,7 +35,7 @@ def test_a_row_is_read_with_its_time_as_utc_and_its_md5_whole(world: World) -> N
 @pytest.mark.parametrize("zone", ["", "+00:00"])
 def test_the_time_is_what_its_writer_put_there_unless_a_zone_is_set(mariadb: DatabaseServer, zone: str) -> None:
     """The writer puts a UTC time as naive text, in the server's zone; read in the same zone it is the same again."""
-    with new_world(mariadb) as world, world.globally("time_zone", "'+05:00'"):
+    with new_private_database(mariadb) as world, world.globally("time_zone", "'+05:00'"):
         (id_,) = register(world, {})
         flags = {"mysql_port": world.server.port, "mysql_database": world.name, "mysql_user": world.user}
         database = Database(load({**flags, "mysql_password": PASSWORD, "db_time_zone": zone}, environment={}))
@@ -45,7 +45,7 @@ def test_the_time_is_what_its_writer_put_there_unless_a_zone_is_set(mariadb: Dat
     assert time == datetime(2020, 5, 14 if zone else 15, 23 if zone else 4, 34, 24, tzinfo=UTC)
 
 
-def test_what_is_pending(world: World) -> None:
+def test_what_is_pending(world: PrivateDatabase) -> None:
     ids = register(
         world,
         {},
@@ -71,7 +71,7 @@ def test_what_is_pending(world: World) -> None:
 
 @pytest.mark.parametrize("image", [True, False])
 def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_moved_on(
-    world: World, image: bool
+    world: PrivateDatabase, image: bool
 ) -> None:
     # Given three rows as read, of which one was archived by an equal of ours meanwhile and one was given another path
     ids = register(world, {"path": "/data/1"}, {"path": "/data/2"}, {"path": "/data/3"})
@@ -109,7 +109,7 @@ def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_mo
     ],
 )
 def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_another_file(
-    world: World, change: str
+    world: PrivateDatabase, change: str
 ) -> None:
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
@@ -131,7 +131,7 @@ def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_ano
     ],
 )
 def test_rows_that_nobody_has_touched_are_not_read_once_more(
-    world: World, monkeypatch: pytest.MonkeyPatch, columns: str
+    world: PrivateDatabase, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     """The server says that they are what they were, by one digest, and locks them."""
     if columns:
@@ -168,7 +168,7 @@ def test_rows_that_nobody_has_touched_are_not_read_once_more(
     assert len(set(states(world).values())) == len(ids) == 400
 
 
-def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(world: World) -> None:
+def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(world: PrivateDatabase) -> None:
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
@@ -178,7 +178,7 @@ def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(wor
             assert files_table().mark_copied(connection, {row.record: "/archive/1"}).changed == set(ids)
 
 
-def test_a_table_of_bytes_and_of_nothing_is_read_and_written_like_any_other(world: World) -> None:
+def test_a_table_of_bytes_and_of_nothing_is_read_and_written_like_any_other(world: PrivateDatabase) -> None:
     """Columns as somebody's migration left them; what cannot be archived is refused later, and stops nothing."""
     world.sql(
         f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NULL, MODIFY action VARBINARY(32), MODIFY pub_id VARBINARY(32), "
@@ -199,7 +199,7 @@ def test_a_table_of_bytes_and_of_nothing_is_read_and_written_like_any_other(worl
     assert states(world)[whole][:2] == (b"/archive/1", 1)
 
 
-def test_a_charge_whose_acknowledgement_was_lost_is_not_charged_twice(world: World) -> None:
+def test_a_charge_whose_acknowledgement_was_lost_is_not_charged_twice(world: PrivateDatabase) -> None:
     ids = register(world, {"failed_copy_attempts": None}, {"failed_copy_attempts": 3}, {"copied": 1})
     with database_of(world) as database:
         with database.connect() as connection:
@@ -214,7 +214,7 @@ def test_a_charge_whose_acknowledgement_was_lost_is_not_charged_twice(world: Wor
     assert [state[2] for state in states(world).values()] == [1000, 4, 0]
 
 
-def test_more_rows_than_one_statement_takes(world: World) -> None:
+def test_more_rows_than_one_statement_takes(world: PrivateDatabase) -> None:
     ids = register(world, *({"path": f"/data/{number}"} for number in range(450)))
     with database_of(world) as database:
         with database.connect() as connection:
@@ -224,7 +224,7 @@ def test_more_rows_than_one_statement_takes(world: World) -> None:
     assert set(states(world).values()) == {(f"/archive/data/{number}", 1, 0) for number in range(450)}
 
 
-def test_names_beyond_ascii_in_a_table_of_another_character_set(world: World) -> None:
+def test_names_beyond_ascii_in_a_table_of_another_character_set(world: PrivateDatabase) -> None:
     world.sql(f"ALTER TABLE {TABLE} CONVERT TO CHARACTER SET latin1")
     ids = register(world, {"path": "/data/é.npy"})
     with database_of(world) as database:
@@ -235,7 +235,7 @@ def test_names_beyond_ascii_in_a_table_of_another_character_set(world: World) ->
     assert states(world) == {ids[0]: ("/archive/é.npy", 1, 0)}
 
 
-def test_the_sweeps_index_serves_the_sweeps_question(world: World) -> None:
+def test_the_sweeps_index_serves_the_sweeps_question(world: PrivateDatabase) -> None:
     """Its cost is that of the pending rows alone: few rows looked at, however many are archived."""
     with world.server.connect(database=world.name) as root, root.cursor() as cursor:
         cursor.execute(schema.index_statement(TABLE))
@@ -260,7 +260,7 @@ def _rows_read(connection: sa.Connection) -> int:
     return sum(int(value) for name, value in rows if name in ("Handler_read_next", "Handler_read_rnd_next"))
 
 
-def test_which_table(world: World) -> None:
+def test_which_table(world: PrivateDatabase) -> None:
     with database_of(world) as database, database.connect() as connection:
         assert schema.resolve_table(connection, world.name) == TABLE
         world.sql(f"RENAME TABLE {TABLE} TO {TABLE}_v2", f"CREATE TABLE {TABLE}_v10 LIKE {TABLE}_v2")
@@ -273,7 +273,7 @@ def test_which_table(world: World) -> None:
             schema.resolve_table(connection, world.name, "nope")
 
 
-def test_a_new_sites_table_is_the_one_that_monitors_write(world: World) -> None:
+def test_a_new_sites_table_is_the_one_that_monitors_write(world: PrivateDatabase) -> None:
     world.sql(f"DROP TABLE {TABLE}")
     world.sql(schema.table_statement(schema.files_table(TABLE)))
     with database_of(world) as database, database.connect() as connection:
@@ -283,7 +283,7 @@ def test_a_new_sites_table_is_the_one_that_monitors_write(world: World) -> None:
     assert world.sql(f"SELECT timestamp FROM {TABLE} WHERE id = {id_}") == [(None,)]
 
 
-def test_the_history_takes_a_wait_of_months(world: World) -> None:
+def test_the_history_takes_a_wait_of_months(world: PrivateDatabase) -> None:
     """More milliseconds than its column holds: a readout server that was off all winter."""
     (id_,) = register(world, {"path": "/data/1"})
     allow_history(world)
@@ -297,7 +297,7 @@ def test_the_history_takes_a_wait_of_months(world: World) -> None:
 @pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES"])
 def test_the_history_takes_whatever_a_name_is_made_of(mariadb: DatabaseServer, mode: str) -> None:
     names = ["it's", 'a "word"', "100 %s %% %(x)s", "back\\slash\\", "é\n\t☃", "x); DROP TABLE", "y" * 3000]
-    with new_world(mariadb) as world, world.globally("sql_mode", f"'{mode}'"):
+    with new_private_database(mariadb) as world, world.globally("sql_mode", f"'{mode}'"):
         allow_history(world)
         (id_,) = register(world, {"path": "/data/1"})
         with database_of(world) as database, database.connect() as connection:
@@ -310,7 +310,7 @@ def test_the_history_takes_whatever_a_name_is_made_of(mariadb: DatabaseServer, m
     assert kept == [(name,) for name in names] * 100
 
 
-def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: World) -> None:
+def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: PrivateDatabase) -> None:
     """And fails nobody who asks for it: not the sweep, not the write-back."""
     (id_,) = register(world, {"path": "/data/1"})
     allow_history(world)
@@ -335,7 +335,7 @@ def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: World) -
             assert History(TABLE, retention=3600.0).prune(connection) == 1
 
 
-def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: World) -> None:
+def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: PrivateDatabase) -> None:
     (id_,) = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:

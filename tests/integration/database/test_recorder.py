@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 from files_table import TABLE
+from private_database import PrivateDatabase
 from rows import allow_history, database_of, files_table, register, states
 from waiting import eventually
-from world import World
 
 from cdc_archiver.database import history
 from cdc_archiver.database import recorder as recorder_module
@@ -44,7 +44,7 @@ def records(database: Database, ids: list[int]) -> list[FileRecord]:
         return [row.record for row in files_table().load(connection, ids).values()]
 
 
-def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: World) -> None:
+def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: PrivateDatabase) -> None:
     # Given four rows, of which one moves on while its file is copied
     allow_history(world)
     ids = register(world, *({"path": f"/data/{number}"} for number in range(4)))
@@ -81,7 +81,7 @@ def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: World) -> None
     ]
 
 
-def test_an_outage_delays_a_write_back_and_loses_none(world: World) -> None:
+def test_an_outage_delays_a_write_back_and_loses_none(world: PrivateDatabase) -> None:
     # Given a recorder whose connections were cut, and a table that is away
     ids = register(world, {})
     heard = Heard()
@@ -106,7 +106,7 @@ def test_an_outage_delays_a_write_back_and_loses_none(world: World) -> None:
     assert seen[-1]
 
 
-def test_a_stop_writes_what_waits_and_a_discard_does_not(world: World) -> None:
+def test_a_stop_writes_what_waits_and_a_discard_does_not(world: PrivateDatabase) -> None:
     ids = register(world, {"path": "/data/0"}, {"path": "/data/1"})
     with database_of(world) as database:
         first, second = records(database, ids)
@@ -122,7 +122,7 @@ def test_a_stop_writes_what_waits_and_a_discard_does_not(world: World) -> None:
     assert list(states(world).values()) == [("/archive/data/0", 1, 0), ("/data/1", 0, 0)]
 
 
-def test_a_history_that_cannot_be_written_holds_up_no_row(world: World) -> None:
+def test_a_history_that_cannot_be_written_holds_up_no_row(world: PrivateDatabase) -> None:
     allow_history(world)
     ids = register(world, {})
     heard = Heard()
@@ -140,7 +140,7 @@ def test_a_history_that_cannot_be_written_holds_up_no_row(world: World) -> None:
     assert states(world)[record.id] == ("/archive/0", 1, 0)
 
 
-def test_one_row_that_the_server_does_not_take_holds_up_no_other(world: World) -> None:
+def test_one_row_that_the_server_does_not_take_holds_up_no_other(world: PrivateDatabase) -> None:
     # Given a counter too small for what a refused row would be given
     world.sql(f"ALTER TABLE {TABLE} MODIFY failed_copy_attempts TINYINT")
     ids = register(world, {"path": "/data/0"}, {"path": "/data/1"}, {"path": "/data/2"})
@@ -161,7 +161,9 @@ def test_one_row_that_the_server_does_not_take_holds_up_no_other(world: World) -
     assert [state[1] for state in states(world).values()] == [1, 0, 1]
 
 
-def test_one_row_that_somebody_elses_transaction_holds_delays_the_others_by_seconds_only(world: World) -> None:
+def test_one_row_that_somebody_elses_transaction_holds_delays_the_others_by_seconds_only(
+    world: PrivateDatabase,
+) -> None:
     ids = register(world, {"path": "/data/0"}, {"path": "/data/1"})
     heard = Heard()
     with database_of(world) as database, world.server.connect(database=world.name, autocommit=False) as stranger:
@@ -180,7 +182,7 @@ def test_one_row_that_somebody_elses_transaction_holds_delays_the_others_by_seco
 
 
 def test_a_history_past_its_time_goes_on_and_on_beside_the_writes(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: PrivateDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sweep comes once a minute: by its portions alone the history would grow without end where files come fast."""
     monkeypatch.setattr(history, "_PRUNE_ROWS", 10)

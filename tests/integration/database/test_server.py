@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from files_table import TABLE
+from private_database import PASSWORD, PrivateDatabase, new_private_database
 from proxy import Proxy
-from world import PASSWORD, World, new_world
 
 from cdc_archiver.database import connections as engine
 from cdc_archiver.database import server as servers
@@ -21,7 +21,7 @@ from cdc_archiver.sandbox import DatabaseServer, open_database
 
 
 @contextlib.contextmanager
-def account(world: World, *grants: str) -> Iterator[str]:
+def account(world: PrivateDatabase, *grants: str) -> Iterator[str]:
     """An account with these statements' grants, in which {user} stands for it."""
     name = f"somebody_{world.name}"
     world.sql(f"CREATE USER '{name}'@'%' IDENTIFIED BY '{PASSWORD}'")
@@ -34,12 +34,12 @@ def account(world: World, *grants: str) -> Iterator[str]:
         world.sql(f"DROP USER '{name}'@'%'")
 
 
-def obstacles(world: World, user: str = "") -> list[Obstacle]:
+def obstacles(world: PrivateDatabase, user: str = "") -> list[Obstacle]:
     with world.connection(user) as connection:
         return servers.stream_obstacles(connection, servers.identify(connection), world.name, TABLE)
 
 
-def test_it_is_known_for_what_it_is(world: World) -> None:
+def test_it_is_known_for_what_it_is(world: PrivateDatabase) -> None:
     with world.connection() as connection:
         server = servers.identify(connection)
     assert server.kind == world.server.kind
@@ -49,7 +49,7 @@ def test_it_is_known_for_what_it_is(world: World) -> None:
     assert server.account == f"'{world.user}'@'%'"
 
 
-def test_the_position_grows_with_what_is_written(world: World) -> None:
+def test_the_position_grows_with_what_is_written(world: PrivateDatabase) -> None:
     with world.connection() as connection:
         server = servers.identify(connection)
         before = servers.position(connection, server)
@@ -69,7 +69,7 @@ def test_positions_are_ordered_by_number_not_by_letters() -> None:
     assert Position("binlog.000001", 90) == Position("binlog.000001", 90)
 
 
-def test_nothing_stands_in_the_way_of_the_account_that_the_handbook_makes(world: World) -> None:
+def test_nothing_stands_in_the_way_of_the_account_that_the_handbook_makes(world: PrivateDatabase) -> None:
     assert obstacles(world) == []
 
 
@@ -89,7 +89,7 @@ def test_nothing_stands_in_the_way_of_the_account_that_the_handbook_makes(world:
     ],
 )
 def test_a_missing_grant_is_named_with_the_statement_that_gives_it(
-    world: World, grants: list[str], missing: str
+    world: PrivateDatabase, grants: list[str], missing: str
 ) -> None:
     with account(world, *grants) as name:
         found = obstacles(world, name)
@@ -103,7 +103,7 @@ def test_a_missing_grant_is_named_with_the_statement_that_gives_it(
 def test_an_admin_privilege_is_not_taken_for_the_right_to_read(mariadb: DatabaseServer) -> None:
     """MariaDB has names that begin alike."""
     with (
-        new_world(mariadb) as world,
+        new_private_database(mariadb) as world,
         account(world, "GRANT REPLICATION SLAVE ADMIN, BINLOG MONITOR ON *.* TO {user}") as name,
     ):
         assert [obstacle.fix for obstacle in obstacles(world, name)] == [
@@ -111,7 +111,7 @@ def test_an_admin_privilege_is_not_taken_for_the_right_to_read(mariadb: Database
         ]
 
 
-def test_where_roles_are_in_play_no_grant_is_called_missing(world: World) -> None:
+def test_where_roles_are_in_play_no_grant_is_called_missing(world: PrivateDatabase) -> None:
     role = f"role_{world.name}"
     world.sql(f"CREATE ROLE {role}")
     try:
@@ -121,7 +121,7 @@ def test_where_roles_are_in_play_no_grant_is_called_missing(world: World) -> Non
         world.sql(f"DROP ROLE {role}")
 
 
-def test_without_the_grant_there_is_no_position(world: World) -> None:
+def test_without_the_grant_there_is_no_position(world: PrivateDatabase) -> None:
     with account(world) as name, world.connection(name) as connection:
         server = servers.identify(connection)
         with pytest.raises(StreamUnavailable) as caught:
@@ -133,7 +133,7 @@ def test_without_the_grant_there_is_no_position(world: World) -> None:
 
 
 @pytest.mark.parametrize("value", ["STATEMENT", "MIXED"])
-def test_a_log_of_statements_is_an_obstacle(world: World, value: str) -> None:
+def test_a_log_of_statements_is_an_obstacle(world: PrivateDatabase, value: str) -> None:
     with world.globally("binlog_format", f"'{value}'"):
         [obstacle] = obstacles(world)
     assert value in obstacle.what
@@ -141,7 +141,7 @@ def test_a_log_of_statements_is_an_obstacle(world: World, value: str) -> None:
     assert obstacle.fatal
 
 
-def test_compression_is_an_obstacle(world: World) -> None:
+def test_compression_is_an_obstacle(world: PrivateDatabase) -> None:
     variable = {"mysql": "binlog_transaction_compression", "mariadb": "log_bin_compress"}[world.server.kind]
     with world.globally(variable, "ON"):
         [obstacle] = obstacles(world)
@@ -149,7 +149,7 @@ def test_compression_is_an_obstacle(world: World) -> None:
     assert obstacle.fatal
 
 
-def test_another_storage_engine_is_an_obstacle_until_the_table_is_changed(world: World) -> None:
+def test_another_storage_engine_is_an_obstacle_until_the_table_is_changed(world: PrivateDatabase) -> None:
     world.sql(f"ALTER TABLE {TABLE} ENGINE = MyISAM")
     [obstacle] = obstacles(world)
     assert "MyISAM" in obstacle.what
@@ -158,7 +158,7 @@ def test_another_storage_engine_is_an_obstacle_until_the_table_is_changed(world:
     assert obstacles(world) == []
 
 
-def test_the_key_is_found_where_it_is(world: World) -> None:
+def test_the_key_is_found_where_it_is(world: PrivateDatabase) -> None:
     with world.connection() as connection:
         key = servers.key_column(connection, world.name, TABLE)
         assert (key.schema, key.table, key.name, key.ordinal, key.columns) == (world.name, TABLE, "id", 0, 16)
@@ -176,7 +176,7 @@ def test_the_key_is_found_where_it_is(world: World) -> None:
         ("(id INT, site INT, PRIMARY KEY (id, site))", "primary key"),
     ],
 )
-def test_a_table_without_one_integer_key_is_refused(world: World, definition: str, complaint: str) -> None:
+def test_a_table_without_one_integer_key_is_refused(world: PrivateDatabase, definition: str, complaint: str) -> None:
     world.sql(f"DROP TABLE {TABLE}")
     if definition:
         world.sql(f"CREATE TABLE {TABLE} {definition}")
@@ -190,7 +190,7 @@ def test_start_options_that_keep_our_database_out_of_the_log(kind: str, tmp_path
     server.options = ("--binlog-do-db=elsewhere",)
     try:
         server.start()
-        with new_world(server) as world:
+        with new_private_database(server) as world:
             [only] = obstacles(world)
             assert "elsewhere" in only.what
             assert f"binlog_do_db={world.name}" in only.fix
@@ -210,7 +210,7 @@ def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
 ) -> None:
     """As a firewall does it that forgets idle connections: the next question on each would wait for a minute."""
     monkeypatch.setattr(engine, "PING_TIMEOUT", 0.5)
-    with new_world(mariadb) as world, Proxy(mariadb.port) as proxy:
+    with new_private_database(mariadb) as world, Proxy(mariadb.port) as proxy:
         database = world.database(port=proxy.port)
         with database.connect() as first, database.connect() as second:
             assert first.scalar(sa.text("SELECT 1")) == second.scalar(sa.text("SELECT 1")) == 1
@@ -227,7 +227,7 @@ def test_a_server_that_answers_slower_than_we_ask_whether_it_lives_is_one_that_a
     mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New connections have just been answered: they are not asked, and so none is thrown away for being slow."""
-    with new_world(mariadb) as world, Proxy(mariadb.port) as proxy:
+    with new_private_database(mariadb) as world, Proxy(mariadb.port) as proxy:
         database = world.database(port=proxy.port)
         with database.connect() as connection:
             assert connection.scalar(sa.text("SELECT 1")) == 1
@@ -238,7 +238,7 @@ def test_a_server_that_answers_slower_than_we_ask_whether_it_lives_is_one_that_a
         database.close()
 
 
-def test_connections_for_which_no_tls_is_set_share_a_context_and_use_tls_all_the_same(world: World) -> None:
+def test_connections_for_which_no_tls_is_set_share_a_context_and_use_tls_all_the_same(world: PrivateDatabase) -> None:
     """PyMySQL would read the system's certificates for each of them."""
     database = world.database()
     with contextlib.closing(database.raw_connection()) as one, contextlib.closing(database.raw_connection()) as other:

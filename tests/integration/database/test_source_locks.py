@@ -12,13 +12,13 @@ from typing import Self
 
 import pytest
 from files_table import TABLE
+from private_database import PASSWORD, PrivateDatabase
 from proxy import Proxy
 from waiting import eventually
-from world import PASSWORD, World
 
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.source_locks import LockTiming, SourceLocks, lock_name
-from cdc_archiver.errors import DatabaseUnavailable, LockLost
+from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, LockLost
 from cdc_archiver.service.lock_keeper import LockKeeper
 
 QUICK = LockTiming(session_limit=3, check_interval=0.5, answer_limit=1.0, try_interval=0.1)
@@ -51,28 +51,30 @@ class Keeping:
         sources: Mapping[str, Sequence[str]] | None = None,
         share: int = 0,
         timing: LockTiming = QUICK,
+        all_or_none: bool = False,
     ) -> None:
         self.acquired: list[float] = []
         self.lost: list[tuple[float, str]] = []
         self.holders: list[Mapping[str, str]] = []
         self.unreachable: list[str] = []
         self.reachable = 0
-        self.keeper = LockKeeper(SourceLocks(database, TABLE, sources or {"srv": targets}, timing), self, share)
+        locks = SourceLocks(database, TABLE, sources or {"srv": targets}, timing)
+        self.keeper = LockKeeper(locks, self, share, all_or_none=all_or_none)
 
     def on_acquired(self, sources: Sequence[str], losses: int) -> None:
         self.acquired.append(time.monotonic())
 
-    def on_lost(self, why: str) -> None:
-        self.lost.append((time.monotonic(), why))
+    def on_lost(self, lost: LockLost) -> None:
+        self.lost.append((time.monotonic(), str(lost)))
 
     def on_wanted(self, source: str) -> None:
         self.keeper.release(source, self.keeper.losses)
 
-    def on_elsewhere(self, holders: Mapping[str, str]) -> None:
+    def on_held_by_other(self, holders: Mapping[str, str]) -> None:
         self.holders.append(holders)
 
-    def on_unreachable(self, why: str) -> None:
-        self.unreachable.append(why)
+    def on_unreachable(self, error: ArchiverError) -> None:
+        self.unreachable.append(str(error))
 
     def on_reachable(self) -> None:
         self.reachable += 1
@@ -95,7 +97,7 @@ class Keeping:
         assert self.keeper.failure is None
 
 
-def test_of_two_holders_the_second_waits_and_learns_who_is_first(world: World) -> None:
+def test_of_two_holders_the_second_waits_and_learns_who_is_first(world: PrivateDatabase) -> None:
     first, second = (locks_of(world.database(), "monitor") for _ in range(2))
     assert first.acquire("srv")
     assert not second.acquire("srv")
@@ -115,7 +117,7 @@ def test_of_two_holders_the_second_waits_and_learns_who_is_first(world: World) -
 
 
 @pytest.mark.parametrize("taken", ["a", "b", "c"])
-def test_all_or_none(world: World, taken: str) -> None:
+def test_all_or_none(world: PrivateDatabase, taken: str) -> None:
     """Whichever of them another holds: the first that is asked for, or the last."""
     busy = locks_of(world.database(), taken)
     assert busy.acquire("srv")
@@ -131,7 +133,7 @@ def test_all_or_none(world: World, taken: str) -> None:
     all_three.close()
 
 
-def test_other_targets_tables_and_databases_are_other_locks(world: World) -> None:
+def test_other_targets_tables_and_databases_are_other_locks(world: PrivateDatabase) -> None:
     held = [
         locks_of(world.database(), target, table=table)
         for table, target in ((TABLE, "one"), (TABLE, "two"), ("other", "one"))
@@ -143,7 +145,7 @@ def test_other_targets_tables_and_databases_are_other_locks(world: World) -> Non
 
 
 @pytest.mark.parametrize("target", ["x" * 500, "Überwachung-µ'\\;", "", "a b"])
-def test_any_name_has_a_lock(world: World, target: str) -> None:
+def test_any_name_has_a_lock(world: PrivateDatabase, target: str) -> None:
     assert len(lock_name(world.name, TABLE, target)) <= 64
     locks = locks_of(world.database(), target)
     assert locks.acquire("srv")
@@ -151,7 +153,7 @@ def test_any_name_has_a_lock(world: World, target: str) -> None:
     locks.close()
 
 
-def test_two_spellings_of_one_target_are_one_lock(world: World) -> None:
+def test_two_spellings_of_one_target_are_one_lock(world: PrivateDatabase) -> None:
     """The table compares without regard to case, so both would archive the same rows."""
     first = locks_of(world.database(), "Monitor")
     assert first.acquire("srv")
@@ -159,7 +161,7 @@ def test_two_spellings_of_one_target_are_one_lock(world: World) -> None:
     first.close()
 
 
-def test_a_killed_process_holds_nothing(world: World) -> None:
+def test_a_killed_process_holds_nothing(world: PrivateDatabase) -> None:
     address = ("127.0.0.1", str(world.server.port))
     command = [sys.executable, "-c", _HOLDER, *address, world.name, world.user, PASSWORD, TABLE, "monitor"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
@@ -175,7 +177,7 @@ def test_a_killed_process_holds_nothing(world: World) -> None:
             holder.kill()
 
 
-def test_a_severed_link_is_noticed_before_another_has_the_lock(world: World) -> None:
+def test_a_severed_link_is_noticed_before_another_has_the_lock(world: PrivateDatabase) -> None:
     """The heart of it: no moment with two holders who both believe it. And a dead host's lock dies."""
     with (
         Proxy(world.server.port) as proxy,
@@ -197,7 +199,7 @@ def test_a_severed_link_is_noticed_before_another_has_the_lock(world: World) -> 
         eventually(lambda: len(first.acquired) == 2, "and gets it")
 
 
-def test_a_killed_session_is_noticed_and_the_lock_taken_again(world: World) -> None:
+def test_a_killed_session_is_noticed_and_the_lock_taken_again(world: PrivateDatabase) -> None:
     with Keeping(world.database(), "monitor") as keeping:
         eventually(lambda: keeping.acquired, "the lock is ours")
         [session] = [row[0] for row in world.sql("SHOW PROCESSLIST") if row[1] == world.user]
@@ -207,7 +209,7 @@ def test_a_killed_session_is_noticed_and_the_lock_taken_again(world: World) -> N
         eventually(lambda: len(keeping.acquired) == 2, "the lock is ours again")
 
 
-def test_a_lock_that_was_taken_from_a_living_session_is_noticed(world: World) -> None:
+def test_a_lock_that_was_taken_from_a_living_session_is_noticed(world: PrivateDatabase) -> None:
     locks = locks_of(world.database(), "monitor")
     assert locks.acquire("srv")
     assert locks._connection is not None
@@ -218,7 +220,7 @@ def test_a_lock_that_was_taken_from_a_living_session_is_noticed(world: World) ->
     assert not locks.held
 
 
-def test_a_keeper_that_stops_leaves_the_lock_free(world: World) -> None:
+def test_a_keeper_that_stops_leaves_the_lock_free(world: PrivateDatabase) -> None:
     with Keeping(world.database(), "monitor", timing=LockTiming()) as keeping:
         eventually(lambda: keeping.acquired, "the lock is ours")
         before = time.monotonic()
@@ -226,7 +228,7 @@ def test_a_keeper_that_stops_leaves_the_lock_free(world: World) -> None:
     assert locks_of(world.database(), "monitor").acquire("srv")
 
 
-def test_a_database_that_is_away_is_said_once_and_waited_for(world: World) -> None:
+def test_a_database_that_is_away_is_said_once_and_waited_for(world: PrivateDatabase) -> None:
     with Proxy(world.server.port) as proxy:
         proxy.freeze()
         locks = locks_of(world.database(port=proxy.port), "monitor", timing=QUICK)
@@ -250,7 +252,7 @@ FAIR = LockTiming(session_limit=3, check_interval=0.2, answer_limit=1.0, try_int
 FOUR: Mapping[str, Sequence[str]] = {f"srv{number}": [f"monitor{number}"] for number in range(4)}
 
 
-def test_with_a_share_each_takes_its_part_and_the_rest_when_another_dies(world: World) -> None:
+def test_with_a_share_each_takes_its_part_and_the_rest_when_another_dies(world: PrivateDatabase) -> None:
     """Two that should hold two each: nothing is left to nobody, and nobody keeps more than the share for long."""
     with Keeping(world.database(), sources=FOUR, share=2, timing=FAIR) as first:
         # Alone it takes its share at once, and the others when it is clear that nobody else does.
@@ -267,7 +269,7 @@ def test_with_a_share_each_takes_its_part_and_the_rest_when_another_dies(world: 
         eventually(lambda: first.held == set(FOUR), "all four again")
 
 
-def test_without_a_share_the_first_holds_all(world: World) -> None:
+def test_without_a_share_the_first_holds_all(world: PrivateDatabase) -> None:
     with Keeping(world.database(), sources=FOUR, timing=FAIR) as first:
         eventually(lambda: first.held == set(FOUR), "all")
         assert len(first.acquired) == 1
@@ -277,7 +279,19 @@ def test_without_a_share_the_first_holds_all(world: World) -> None:
             assert first.held == set(FOUR)
 
 
-def test_sources_are_described_anew(world: World) -> None:
+def test_all_or_none_takes_no_source_while_another_holds_one(world: PrivateDatabase) -> None:
+    holder = SourceLocks(world.database(), TABLE, {"srv2": FOUR["srv2"]})
+    assert holder.acquire("srv2")
+    with Keeping(world.database(), sources=FOUR, timing=FAIR, all_or_none=True) as keeping:
+        eventually(lambda: keeping.holders and set(keeping.holders[-1]) == {"srv2"}, "it knows which one is held")
+        time.sleep(2 * FAIR.spare_after)  # longer than a source that nobody takes is left to others
+        assert not keeping.held
+        holder.close()
+        eventually(lambda: keeping.held == set(FOUR), "all of them together")
+        assert len(keeping.acquired) == 1
+
+
+def test_sources_are_described_anew(world: PrivateDatabase) -> None:
     with Keeping(world.database(), sources={"a": ["one"], "b": ["two"]}, timing=FAIR) as keeping:
         eventually(lambda: keeping.held == {"a", "b"}, "both")
         keeping.keeper.describe({"a": ["one", "another"], "c": ["three"]})
@@ -293,7 +307,7 @@ def test_sources_are_described_anew(world: World) -> None:
         assert keeping.held == {"a", "c"}
 
 
-def test_what_is_described_no_more_is_wished_for_no_more(world: World) -> None:
+def test_what_is_described_no_more_is_wished_for_no_more(world: PrivateDatabase) -> None:
     """Or else whoever holds it beyond his share would give it back for ever."""
     holder = SourceLocks(world.database(), TABLE, {"b": ["two"]})
     assert holder.acquire("b")
@@ -307,7 +321,7 @@ def test_what_is_described_no_more_is_wished_for_no_more(world: World) -> None:
     holder.close()
 
 
-def test_a_release_that_was_meant_for_a_lock_since_lost_and_taken_again_is_none(world: World) -> None:
+def test_a_release_that_was_meant_for_a_lock_since_lost_and_taken_again_is_none(world: PrivateDatabase) -> None:
     with Keeping(world.database(), sources={"a": ["one"], "b": ["two"]}, timing=FAIR) as keeping:
         eventually(lambda: keeping.held == {"a", "b"}, "both")
         [session] = [row[0] for row in world.sql("SHOW PROCESSLIST") if row[1] == world.user]
@@ -321,7 +335,7 @@ def test_a_release_that_was_meant_for_a_lock_since_lost_and_taken_again_is_none(
         eventually(lambda: len(keeping.acquired) == 3, "it was let go, and taken again")
 
 
-def test_it_is_known_with_which_targets_a_source_is_held(world: World) -> None:
+def test_it_is_known_with_which_targets_a_source_is_held(world: PrivateDatabase) -> None:
     locks = SourceLocks(world.database(), TABLE, {"a": ["one", "two"]})
     assert not locks.covers("a", ["one", "two"])
     assert locks.acquire("a")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
+from private_database import PrivateDatabase, new_private_database
 from pymysqlreplication import binlogstream
 from pymysqlreplication.row_event import PartialUpdateRowsEvent, RowsEvent, UpdateRowsEvent, WriteRowsEvent
-from world import World, new_world
 
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.server import Position
@@ -66,12 +66,12 @@ _OF_ONE: Final[dict[str, dict[str, list[str]]]] = {
 }
 
 
-def place(world: World) -> Position:
+def place(world: PrivateDatabase) -> Position:
     with world.connection() as connection:
         return servers.position(connection, servers.identify(connection))
 
 
-def events_since(world: World, start: Position) -> Iterator[Any]:
+def events_since(world: PrivateDatabase, start: Position) -> Iterator[Any]:
     """The rows events of the world's table, from a position to the log's end."""
     reader = _LIBRARY(
         connection_settings=world.database().connection_settings() | {"read_timeout": 30},
@@ -108,7 +108,7 @@ def decoded(event: Any, ordinal: int, bits: int) -> list[int]:
 class Table:
     """A table with a column of each type, and its key among them."""
 
-    def __init__(self, world: World, key: str, ordinal: int, chance: random.Random) -> None:
+    def __init__(self, world: PrivateDatabase, key: str, ordinal: int, chance: random.Random) -> None:
         every = {**_EVERY, **_OF_ONE[world.server.kind]}
         self._columns = {f"c{number}": values for number, values in enumerate(every.values())}
         self._chance = chance
@@ -154,7 +154,7 @@ class Table:
     ],
 )
 def test_the_keys_of_every_table_are_found_without_the_rest_of_its_rows(
-    world: World, metadata: str, key: str, bits: int, ordinal: int, first: int
+    world: PrivateDatabase, metadata: str, key: str, bits: int, ordinal: int, first: int
 ) -> None:
     chance = random.Random(f"{metadata} {key}")
     table = Table(world, key, ordinal, chance)
@@ -183,7 +183,7 @@ def test_the_keys_of_every_table_are_found_without_the_rest_of_its_rows(
 
 def test_pieces_of_json_are_left_to_the_library(mysql: DatabaseServer) -> None:
     """A partial update has other images; its key is found all the same."""
-    with new_world(mysql) as world:
+    with new_private_database(mysql) as world:
         world.sql(
             "CREATE TABLE every_type (about JSON, id INT PRIMARY KEY, name VARCHAR(20))",
             """INSERT INTO every_type VALUES ('{"a": 1, "long": "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}', 7, 'x')""",
@@ -214,7 +214,7 @@ def test_times_of_old_are_stepped_over_decoded_or_unreadable_and_never_misread(
     mariadb: DatabaseServer, columns: str, values: str, way: str
 ) -> None:
     """Their fractions are no part of what the event says of its columns."""
-    with new_world(mariadb) as world, world.globally("mysql56_temporal_format", "OFF"):
+    with new_private_database(mariadb) as world, world.globally("mysql56_temporal_format", "OFF"):
         world.sql(f"CREATE TABLE every_type ({columns}, id INT PRIMARY KEY)")
         start = place(world)
         world.sql(f"INSERT INTO every_type VALUES ({values}, 7)")

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 from doomed import UNLOOKING
 from files_table import TABLE
-from streaming import passed, position, streaming
+from private_database import PrivateDatabase
+from stream_under_test import passed, position, streaming
 from waiting import eventually
-from world import World
 
 from cdc_archiver.database.server import Position
 from cdc_archiver.events.binlog import Pace
 
 
-def test_traffic_in_other_tables_moves_the_position(world: World) -> None:
+def test_traffic_in_other_tables_moves_the_position(world: PrivateDatabase) -> None:
     world.sql("CREATE TABLE other (a INT AUTO_INCREMENT PRIMARY KEY)")
     with streaming(world, Pace(heartbeat=60.0)) as running:
         world.sql("INSERT INTO other VALUES ()")
@@ -24,7 +24,7 @@ def test_traffic_in_other_tables_moves_the_position(world: World) -> None:
         assert running.heard.ids == []
 
 
-def test_on_an_idle_server_a_heartbeat_moves_the_position(world: World) -> None:
+def test_on_an_idle_server_a_heartbeat_moves_the_position(world: PrivateDatabase) -> None:
     """A DDL makes events of which none is handed to us."""
     with streaming(world) as running:
         world.sql("CREATE TABLE other (a INT)", "DROP TABLE other")
@@ -32,7 +32,7 @@ def test_on_an_idle_server_a_heartbeat_moves_the_position(world: World) -> None:
         eventually(lambda: passed(running, there), "the position passed within two heartbeats", 3)
 
 
-def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: World) -> None:
+def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: PrivateDatabase) -> None:
     """And what was there before the anchor, or was delivered, is not."""
     before = world.insert("/old")
     with streaming(world, UNLOOKING) as running:
@@ -50,7 +50,7 @@ def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: Worl
         assert running.stream.take_missed() == unseen
 
 
-def test_lag_is_the_age_of_an_event_and_nothing_while_idle(world: World) -> None:
+def test_lag_is_the_age_of_an_event_and_nothing_while_idle(world: PrivateDatabase) -> None:
     calm = replace(UNLOOKING, heartbeat=60.0)
     with streaming(world, calm) as running:
         assert running.metric("stream_connected") == 1

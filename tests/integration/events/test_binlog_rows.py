@@ -8,12 +8,12 @@ from pathlib import Path
 import pymysql
 import pytest
 from files_table import TABLE
-from streaming import streaming
+from private_database import PrivateDatabase
+from stream_under_test import streaming
 from waiting import eventually
-from world import World
 
 
-def test_an_md5_that_is_no_text_or_ends_in_zeros_does_not_hide_its_row(world: World) -> None:
+def test_an_md5_that_is_no_text_or_ends_in_zeros_does_not_hide_its_row(world: PrivateDatabase) -> None:
     """Default metadata: BINARY is decoded as UTF-8, and the server trims trailing zeros."""
     with streaming(world) as running:
         for md5 in ("FFFE0102030405060708090A0B0C0D0E", "00112233445566778899AABBCCDDEE00", "C328".ljust(32, "0")):
@@ -22,14 +22,14 @@ def test_an_md5_that_is_no_text_or_ends_in_zeros_does_not_hide_its_row(world: Wo
         assert running.heard.all("gap") == []
 
 
-def test_full_metadata_names_the_key(world: World) -> None:
+def test_full_metadata_names_the_key(world: PrivateDatabase) -> None:
     with world.globally("binlog_row_metadata", "FULL"), streaming(world) as running:
         world.sql(f"ALTER TABLE {TABLE} ADD COLUMN number INT FIRST")
         running.heard.await_ids(world.insert("/data/a", "/data/b", md5="0xFFFE0102030405060708090A0B0C0D00"))
         assert running.heard.all("gap") == []
 
 
-def test_metadata_that_changes_in_mid_stream_changes_nothing(world: World) -> None:
+def test_metadata_that_changes_in_mid_stream_changes_nothing(world: PrivateDatabase) -> None:
     with streaming(world) as running:
         running.heard.await_ids(world.insert("/data/a"))
         with world.globally("binlog_row_metadata", "FULL"):
@@ -38,7 +38,7 @@ def test_metadata_that_changes_in_mid_stream_changes_nothing(world: World) -> No
         assert running.heard.all("gap") == []
 
 
-def test_a_transaction_is_handed_over_at_its_end_and_in_one(world: World) -> None:
+def test_a_transaction_is_handed_over_at_its_end_and_in_one(world: PrivateDatabase) -> None:
     with streaming(world) as running:
         world.sql(
             "BEGIN",
@@ -50,7 +50,7 @@ def test_a_transaction_is_handed_over_at_its_end_and_in_one(world: World) -> Non
         assert running.heard.batches == [[1, 2, 3]]
 
 
-def test_what_is_rolled_back_is_never_heard_of(world: World) -> None:
+def test_what_is_rolled_back_is_never_heard_of(world: PrivateDatabase) -> None:
     with streaming(world) as running:
         world.sql("BEGIN", f"INSERT INTO {TABLE} (path, md5sum) VALUES ('/a', 0x01)", "ROLLBACK")
         after = world.insert("/b")
@@ -58,7 +58,7 @@ def test_what_is_rolled_back_is_never_heard_of(world: World) -> None:
         assert running.heard.ids == after
 
 
-def test_rows_that_come_by_select_or_from_a_file_are_rows_like_others(world: World, tmp_path: Path) -> None:
+def test_rows_that_come_by_select_or_from_a_file_are_rows_like_others(world: PrivateDatabase, tmp_path: Path) -> None:
     with streaming(world) as running:
         world.insert("/a", "/b")
         world.sql(f"INSERT INTO {TABLE} (path, md5sum) SELECT path, md5sum FROM {TABLE}")
@@ -77,7 +77,7 @@ def test_rows_that_come_by_select_or_from_a_file_are_rows_like_others(world: Wor
         running.heard.await_ids(ids)
 
 
-def test_a_row_that_is_replaced_or_updated_wakes_us_again(world: World) -> None:
+def test_a_row_that_is_replaced_or_updated_wakes_us_again(world: PrivateDatabase) -> None:
     """REPLACE and ON DUPLICATE KEY UPDATE arrive as updates; so does an operator's retry."""
     [row] = world.insert("/a")
     with streaming(world) as running:
@@ -92,7 +92,7 @@ def test_a_row_that_is_replaced_or_updated_wakes_us_again(world: World) -> None:
         assert set(running.heard.ids) == {row}
 
 
-def test_the_key_is_found_in_a_minimal_row_image(world: World) -> None:
+def test_the_key_is_found_in_a_minimal_row_image(world: PrivateDatabase) -> None:
     """An INSERT's image has it although it was left to AUTO_INCREMENT; an UPDATE's has it in the row before, only."""
     with streaming(world) as running:
         minimal = "SET SESSION binlog_row_image = MINIMAL"
@@ -101,7 +101,7 @@ def test_the_key_is_found_in_a_minimal_row_image(world: World) -> None:
         eventually(lambda: running.heard.ids == [1, 1], "the update")
 
 
-def test_the_later_id_may_commit_first(world: World) -> None:
+def test_the_later_id_may_commit_first(world: PrivateDatabase) -> None:
     with (
         streaming(world) as running,
         contextlib.closing(world.server.connect(database=world.name, autocommit=False)) as slow,
@@ -114,7 +114,7 @@ def test_the_later_id_may_commit_first(world: World) -> None:
         running.heard.await_ids([1])
 
 
-def test_rows_of_an_xa_transaction_come_at_its_prepare(world: World) -> None:
+def test_rows_of_an_xa_transaction_come_at_its_prepare(world: PrivateDatabase) -> None:
     """Also those that are rolled back later: an id is a wake-up, not a fact."""
     name = f"'{world.name}'"
     with streaming(world) as running:
@@ -128,7 +128,7 @@ def test_rows_of_an_xa_transaction_come_at_its_prepare(world: World) -> None:
         running.heard.await_ids([3])
 
 
-def finished(world: World, statement: str) -> bool:
+def finished(world: PrivateDatabase, statement: str) -> bool:
     """Ends an XA transaction, unless the session that prepared it is still on its way out."""
     try:
         world.sql(statement)
@@ -139,7 +139,7 @@ def finished(world: World, statement: str) -> bool:
     return True
 
 
-def test_a_huge_transaction_is_handed_over_in_parts(world: World) -> None:
+def test_a_huge_transaction_is_handed_over_in_parts(world: PrivateDatabase) -> None:
     rows = 12_000
     digits = "(SELECT 0 d UNION SELECT 1 UNION SELECT 2 UNION SELECT 3 UNION SELECT 4 UNION SELECT 5)"
     numbers = " JOIN ".join(f"{digits} t{n}" for n in range(6))
@@ -164,7 +164,7 @@ def test_a_huge_transaction_is_handed_over_in_parts(world: World) -> None:
         "MODIFY COLUMN id BIGINT UNSIGNED AUTO_INCREMENT",
     ],
 )
-def test_a_table_that_is_altered_in_mid_stream_is_read_as_it_is_then(world: World, change: str) -> None:
+def test_a_table_that_is_altered_in_mid_stream_is_read_as_it_is_then(world: PrivateDatabase, change: str) -> None:
     with streaming(world) as running:
         running.heard.await_ids(world.insert("/a"))
         world.sql(f"ALTER TABLE {TABLE} {change}")
@@ -173,14 +173,14 @@ def test_a_table_that_is_altered_in_mid_stream_is_read_as_it_is_then(world: Worl
         assert running.heard.all("gap") == []
 
 
-def test_an_unsigned_key_beyond_the_signed_range_keeps_its_value(world: World) -> None:
+def test_an_unsigned_key_beyond_the_signed_range_keeps_its_value(world: PrivateDatabase) -> None:
     world.sql(f"ALTER TABLE {TABLE} MODIFY COLUMN id INT UNSIGNED AUTO_INCREMENT, AUTO_INCREMENT = 3000000000")
     with streaming(world) as running:
         world.insert("/a")
         running.heard.await_ids([3_000_000_000])
 
 
-def test_rows_that_cannot_be_decoded_make_a_gap_and_hold_up_nothing(world: World) -> None:
+def test_rows_that_cannot_be_decoded_make_a_gap_and_hold_up_nothing(world: PrivateDatabase) -> None:
     """A column of a type that mysql-replication does not know: its rows are the sweep's, and the next ones ours again."""
     kind = {"mysql": "VECTOR(3)", "mariadb": "VARCHAR(50) COMPRESSED"}[world.server.kind]
     value = {"mysql": "TO_VECTOR('[1,2,3]')", "mariadb": f"'{'x' * 50}'"}[world.server.kind]

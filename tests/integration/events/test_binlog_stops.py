@@ -13,16 +13,16 @@ import pymysql
 import pytest
 import structlog
 from doomed import UNLOOKING
-from streaming import Streaming, kill_dump_thread, streaming
+from private_database import PASSWORD, PrivateDatabase, new_private_database
+from stream_under_test import StreamUnderTest, kill_dump_thread, streaming
 from waiting import eventually
-from world import PASSWORD, World, new_world
 
 from cdc_archiver.events.binlog import Pace
 from cdc_archiver.events.interruptible import Interrupted, InterruptibleConnections
 from cdc_archiver.sandbox import DatabaseServer
 
 
-def ends_within_a_second(running: Streaming) -> None:
+def ends_within_a_second(running: StreamUnderTest) -> None:
     before = time.monotonic()
     running.stream.stop()
     assert running.stream.join(5)
@@ -30,13 +30,13 @@ def ends_within_a_second(running: Streaming) -> None:
     assert running.stream.failure is None
 
 
-def test_it_stops_at_once_while_it_waits_for_events(world: World) -> None:
+def test_it_stops_at_once_while_it_waits_for_events(world: PrivateDatabase) -> None:
     with streaming(world, Pace(heartbeat=60.0)) as running:
         ends_within_a_second(running)
     assert [call[0] for call in running.heard.calls] == ["anchor"], "a stop is no loss"
 
 
-def test_it_stops_at_once_while_it_waits_to_ask_again(world: World) -> None:
+def test_it_stops_at_once_while_it_waits_to_ask_again(world: PrivateDatabase) -> None:
     with world.globally("binlog_format", "'STATEMENT'"), streaming(world, Pace(), anchored=False) as running:
         running.heard.await_one("unavailable")
         ends_within_a_second(running)
@@ -44,7 +44,7 @@ def test_it_stops_at_once_while_it_waits_to_ask_again(world: World) -> None:
 
 @pytest.mark.parametrize("mute", ["the handshake", "the connection"])
 def test_it_stops_at_once_while_it_connects(mariadb: DatabaseServer, mute: str) -> None:
-    with new_world(mariadb) as world, contextlib.ExitStack() as stack:
+    with new_private_database(mariadb) as world, contextlib.ExitStack() as stack:
         # Nobody accepts: a connection shakes hands with the kernel and hears no more; beyond the backlog not even that.
         port = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         if mute == "the connection":
@@ -62,7 +62,7 @@ def test_a_line_is_cut_under_tls_too(mysql: DatabaseServer) -> None:
     """PyMySQL wraps the socket, which would leave us with a dead one; the twin lives."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with new_world(mysql) as world:
+    with new_private_database(mysql) as world:
         line = InterruptibleConnections()
         settings = {**world.database().connection_settings(), "ssl": context, "read_timeout": 30}
         connection = line.connect(settings)
@@ -108,7 +108,7 @@ def test_a_line_that_is_cut_before_it_is_used_wakes_who_uses_it() -> None:
 
 
 def test_no_log_line_has_the_password(
-    world: World, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    world: PrivateDatabase, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """mysql-replication 1.0.17 logs its settings, password included, unless it is kept from it."""
     library = logging.getLogger("pymysqlreplication")

@@ -7,16 +7,16 @@ import random
 from dataclasses import replace
 
 from doomed import UNLOOKING
+from private_database import PrivateDatabase, new_private_database
 from proxy import Proxy
-from streaming import Streaming, kill_dump_thread, passed, position, streaming
+from stream_under_test import StreamUnderTest, kill_dump_thread, passed, position, streaming
 from waiting import eventually
-from world import World, new_world
 
 from cdc_archiver.errors import ServerIdTaken
 from cdc_archiver.sandbox import DatabaseServer
 
 
-def test_a_killed_connection_is_opened_again_and_the_listener_sweeps(world: World) -> None:
+def test_a_killed_connection_is_opened_again_and_the_listener_sweeps(world: PrivateDatabase) -> None:
     with streaming(world, UNLOOKING) as running:
         kill_dump_thread(world)
         running.heard.await_anchors(2)
@@ -27,7 +27,7 @@ def test_a_killed_connection_is_opened_again_and_the_listener_sweeps(world: Worl
         assert running.metric("stream_reconnects_total", reason=reason) == 1
 
 
-def test_a_new_file_and_a_purge_behind_us_go_unnoticed(world: World) -> None:
+def test_a_new_file_and_a_purge_behind_us_go_unnoticed(world: PrivateDatabase) -> None:
     with streaming(world) as running:
         running.heard.await_ids(world.insert("/a"))
         world.sql("FLUSH BINARY LOGS")
@@ -38,7 +38,7 @@ def test_a_new_file_and_a_purge_behind_us_go_unnoticed(world: World) -> None:
         assert running.heard.all("lost") == []
 
 
-def test_another_checksum_of_the_log_costs_one_reconnect(world: World) -> None:
+def test_another_checksum_of_the_log_costs_one_reconnect(world: PrivateDatabase) -> None:
     """The library would go on with the old one: with names of files that miss their last four letters, for one."""
     with streaming(world, UNLOOKING) as running, world.globally("binlog_checksum", "NONE"):
         running.heard.await_anchors(2)
@@ -52,7 +52,7 @@ def test_another_checksum_of_the_log_costs_one_reconnect(world: World) -> None:
 
 
 def test_many_reconnects_leave_no_descriptor_behind(mariadb: DatabaseServer) -> None:
-    with new_world(mariadb) as world:
+    with new_private_database(mariadb) as world:
         before = len(os.listdir("/proc/self/fd"))
         with streaming(world, UNLOOKING) as running:
             for times in range(2, 6):
@@ -64,7 +64,7 @@ def test_many_reconnects_leave_no_descriptor_behind(mariadb: DatabaseServer) -> 
         assert len(os.listdir("/proc/self/fd")) <= before
 
 
-def test_a_server_that_restarts_is_streamed_from_again(doomed: World) -> None:
+def test_a_server_that_restarts_is_streamed_from_again(doomed: PrivateDatabase) -> None:
     with streaming(doomed) as running:
         running.heard.await_ids(doomed.insert("/a"))
         doomed.server.restart()
@@ -73,7 +73,7 @@ def test_a_server_that_restarts_is_streamed_from_again(doomed: World) -> None:
         running.heard.await_ids(doomed.insert("/b"))
 
 
-def test_a_server_that_dies_is_said_to_be_away_and_streamed_from_again(doomed: World) -> None:
+def test_a_server_that_dies_is_said_to_be_away_and_streamed_from_again(doomed: PrivateDatabase) -> None:
     with streaming(doomed) as running:
         running.heard.await_ids(doomed.insert("/a"))
         doomed.server.kill()
@@ -83,7 +83,7 @@ def test_a_server_that_dies_is_said_to_be_away_and_streamed_from_again(doomed: W
         running.heard.await_ids(doomed.insert("/b"))
 
 
-def test_a_reset_of_the_log_is_noticed_although_the_server_keeps_the_connection(doomed: World) -> None:
+def test_a_reset_of_the_log_is_noticed_although_the_server_keeps_the_connection(doomed: PrivateDatabase) -> None:
     """A reader of the first file gets heartbeats, and none of the rows in the file that took its place."""
     reset = {"mysql": "RESET BINARY LOGS AND GTIDS", "mariadb": "RESET MASTER"}[doomed.server.kind]
     doomed.sql(reset)
@@ -95,7 +95,7 @@ def test_a_reset_of_the_log_is_noticed_although_the_server_keeps_the_connection(
         running.heard.await_ids(doomed.insert("/b"))
 
 
-def test_a_reset_of_a_log_of_several_files_is_a_lost_position(doomed: World) -> None:
+def test_a_reset_of_a_log_of_several_files_is_a_lost_position(doomed: PrivateDatabase) -> None:
     doomed.sql("FLUSH BINARY LOGS")
     with streaming(doomed, UNLOOKING) as running:
         doomed.sql({"mysql": "RESET BINARY LOGS AND GTIDS", "mariadb": "RESET MASTER"}[doomed.server.kind])
@@ -104,7 +104,7 @@ def test_a_reset_of_a_log_of_several_files_is_a_lost_position(doomed: World) -> 
         running.heard.await_ids(doomed.insert("/b"))
 
 
-def test_a_link_that_falls_silent_is_noticed(world: World) -> None:
+def test_a_link_that_falls_silent_is_noticed(world: PrivateDatabase) -> None:
     pace = replace(UNLOOKING, heartbeat=0.5)
     with Proxy(world.server.port) as proxy, streaming(world, pace, database=world.database(port=proxy.port)) as running:
         running.heard.await_ids(world.insert("/a"))
@@ -115,7 +115,7 @@ def test_a_link_that_falls_silent_is_noticed(world: World) -> None:
         running.heard.await_ids(world.insert("/b"))
 
 
-def test_another_replica_with_our_random_server_id_costs_one_reconnect(world: World) -> None:
+def test_another_replica_with_our_random_server_id_costs_one_reconnect(world: PrivateDatabase) -> None:
     with (
         streaming(world, UNLOOKING, chance=random.Random(7)) as running,
         streaming(world, UNLOOKING, chance=random.Random(7)) as other,
@@ -127,8 +127,8 @@ def test_another_replica_with_our_random_server_id_costs_one_reconnect(world: Wo
         other.heard.await_ids(ids)
 
 
-def test_another_replica_with_the_server_id_that_the_operator_set_ends_the_stream(world: World) -> None:
-    first = Streaming(world, UNLOOKING, server_id=4711)
+def test_another_replica_with_the_server_id_that_the_operator_set_ends_the_stream(world: PrivateDatabase) -> None:
+    first = StreamUnderTest(world, UNLOOKING, server_id=4711)
     first.stream.start()
     first.heard.await_anchors(1)
     with streaming(world, UNLOOKING, server_id=4711) as second:

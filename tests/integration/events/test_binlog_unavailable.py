@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from doomed import UNLOOKING
 from files_table import CREATE_TABLE, TABLE
-from streaming import kill_dump_thread, position, streaming
+from private_database import PASSWORD, PrivateDatabase
+from stream_under_test import kill_dump_thread, position, streaming
 from waiting import eventually
-from world import PASSWORD, World
 
 from cdc_archiver.errors import StreamUnavailable
 
 
-def test_a_missing_grant_is_named_and_streaming_begins_when_it_is_given(world: World) -> None:
+def test_a_missing_grant_is_named_and_streaming_begins_when_it_is_given(world: PrivateDatabase) -> None:
     account = f"'{world.user}'@'%'"
     world.sql(f"REVOKE REPLICATION SLAVE ON *.* FROM {account}")
     with streaming(world, anchored=False) as running:
@@ -27,7 +27,7 @@ def test_a_missing_grant_is_named_and_streaming_begins_when_it_is_given(world: W
         assert running.heard.all("lost") == []
 
 
-def test_a_grant_that_hides_in_a_role_shows_by_the_attempt(world: World) -> None:
+def test_a_grant_that_hides_in_a_role_shows_by_the_attempt(world: PrivateDatabase) -> None:
     """What SHOW GRANTS leaves open, the server's answer to the attempt decides: here, no."""
     role = f"reader_{world.name}"
     world.sql(
@@ -44,7 +44,7 @@ def test_a_grant_that_hides_in_a_role_shows_by_the_attempt(world: World) -> None
         world.sql(f"DROP ROLE {role}")
 
 
-def test_statement_format_is_no_stream(world: World) -> None:
+def test_statement_format_is_no_stream(world: PrivateDatabase) -> None:
     """Neither at the start nor from in between; the look around finds it."""
     with world.globally("binlog_format", "'STATEMENT'"), streaming(world, anchored=False) as running:
         running.heard.await_one("unavailable", "SET GLOBAL binlog_format = 'ROW'")
@@ -55,7 +55,7 @@ def test_statement_format_is_no_stream(world: World) -> None:
         assert running.heard.all("lost") == ["unavailable"]
 
 
-def test_compression_is_no_stream(world: World) -> None:
+def test_compression_is_no_stream(world: PrivateDatabase) -> None:
     variable = {"mysql": "binlog_transaction_compression", "mariadb": "log_bin_compress"}[world.server.kind]
     with streaming(world) as running:
         with world.globally(variable, "ON"):
@@ -64,7 +64,7 @@ def test_compression_is_no_stream(world: World) -> None:
         running.heard.await_ids(world.insert("/a"))
 
 
-def test_a_row_that_was_compressed_in_mid_stream_makes_a_gap(world: World) -> None:
+def test_a_row_that_was_compressed_in_mid_stream_makes_a_gap(world: PrivateDatabase) -> None:
     """On MySQL any session may compress; on MariaDB it is the server's setting, and rows below 256 bytes stay as they are."""
     with streaming(world, UNLOOKING) as running:
         eventually(lambda: running.stream.anchor_max_id is not None, "the first look around")
@@ -78,7 +78,7 @@ def test_a_row_that_was_compressed_in_mid_stream_makes_a_gap(world: World) -> No
         running.heard.await_ids(world.insert("/d"))
 
 
-def test_a_wrong_password_is_said_and_the_right_one_taken(world: World) -> None:
+def test_a_wrong_password_is_said_and_the_right_one_taken(world: PrivateDatabase) -> None:
     with streaming(world, UNLOOKING) as running:
         world.sql(f"ALTER USER '{world.user}'@'%' IDENTIFIED BY 'changed'")
         kill_dump_thread(world)
@@ -88,7 +88,7 @@ def test_a_wrong_password_is_said_and_the_right_one_taken(world: World) -> None:
         running.heard.await_ids(world.insert("/a"))
 
 
-def test_a_table_that_is_gone_is_said_and_streaming_begins_when_it_is_back(world: World) -> None:
+def test_a_table_that_is_gone_is_said_and_streaming_begins_when_it_is_back(world: PrivateDatabase) -> None:
     world.sql(f"DROP TABLE {TABLE}")
     with streaming(world, anchored=False) as running:
         running.heard.await_one("unavailable", TABLE)
@@ -97,7 +97,7 @@ def test_a_table_that_is_gone_is_said_and_streaming_begins_when_it_is_back(world
         running.heard.await_ids(world.insert("/a"))
 
 
-def test_a_server_without_a_binary_log_is_no_stream(doomed: World) -> None:
+def test_a_server_without_a_binary_log_is_no_stream(doomed: PrivateDatabase) -> None:
     """The last test of its server, which is started anew with the log off."""
     doomed.server.stop()
     doomed.server.options = ("--skip-log-bin",)

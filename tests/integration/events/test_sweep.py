@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from files_table import TABLE
+from private_database import PrivateDatabase, new_private_database
 from rows import files_table, register
 from waiting import eventually
-from world import World, new_world
 
 from cdc_archiver.database.server import Position
 from cdc_archiver.events.interval_set import IntervalSet
@@ -21,8 +21,8 @@ from cdc_archiver.settings import load
 
 
 @pytest.fixture
-def world(mariadb: MariaDb) -> Iterator[World]:
-    with new_world(mariadb) as world:
+def world(mariadb: MariaDb) -> Iterator[PrivateDatabase]:
+    with new_private_database(mariadb) as world:
         yield world
 
 
@@ -84,7 +84,7 @@ class FakeStream:
 class Stage:
     """A sweeper and what is around it."""
 
-    def __init__(self, world: World, stream: Any = None, **settings: Any) -> None:
+    def __init__(self, world: PrivateDatabase, stream: Any = None, **settings: Any) -> None:
         self.door = FakeDoor()
         self.metrics = Metrics()
         self.stream = stream or NoStream()
@@ -101,7 +101,7 @@ class Stage:
 
 
 @pytest.fixture
-def make(world: World) -> Iterator[Any]:
+def make(world: PrivateDatabase) -> Iterator[Any]:
     stages: list[Stage] = []
 
     def make_stage(stream: Any = None, **settings: Any) -> Stage:
@@ -113,7 +113,7 @@ def make(world: World) -> Iterator[Any]:
         stage.close()
 
 
-def test_everything_pending_is_offered_once_and_counted(world: World, make: Any) -> None:
+def test_everything_pending_is_offered_once_and_counted(world: PrivateDatabase, make: Any) -> None:
     ids = register(world, {}, {"copied": None}, {"copied": 1}, {"failed_copy_attempts": 2}, {"failed_copy_attempts": 5})
     stage = make()
     stage.sweeper.sweep()
@@ -126,7 +126,7 @@ def test_everything_pending_is_offered_once_and_counted(world: World, make: Any)
     assert stage.metrics.total("oldest_pending_age_seconds", source="local") > 1e8
 
 
-def test_no_more_is_read_than_there_is_room_for_and_the_rest_later(world: World, make: Any) -> None:
+def test_no_more_is_read_than_there_is_room_for_and_the_rest_later(world: PrivateDatabase, make: Any) -> None:
     # Given 25 pending rows and room for ten
     ids = register(world, *({} for _ in range(25)))
     stage = make()
@@ -141,7 +141,7 @@ def test_no_more_is_read_than_there_is_room_for_and_the_rest_later(world: World,
     assert rounds == [ids[:10], ids[10:20], ids[20:]]
 
 
-def test_what_came_since_the_last_sweep_goes_before_the_backlog(world: World, make: Any) -> None:
+def test_what_came_since_the_last_sweep_goes_before_the_backlog(world: PrivateDatabase, make: Any) -> None:
     old = register(world, *({} for _ in range(20)))
     stage = make()
     stage.door.free = 5
@@ -152,7 +152,7 @@ def test_what_came_since_the_last_sweep_goes_before_the_backlog(world: World, ma
     assert stage.door.offered == [*((id_, True) for id_ in new), *((id_, False) for id_ in old[5:8])]
 
 
-def test_it_says_why_a_row_was_left_for_it(world: World, make: Any) -> None:
+def test_it_says_why_a_row_was_left_for_it(world: PrivateDatabase, make: Any) -> None:
     # Given a stream anchored after the first row, that has delivered the second and third of four
     stream = FakeStream()
     before, delivered, dropped, unheard = register(world, {}, {}, {}, {})
@@ -175,7 +175,7 @@ def test_it_says_why_a_row_was_left_for_it(world: World, make: Any) -> None:
     assert stream.suspects == [unheard]
 
 
-def test_an_anchor_is_swept_at_once_and_once_more(world: World, make: Any) -> None:
+def test_an_anchor_is_swept_at_once_and_once_more(world: PrivateDatabase, make: Any) -> None:
     """A row committed just before the anchor may be invisible at the first look."""
     stream = FakeStream()
     stage = make(stream, sweep_interval=3600)
@@ -201,7 +201,7 @@ def test_an_anchor_is_swept_at_once_and_once_more(world: World, make: Any) -> No
     assert stage.sweeper.failure is None
 
 
-def test_a_database_that_is_away_is_asked_again(world: World, make: Any) -> None:
+def test_a_database_that_is_away_is_asked_again(world: PrivateDatabase, make: Any) -> None:
     (id_,) = register(world, {})
     world.sql(f"RENAME TABLE {TABLE} TO away")
     stage = make()

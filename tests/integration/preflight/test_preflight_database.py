@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from files_table import TABLE
 from findings import not_ok, settings, the_only
+from private_database import PASSWORD, PrivateDatabase
 from pymysqlreplication import binlogstream
-from world import PASSWORD, World
 
 from cdc_archiver.database import schema
 from cdc_archiver.database.connections import Database
@@ -18,7 +18,7 @@ from cdc_archiver.errors import ExitStatus
 from cdc_archiver.preflight import CheckStatus, Finding, database_findings
 
 
-def ask(world: World, **flags: Any) -> list[Finding]:
+def ask(world: PrivateDatabase, **flags: Any) -> list[Finding]:
     """The findings about the database."""
     chosen = settings(world, **flags)
     database = Database(chosen)
@@ -28,7 +28,7 @@ def ask(world: World, **flags: Any) -> list[Finding]:
         database.close()
 
 
-def test_a_good_site_has_nothing_to_fix(good: World) -> None:
+def test_a_good_site_has_nothing_to_fix(good: PrivateDatabase) -> None:
     findings = ask(good)
 
     assert not_ok(findings) == []
@@ -108,7 +108,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_statement_that_is_named_mends_the_fault(site: World, name: str) -> None:
+def test_the_statement_that_is_named_mends_the_fault(site: PrivateDatabase, name: str) -> None:
     fault = FAULTS[name]
     with _globals_kept(site, *re.findall(r"SET GLOBAL (\w+)", " ".join(fault.broken_by))):
         if name == "key-missing":
@@ -131,7 +131,7 @@ def test_the_statement_that_is_named_mends_the_fault(site: World, name: str) -> 
         assert not_ok(ask(site)) == []
 
 
-def test_compression_stands_in_the_streams_way(site: World) -> None:
+def test_compression_stands_in_the_streams_way(site: PrivateDatabase) -> None:
     variable = "log_bin_compress" if site.server.kind == "mariadb" else "binlog_transaction_compression"
     with _globals_kept(site, variable):
         site.sql(f"SET GLOBAL {variable} = ON")
@@ -143,7 +143,7 @@ def test_compression_stands_in_the_streams_way(site: World) -> None:
         assert not_ok(ask(site)) == []
 
 
-def test_a_database_that_we_may_not_enter(site: World) -> None:
+def test_a_database_that_we_may_not_enter(site: PrivateDatabase) -> None:
     site.sql(f"DROP USER '{site.user}'@'%'", f"CREATE USER '{site.user}'@'%' IDENTIFIED BY '{PASSWORD}'")
 
     found = the_only(ask(site))
@@ -156,7 +156,7 @@ def test_a_database_that_we_may_not_enter(site: World) -> None:
     ]  # stream and history
 
 
-def test_a_database_that_is_not_there(site: World) -> None:
+def test_a_database_that_is_not_there(site: PrivateDatabase) -> None:
     absent = f"{site.name}_absent"
     site.sql(f"GRANT SELECT, UPDATE ON {absent}.* TO '{site.user}'@'%'")
 
@@ -175,7 +175,7 @@ def test_a_database_that_is_not_there(site: World) -> None:
     assert "init-db" in found.fix
 
 
-def test_a_view_is_no_table_of_files(site: World) -> None:
+def test_a_view_is_no_table_of_files(site: PrivateDatabase) -> None:
     site.sql(
         f"CREATE VIEW seen AS SELECT * FROM {TABLE}", f"GRANT SELECT, UPDATE ON {site.name}.seen TO '{site.user}'@'%'"
     )
@@ -193,14 +193,14 @@ def test_a_view_is_no_table_of_files(site: World) -> None:
         ({"mysql_host": "no-such-host.invalid"}, "no-such-host.invalid", ExitStatus.UNREACHABLE),
     ],
 )
-def test_no_way_in(good: World, flags: dict[str, Any], says: str, exit_status: ExitStatus) -> None:
+def test_no_way_in(good: PrivateDatabase, flags: dict[str, Any], says: str, exit_status: ExitStatus) -> None:
     found = the_only(ask(good, **flags))
 
     assert says in found.text
     assert (found.status, found.exit_status) == (CheckStatus.FAILURE, exit_status)
 
 
-def test_the_newest_version_of_the_table_is_taken_and_older_ones_with_files_are_named(site: World) -> None:
+def test_the_newest_version_of_the_table_is_taken_and_older_ones_with_files_are_named(site: PrivateDatabase) -> None:
     site.sql(
         f"RENAME TABLE {TABLE} TO {TABLE}_v2",
         f"CREATE TABLE {TABLE}_v10 LIKE {TABLE}_v2",
@@ -216,7 +216,7 @@ def test_the_newest_version_of_the_table_is_taken_and_older_ones_with_files_are_
     assert "--table pysmurf_files_v2 --reconcile" in found.fix
 
 
-def test_a_server_id_that_clashes(good: World) -> None:
+def test_a_server_id_that_clashes(good: PrivateDatabase) -> None:
     # The server's own.
     found = the_only(ask(good, server_id=1))
     assert (found.subject, found.status) == ("server_id", CheckStatus.FAILURE)
@@ -226,7 +226,7 @@ def test_a_server_id_that_clashes(good: World) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.db. is deprecated")  # mysql-replication 1.0.17 with PyMySQL 1.2
-def test_a_server_id_that_another_replica_has(site: World) -> None:
+def test_a_server_id_that_another_replica_has(site: PrivateDatabase) -> None:
     if site.server.kind == "mariadb":
         site.sql(f"GRANT REPLICATION MASTER ADMIN ON *.* TO '{site.user}'@'%'")
     where = {"host": "127.0.0.1", "port": site.server.port, "user": site.user, "password": PASSWORD}
@@ -243,14 +243,14 @@ def test_a_server_id_that_another_replica_has(site: World) -> None:
     assert (found.subject, found.status) == ("server_id", CheckStatus.FAILURE)
 
 
-def test_the_time_zone_is_said(good: World) -> None:
+def test_the_time_zone_is_said(good: PrivateDatabase) -> None:
     said = [finding.text for finding in ask(good, db_time_zone="+05:30") if finding.subject == "clock"]
 
     assert said == ["the column timestamp is read in the zone +05:30 (+05:30), as --db-time-zone says"]
 
 
 def test_a_question_that_breaks_is_a_finding_and_the_others_are_asked(
-    good: World, monkeypatch: pytest.MonkeyPatch
+    good: PrivateDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> bool:
         raise ZeroDivisionError("so it is")
@@ -264,7 +264,7 @@ def test_a_question_that_breaks_is_a_finding_and_the_others_are_asked(
     assert "stream" in {finding.subject for finding in findings}
 
 
-def test_asking_changes_nothing(good: World) -> None:
+def test_asking_changes_nothing(good: PrivateDatabase) -> None:
     before = good.sql("SHOW TABLES"), _binary_log_end(good)
     ask(good)
 
@@ -272,7 +272,7 @@ def test_asking_changes_nothing(good: World) -> None:
 
 
 @contextmanager
-def _globals_kept(world: World, *variables: str) -> Iterator[None]:
+def _globals_kept(world: PrivateDatabase, *variables: str) -> Iterator[None]:
     with ExitStack() as stack:
         for variable in variables:
             value = world.sql(f"SELECT @@GLOBAL.{variable}")[0][0]
@@ -280,5 +280,5 @@ def _globals_kept(world: World, *variables: str) -> Iterator[None]:
         yield
 
 
-def _binary_log_end(world: World) -> object:
+def _binary_log_end(world: PrivateDatabase) -> object:
     return world.sql("SHOW BINLOG STATUS" if world.server.kind == "mariadb" else "SHOW BINARY LOG STATUS")[0][:2]

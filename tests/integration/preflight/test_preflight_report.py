@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from files_table import TABLE
 from findings import settings, the_only
-from good_site import Source
+from healthy_site import Source
+from private_database import PrivateDatabase
 from rich.console import Console
-from world import World
 
 from cdc_archiver import preflight
 from cdc_archiver.database import history
@@ -20,7 +20,7 @@ from cdc_archiver.transfer.staging import MARKER
 # --- the report
 
 
-def test_the_whole_report(good: World, source: Source, data_dir: Path) -> None:
+def test_the_whole_report(good: PrivateDatabase, source: Source, data_dir: Path) -> None:
     mine = source().model_dump(exclude={"name", "target"})
     chosen = settings(good, data_dir=data_dir, **mine)
 
@@ -39,7 +39,7 @@ def test_the_whole_report(good: World, source: Source, data_dir: Path) -> None:
 
 
 def test_what_the_history_knows_reaches_the_question_about_the_disk(
-    site: World, source: Source, data_dir: Path
+    site: PrivateDatabase, source: Source, data_dir: Path
 ) -> None:
     chosen = settings(site, data_dir=data_dir, **source().model_dump(exclude={"name", "target"}))
     database = Database(chosen)

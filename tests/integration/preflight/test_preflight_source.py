@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from findings import not_ok, settings, the_only
-from good_site import Source
+from healthy_site import Source
 
 from cdc_archiver import preflight
 from cdc_archiver.errors import ExitStatus

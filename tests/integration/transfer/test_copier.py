@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from copier_stage import CopierStage, archived, copying, reason, staged
+from copier_setup import CopierSetup, archived, copying, reason, staged
 from waiting import eventually
 
 from cdc_archiver.model import AttemptFailed, Batch, Deferred, Lane, Oversize, Reason
@@ -23,14 +23,14 @@ from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture(params=["ssh", "local"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
+def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierSetup]:
     flags = ssh_server.settings if request.param == "ssh" else {}
-    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", flags))
+    yield from staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags))
 
 
 @pytest.fixture
-def over_ssh(tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
-    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", ssh_server.settings))
+def over_ssh(tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierSetup]:
+    yield from staged(CopierSetup(tmp_path / "source", tmp_path / "data", ssh_server.settings))
 
 
 NAMES = [
@@ -53,7 +53,7 @@ NAMES = [
 ]
 
 
-def test_every_name_arrives_as_it_is(stage: CopierStage) -> None:
+def test_every_name_arrives_as_it_is(stage: CopierSetup) -> None:
     files = [stage.file(name, b"" if name == "empty.npy" else os.fsencode(name)) for name in NAMES]
     outcomes = stage.copy(*files)
     for file, name in zip(files, NAMES, strict=True):
@@ -64,7 +64,7 @@ def test_every_name_arrives_as_it_is(stage: CopierStage) -> None:
     assert stage.staged() == []
 
 
-def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: CopierStage) -> None:
+def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: CopierSetup) -> None:
     good = [stage.file(f"d{number % 5}/{number}.npy") for number in range(60)]
     missing = stage.row("gone.npy")
     changed = stage.file("changed.npy", b"new content", md5sum=bytes(16))
@@ -100,7 +100,7 @@ def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: 
     assert "No such file" in getattr(outcomes[missing.id], "detail")  # noqa: B009 - a union's member
 
 
-def test_a_directory_that_another_file_lies_in_is_no_file_either(stage: CopierStage) -> None:
+def test_a_directory_that_another_file_lies_in_is_no_file_either(stage: CopierSetup) -> None:
     """Its line is printed only where the directory is made for its own sake."""
     inside = stage.file("directory/inside.npy")
     directory = stage.row("directory")
@@ -109,14 +109,14 @@ def test_a_directory_that_another_file_lies_in_is_no_file_either(stage: CopierSt
     assert reason(outcomes[directory.id]) is Reason.NOT_A_FILE
 
 
-def test_what_is_there_already_is_adopted_without_a_transfer(stage: CopierStage) -> None:
+def test_what_is_there_already_is_adopted_without_a_transfer(stage: CopierSetup) -> None:
     file = stage.file("a.npy")
     first = archived(stage.copy(file)[file.id], b"a.npy")
     os.unlink(file.path)
     assert archived(stage.copy(file)[file.id], b"a.npy", adopted=True) == first
 
 
-def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierStage) -> None:
+def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierSetup) -> None:
     one, other = stage.file("d1/same.npy"), stage.file("d2/same.npy")
     twin = stage.row("d1/same.npy", md5sum=one.md5sum)
     stale = stage.row("d1/same.npy", md5sum=bytes(16))
@@ -127,7 +127,7 @@ def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierStage
     assert reason(outcomes[stale.id]) is Reason.CHANGED
 
 
-def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierStage) -> None:
+def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierSetup) -> None:
     limit = stage.settings.small_limit
     big, small = stage.file("big.npy", bytes(limit + 1)), stage.file("small.npy")
     outcomes = stage.copy(big, small)
@@ -136,7 +136,7 @@ def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierStage) -> None:
     archived(stage.copy(big, lane=Lane.BULK)[big.id], bytes(limit + 1))
 
 
-def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage: CopierStage) -> None:
+def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage: CopierSetup) -> None:
     outcomes = stage.copy(*(stage.row(f"{number}.npy") for number in range(3)))
     assert {(type(outcome), reason(outcome)) for outcome in outcomes.values()} == {
         (Deferred, Reason.SOURCE_NOT_MOUNTED)
@@ -146,14 +146,14 @@ def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage:
 
 def test_a_source_root_that_is_not_there_is_nobodys_fault(tmp_path: Path, ssh_server: SshServer) -> None:
     flags = {**ssh_server.settings, "source_root": str(tmp_path / "source" / "mount")}
-    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
+    for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags)):
         assert reason(stage.copy(stage.row("mount/a.npy"))[1]) is Reason.SOURCE_NOT_MOUNTED
 
 
 def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_path: Path, ssh_server: SshServer) -> None:
     root = tmp_path / "source" / "mount"
     flags = {**ssh_server.settings, "source_root": str(root)}
-    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
+    for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags)):
         root.mkdir()
         gone = stage.row("mount/a.npy")
         assert reason(stage.copy(gone)[gone.id]) is Reason.SOURCE_NOT_MOUNTED
@@ -161,7 +161,7 @@ def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_pat
         assert reason(stage.copy(gone)[gone.id]) is Reason.MISSING
 
 
-def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: CopierStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: CopierSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Brought about by an rsync that leaves files out; what the look over there finds decides."""
     there, gone = stage.file("there.npy"), stage.row("gone.npy")
     monkeypatch.setattr(RsyncRun, "lines", lambda self: iter(()))
@@ -171,7 +171,7 @@ def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: CopierStage, monk
 
 
 def test_a_file_that_is_told_of_before_it_has_its_name_is_taken_when_it_has(
-    stage: CopierStage, monkeypatch: pytest.MonkeyPatch
+    stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a local rsync does it: it is the sender there that tells, well before the receiver has put a file in its place."""
     late, last = stage.file("d/late.npy"), stage.file("d/last.npy")
@@ -191,7 +191,7 @@ def test_a_file_that_is_told_of_before_it_has_its_name_is_taken_when_it_has(
     archived(outcomes[last.id], b"d/last.npy")
 
 
-def test_a_disk_that_is_not_mounted_gets_nothing(stage: CopierStage) -> None:
+def test_a_disk_that_is_not_mounted_gets_nothing(stage: CopierSetup) -> None:
     (stage.data / MARKER).unlink()
     before = sorted(stage.data.rglob("*"))
     file = stage.file("a.npy")
@@ -200,7 +200,7 @@ def test_a_disk_that_is_not_mounted_gets_nothing(stage: CopierStage) -> None:
 
 
 def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is(
-    stage: CopierStage, monkeypatch: pytest.MonkeyPatch
+    stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = stage.file("bad.npy"), stage.file("good.npy")
     verify = stage.archive.verify
@@ -217,7 +217,7 @@ def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is
     assert [path.name for path in stage.data.glob("1*/**/*") if path.is_file()] == ["good.npy"]
 
 
-def test_outcomes_come_as_files_arrive(over_ssh: CopierStage) -> None:
+def test_outcomes_come_as_files_arrive(over_ssh: CopierSetup) -> None:
     """A slow file at the end holds up no outcome of those before it."""
     small = [over_ssh.file(f"a{number}.npy") for number in range(3)]
     slow = over_ssh.file("z.npy", os.urandom(3_000_000))
@@ -230,7 +230,7 @@ def test_outcomes_come_as_files_arrive(over_ssh: CopierStage) -> None:
     assert max(times[file.id] for file in small) < times[slow.id] - 0.3
 
 
-def test_cancelled_it_gives_everything_back_and_leaves_no_process(over_ssh: CopierStage) -> None:
+def test_cancelled_it_gives_everything_back_and_leaves_no_process(over_ssh: CopierSetup) -> None:
     big = over_ssh.file("big.npy", os.urandom(20_000_000))
     source = over_ssh.settings.sources[0].model_copy(update={"bwlimit": "500k"})
     outcomes, thread = copying(over_ssh, source, big)
@@ -252,7 +252,7 @@ def _command_lines() -> list[str]:
     return [line for line in lines if "rsync" in line]
 
 
-def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: CopierStage, ssh_server: SshServer) -> None:
+def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: CopierSetup, ssh_server: SshServer) -> None:
     # Given a large file whose transfer is killed half-way
     big = over_ssh.file("deep/er/big.npy", os.urandom(12_000_000))
     (source,) = over_ssh.settings.sources
@@ -286,17 +286,17 @@ class TestTheOtherSide:
         server.stop()
 
     @pytest.fixture
-    def stage(self, tmp_path: Path, server: SshServer) -> Iterator[CopierStage]:
-        yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", server.settings))
+    def stage(self, tmp_path: Path, server: SshServer) -> Iterator[CopierSetup]:
+        yield from staged(CopierSetup(tmp_path / "source", tmp_path / "data", server.settings))
 
-    def test_sshd_is_down(self, stage: CopierStage, server: SshServer) -> None:
+    def test_sshd_is_down(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.stop()
         assert reason(stage.copy(file)[file.id]) is Reason.HOST_UNREACHABLE
         server.start()
         archived(stage.copy(file)[file.id], b"a.npy")
 
-    def test_a_moment_without_sshd_is_tried_through(self, stage: CopierStage, server: SshServer) -> None:
+    def test_a_moment_without_sshd_is_tried_through(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.stop()
         timer = threading.Timer(0.4, server.start)
@@ -304,19 +304,19 @@ class TestTheOtherSide:
         archived(stage.copy(file)[file.id], b"a.npy")
         timer.join()
 
-    def test_the_host_key_has_changed(self, stage: CopierStage, server: SshServer) -> None:
+    def test_the_host_key_has_changed(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.change_host_key()
         outcome = stage.copy(file)[file.id]
         assert reason(outcome) is Reason.HOST_KEY
         assert "ssh-keyscan" in getattr(outcome, "detail")  # noqa: B009 - a union's member
 
-    def test_the_key_is_refused(self, stage: CopierStage, server: SshServer) -> None:
+    def test_the_key_is_refused(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.revoke()
         assert reason(stage.copy(file)[file.id]) is Reason.LOGIN_REFUSED
 
-    def test_rsync_is_not_installed_there(self, stage: CopierStage, server: SshServer) -> None:
+    def test_rsync_is_not_installed_there(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.authorize(path=NO_PROGRAMS)
         assert reason(stage.copy(file)[file.id]) is Reason.RSYNC_MISSING
@@ -327,7 +327,7 @@ class TestTheOtherSide:
     def test_a_restricted_key_is_enough(self, tmp_path: Path, server: SshServer) -> None:
         root = tmp_path / "restricted"
         flags = {**server.settings, "source_root": str(root), "restricted_key": True}
-        for stage in staged(CopierStage(root, tmp_path / "data2", flags)):
+        for stage in staged(CopierSetup(root, tmp_path / "data2", flags)):
             server.authorize(read_only=root)
             file, missing, directory = stage.file("d/a.npy"), stage.row("gone.npy"), stage.row("d")
             outcomes = stage.copy(file, missing, directory)
@@ -337,7 +337,7 @@ class TestTheOtherSide:
 
     def test_a_sender_that_stops_is_killed(self, tmp_path: Path, server: SshServer) -> None:
         flags = {**server.settings, "stall_timeout": 2, "io_timeout": 600}
-        for stage in staged(CopierStage(tmp_path / "s2", tmp_path / "d2", flags)):
+        for stage in staged(CopierSetup(tmp_path / "s2", tmp_path / "d2", flags)):
             big = stage.file("big.npy", os.urandom(30_000_000))
             slow = stage.settings.sources[0].model_copy(update={"bwlimit": "2000k"})
             outcomes, thread = copying(stage, slow, big)

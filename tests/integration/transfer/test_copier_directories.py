@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from copier_stage import CopierStage, archived, reason, staged
+from copier_setup import CopierSetup, archived, reason, staged
 from fakes import DROPS_CAPABILITIES, FakeRsync
 
 from cdc_archiver.model import AttemptFailed, Oversize, Reason
@@ -27,16 +27,16 @@ def server(tmp_path: Path, ssh_server: SshServer) -> Iterator[SshServer]:
 
 
 @pytest.fixture(params=["ssh", "local"])
-def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierStage]:
+def stage(request: pytest.FixtureRequest, tmp_path: Path, ssh_server: SshServer) -> Iterator[CopierSetup]:
     flags = ssh_server.settings if request.param == "ssh" else {}
-    yield from staged(CopierStage(tmp_path / "source", tmp_path / "data", flags))
+    yield from staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags))
 
 
 DIRECTORIES = ["with space", "$(touch owned)", "-dash", "~tilde", "star*", "semi;colon", "new\nline", "é"]
 
 
 @pytest.mark.parametrize("name", DIRECTORIES)
-def test_a_directory_of_any_name_is_only_a_directory(stage: CopierStage, name: str) -> None:
+def test_a_directory_of_any_name_is_only_a_directory(stage: CopierSetup, name: str) -> None:
     """Each has files of one batch to itself, as far as its name allows."""
     files = [stage.file(f"plain/{name}/{number}.npy") for number in range(2)]
     outcomes = stage.copy(*files)
@@ -58,7 +58,7 @@ def begun_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_files_of_one_directory_are_fetched_from_there(stage: CopierStage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_one_directory_are_fetched_from_there(stage: CopierSetup, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = begun_in(monkeypatch)
     good, gone, big = stage.file("d/e/a.npy"), stage.row("d/e/gone.npy"), stage.file("d/e/b", bytes(2**26 + 1))
     inside, directory = stage.file("d/e/directory/inside.npy"), stage.row("d/e/directory")
@@ -79,7 +79,7 @@ def test_files_of_one_directory_are_fetched_from_there(stage: CopierStage, monke
 
 @pytest.mark.parametrize("what", ["missing", "a file"])
 def test_a_directory_that_is_none_makes_its_files_missing(
-    stage: CopierStage, monkeypatch: pytest.MonkeyPatch, what: str
+    stage: CopierSetup, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """rsync cannot even begin there, and says nothing of the files: they are asked for once more, from the root."""
     stage.file("other.npy")
@@ -102,7 +102,7 @@ def test_a_restricted_key_leads_into_directories_as_it_leads_to_files(
     call for the operator."""
     root, outside = tmp_path / "restricted", tmp_path / "outside"
     flags = {**server.settings, "source_root": str(root), "restricted_key": True}
-    for stage in staged(CopierStage(root, tmp_path / "data2", flags)):
+    for stage in staged(CopierSetup(root, tmp_path / "data2", flags)):
         server.authorize(read_only=root)
         outside.mkdir()
         (outside / "a.npy").write_bytes(b"a")
@@ -126,7 +126,7 @@ def test_a_restricted_key_leads_into_directories_as_it_leads_to_files(
 def test_a_directory_that_is_forbidden_makes_its_files_unreadable(
     tmp_path: Path, server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", server.settings)):
+    for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", server.settings)):
         fake = FakeRsync(tmp_path / "fake")
         fake.misbehave(DROPS_CAPABILITIES)
         server.authorize(path=fake.before(os.environ["PATH"]))
@@ -143,7 +143,7 @@ def test_a_command_that_serves_one_directory_whatever_is_asked_for_charges_nobod
 ) -> None:
     """A key's command of somebody's own, written when rsync always began in the root."""
     flags = {**server.settings, "source_root": str(tmp_path / "source")}
-    for stage in staged(CopierStage(tmp_path / "source", tmp_path / "data", flags)):
+    for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags)):
         fake = FakeRsync(tmp_path / "fake")
         fake.misbehave(f'set -- $(echo "$*" | sed "s, [^ ]*$,,"); exec $real "$@" {stage.source}/')
         server.authorize(path=fake.before(os.environ["PATH"]))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from good_site import Source
+from healthy_site import Source
 
 from cdc_archiver.errors import HostUnavailable
 from cdc_archiver.model import Reason

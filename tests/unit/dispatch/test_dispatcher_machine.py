@@ -23,8 +23,7 @@ from cdc_archiver.database.files_table import Census, Pending, Row
 from cdc_archiver.dispatch import scheduler as module
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.in_flight import InFlightState
-from cdc_archiver.dispatch.router import Router
-from cdc_archiver.dispatch.router import Targets
+from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cdc_archiver.dispatch.in_flight import InFlightTable, OfferResult, InFlightState
+from cdc_archiver.dispatch.in_flight import InFlightState, InFlightTable, OfferResult
 from cdc_archiver.model import Origin
 
 STREAM, SWEEP = Origin.STREAM, Origin.SWEEP

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cdc_archiver.dispatch import in_flight as module
-from cdc_archiver.dispatch.in_flight import InFlightTable, OfferResult, InFlightState
+from cdc_archiver.dispatch.in_flight import InFlightState, InFlightTable, OfferResult
 from cdc_archiver.model import Origin
 
 PROFILE = settings(

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from manager import Manager
+from notify_socket import NotifySocket
 from waiting import eventually
 
 from cdc_archiver.observe.service_status import ServiceState, ServiceStatus
@@ -34,12 +34,12 @@ STATUS = ServiceStatus(
 
 
 @pytest.fixture
-def manager(tmp_path: Path) -> Iterator[Manager]:
-    with Manager(tmp_path) as heard:
+def manager(tmp_path: Path) -> Iterator[NotifySocket]:
+    with NotifySocket(tmp_path) as heard:
         yield heard
 
 
-def test_a_database_that_is_away_does_not_keep_the_service_from_being_ready_and_alive(manager: Manager) -> None:
+def test_a_database_that_is_away_does_not_keep_the_service_from_being_ready_and_alive(manager: NotifySocket) -> None:
     notifier = Notifier(str(manager.path), lambda: STATUS, watchdog=0.3)
     notifier.start()
     try:
@@ -51,7 +51,7 @@ def test_a_database_that_is_away_does_not_keep_the_service_from_being_ready_and_
         assert notifier.join(10)
 
 
-def test_a_change_is_told_once_and_a_service_that_failed_is_not_called_alive(manager: Manager) -> None:
+def test_a_change_is_told_once_and_a_service_that_failed_is_not_called_alive(manager: NotifySocket) -> None:
     now = STATUS
     notifier = Notifier(str(manager.path), lambda: now, watchdog=0.15)
     notifier.start()
@@ -67,7 +67,7 @@ def test_a_change_is_told_once_and_a_service_that_failed_is_not_called_alive(man
         assert notifier.join(10)
 
 
-def test_a_status_that_cannot_be_had_feeds_no_watchdog_and_ends_nothing(manager: Manager) -> None:
+def test_a_status_that_cannot_be_had_feeds_no_watchdog_and_ends_nothing(manager: NotifySocket) -> None:
     asked = []
 
     def failing() -> ServiceStatus:
@@ -88,7 +88,7 @@ def test_a_status_that_cannot_be_had_feeds_no_watchdog_and_ends_nothing(manager:
     assert notifier.failure is None
 
 
-def test_a_stop_is_told_at_once_and_the_watchdog_hears_of_the_draining(manager: Manager) -> None:
+def test_a_stop_is_told_at_once_and_the_watchdog_hears_of_the_draining(manager: NotifySocket) -> None:
     notifier = Notifier(str(manager.path), lambda: STATUS, watchdog=0.15)
     notifier.start()
     try:
@@ -104,7 +104,7 @@ def test_a_stop_is_told_at_once_and_the_watchdog_hears_of_the_draining(manager: 
 
 
 def test_an_abstract_socket_is_reached(tmp_path: Path) -> None:
-    manager = Manager(tmp_path)
+    manager = NotifySocket(tmp_path)
     name = f"@cdc-archiver-test-{os.getpid()}"
     manager._socket.bind("\0" + name[1:])
     manager._socket.settimeout(0.1)
@@ -116,7 +116,7 @@ def test_an_abstract_socket_is_reached(tmp_path: Path) -> None:
     manager._socket.close()
 
 
-def test_a_manager_that_is_gone_or_does_not_read_ends_nothing(tmp_path: Path, manager: Manager) -> None:
+def test_a_manager_that_is_gone_or_does_not_read_ends_nothing(tmp_path: Path, manager: NotifySocket) -> None:
     gone = Notifier(str(tmp_path / "none"), lambda: STATUS, watchdog=0.03)
     unread = Notifier(str(manager.path), lambda: STATUS, watchdog=0.003)
     for notifier in (gone, unread):

@@ -9,8 +9,8 @@ from typing import Any
 
 from doomed import QUICK
 from files_table import TABLE
+from private_database import PrivateDatabase
 from waiting import eventually
-from world import World
 
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.server import Position
@@ -18,7 +18,7 @@ from cdc_archiver.events.binlog import BinlogStream, Pace
 from cdc_archiver.observe.metrics import Metrics
 
 
-class Heard:
+class RecordingListener:
     """A listener that remembers."""
 
     def __init__(self) -> None:
@@ -60,12 +60,12 @@ class Heard:
         )
 
 
-class Streaming:
+class StreamUnderTest:
     """A stream, who hears it, and its metrics."""
 
-    def __init__(self, world: World, pace: Pace = QUICK, **options: Any) -> None:
+    def __init__(self, world: PrivateDatabase, pace: Pace = QUICK, **options: Any) -> None:
         database = options.pop("database", None) or world.database()
-        self.heard = Heard()
+        self.heard = RecordingListener()
         self.metrics = Metrics()
         self.stream = BinlogStream(
             database,
@@ -82,9 +82,11 @@ class Streaming:
 
 
 @contextlib.contextmanager
-def streaming(world: World, pace: Pace = QUICK, *, anchored: bool = True, **options: Any) -> Iterator[Streaming]:
+def streaming(
+    world: PrivateDatabase, pace: Pace = QUICK, *, anchored: bool = True, **options: Any
+) -> Iterator[StreamUnderTest]:
     """A stream that is open, and that must end of its own accord in good order."""
-    running = Streaming(world, pace, **options)
+    running = StreamUnderTest(world, pace, **options)
     running.stream.start()
     try:
         if anchored:
@@ -96,17 +98,17 @@ def streaming(world: World, pace: Pace = QUICK, *, anchored: bool = True, **opti
     assert running.stream.failure is None
 
 
-def position(world: World) -> Position:
+def position(world: PrivateDatabase) -> Position:
     with world.connection() as connection:
         return servers.position(connection, servers.identify(connection))
 
 
-def passed(running: Streaming, there: Position) -> bool:
+def passed(running: StreamUnderTest, there: Position) -> bool:
     here = running.stream.position
     return here is not None and not here < there
 
 
-def kill_dump_thread(world: World) -> None:
+def kill_dump_thread(world: PrivateDatabase) -> None:
     for row in world.sql("SHOW PROCESSLIST"):
         if row[1] == world.user and row[4] == "Binlog Dump":
             world.sql(f"KILL {row[0]}")

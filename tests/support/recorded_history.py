@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from files_table import TABLE
-from stage import SourceFile, Stage
+from private_site import PrivateSite, SourceFile
 
 from cdc_archiver.database import history
 from cdc_archiver.database.connections import Database
@@ -16,12 +16,14 @@ from cdc_archiver.model import Archived, AttemptFailed, FileRecord, Reason, Refu
 from cdc_archiver.transfer.staging import MARKER
 
 
-def failed(stage: Stage, id_: int, reason: Reason, detail: str = "said rsync", md5_seen: bytes | None = None) -> None:
+def failed(
+    stage: PrivateSite, id_: int, reason: Reason, detail: str = "said rsync", md5_seen: bytes | None = None
+) -> None:
     """Tells of a try at a file that failed. The row stays as it is."""
     _tell(stage, id_, reason, detail, md5_seen)
 
 
-def archived(stage: Stage, file: SourceFile, content: bytes | None = None) -> int:
+def archived(stage: PrivateSite, file: SourceFile, content: bytes | None = None) -> int:
     """A file that was archived: its row, its history, and the file in its place.
 
     Arguments:
@@ -37,7 +39,7 @@ def archived(stage: Stage, file: SourceFile, content: bytes | None = None) -> in
     return id_
 
 
-def _tell(stage: Stage, id_: int, reason: Reason | None, words: str, md5_seen: bytes | None) -> None:
+def _tell(stage: PrivateSite, id_: int, reason: Reason | None, words: str, md5_seen: bytes | None) -> None:
     database = Database(stage.settings())
     try:
         with database.connect() as connection:

@@ -18,7 +18,7 @@ _numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
-class World:
+class PrivateDatabase:
     """A database with a files table, and an account with what the archiver needs."""
 
     server: DatabaseServer
@@ -81,10 +81,10 @@ def as_root(server: DatabaseServer, *statements: str, database: str | None = Non
 
 
 @contextlib.contextmanager
-def new_world(server: DatabaseServer) -> Iterator[World]:
+def new_private_database(server: DatabaseServer) -> Iterator[PrivateDatabase]:
     """A world on this server, taken away at the end."""
     number = next(_numbers)
-    world = World(server, f"files_{number}", f"archiver_{number}")
+    world = PrivateDatabase(server, f"files_{number}", f"archiver_{number}")
     account = f"'{world.user}'@'%'"
     as_root(
         server,

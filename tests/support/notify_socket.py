@@ -11,7 +11,7 @@ from typing import Self
 from waiting import PATIENCE
 
 
-class Manager:
+class NotifySocket:
     """Hears what a service says, as systemd does."""
 
     def __init__(self, directory: Path) -> None:

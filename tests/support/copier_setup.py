@@ -19,7 +19,7 @@ from cdc_archiver.transfer.staging import Archive
 
 
 @dataclass
-class CopierStage:
+class CopierSetup:
     """A source's directory, an archive, and a copier between them."""
 
     source: Path
@@ -73,12 +73,12 @@ def reason(outcome: Outcome) -> Reason:
     return outcome.reason
 
 
-def staged(stage: CopierStage) -> Iterator[CopierStage]:
+def staged(stage: CopierSetup) -> Iterator[CopierSetup]:
     yield stage
     stage.copier.close()
 
 
-def copying(stage: CopierStage, source: SourceSettings, big: FileRecord) -> tuple[list[Outcome], threading.Thread]:
+def copying(stage: CopierSetup, source: SourceSettings, big: FileRecord) -> tuple[list[Outcome], threading.Thread]:
     """A copy of a large file under way, some bytes of it there; what comes of it, and its thread."""
     outcomes: list[Outcome] = []
     batch = Batch(source.name, Lane.BULK, "bulk-0", (big,))

@@ -17,7 +17,7 @@ from typing import Any
 
 import jsonschema
 import yaml
-from stage import Stage
+from private_site import PrivateSite
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -79,7 +79,7 @@ def initial_sql(file: Path, environment: Mapping[str, str], secrets: Path = Path
 
 
 @contextlib.contextmanager
-def set_up_database(stage: Stage, secrets: Path, **site: str) -> Iterator[None]:
+def set_up_database(stage: PrivateSite, secrets: Path, **site: str) -> Iterator[None]:
     """Does what the database's image does with the directory at its first start.
 
     Args:

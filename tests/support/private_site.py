@@ -67,7 +67,7 @@ class Done:
     stderr: str
 
 
-class Stage:
+class PrivateSite:
     """One site: a database with the table of files, an archiver's account, a directory of files, an archive."""
 
     def __init__(self, server: DatabaseServer, ssh: SshServer, directory: Path, runtime: Path) -> None:
@@ -298,13 +298,15 @@ class Stage:
 
 
 @contextlib.contextmanager
-def new_stage(server: DatabaseServer, ssh: SshServer, directory: Path, *, table: bool = True) -> Iterator[Stage]:
+def new_private_site(
+    server: DatabaseServer, ssh: SshServer, directory: Path, *, table: bool = True
+) -> Iterator[PrivateSite]:
     """A stage on these servers, which are as they were afterwards; fails where a process or a thread of it is left."""
     threads = set(threading.enumerate())
     runtime = Path(tempfile.mkdtemp(prefix="cdc-stage-", dir="/tmp"))  # short: an ssh socket goes into it
     before = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)
-    stage = Stage(server, ssh, directory, runtime)
+    stage = PrivateSite(server, ssh, directory, runtime)
     try:
         stage.build(table=table)
         yield stage

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from files_table import TABLE
-from world import PASSWORD, World, new_world
+from private_database import PASSWORD, PrivateDatabase, new_private_database
 
 from cdc_archiver.database import schema
 from cdc_archiver.sandbox import DatabaseServer, SshServer
@@ -19,25 +19,25 @@ Source = Callable[..., SourceSettings]
 
 
 @contextmanager
-def good_world(server: DatabaseServer) -> Iterator[World]:
+def healthy_database(server: DatabaseServer) -> Iterator[PrivateDatabase]:
     """A site where all is as it should be, the index and the right to the side table included."""
-    with new_world(server) as made:
+    with new_private_database(server) as made:
         made.sql(schema.index_statement(TABLE))
         made.server.create_archiver_user(made.user, PASSWORD, made.name, table=TABLE, history="cdc_archiver_history")
         yield made
 
 
 @pytest.fixture(scope="module")
-def good(database_server: DatabaseServer) -> Iterator[World]:
+def good(database_server: DatabaseServer) -> Iterator[PrivateDatabase]:
     """A good site that no test changes."""
-    with good_world(database_server) as made:
+    with healthy_database(database_server) as made:
         yield made
 
 
 @pytest.fixture
-def site(database_server: DatabaseServer) -> Iterator[World]:
+def site(database_server: DatabaseServer) -> Iterator[PrivateDatabase]:
     """A good site for one test to spoil."""
-    with good_world(database_server) as made:
+    with healthy_database(database_server) as made:
         yield made
 
 
