@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
 
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable, Row
-from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
-from cdc_archiver.model import IGNORED_FROM
+from cdc_archiver.model import IGNORED_FROM, FileRecord
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.threads import Part
 
@@ -38,6 +38,18 @@ class Targets:
         return self._exact.get(instance_id) or self._folded.get(instance_id.casefold().rstrip())
 
 
+class RecordSink(Protocol):
+    """Where ids come from, and where what their rows say goes: the dispatcher."""
+
+    def take_ids(self, limit: int, wait: float) -> list[int]: ...
+    def put_back(self, ids: Sequence[int]) -> None: ...
+    def atomically(self) -> AbstractContextManager[object]: ...
+    def enqueue(self, source: str, record: FileRecord) -> None: ...
+    def dismiss(self, id_: int, *, failed: bool = False) -> None: ...
+    def not_visible(self, id_: int) -> None: ...
+    def not_pending(self, id_: int, *, failed: bool = False) -> None: ...
+
+
 class Router(Part):
     """Reads the rows of offered ids and queues those that are pending.
 
@@ -50,7 +62,7 @@ class Router(Part):
         database: Database,
         files: FilesTable,
         targets: Targets,
-        dispatcher: Dispatcher,
+        dispatcher: RecordSink,
         on_database: Callable[[bool, str], None] = lambda up, why: None,
     ) -> None:
         super().__init__("router")

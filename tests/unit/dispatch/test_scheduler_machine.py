@@ -197,13 +197,13 @@ class Driver:
     def enqueue(self, source: str, record: FileRecord) -> None:
         self.carry_out(self.scheduler.enqueue(source, record))
 
-    def dismiss(self, id_: int) -> None:
-        self.carry_out(self.scheduler.dismiss(id_))
+    def dismiss(self, id_: int, *, failed: bool = False) -> None:
+        self.carry_out(self.scheduler.dismiss(id_, failed=failed))
 
     def not_visible(self, id_: int) -> None:
         self.scheduler.not_visible(id_, self.now)
 
-    def not_pending(self, id_: int, *, failed: bool) -> None:
+    def not_pending(self, id_: int, *, failed: bool = False) -> None:
         self.carry_out(self.scheduler.not_pending(id_, self.now, failed=failed))
 
     # For the workers and the recorder.
@@ -276,8 +276,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver = Driver(lambda: self.sweeper.request())
         self.scheduler = self.driver.scheduler
         table: Any = self.table
-        driver: Any = self.driver
-        self.router = Router(table, table, Targets(SETTINGS.sources), driver)
+        self.router = Router(table, table, Targets(SETTINGS.sources), self.driver)
         self.sweeper = Sweeper(SETTINGS, table, table, self.driver, NoStream(), Metrics())
         self.works: dict[tuple[str, str], Work] = {}
         self.outcomes: list[tuple[str, Archived | AttemptFailed | Refused]] = []
