@@ -81,7 +81,7 @@ class Dispatcher:
         """Forgets a retired source as soon as nothing of it is under way.
 
         Args:
-            wait: at most so many seconds.
+            wait: seconds to wait for that, at most.
 
         Returns:
             Whether it is forgotten.
@@ -283,7 +283,7 @@ class Dispatcher:
         self._carry_out_later(later)
 
     def destination_ready(self) -> None:
-        """Outside a batch, the destination was found mounted and with room: trouble of that kind is over."""
+        """Outside a batch, the destination was found mounted and with free space: trouble of that kind is over."""
         with self._changed:
             later = self._carry_out(self._scheduler.destination_ready(self._clock()))
         self._carry_out_later(later)

@@ -83,7 +83,7 @@ class SourceQueues:
         return self.batch_files if lane is Lane.SMALL else min(self.batch_files, _BULK_FILES)
 
     def take_refill_request(self, below: int) -> bool:
-        """Whether a refill is needed and fewer than so many records wait; true once for each need."""
+        """Whether a refill is needed and fewer than ``below`` records wait; true once for each need."""
         wanted = self.needs_refill and len(self) < below
         if wanted:
             self.needs_refill = False

@@ -385,7 +385,7 @@ class Scheduler:
         return self._health.failed(self.destination, DESTINATION, reason, detail, now, jitter)
 
     def destination_ready(self, now: float) -> Decisions:
-        """Outside a batch, the destination was found mounted and with room: trouble of that kind is over."""
+        """Outside a batch, the destination was found mounted and with free space: trouble of that kind is over."""
         if self.destination.reason in (Reason.DESTINATION_MISSING, Reason.NO_SPACE):
             return self._health.succeeded(self.destination, DESTINATION, now)
         return NOTHING

@@ -237,7 +237,7 @@ def test_files_that_all_can_not_be_read_are_their_hosts_fault(stage: PrivateSite
             # when it was tried more often than a file has tries, then nobody is charged,
             wait_failures(service, "source_not_mounted", 3 * len(files))
             service.wait_state("no source")
-            assert "are we allowed to read it" in service.get("/readyz")[1]
+            assert "can the login read it" in service.get("/readyz")[1]
             assert_nobody_charged(stage)
             # and all is archived when it is open again.
             (stage.sources / "closed").chmod(0o700)

@@ -110,7 +110,7 @@ class Waiting:
 
 
 def test_records_that_come_together_wake_a_worker_that_takes_them_all() -> None:
-    """Each batch is one rsync: to begin one for the first record alone would cost the others its time."""
+    """Each batch is one rsync: to begin one for the first record only would cost the others its time."""
     stage = Stage()
     stage.dispatcher.offer([1, 2, 3], Origin.STREAM, fresh=True)
     ids = stage.dispatcher.take_ids(10, 0.0)
