@@ -78,7 +78,7 @@ def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_o
 
 
 def _built(directory: Path) -> tuple[Path, Path]:
-    """The sdist, and the wheel that was built from it, of a tree with what a site keeps beside compose and kustomize files."""
+    """The sdist, and the wheel that was built from it, of a tree that has a site's own files next to the compose and kustomize files."""
     tree = directory / "cdc_archiver"
     shutil.copytree(ROOT, tree, ignore=_NOT_OURS)
     for name in ("secrets/mysql_password", "kubernetes/secrets/mysql_password", "config/cdc_archiver.toml", ".env"):
