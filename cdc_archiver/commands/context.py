@@ -17,7 +17,7 @@ from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import HISTORY_ERRORS
 from cdc_archiver.database.operator_history import OperatorHistory, why_not_readable
-from cdc_archiver.dispatch.targets import Targets
+from cdc_archiver.dispatch.router import Targets
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import FileRecord
 from cdc_archiver.settings import Settings, SourceSettings

@@ -21,7 +21,7 @@ from cdc_archiver.threads import StoppableThread
 
 _TRANSACTION_LIMIT: Final = 500
 """Maximum number of outcomes in one transaction."""
-_HOLD_UP_AT: Final = 5_000
+_BACKPRESSURE_AT: Final = 5_000
 """Number of waiting outcomes, while the table cannot be written, from which copying is held up."""
 _LONGEST_PAUSE: Final = 5.0
 _HISTORY_PAUSE: Final = 60.0
@@ -35,10 +35,10 @@ _log = structlog.get_logger(__name__)
 class WriteBackListener(Protocol):
     """Is told of the recorder's writes; implemented by the dispatcher."""
 
-    def expect_echoes(self, ids: Sequence[int]) -> None: ...
-    def cancel_echoes(self, ids: Sequence[int]) -> None: ...
+    def expect_own_writes(self, ids: Sequence[int]) -> None: ...
+    def cancel_own_writes(self, ids: Sequence[int]) -> None: ...
     def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None: ...
-    def hold_up(self, held_up: bool) -> None: ...
+    def set_backpressure(self, on: bool) -> None: ...
 
 
 class Recorder(StoppableThread):
@@ -71,7 +71,7 @@ class Recorder(StoppableThread):
         self._on_database = on_database
         self._waiting: deque[OutcomeEntry] = deque()
         self._discarding = False
-        self._held_up = False
+        self._backpressure = False
         self._changed = threading.Condition()
 
     def put(self, source: str, outcome: Archived | AttemptFailed | Refused, waited: float) -> None:
@@ -86,7 +86,7 @@ class Recorder(StoppableThread):
             self._waiting.append(OutcomeEntry(source, outcome, waited))
             if len(self._waiting) == 1:  # the thread woken by the first takes all that wait by then
                 self._changed.notify()
-        self._hold_up_if_full()
+        self._set_backpressure()
 
     def discard(self) -> None:
         """Stops without writing what waits."""
@@ -164,17 +164,17 @@ class Recorder(StoppableThread):
                 for entry in entries:
                     _log_entry(log, entry, counted, self._files.max_attempts)
                     self._listener.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
-            self._hold_up_if_full()
+            self._set_backpressure()
             return True
 
-    def _hold_up_if_full(self) -> None:
-        if (len(self._waiting) >= _HOLD_UP_AT) == self._held_up:
+    def _set_backpressure(self) -> None:
+        if (len(self._waiting) >= _BACKPRESSURE_AT) == self._backpressure:
             return
         with self._changed:
-            full = len(self._waiting) >= _HOLD_UP_AT
-            if full != self._held_up:
-                self._held_up = full
-                self._listener.hold_up(full)
+            full = len(self._waiting) >= _BACKPRESSURE_AT
+            if full != self._backpressure:
+                self._backpressure = full
+                self._listener.set_backpressure(full)
 
     def _write(self, entries: Sequence[OutcomeEntry]) -> set[int]:
         """Writes outcomes in one transaction.
@@ -186,7 +186,7 @@ class Recorder(StoppableThread):
         failed = [o.record for entry in entries if isinstance(o := entry.outcome, AttemptFailed)]
         refused = [o.record for entry in entries if isinstance(o := entry.outcome, Refused)]
         ids = [entry.outcome.record.id for entry in entries]
-        self._listener.expect_echoes(ids)
+        self._listener.expect_own_writes(ids)
         changed: set[int] = set()
         try:
             with self._database.transaction() as connection:
@@ -199,8 +199,8 @@ class Recorder(StoppableThread):
                 self._write_history(connection, [entry for entry in entries if entry.outcome.record.id in done])
             changed = done
         finally:
-            # After a commit with unknown result an echo may still arrive; then a row is read once more than necessary.
-            self._listener.cancel_echoes([id_ for id_ in ids if id_ not in changed])
+            # After a commit with unknown result an event of our own write may still arrive; then a row is read once more than necessary.
+            self._listener.cancel_own_writes([id_ for id_ in ids if id_ not in changed])
         return changed.union(*(part.already for part in written))
 
     def _write_history(self, connection: sa.Connection, entries: Sequence[OutcomeEntry]) -> None:

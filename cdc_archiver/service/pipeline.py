@@ -15,8 +15,7 @@ import structlog
 from cdc_archiver.database import schema
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
-from cdc_archiver.dispatch.router import Router
-from cdc_archiver.dispatch.targets import Targets
+from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.events.binlog import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
@@ -259,7 +258,7 @@ class Pipeline:
     def on_lost(self, reason: str) -> None:
         self.why_no_stream = f"the stream ended ({reason}) and is being opened again"
         self._metrics.set_mode("polling")
-        self.dispatcher.forget_echoes()
+        self.dispatcher.forget_own_writes()
         self.sweeper.request()
         _log.warning("stream_lost", reason=reason)
 

@@ -112,7 +112,7 @@ class Supervisor:
             self.metrics,
             self.status,
             partial(summarize, poll_interval=self._settings.poll_interval),
-            self.whereabouts,
+            self.file_status,
             self.why,
         )
         self.http = HttpServer(self._settings.http_host, self._settings.http_port, queries)
@@ -176,10 +176,10 @@ class Supervisor:
             )
         )
 
-    def whereabouts(self, id_: int) -> FileStatus | None:
+    def file_status(self, id_: int) -> FileStatus | None:
         """Where a file is on its way through the service; None if it is not. Waits for nothing."""
         pipeline = self._pipeline
-        return None if pipeline is None else pipeline.dispatcher.ledger.whereabouts(id_, time.monotonic())
+        return None if pipeline is None else pipeline.dispatcher.file_status(id_)
 
     def why(self, wanted: str) -> dict[str, Any]:
         """What `why --json` says of a file; asks database, archive and source, by connections of its own.

@@ -55,7 +55,7 @@ class Worker(StoppableThread):
                 for outcome in self._copier.archive(self._source, batch):
                     outcome = self._dispatcher.judge(batch, outcome)
                     if isinstance(outcome, Archived | AttemptFailed | Refused):
-                        waited = self._dispatcher.waited(outcome.record.id)
+                        waited = self._dispatcher.seconds_waited(outcome.record.id)
                         self._recorder.put(self._source.name, outcome, waited)
             finally:
                 self._dispatcher.finish(self._source.name)

@@ -337,9 +337,7 @@ class _BatchCopy:
         failures = dict(exit_info.files)
         if not mount_confirmed:
             failures.update(
-                mount_heuristic.hold_if_all_alike(
-                    exit_info.files, self._wanted_at_start, self._entries_on_first_attempt()
-                )
+                mount_heuristic.judge_batch(exit_info.files, self._wanted_at_start, self._entries_on_first_attempt())
             )
         if exit_info.failure is None:
             # rsync may print a file twice, and the last line counts: only a completed run makes a wrong md5 final.

@@ -15,7 +15,7 @@ from proxy import Proxy
 from services import Served, Service
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher, health
+from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.model import Scope
 
 PAUSE = 0.3
@@ -24,8 +24,8 @@ PAUSE = 0.3
 
 def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens all pauses: minutes of failures pass in a second."""
-    monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (PAUSE,))
-    monkeypatch.setattr(dispatcher, "_BLANK_DELAYS", (PAUSE,))
+    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (PAUSE,))
+    monkeypatch.setattr(scheduler, "INCONCLUSIVE_DELAYS", (PAUSE,))
     monkeypatch.setattr(health, "_CORRUPTED_PAUSE", PAUSE)
     for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, scope, (PAUSE, PAUSE))
@@ -40,12 +40,12 @@ def one_batch(service: Service, files: int) -> Iterator[None]:
     """
     pipeline = service.archiver._pipeline
     assert pipeline is not None
-    pipeline.dispatcher.hold_up(True)
+    pipeline.dispatcher.set_backpressure(True)
     try:
         yield
         service.wait_metric(files, "queue_depth")
     finally:
-        pipeline.dispatcher.hold_up(False)
+        pipeline.dispatcher.set_backpressure(False)
 
 
 def settings_through(wire: Proxy, stage: PrivateSite) -> dict[str, Any]:

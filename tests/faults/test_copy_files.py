@@ -24,7 +24,7 @@ from files_table import TABLE
 from private_site import PrivateSite, SourceFile, new_private_site
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher
+from cdc_archiver.dispatch import scheduler
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Batch, Deferred, Outcome, Reason
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
@@ -237,7 +237,7 @@ def test_a_whole_unreadable_batch_is_a_failure_of_the_source(stage: PrivateSite,
             # when it was tried more often than --max-attempts, then no attempt has failed,
             wait_failures(service, "source_not_mounted", 3 * len(files))
             service.wait_state("no source")
-            assert "are we allowed to read it" in service.get("/readyz")[1]
+            assert "can the login read it" in service.get("/readyz")[1]
             assert_no_failed_attempts(stage)
             # and all is archived when it is open again.
             (stage.sources / "closed").chmod(0o700)
@@ -311,12 +311,12 @@ def test_a_file_that_rsync_does_not_report_is_tried_alone_at_the_third_try(
     fake = FakeRsync(stage.directory / "fake")
     fake.misbehave(leaves_out("odd.npy"))
     monkeypatch.setenv("PATH", fake.before(os.environ["PATH"]))
-    monkeypatch.setattr(dispatcher, "_BLANK_DELAYS", (0.05,))
+    monkeypatch.setattr(scheduler, "INCONCLUSIVE_DELAYS", (0.05,))
     judge = Dispatcher.judge
 
     def judge_and_hold(self: Dispatcher, batch: Batch, outcome: Outcome) -> Outcome:
         if isinstance(outcome, Deferred) and outcome.reason is Reason.UNDECIDED:
-            self.hold_up(True)  # until we have found it company
+            self.set_backpressure(True)  # until we have found it company
         return judge(self, batch, outcome)
 
     monkeypatch.setattr(Dispatcher, "judge", judge_and_hold)

@@ -23,20 +23,20 @@ class RecordingWriteBackListener:
 
     def __init__(self) -> None:
         self.settled_ids: dict[int, bool] = {}
-        self.echoes: set[int] = set()
+        self.own_writes: set[int] = set()
         self.held_up = False
 
-    def expect_echoes(self, ids: Sequence[int]) -> None:
-        self.echoes.update(ids)
+    def expect_own_writes(self, ids: Sequence[int]) -> None:
+        self.own_writes.update(ids)
 
-    def cancel_echoes(self, ids: Sequence[int]) -> None:
-        self.echoes.difference_update(ids)
+    def cancel_own_writes(self, ids: Sequence[int]) -> None:
+        self.own_writes.difference_update(ids)
 
     def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None:
         self.settled_ids[outcome.record.id] = counted
 
-    def hold_up(self, held_up: bool) -> None:
-        self.held_up = held_up
+    def set_backpressure(self, on: bool) -> None:
+        self.held_up = on
 
 
 def records(database: Database, ids: list[int]) -> list[FileRecord]:
@@ -72,7 +72,7 @@ def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: PrivateDatabas
         ("/data/3", 0, 3),
     ]
     assert heard.settled_ids == {archived.id: True, charged.id: True, refused.id: True, moved.id: False}
-    assert heard.echoes == {archived.id, charged.id, refused.id}
+    assert heard.own_writes == {archived.id, charged.id, refused.id}
     entries = world.sql(f"SELECT file_id, result, source, reason FROM {history.NAME} ORDER BY id")
     assert entries == [
         (archived.id, "archived", "srv", None),

@@ -46,7 +46,7 @@ class FakeSink:
     def room(self, source: str) -> int:
         return self.free
 
-    def starve(self, source: str) -> None:
+    def request_refill(self, source: str) -> None:
         self.starved = True
 
     def was_dropped(self, id_: int) -> bool:
