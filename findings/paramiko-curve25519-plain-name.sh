@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Software: paramiko 5.1.0 as client, asyncssh 2.24.1 as server, OpenSSH's ssh for comparison.
 #
-# Behaviour: the key exchange curve25519-sha256 has two names, the plain one of RFC 8731 and an older
-#   one that ends in @libssh.org. paramiko knows the older name alone. A server that allows the
-#   plain name alone is refused: "Incompatible ssh peer (no acceptable kex algorithm)".
+# Behaviour: the key exchange curve25519-sha256 has two names, the plain one of RFC 8731 and an
+#   older one that ends in @libssh.org. paramiko knows the older name alone. It cannot talk to a
+#   server that allows the plain name alone: "Incompatible ssh peer (no acceptable kex algorithm)".
 # Fair guess: a client that does curve25519 does it under the standard's name, so what ssh and
 #   rsync reach, a check through paramiko reaches too.
 # What to do: let the server allow the older name or another exchange too; or ask with ssh itself.

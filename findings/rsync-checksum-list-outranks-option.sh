@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Software: rsync 3.5.0 (Debian 12's 3.5.0+ds1-0+deb12u1); 3.2.7 does the same.
+# Software: rsync 3.5.0 (Debian 12's 3.5.0+ds1-0+deb12u1); 3.2.7 (3.2.7-1+deb12u6) does the same.
 #
 # Behaviour: where the environment of the far login has RSYNC_CHECKSUM_LIST without md5, a client's
 #   --checksum-choice=md5 ends with status 12, "was refused by the server". The list is a filter.

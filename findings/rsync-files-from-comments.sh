@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Software: rsync 3.5.0 (Debian 12's 3.5.0+ds1-0+deb12u1); 3.2.7 does the same.
+# Software: rsync 3.5.0 (Debian 12's 3.5.0+ds1-0+deb12u1); 3.2.7 (3.2.7-1+deb12u6) does the same.
 #
 # Behaviour: --files-from drops each name that begins with "#" or ";", without a word and with
 #   status 0, also where --from0 ends the names. But a pull whose list lies on the receiving
 #   side takes the same names as names. So one list copies different files in two directions.
-# Fair guess: --from0 is for arbitrary names, so it has no comments; and a direction changes nothing.
+# Fair guess: --from0 is for any name at all, so it has no comments; and directions are alike.
 # What to do: write "./" before each name.
 #
 # Output seen:

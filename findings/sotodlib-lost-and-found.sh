@@ -10,8 +10,8 @@
 #
 # Output seen:
 #   timecode folders alone         : 1 action, 1 file
-#   and smurf/lost+found           : ValueError: invalid literal for int() with base 10: 'lost+found'
-#   and smurf/.snapshot            : ValueError: invalid literal for int() with base 10: '.snapshot'
+#   and smurf/lost+found           : ValueError: invalid literal for int() with base 10: …
+#   and smurf/.snapshot            : ValueError: invalid literal for int() with base 10: …
 #   and smurf/17000/README         : NotADirectoryError
 #   and smurf/17000/.staging/      : 1 action, 1 file
 #
