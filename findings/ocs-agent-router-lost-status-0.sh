@@ -30,7 +30,8 @@ not_run() { echo "NOT RUN: $*" >&2; exit 2; }
 
 python3 -m venv "$work/venv" || not_run "no python3 with venv"
 "$work/venv/bin/pip" --quiet install ocs==0.12.1 crossbar==26.10.1 autobahn==26.10.2 \
-    >"$work/pip.log" 2>&1 || { cat "$work/pip.log" >&2; not_run "pip cannot install the packages"; }
+    Twisted==26.10.0 txaio==26.6.1 >"$work/pip.log" 2>&1 ||
+    { cat "$work/pip.log" >&2; not_run "pip cannot install the packages"; }
 PATH="$work/venv/bin:$PATH"
 python - <<'END'
 from importlib.metadata import version

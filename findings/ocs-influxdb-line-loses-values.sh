@@ -23,7 +23,8 @@ trap 'rm -rf "$work"' EXIT
 not_run() { echo "NOT RUN: $*" >&2; exit 2; }
 
 python3 -m venv "$work/venv" || not_run "no python3 with venv"
-"$work/venv/bin/pip" --quiet install ocs==0.12.1 autobahn==26.10.2 >"$work/pip.log" 2>&1 ||
+"$work/venv/bin/pip" --quiet install ocs==0.12.1 autobahn==26.10.2 Twisted==26.10.0 \
+    txaio==26.6.1 >"$work/pip.log" 2>&1 ||
     { cat "$work/pip.log" >&2; not_run "pip cannot install the packages"; }
 
 timeout 60 "$work/venv/bin/python" -W ignore - <<'END'

@@ -22,7 +22,8 @@ trap 'rm -rf "$work"' EXIT
 not_run() { echo "NOT RUN: $*" >&2; exit 2; }
 
 python3 -m venv "$work/venv" || not_run "no python3 with venv"
-"$work/venv/bin/pip" --quiet install paramiko==5.1.0 asyncssh==2.24.1 >"$work/pip.log" 2>&1 ||
+"$work/venv/bin/pip" --quiet install paramiko==5.1.0 asyncssh==2.24.1 \
+    cryptography==50.0.2 >"$work/pip.log" 2>&1 ||
     { cat "$work/pip.log" >&2; not_run "pip cannot install the packages"; }
 
 HOME="$work" timeout 100 "$work/venv/bin/python" - <<'END'

@@ -27,7 +27,8 @@ trap 'rm -rf "$work"' EXIT
 not_run() { echo "NOT RUN: $*" >&2; exit 2; }
 
 python3 -m venv "$work/venv" || not_run "no python3 with venv"
-"$work/venv/bin/pip" --quiet install socs==0.6.4 ocs==0.12.1 >"$work/pip.log" 2>&1 ||
+"$work/venv/bin/pip" --quiet install socs==0.6.4 ocs==0.12.1 SQLAlchemy==2.1.9 \
+    autobahn==26.10.2 Twisted==26.10.0 txaio==26.6.1 >"$work/pip.log" 2>&1 ||
     { cat "$work/pip.log" >&2; not_run "pip cannot install the packages"; }
 
 cd "$work"

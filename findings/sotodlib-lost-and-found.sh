@@ -23,7 +23,8 @@ trap 'rm -rf "$work"' EXIT
 not_run() { echo "NOT RUN: $*" >&2; exit 2; }
 
 python3 -m venv "$work/venv" || not_run "no python3 with venv"
-"$work/venv/bin/pip" --quiet install sotodlib==0.6.24 >"$work/pip.log" 2>&1 ||
+"$work/venv/bin/pip" --quiet install sotodlib==0.6.24 so3g==0.2.9 numpy==2.4.6 \
+    SQLAlchemy==2.1.9 astropy==8.0.2 >"$work/pip.log" 2>&1 ||
     { cat "$work/pip.log" >&2; not_run "pip cannot install the packages"; }
 
 cd "$work"
