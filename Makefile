@@ -36,10 +36,11 @@ soak: install servers ## every fault at once for MINUTES=20 on each server (DB=m
 	$(BIN)/python -m fuzz --inputs 1000000 || exit 1; \
 	for database in $(SOAK_DB); do $(BIN)/python -m soak --minutes $(MINUTES) --db $$database || exit 1; done
 
-lint: install ## ruff and mypy
+lint: install ## ruff, mypy and the layers of the package (import-linter)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 reference: install ## renew the table of settings in docs/configuration.md
 	$(BIN)/python -m cdc_archiver.settings.reference docs/configuration.md
@@ -66,7 +67,7 @@ image-test: servers ## the image without an engine, as root: built, run, files a
 	$(BIN)/python -m pytest --override-ini timeout=1800 -s tests/deploy/image.py
 
 clean: ## remove what the commands above made here (not the cache directory, nor what was measured)
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # Debian has venv in a package of its own.
 $(VENV)/installed: pyproject.toml constraints.txt
