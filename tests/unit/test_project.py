@@ -98,7 +98,10 @@ def test_links_of_the_handbook_lead_somewhere(page: Path) -> None:
 def test_lines_of_the_handbook_are_short(page: Path) -> None:
     """Tables and code apart, which cannot be broken, and the addresses of links."""
     without_code = re.sub(
-        r"^ *(```|~~~).*?^ *\1", lambda match: "\n" * match[0].count("\n"), page.read_text(), flags=re.S | re.M
+        r"^ *(```|~~~).*?^ *\1",
+        lambda match: "\n" * match[0].count("\n"),
+        page.read_text(),
+        flags=re.DOTALL | re.MULTILINE,
     )
     long = []
     for number, line in enumerate(without_code.splitlines(), 1):
