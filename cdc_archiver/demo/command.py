@@ -21,9 +21,9 @@ from cdc_archiver.demo.playing import Play
 from cdc_archiver.demo.proof import Check
 from cdc_archiver.demo.telling import Teller
 from cdc_archiver.errors import ExitStatus, Misconfigured
-from cdc_archiver.sandbox.database import Kind
-from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.harness import Sandbox
+from cdc_archiver.sandbox import Sandbox
+from cdc_archiver.sandbox.child_process import SandboxError
+from cdc_archiver.sandbox.database_servers import Kind
 from cdc_archiver.sandbox.packages import BUNDLES, cache_directory, find, find_library
 from cdc_archiver.settings.types import Bytes
 

@@ -22,8 +22,8 @@ from cdc_archiver.demo.registry import TARGET, Monitor, Registered, Watcher
 from cdc_archiver.demo.service import Reading, Service, clean, site_environment
 from cdc_archiver.demo.telling import Teller
 from cdc_archiver.errors import ArchiverError
-from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.harness import Sandbox
+from cdc_archiver.sandbox import Sandbox
+from cdc_archiver.sandbox.child_process import SandboxError
 from cdc_archiver.settings import Settings, load
 from cdc_archiver.settings.types import FileModes
 

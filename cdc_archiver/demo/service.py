@@ -14,8 +14,7 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.process import ChildProcess
+from cdc_archiver.sandbox.child_process import ChildProcess, SandboxError
 from cdc_archiver.settings import PREFIX
 
 _POLL: Final = 0.05

@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from cdc_archiver.sandbox import SandboxError, packages
+from cdc_archiver.sandbox.apt_sources import (
+    AptSource,
+    as_suite,
+    debian_sources,
+    parse_deb822,
+    parse_one_line,
+    read_sources,
+)
 from cdc_archiver.sandbox.packages import Bundle, Tool, cache_directory, ensure_tools, fetch, find, find_on_system
-from cdc_archiver.sandbox.sources import Source, as_suite, debian_sources, parse_deb822, parse_one_line, read_sources
 
 DEB822 = """\
 Types: deb
@@ -74,7 +81,7 @@ def test_deb822_keeps_a_key_that_is_written_into_the_stanza() -> None:
 def test_one_line_entries_give_the_binary_sources_with_their_options() -> None:
     plain, security, vendor, cloud = parse_one_line(ONE_LINE)
 
-    assert plain == Source(("http://mirror.example/debian",), ("bookworm",), ("main", "non-free"))
+    assert plain == AptSource(("http://mirror.example/debian",), ("bookworm",), ("main", "non-free"))
     assert security.signed_by == "/usr/share/keyrings/debian-archive-keyring.gpg"
     assert dict(security.options)["Architectures"] == "amd64 arm64"
     assert vendor.signed_by == "/usr/share/keyrings/vendor.gpg"

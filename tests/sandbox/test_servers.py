@@ -25,8 +25,8 @@ from cdc_archiver.sandbox import (
     SshServer,
     free_port,
     open_database,
+    private_server,
 )
-from cdc_archiver.sandbox import server as sandbox_server
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_port_that_somebody_takes_first_is_given_up(
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         taken = somebody.getsockname()[1]
         ports = iter([taken, free_port()])
-        monkeypatch.setattr(sandbox_server, "free_port", lambda: next(ports))
+        monkeypatch.setattr(private_server, "free_port", lambda: next(ports))
 
         with open_database(database_server.kind, tmp_path) as server:
             assert server.port != taken
@@ -279,7 +279,7 @@ def test_sshd_gives_up_a_port_that_somebody_takes_first(
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         taken = somebody.getsockname()[1]
         ports = iter([taken, free_port()])
-        monkeypatch.setattr(sandbox_server, "free_port", lambda: next(ports))
+        monkeypatch.setattr(private_server, "free_port", lambda: next(ports))
 
         with SshServer(tmp_path) as server:
             assert server.port != taken

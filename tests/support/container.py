@@ -21,8 +21,8 @@ from typing import Any, Self
 
 from waiting import PATIENCE, eventually
 
+from cdc_archiver.sandbox.apt_sources import debian_sources, read_sources
 from cdc_archiver.sandbox.packages import cache_directory
-from cdc_archiver.sandbox.sources import debian_sources, read_sources
 
 ROOT = Path(__file__).parents[2]
 SUITE = "trixie"
