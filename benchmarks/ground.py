@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from benchmarks.scale import MB
 from cdc_archiver.database import history, schema
-from cdc_archiver.demo.service import clean, site_environment
+from cdc_archiver.demo.service_process import settings_environment, without_settings
 from cdc_archiver.sandbox import Sandbox, SandboxError, SshServer
 from cdc_archiver.settings import Settings, load
 
@@ -76,7 +76,7 @@ class Ground:
         self.server = sandbox.database
         self.directory = sandbox.directory / "benchmark"
         self.directory.mkdir()
-        self.environment = clean(sandbox.environment())
+        self.environment = without_settings(sandbox.environment())
         self._files = self.directory / "readout"
         self._attic = self.directory / "attic"
         self._attic.mkdir()
@@ -191,7 +191,7 @@ class Site:
             for name, value in chosen.items()
             if value is not None
         }
-        return {**self.ground.environment, **site_environment(**words)}
+        return {**self.ground.environment, **settings_environment(**words)}
 
     # The table.
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 from benchmarks.ground import Site
 from benchmarks.processes import cpu_seconds, cpu_seconds_of_family, most_resident_mb, resident_mb
-from cdc_archiver.demo.service import Service
+from cdc_archiver.demo.service_process import ServiceProcess
 from cdc_archiver.sandbox import SandboxError
 
 _SETTLED_AFTER: Final = 1.5
@@ -21,7 +21,7 @@ _PATIENCE: Final = 30.0
 _numbers = itertools.count(1)
 
 
-class Program(Service):
+class Program(ServiceProcess):
     """The service on a site, streaming and settled inside the ``with`` block.
 
     Args:
@@ -41,7 +41,7 @@ class Program(Service):
             self.start(_PATIENCE)
             self.settle()
         except BaseException as error:
-            error.add_note(self.last_words())
+            error.add_note(self.log_excerpt())
             self.kill()
             raise
         return self
@@ -83,7 +83,7 @@ class Program(Service):
         """Asks whether it follows the stream; SandboxError where it does not."""
         self.require_running()
         if self.metrics().total("mode", mode="stream") != 1:
-            raise SandboxError(f"the service does not stream; {self.last_words()}")
+            raise SandboxError(f"the service does not stream; {self.log_excerpt()}")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -104,5 +104,5 @@ class Program(Service):
         deadline = time.monotonic() + _PATIENCE
         while self.copied() < files:
             if time.monotonic() > deadline:
-                raise SandboxError(f"{self.copied():.0f} files are archived, not {files:.0f}; {self.last_words()}")
+                raise SandboxError(f"{self.copied():.0f} files are archived, not {files:.0f}; {self.log_excerpt()}")
             time.sleep(0.05)

@@ -144,7 +144,7 @@ def demo(
     Touches nothing of this machine: MariaDB or MySQL, sshd and rsync are fetched into a cache directory where they are not
     installed. Exit status 0 when every file is archived and proved.
     """
-    from cdc_archiver.demo.command import run_demo  # private servers are no part of a service
+    from cdc_archiver.demo.entry_point import run_demo  # private servers are no part of a service
 
     raise typer.Exit(run_demo(database, files, largest))
 

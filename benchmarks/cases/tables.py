@@ -180,7 +180,7 @@ class Pending(Case):
             ready = time.monotonic()
             while self._archived() == before:
                 if time.monotonic() - ready > PATIENCE:
-                    raise SandboxError(f"no file was archived; {program.last_words()}")
+                    raise SandboxError(f"no file was archived; {program.log_excerpt()}")
                 time.sleep(0.005)
             first = time.monotonic() - ready
             time.sleep(self.scale.pending_seconds)

@@ -1,4 +1,4 @@
-"""The demo's proof finds each thing that can be wrong, names the file, and makes the demo fail."""
+"""The demo's checks find everything that can be wrong, name the file, and make the demo fail."""
 
 import os
 import shutil
@@ -9,10 +9,10 @@ from typing import Any, Self
 
 import pytest
 
-from cdc_archiver.demo import command as demo
-from cdc_archiver.demo.observing import plan, write
-from cdc_archiver.demo.proof import Check, prove
-from cdc_archiver.demo.registry import Registered, row_values
+from cdc_archiver.demo import entry_point as demo
+from cdc_archiver.demo.checks import Check, check_archive
+from cdc_archiver.demo.instrument import RegisteredFile, row_values
+from cdc_archiver.demo.session import plan, write
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.settings.types import FileModes
 
@@ -21,31 +21,31 @@ ROWS, PATHS, CONTENTS, MODES_SET, NO_STRAYS, SOURCE = range(6)
 
 
 @dataclass
-class World:
+class ArchiveFixture:
     """What is proved: an archive as it should be, to be spoilt."""
 
     source: Path
     data_dir: Path
-    registered: list[Registered] = field(default_factory=list)
+    registered: list[RegisteredFile] = field(default_factory=list)
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def prove(self) -> list[Check]:
-        return prove(self.registered, self.rows, self.data_dir, MODES, self.source)
+    def check_archive(self) -> list[Check]:
+        return check_archive(self.registered, self.rows, self.data_dir, MODES, self.source)
 
     def archived(self, id_: int) -> Path:
         return Path(self.rows[id_]["path"])
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path: Path) -> ArchiveFixture:
     """Twenty files, two of one name among them, archived."""
-    world = World(tmp_path / "readout", tmp_path / "archive")
+    world = ArchiveFixture(tmp_path / "readout", tmp_path / "archive")
     (world.data_dir / ".incoming" / "source" / "small-0").mkdir(parents=True)
     (world.data_dir / ".cdc_archiver").touch()
     for id_, planned in enumerate(plan(20, 5000).files, 1):
         file = write(planned, world.source)
         values = row_values(file)
-        world.registered.append(Registered(id_, file, values))
+        world.registered.append(RegisteredFile(id_, file, values))
         seconds = planned.action_timestamp
         if seconds is None:
             prefix = planned.name.split("_")[0]
@@ -64,82 +64,82 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def test_an_archive_as_it_should_be_is_right(world: World) -> None:
-    checks = world.prove()
+def test_an_archive_as_it_should_be_is_right(world: ArchiveFixture) -> None:
+    checks = world.check_archive()
 
-    assert [check.faults for check in checks] == [()] * 6
+    assert [check.problems for check in checks] == [()] * 6
     assert "20 rows" in checks[ROWS].text
     assert "1 got .1" in checks[PATHS].text
 
 
-def change(world: World) -> Path:
+def change(world: ArchiveFixture) -> Path:
     path = world.archived(5)
     path.write_bytes(bytes(path.stat().st_size))
     return path
 
 
-def cut_short(world: World) -> Path:
+def cut_short(world: ArchiveFixture) -> Path:
     path = world.archived(5)
     os.truncate(path, path.stat().st_size - 1)
     return path
 
 
-def remove(world: World) -> Path:
+def remove(world: ArchiveFixture) -> Path:
     world.archived(5).unlink()
     return world.archived(5)
 
 
-def take_a_directory_for_it(world: World) -> Path:
+def take_a_directory_for_it(world: ArchiveFixture) -> Path:
     world.archived(5).unlink()
     world.archived(5).mkdir(0o750)
     return world.archived(5)
 
 
-def swap_two_of_one_size(world: World) -> Path:
+def swap_two_of_one_size(world: ArchiveFixture) -> Path:
     for id_ in (5, 6):
         world.archived(id_).write_bytes(world.registered[id_ % 2].file.path.read_bytes())
     return world.archived(6)
 
 
-def say_not_copied(world: World) -> Path:
+def say_not_copied(world: ArchiveFixture) -> Path:
     world.rows[5]["copied"] = 0
     return world.registered[4].file.path
 
 
-def charge(world: World) -> Path:
+def charge(world: ArchiveFixture) -> Path:
     world.rows[5]["failed_copy_attempts"] = 1
     return world.registered[4].file.path
 
 
-def lose_the_action_time(world: World) -> Path:
+def lose_the_action_time(world: ArchiveFixture) -> Path:
     world.rows[5]["action_timestamp"] = None
     return world.registered[4].file.path
 
 
-def change_the_registered_md5(world: World) -> Path:
+def change_the_registered_md5(world: ArchiveFixture) -> Path:
     world.rows[5]["md5sum"] = bytes(16)
     return world.registered[4].file.path
 
 
-def delete_the_row(world: World) -> Path:
+def delete_the_row(world: ArchiveFixture) -> Path:
     # Its file is then one that no row names.
     world.archived(5).unlink()
     del world.rows[5]
     return world.registered[4].file.path
 
 
-def add_a_row(world: World) -> Path:
+def add_a_row(world: ArchiveFixture) -> Path:
     world.rows[99] = {**world.rows[5], "id": 99}
     return world.archived(5)
 
 
-def archive_elsewhere(world: World) -> Path:
+def archive_elsewhere(world: ArchiveFixture) -> Path:
     path = world.archived(5).rename(world.archived(5).with_name("elsewhere.npy"))
     world.rows[5]["path"] = str(path)
     return path
 
 
-def leave_a_gap_in_the_numbers(world: World) -> Path:
+def leave_a_gap_in_the_numbers(world: ArchiveFixture) -> Path:
     (numbered,) = (path for row in world.rows.values() if (path := Path(row["path"])).suffix == ".1")
     id_ = next(id_ for id_ in world.rows if world.archived(id_) == numbered)
     path = numbered.rename(numbered.with_suffix(".2"))
@@ -147,48 +147,48 @@ def leave_a_gap_in_the_numbers(world: World) -> Path:
     return path
 
 
-def open_it_to_all(world: World) -> Path:
+def open_it_to_all(world: ArchiveFixture) -> Path:
     world.archived(5).chmod(0o666)
     return world.archived(5)
 
 
-def close_a_directory(world: World) -> Path:
+def close_a_directory(world: ArchiveFixture) -> Path:
     world.archived(5).parent.chmod(0o700)
     return world.archived(5).parent
 
 
-def archive_what_nobody_registered(world: World) -> Path:
+def archive_what_nobody_registered(world: ArchiveFixture) -> Path:
     path = world.archived(5).with_name("stray.npy")
     path.touch()
     path.chmod(0o640)
     return path
 
 
-def leave_staged(world: World) -> Path:
+def leave_staged(world: ArchiveFixture) -> Path:
     path = world.data_dir / ".incoming" / "source" / "small-0" / "part.npy"
     path.touch()
     return path
 
 
-def change_at_the_source(world: World) -> Path:
+def change_at_the_source(world: ArchiveFixture) -> Path:
     path = world.registered[4].file.path
     path.write_bytes(bytes(path.stat().st_size))
     return path
 
 
-def touch_at_the_source(world: World) -> Path:
+def touch_at_the_source(world: ArchiveFixture) -> Path:
     path = world.registered[4].file.path
     os.utime(path, ns=(0, world.registered[4].file.modified + 1))
     return path
 
 
-def remove_at_the_source(world: World) -> Path:
+def remove_at_the_source(world: ArchiveFixture) -> Path:
     path = world.registered[4].file.path
     path.unlink()
     return path
 
 
-def write_at_the_source(world: World) -> Path:
+def write_at_the_source(world: ArchiveFixture) -> Path:
     path = world.source / "by_the_archiver"
     path.touch()
     return path
@@ -219,36 +219,38 @@ def write_at_the_source(world: World) -> Path:
         (write_at_the_source, SOURCE),
     ],
 )
-def test_what_is_wrong_is_found_and_named(world: World, spoil: Callable[[World], Path], check: int) -> None:
+def test_what_is_wrong_is_found_and_named(
+    world: ArchiveFixture, spoil: Callable[[ArchiveFixture], Path], check: int
+) -> None:
     path = spoil(world)
 
-    checks = world.prove()
+    checks = world.check_archive()
 
-    assert [number for number, asked in enumerate(checks) if not asked.right] == [check]
-    assert any(str(path) in fault for fault in checks[check].faults)
+    assert [number for number, asked in enumerate(checks) if not asked.passed] == [check]
+    assert any(str(path) in problem for problem in checks[check].problems)
 
 
-def test_a_directory_in_place_of_a_file_is_no_archived_file(world: World) -> None:
+def test_a_directory_in_place_of_a_file_is_no_archived_file(world: ArchiveFixture) -> None:
     path = take_a_directory_for_it(world)
 
-    faults = world.prove()[CONTENTS].faults
+    problems = world.check_archive()[CONTENTS].problems
 
-    assert len(faults) == 1
-    assert str(path) in faults[0]
+    assert len(problems) == 1
+    assert str(path) in problems[0]
 
 
-def test_a_link_to_the_right_contents_is_no_archived_file(world: World) -> None:
+def test_a_link_to_the_right_contents_is_no_archived_file(world: ArchiveFixture) -> None:
     path = world.archived(5)
     path.unlink()
     path.symlink_to(world.registered[4].file.path)
 
-    checks = world.prove()
+    checks = world.check_archive()
 
-    assert str(path) in checks[CONTENTS].faults[0]
-    assert str(path) in checks[NO_STRAYS].faults[0]
+    assert str(path) in checks[CONTENTS].problems[0]
+    assert str(path) in checks[NO_STRAYS].problems[0]
 
 
-def test_rows_of_one_place_may_come_in_any_order(world: World) -> None:
+def test_rows_of_one_place_may_come_in_any_order(world: ArchiveFixture) -> None:
     numbered = next(id_ for id_ in world.rows if world.archived(id_).suffix == ".1")
     plain = next(id_ for id_ in world.rows if world.rows[numbered]["path"] == f"{world.rows[id_]['path']}.1")
     paths = {id_: world.rows[id_]["path"] for id_ in (numbered, plain)}
@@ -256,7 +258,7 @@ def test_rows_of_one_place_may_come_in_any_order(world: World) -> None:
         world.rows[id_]["path"] = paths[other]
         shutil.copyfile(world.registered[id_ - 1].file.path, paths[other])
 
-    assert all(check.right for check in world.prove())
+    assert all(check.passed for check in world.check_archive())
 
 
 class FakeSandbox:
@@ -293,14 +295,14 @@ def test_the_demo_fails_when_a_check_does(
 
     monkeypatch.setattr(demo, "_fetch", lambda kind: None)
     monkeypatch.setattr(demo, "Sandbox", FakeSandbox)
-    monkeypatch.setattr(demo, "Play", FakePlay)
+    monkeypatch.setattr(demo, "Scenario", FakePlay)
 
     assert demo.run_demo("mariadb", 20, "1M") is status
 
     out = capsys.readouterr().out
-    assert ("all is right" in out) is check.right
+    assert ("passed in" in out) is check.passed
     # Named where it was found, and once more at the end.
-    assert out.count("/archive/15895/wrong.npy") == (0 if check.right else 2)
+    assert out.count("/archive/15895/wrong.npy") == (0 if check.passed else 2)
 
 
 def test_what_runs_or_lies_about_afterwards_is_wrong(
@@ -322,10 +324,10 @@ def test_what_runs_or_lies_about_afterwards_is_wrong(
 
     monkeypatch.setattr(demo, "_fetch", lambda kind: None)
     monkeypatch.setattr(demo, "Sandbox", Untidy)
-    monkeypatch.setattr(demo, "Play", Nothing)
+    monkeypatch.setattr(demo, "Scenario", Nothing)
 
     assert demo.run_demo("mariadb", 20, "1M") is ExitStatus.INTERNAL_ERROR
 
     out = capsys.readouterr().out
     assert "mariadb still runs" in out
-    assert f"{tmp_path} is still there" in out
+    assert f"{tmp_path} still exists" in out

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from cdc_archiver.demo.figures import percentiles
-from cdc_archiver.demo.observing import SMALLEST, Planned, plan, write
+from cdc_archiver.demo.report import percentiles
+from cdc_archiver.demo.session import SMALLEST, PlannedFile, plan, write
 
 MB = 1024**2
 
 
-def source_path(file: Planned) -> str:
+def source_path(file: PlannedFile) -> str:
     return str(file.directory / file.name)
 
 
@@ -23,7 +23,7 @@ def test_the_session_has_what_was_asked_for(files: int, largest: int) -> None:
     assert len(session.files) == files
     assert len({source_path(file) for file in session.files}) == files
     assert session.early
-    assert len(session.alone) >= 5
+    assert len(session.single) >= 5
     assert session.largest.size == largest == max(file.size for file in session.files)
     assert min(file.size for file in session.files) == SMALLEST
     assert len({file.pub_id for file in session.files}) >= (2 if files < 60 else 5)
