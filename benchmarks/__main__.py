@@ -17,10 +17,10 @@ from rich.console import Console
 
 from benchmarks import plots
 from benchmarks.cases import CASES, Case
-from benchmarks.ground import Ground
-from benchmarks.report import describe, file_system, tell_aims, tell_case, write_json
+from benchmarks.report import describe, file_system, print_aims, print_case, write_json
 from benchmarks.runner import INTERRUPTED, Result, run
 from benchmarks.scale import FULL, GB, SHORT, SMOKE, Scale
+from benchmarks.testbed import Testbed
 from cdc_archiver.sandbox import Sandbox, SandboxError
 
 _SCALES = {scale.name: scale for scale in (SMOKE, SHORT, FULL)}
@@ -46,10 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.directory is not None:
         tempfile.tempdir = str(given.directory.absolute())
     place = Path(tempfile.gettempdir())
-    if not place.is_dir() or (free := shutil.disk_usage(place).free) < scale.room_bytes:
+    if not place.is_dir() or (free := shutil.disk_usage(place).free) < scale.space_bytes:
         has = f"has {free / GB:.1f} GB" if place.is_dir() else "is no directory"
         print(
-            f"benchmarks: a {scale.name} run needs {scale.room_bytes / GB:.0f} GB, and {place} {has}: --directory, or TMPDIR",
+            f"benchmarks: a {scale.name} run needs {scale.space_bytes / GB:.0f} GB, and {place} {has}: --directory, or TMPDIR",
             file=sys.stderr,
         )
         return 2
@@ -70,8 +70,8 @@ def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, directory: Path, 
     status = 0
     try:
         with Sandbox("mysql" if kind == "mysql" else "mariadb", options=_SERVER_OPTIONS) as sandbox:
-            ground = Ground(sandbox)
-            environment = describe(ground, scale, _SERVER_OPTIONS)
+            testbed = Testbed(sandbox)
+            environment = describe(testbed, scale, _SERVER_OPTIONS)
             subtitle = (
                 f"{environment['database']}; {environment['processors']} × {environment['processor']}; "
                 f"{environment['file_system'].partition(' ')[0]}; {scale.name} run, {scale.rounds} rounds"
@@ -80,13 +80,13 @@ def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, directory: Path, 
             if (load := environment["load_at_start"]) > 1.0:
                 console.print(f"the machine is not quiet: its load is {load:.1f}", style="bold red")
 
-            def tell(result: Result, complete: bool) -> None:
+            def on_result(result: Result, complete: bool) -> None:
                 write_json(directory, environment, [*results, result], time.monotonic() - began)
                 if complete:
                     results.append(result)
-                    tell_case(console, result)
+                    print_case(console, result)
 
-            run(cases, ground, scale, console, directory, tell)
+            run(cases, testbed, scale, console, directory, on_result)
             console.print("clearing away", style="dim")  # all files of all turns: up to a minute
     except SandboxError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -94,7 +94,7 @@ def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, directory: Path, 
     except KeyboardInterrupt:
         status = _INTERRUPTED_STATUS
     if results:
-        tell_aims(console, results)
+        print_aims(console, results)
         _draw(directory, results, subtitle, console)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     console.print(f"took {minutes} min {seconds} s; written to {directory}/", markup=False, highlight=False)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.figures import pooled, unit_of
-from benchmarks.report import ways_of
+from benchmarks.measurements import pooled, unit_of
+from benchmarks.report import contenders_of
 from benchmarks.runner import Result
 
 _LEAST: Final = 0.05
@@ -34,22 +34,25 @@ def draw(directory: Path, results: Sequence[Result], subtitle: str) -> list[Path
 
     paths = []
     for result in results:
-        if pooled_by_way(result):
+        if pooled_by_contender(result):
             paths += _save(pyplot, directory, result.name, _draw_case(pyplot, result))
     if any(result.verdicts for result in results):
         paths += _save(pyplot, directory, "aims", _draw_aims(pyplot, results, subtitle))
     return paths
 
 
-def pooled_by_way(result: Result) -> list[tuple[str, list[float]]]:
+def pooled_by_contender(result: Result) -> list[tuple[str, list[float]]]:
     """The values of the figure that is drawn, of each way that has it."""
-    ways = ((way, pooled(result.measurements, way, result.plot)) for way in ways_of(result.measurements))
-    return [(way, found) for way, found in ways if found]
+    contenders = (
+        (contender, pooled(result.measurements, contender, result.plot))
+        for contender in contenders_of(result.measurements)
+    )
+    return [(contender, found) for contender, found in contenders if found]
 
 
 def _draw_case(pyplot: Any, result: Result) -> Any:
     """Every value as a dot, by way; the box holds the middle half."""
-    shown = pooled_by_way(result)
+    shown = pooled_by_contender(result)
     figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.6 * len(shown)), layout="constrained")
     axes.boxplot(
         [found for _, found in shown],
@@ -62,7 +65,7 @@ def _draw_case(pyplot: Any, result: Result) -> Any:
         # Side by side, so that equal values show as many.
         offsets = [number + 0.3 * ((place * 0.618) % 1.0 - 0.5) for place in range(len(found))]
         axes.plot(found, offsets, ".", alpha=0.4, markersize=4)
-    axes.set_yticks(range(1, len(shown) + 1), [way for way, _ in shown])
+    axes.set_yticks(range(1, len(shown) + 1), [contender for contender, _ in shown])
     axes.invert_yaxis()
     smallest = min(min(found) for _, found in shown)
     if smallest > 0 and max(max(found) for _, found in shown) > 20 * smallest:

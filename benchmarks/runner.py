@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.cases import Case
-from benchmarks.figures import Aim, Measurement, Verdict
-from benchmarks.ground import Ground
+from benchmarks.measurements import Aim, Measurement, Verdict
 from benchmarks.scale import Scale
+from benchmarks.testbed import Testbed
 
 INTERRUPTED = "interrupted"
 
@@ -45,11 +45,11 @@ class Result:
 
 def run(
     cases: Sequence[type[Case]],
-    ground: Ground,
+    testbed: Testbed,
     scale: Scale,
     console: Console,
     evidence: Path,
-    tell: Callable[[Result, bool], None],
+    on_result: Callable[[Result, bool], None],
 ) -> None:
     """Measures cases one after the other; after an interruption no further one.
 
@@ -67,14 +67,14 @@ def run(
             def show(what: str, done: float, number: int = number, name: str = kind.name) -> None:
                 progress.update(task, description=f"{name}: {what}", completed=number + done)
 
-            turns = _Turns(kind(ground, scale), show)
-            turns.measure(evidence, lambda turns=turns: tell(turns.result(), False))  # type: ignore[misc]
-            tell(turns.result(), True)
+            turns = _CaseRun(kind(testbed, scale), show)
+            turns.measure(evidence, lambda turns=turns: on_result(turns.result(), False))  # type: ignore[misc]
+            on_result(turns.result(), True)
             if turns.failure == INTERRUPTED:
                 return
 
 
-class _Turns:
+class _CaseRun:
     """One case's, from its preparation to its end."""
 
     def __init__(self, case: Case, show: Callable[[str, float], None]) -> None:
@@ -107,7 +107,7 @@ class _Turns:
         except KeyboardInterrupt:
             self.failure = INTERRUPTED
         except Exception as error:
-            kept = _keep_logs(self._case.ground, evidence / f"failed-{self._case.name}")
+            kept = _keep_logs(self._case.testbed, evidence / f"failed-{self._case.name}")
             self.failure = f"{type(error).__name__}: {error}\nlogs: {kept}\n{traceback.format_exc()}"
         finally:
             self._close()
@@ -115,18 +115,18 @@ class _Turns:
     def _rounds(self, after_round: Callable[[], None]) -> None:
         case, rounds = self._case, self._case.rounds
         self._show("preparing", 0.0)
-        case.ground.settle()
-        case.tell = lambda words: self._show(f"preparing, {words}", 0.0)
+        case.testbed.settle()
+        case.report_progress = lambda words: self._show(f"preparing, {words}", 0.0)
         case.prepare()
-        ways = list(case.ways().items())
+        contenders = list(case.contenders().items())
         for number in range(rounds):
             case.begin_round()
             # Who goes first changes from round to round: whoever follows finds what the other has left behind.
-            first = number % len(ways)
-            for turn, (name, way) in enumerate(ways[first:] + ways[:first]):
-                self._show(f"round {number + 1} of {rounds}, {name}", (number + turn / len(ways)) / rounds)
-                case.ground.settle()
-                self._measurements.append(Measurement(name, number, way(), turn))
+            first = number % len(contenders)
+            for turn, (name, contender) in enumerate(contenders[first:] + contenders[:first]):
+                self._show(f"round {number + 1} of {rounds}, {name}", (number + turn / len(contenders)) / rounds)
+                case.testbed.settle()
+                self._measurements.append(Measurement(name, number, contender(), turn))
             after_round()
 
     def _close(self) -> None:
@@ -136,9 +136,9 @@ class _Turns:
             self.failure = self.failure or f"{type(error).__name__}: {error}"
 
 
-def _keep_logs(ground: Ground, directory: Path) -> Path:
+def _keep_logs(testbed: Testbed, directory: Path) -> Path:
     """Copies what the programs of a case, and the servers, have written: their own directories go with the case."""
     directory.mkdir(parents=True, exist_ok=True)
-    for log in [*ground.sandbox.directory.glob("*/*.log"), *ground.directory.glob("site-*/program-*/*.log")]:
+    for log in [*testbed.sandbox.directory.glob("*/*.log"), *testbed.directory.glob("site-*/program-*/*.log")]:
         shutil.copyfile(log, directory / f"{log.parent.name}-{log.name}")
     return directory

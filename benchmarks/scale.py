@@ -40,8 +40,8 @@ class Scale:
 
     name: str
     rounds: int
-    lone_rounds: int
-    room_bytes: int
+    rounds_without_baseline: int
+    space_bytes: int
     idle_files: int
     burst_files: int
     polled_files: int
@@ -67,8 +67,8 @@ class Scale:
 SMOKE: Final = Scale(
     name="smoke",
     rounds=1,
-    lone_rounds=1,
-    room_bytes=GB,
+    rounds_without_baseline=1,
+    space_bytes=GB,
     idle_files=3,
     burst_files=30,
     polled_files=2,
@@ -93,8 +93,8 @@ SMOKE: Final = Scale(
 SHORT: Final = Scale(
     name="short",
     rounds=6,
-    lone_rounds=5,
-    room_bytes=5 * GB,
+    rounds_without_baseline=5,
+    space_bytes=5 * GB,
     idle_files=12,
     burst_files=2000,
     polled_files=4,
@@ -118,8 +118,8 @@ SHORT: Final = Scale(
 FULL: Final = Scale(
     name="full",
     rounds=6,
-    lone_rounds=5,
-    room_bytes=20 * GB,
+    rounds_without_baseline=5,
+    space_bytes=20 * GB,
     idle_files=100,
     burst_files=2000,
     polled_files=7,

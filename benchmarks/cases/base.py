@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeAlias
 
-from benchmarks.figures import Aim, Measurement, Verdict, judge
-from benchmarks.ground import Ground
+from benchmarks.measurements import Aim, Measurement, Verdict, judge
 from benchmarks.scale import FULL, Scale
+from benchmarks.testbed import Testbed
 
 Figures: TypeAlias = Mapping[str, Sequence[float]]
-Way: TypeAlias = Callable[[], Figures]
+Contender: TypeAlias = Callable[[], Figures]
 """Measures once: every single value, by what it is."""
 
 
@@ -32,11 +32,11 @@ class Case(ABC):
     sizes: ClassVar[Sequence[str]]
     """Which fields of :class:`Scale` its aims depend on."""
 
-    def __init__(self, ground: Ground, scale: Scale) -> None:
-        self.ground = ground
+    def __init__(self, testbed: Testbed, scale: Scale) -> None:
+        self.testbed = testbed
         self.scale = scale
         self.stack = contextlib.ExitStack()
-        self.tell: Callable[[str], object] = lambda _: None
+        self.report_progress: Callable[[str], object] = lambda _: None
         """For a preparation that takes minutes: how far it is, in a few words. Whoever runs the case sets it."""
 
     @property
@@ -64,7 +64,7 @@ class Case(ABC):
         """Makes what the ways need; what has to be closed again goes to ``stack``."""
 
     @abstractmethod
-    def ways(self) -> Mapping[str, Way]:
+    def contenders(self) -> Mapping[str, Contender]:
         """Ours and its opponents: each has its turn in each round."""
 
     def begin_round(self) -> None:

@@ -11,11 +11,11 @@ from itertools import pairwise
 from statistics import median
 from typing import Final
 
-from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import Aim, Measurement, Verdict
-from benchmarks.ground import TARGET, Site
-from benchmarks.processes import busy_processors, disk_busy
-from benchmarks.program import Program
+from benchmarks.cases.base import Case, Contender, Figures
+from benchmarks.measured_service import MeasuredService
+from benchmarks.measurements import Aim, Measurement, Verdict
+from benchmarks.proc_stats import busy_processors, disk_busy
+from benchmarks.testbed import TARGET, BenchmarkSite
 from cdc_archiver.sandbox import SshServer
 
 _GROWS: Final = 1.1
@@ -39,7 +39,7 @@ def growth(aim: Aim, counts: Sequence[int], measurements: Sequence[Measurement])
     for fewer, more in pairwise(sorted(counts)):
         rounds = []
         for number in sorted({one.round for one in measurements}):
-            here = {one.way: one.figures for one in measurements if one.round == number}
+            here = {one.contender: one.figures for one in measurements if one.round == number}
             if (before := here.get(name_of(fewer))) and (after := here.get(name_of(more))):
                 busy = {
                     name: before[f"{name}_percent"][0] for name in ("disk", "processors") if f"{name}_percent" in before
@@ -50,12 +50,12 @@ def growth(aim: Aim, counts: Sequence[int], measurements: Sequence[Measurement])
         medians = {name: median(busy.get(name, 0.0) for _, busy in rounds) for name in rounds[0][1]}
         limit = max(medians, key=lambda name: medians[name])
         worth = [max(ratio / _GROWS, max(busy.values()) / _BUSY) for ratio, busy in rounds]
-        words = f"{fewer} → {more}: × {median(ratio for ratio, _ in rounds):.2f}, {limit} {medians[limit]:.0f} % busy at {fewer}"
-        steps.append((median(worth), worth, words))
+        lines = f"{fewer} → {more}: × {median(ratio for ratio, _ in rounds):.2f}, {limit} {medians[limit]:.0f} % busy at {fewer}"
+        steps.append((median(worth), worth, lines))
     if not steps:
         return None
     value, worth, _ = min(steps)
-    return Verdict(aim, value, worth, "; ".join(words for *_, words in steps))
+    return Verdict(aim, value, worth, "; ".join(lines for *_, lines in steps))
 
 
 class Sources(Case):
@@ -81,58 +81,58 @@ class Sources(Case):
 
     def prepare(self) -> None:
         most = max(self.scale.sources)
-        self._servers = [self.ground.sandbox.ssh]
+        self._servers = [self.testbed.sandbox.ssh]
         for number in range(1, most):
-            server = SshServer(self.ground.directory / f"ssh-{number}")
+            server = SshServer(self.testbed.directory / f"ssh-{number}")
             self._servers.append(self.stack.enter_context(server))
-        self._files = self.ground.files("sources", self.scale.source_files, 20_000)
-        self._programs = {}
+        self._files = self.testbed.files("sources", self.scale.source_files, 20_000)
+        self._services = {}
         for count in self.scale.sources:
             targets = [f"{TARGET}-{number}" for number in range(count)]
-            site = self.ground.site(targets=targets)
+            site = self.testbed.site(targets=targets)
             self.stack.callback(site.close)
-            program = Program(
+            service = MeasuredService(
                 site, "--config", str(self._config(site)), target=None, **dict.fromkeys(site.ssh.settings)
             )
-            self._programs[count] = (site, self.stack.enter_context(program))
+            self._services[count] = (site, self.stack.enter_context(service))
             # The first copy from each server waits for its connection.
-            warm = self.ground.files("warm", 1, 1000)
+            warm = self.testbed.files("warm", 1, 1000)
             for target in targets:
                 site.wait_copied(site.register(warm, target=target))
             site.empty()
 
-    def ways(self) -> Mapping[str, Way]:
+    def contenders(self) -> Mapping[str, Contender]:
         return {name_of(count): partial(self._measure, count) for count in sorted(self.scale.sources, reverse=True)}
 
     def verdicts(self, measurements: Sequence[Measurement]) -> list[Verdict]:
         verdict = growth(self.aims[0], self.scale.sources, measurements)
         return [verdict] if verdict else []
 
-    def _config(self, site: Site) -> str:
+    def _config(self, site: BenchmarkSite) -> str:
         tables = []
         for target, server in zip(site.targets, self._servers, strict=False):
             values = {"name": target, "target": [target], **server.settings}
-            words = [
+            lines = [
                 f"{name} = {json.dumps(value if isinstance(value, int | list) else str(value))}"
                 for name, value in values.items()
             ]
-            tables.append("\n".join(["[[sources]]", *words]))
+            tables.append("\n".join(["[[sources]]", *lines]))
         path = site.directory / "sources.toml"
         path.write_text("\n\n".join(tables) + "\n")
         return str(path)
 
     def _measure(self, count: int) -> Figures:
-        site, program = self._programs[count]
+        site, service = self._services[count]
         rows = []
         busy, waiting = busy_processors()
-        disk, cpu = disk_busy(site.directory), program.cpu_seconds()
+        disk, cpu = disk_busy(site.directory), service.cpu_seconds()
         began = time.monotonic()
         for target in site.targets:
             rows.append(site.register(self._files, target=target))
-        done = site.wait_none_pending(rows[-1], program.copied)
+        done = site.wait_none_pending(rows[-1], service.copied)
         seconds = done - began
         busy, waiting = (after - before for after, before in zip(busy_processors(), (busy, waiting), strict=True))
-        disk_after, cpu = disk_busy(site.directory), program.cpu_seconds() - cpu
+        disk_after, cpu = disk_busy(site.directory), service.cpu_seconds() - cpu
         for each in rows:
             site.require_archived(each, self._files)
         site.empty()

@@ -20,9 +20,9 @@ from functools import partial
 from statistics import median
 from typing import ClassVar, Final, Self
 
-from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import OURS, Aim
-from benchmarks.ground import TABLE, Site, SourceFile
+from benchmarks.cases.base import Case, Contender, Figures
+from benchmarks.measurements import OURS, Aim
+from benchmarks.testbed import TABLE, BenchmarkSite, SourceFile
 from cdc_archiver.sandbox import SandboxError
 
 _PATIENCE: Final = 120.0
@@ -36,7 +36,7 @@ _COPIED: Final = (
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ReaderResult:
     """What a reader said at its end.
 
     Attributes:
@@ -50,7 +50,7 @@ class _Seen:
     cpu: float
 
 
-class _Reading:
+class _ReaderProcess:
     """A reader in a process of its own, inside a ``with`` block.
 
     Args:
@@ -58,9 +58,9 @@ class _Reading:
         look: seconds between ours's looks.
     """
 
-    def __init__(self, site: Site, way: str, look: float) -> None:
+    def __init__(self, site: BenchmarkSite, contender: str, look: float) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.readers"],
+            [sys.executable, "-m", "benchmarks.stream_readers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(os.environ),
@@ -68,7 +68,7 @@ class _Reading:
             start_new_session=True,  # Ctrl-C is not for it
         )
         settings = {name: value for name, value in site.options().items() if name.startswith("mysql_")}
-        self._tell({"way": way, "table": TABLE, "settings": settings, "look": look})
+        self._tell({"way": contender, "table": TABLE, "settings": settings, "look": look})
         self._began = 0.0
 
     def __enter__(self) -> Self:
@@ -78,7 +78,7 @@ class _Reading:
         self._process.kill()
         self._process.communicate()
 
-    def says(self, word: str, timeout: float = _PATIENCE) -> bool:
+    def receives(self, word: str, timeout: float = _PATIENCE) -> bool:
         """Whether it says this word in time; there is no other that it could say."""
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], timeout)[0]:
@@ -92,13 +92,13 @@ class _Reading:
         self._began = time.monotonic()
         self._tell({"before": before, "rows": rows})
 
-    def result(self) -> _Seen:
+    def result(self) -> _ReaderResult:
         """Waits for its end."""
         said, _ = self._process.communicate(timeout=_PATIENCE)
         if self._process.returncode != 0:
             raise SandboxError(f"a reader ended with status {self._process.returncode}")
         found = json.loads(said.splitlines()[-1])
-        return _Seen(self._began, [(at, total) for at, total in found["seen"]], found["cpu"])
+        return _ReaderResult(self._began, [(at, total) for at, total in found["seen"]], found["cpu"])
 
     def _tell(self, what: object) -> None:
         assert self._process.stdin is not None
@@ -111,30 +111,33 @@ class _Stream(Case):
     look = _NEVER  # looks that came due while it waits would all be paid for in the second that is timed
 
     def prepare(self) -> None:
-        self._site = self.ground.site()
+        self._site = self.testbed.site()
         self.stack.callback(self._site.close)
         # A reader that waits takes nothing from the server, which must not throw it out for that.
         self._site.sql("SET GLOBAL net_write_timeout = 600")
         # Of another target: nobody would copy them, and the stream cannot know.
-        self._row = SourceFile(self.ground.directory / "nothing.npy", 0, b"\x00" * 16)
+        self._row = SourceFile(self.testbed.directory / "nothing.npy", 0, b"\x00" * 16)
         self._site.register([self._row] * 1000, target="somebody", columns={"copied": 1})
         self._site.sql(f"CREATE TABLE template AS SELECT {_COPIED} FROM {TABLE}")
         self._round = self.stack.enter_context(contextlib.ExitStack())
 
-    def ways(self) -> Mapping[str, Way]:
-        return {way: partial(self._measure, way) for way in self.readers}
+    def contenders(self) -> Mapping[str, Contender]:
+        return {contender: partial(self._measure, contender) for contender in self.readers}
 
     def begin_round(self) -> None:
         self._round.close()
-        self._readers = {way: self._round.enter_context(_Reading(self._site, way, self.look)) for way in self.readers}
+        self._readers = {
+            contender: self._round.enter_context(_ReaderProcess(self._site, contender, self.look))
+            for contender in self.readers
+        }
         for reader in self._readers.values():
-            if not reader.says("ready"):
+            if not reader.receives("ready"):
                 raise SandboxError("a reader is not ready")
         self._before = 0
         deadline = time.monotonic() + _PATIENCE
         for reader in self._readers.values():
             # What ours asks once, it asks between two events: rows give it the occasion.
-            while not reader.says("first", _NUDGE_EVERY):
+            while not reader.receives("first", _NUDGE_EVERY):
                 if time.monotonic() > deadline:
                     raise SandboxError("a reader sees no row")
                 self._insert(1)
@@ -147,7 +150,7 @@ class _Stream(Case):
         """What is read in the round."""
 
     @abstractmethod
-    def _measure(self, way: str) -> Figures:
+    def _measure(self, contender: str) -> Figures:
         """One turn of a reader."""
 
     def _insert(self, count: int) -> None:
@@ -159,10 +162,10 @@ class _Stream(Case):
                 f"CROSS JOIN (SELECT 1 FROM template LIMIT {-(-part // 1000)}) AS times LIMIT {part}"
             )
 
-    def _read(self, way: str, rows: int, of_it: int) -> Figures:
+    def _read(self, contender: str, rows: int, rows_of_table: int) -> Figures:
         """Figures of a reader that passes so many rows, of which some are its table's."""
-        reader = self._readers[way]
-        reader.go(self._before, of_it)
+        reader = self._readers[contender]
+        reader.go(self._before, rows_of_table)
         seen = reader.result()
         return {"rate": [rows / (seen.seen[-1][0] - seen.began)], "cpu_us": [seen.cpu * 1e6 / rows]}
 
@@ -196,8 +199,8 @@ class StreamBurst(_Stream):
     def _write(self) -> None:
         self._insert(self.scale.stream_rows)
 
-    def _measure(self, way: str) -> Figures:
-        return self._read(way, self.scale.stream_rows, self.scale.stream_rows)
+    def _measure(self, contender: str) -> Figures:
+        return self._read(contender, self.scale.stream_rows, self.scale.stream_rows)
 
 
 class Paced(_Stream):
@@ -224,15 +227,15 @@ class Paced(_Stream):
 
     @property
     def rounds(self) -> int:
-        return self.scale.lone_rounds
+        return self.scale.rounds_without_baseline
 
     def _write(self) -> None:
         """Nothing yet."""
 
-    def _measure(self, way: str) -> Figures:
+    def _measure(self, contender: str) -> Figures:
         transactions, rows = round(self.scale.paced_seconds * 100), 10
         committed: list[float] = []
-        reader = self._readers[way]
+        reader = self._readers[contender]
         reader.go(self._before, transactions * rows)
         began = time.monotonic()
         for number in range(transactions):
@@ -290,5 +293,5 @@ class Unrelated(_Stream):
         self._site.sql("CALL feed(%s)", (self.scale.unrelated_rows // 10,))
         self._insert(1)  # the last: whoever sees it has passed all the others
 
-    def _measure(self, way: str) -> Figures:
-        return self._read(way, self.scale.unrelated_rows, 1)
+    def _measure(self, contender: str) -> Figures:
+        return self._read(contender, self.scale.unrelated_rows, 1)

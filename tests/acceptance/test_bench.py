@@ -18,9 +18,9 @@ import pytest
 from benchmarks.cases import CASES
 from benchmarks.cases.sources import growth
 from benchmarks.cases.tables import grow
-from benchmarks.figures import Aim, Measurement, judge, percentile
-from benchmarks.ground import TABLE, Ground
+from benchmarks.measurements import Aim, Measurement, judge, percentile
 from benchmarks.scale import GB, MB
+from benchmarks.testbed import TABLE, Testbed
 from cdc_archiver.database.schema import INDEX
 from cdc_archiver.sandbox import Kind, Sandbox, SshServer
 
@@ -127,19 +127,19 @@ def test_an_unknown_case_is_wrong_usage(place: Path) -> None:
 
 
 def test_what_is_put_aside_keeps_its_small_files_so_that_ext4_has_no_inodes_to_step_over(tmp_path: Path) -> None:
-    ground = Ground(cast("Sandbox", SimpleNamespace(directory=tmp_path, database=None, environment=dict)))
+    testbed = Testbed(cast("Sandbox", SimpleNamespace(directory=tmp_path, database=None, environment=dict)))
     kept = set()
     for _ in range(2):  # the second has the first one's name
-        turn = ground.directory / "turn"
+        turn = testbed.directory / "turn"
         (turn / "outputs").mkdir(parents=True)
         for name, size in {"dust": 500, "outputs/small": 20_000, "outputs/large": GB // 100}.items():
             with (turn / name).open("wb") as file:
                 file.truncate(size)
             if size < MB:
                 kept.add((turn / name).stat().st_ino)
-        ground.put_aside(turn)
+        testbed.put_aside(turn)
         assert not turn.exists()
-    assert {path.stat().st_ino for path in ground.directory.rglob("*") if path.is_file()} == kept
+    assert {path.stat().st_ino for path in testbed.directory.rglob("*") if path.is_file()} == kept
 
 
 @pytest.mark.parametrize("database", ["mariadb", "mysql"])
@@ -148,13 +148,13 @@ def test_a_table_grows_to_its_size_action_by_action(
 ) -> None:
     request.getfixturevalue(database)  # skips where it is not to be had
     with Sandbox(database, place / "sandbox") as sandbox:
-        ground = Ground(sandbox)
-        site = ground.site()
-        files = ground.files("rows", 100, 10)
+        testbed = Testbed(sandbox)
+        site = testbed.site()
+        files = testbed.files("rows", 100, 10)
         site.register(files, columns={"copied": 1})
         logged = sandbox.database.execute("SHOW BINARY LOGS")
-        told: list[str] = []
-        grow(site, 1050, told.append)
+        medians: list[str] = []
+        grow(site, 1050, medians.append)
         actions = site.sql(
             "SELECT COUNT(*), COUNT(DISTINCT path), MIN(copied), MAX(id) - MIN(id) "
             f"FROM {TABLE} GROUP BY action_timestamp ORDER BY MIN(id)"
@@ -171,15 +171,15 @@ def test_a_table_grows_to_its_size_action_by_action(
         ][:3] == ["copied", "instance_id", "id"]
         assert site.sql("SHOW TABLES LIKE 'template'") == []
         assert sandbox.database.execute("SHOW BINARY LOGS") == logged  # nobody reads all that
-        assert told[0] == "100 of 1,050 rows"
+        assert medians[0] == "100 of 1,050 rows"
         site.close()
 
 
 # How values become a verdict.
 
 
-def measured(way: str, round_: int, *values: float) -> Measurement:
-    return Measurement(way, round_, {"ms": values})
+def measured(contender: str, round_: int, *values: float) -> Measurement:
+    return Measurement(contender, round_, {"ms": values})
 
 
 def test_a_ratio_is_taken_round_by_round_so_that_a_slow_minute_counts_for_both() -> None:
@@ -224,8 +224,8 @@ def test_a_limit_that_stands_for_itself_is_kept_in_every_round() -> None:
 
 def sources(rates: dict[str, float], processors: dict[str, float]) -> list[Measurement]:
     return [
-        Measurement(way, 0, {"rate": [rate], "processors_percent": [processors.get(way, 10.0)]})
-        for way, rate in rates.items()
+        Measurement(contender, 0, {"rate": [rate], "processors_percent": [processors.get(contender, 10.0)]})
+        for contender, rate in rates.items()
     ]
 
 

@@ -64,7 +64,7 @@ class Registered:
     committed: float
 
 
-class Ground:
+class Testbed:
     """The servers of one run, and a directory for all that is written.
 
     Args:
@@ -78,10 +78,10 @@ class Ground:
         self.directory.mkdir()
         self.environment = without_settings(sandbox.environment())
         self._files = self.directory / "readout"
-        self._attic = self.directory / "attic"
-        self._attic.mkdir()
+        self._aside = self.directory / "attic"
+        self._aside.mkdir()
         self._numbers = itertools.count(1)
-        self._in_attic = itertools.count(1)
+        self._aside_numbers = itertools.count(1)
         self._made: dict[tuple[str, int, int], list[SourceFile]] = {}
 
     def files(self, name: str, count: int, size: int) -> list[SourceFile]:
@@ -113,32 +113,34 @@ class Ground:
             for path in (Path(place, name) for name in names):
                 if path.lstat().st_size >= _LARGE:
                     path.unlink()
-        directory.rename(self._attic / str(next(self._in_attic)))
+        directory.rename(self._aside / str(next(self._aside_numbers)))
 
-    def site(self, *, targets: Sequence[str] = (TARGET,), ssh: SshServer | None = None) -> Site:
+    def site(self, *, targets: Sequence[str] = (TARGET,), ssh: SshServer | None = None) -> BenchmarkSite:
         """A new site: a database with an empty table of files, its index, an archiver's account, an empty archive."""
         number = next(self._numbers)
-        return Site(self, f"site_{number}", self.directory / f"site-{number}", tuple(targets), ssh or self.sandbox.ssh)
+        return BenchmarkSite(
+            self, f"site_{number}", self.directory / f"site-{number}", tuple(targets), ssh or self.sandbox.ssh
+        )
 
     def settle(self) -> None:
         """Brings everything to the disk that is still on its way there, so that nobody pays for another's writing."""
         sync_file_system(self.directory)
 
 
-class Site:
+class BenchmarkSite:
     """One database, one archive."""
 
     def __init__(
-        self, ground: Ground, database: str, directory: Path, targets: tuple[str, ...], ssh: SshServer
+        self, testbed: Testbed, database: str, directory: Path, targets: tuple[str, ...], ssh: SshServer
     ) -> None:
-        self.ground = ground
+        self.testbed = testbed
         self.database = database
         self.directory = directory
         self.data_dir = directory / "archive"
         self.targets = targets
         self.ssh = ssh
         self.data_dir.mkdir(parents=True)
-        server = ground.server
+        server = testbed.server
         server.execute(f"CREATE DATABASE {database}")
         self._connection: Any = server.connect(database=database)
         self.sql(schema.table_statement(schema.files_table(TABLE)))
@@ -154,9 +156,9 @@ class Site:
     def close(self) -> None:
         """Hangs up, and puts aside what it made."""
         self._connection.close()
-        self.ground.server.execute(f"DROP DATABASE {self.database}")
-        self.ground.put_aside(self.directory)
-        self.ground.settle()
+        self.testbed.server.execute(f"DROP DATABASE {self.database}")
+        self.testbed.put_aside(self.directory)
+        self.testbed.settle()
 
     # Settings.
 
@@ -168,7 +170,7 @@ class Site:
         """Settings by name."""
         return {
             "mysql_host": "127.0.0.1",
-            "mysql_port": self.ground.server.port,
+            "mysql_port": self.testbed.server.port,
             "mysql_database": self.database,
             "mysql_user": self.user,
             "mysql_password": PASSWORD,
@@ -186,12 +188,12 @@ class Site:
             options: over ours; None leaves one out.
         """
         chosen = {"log_format": "json", **self.options(), **options}
-        words = {
+        settings = {
             name: ",".join(value) if isinstance(value, tuple) else value
             for name, value in chosen.items()
             if value is not None
         }
-        return {**self.ground.environment, **settings_environment(**words)}
+        return {**self.testbed.environment, **settings_environment(**settings)}
 
     # The table.
 
@@ -284,8 +286,8 @@ class Site:
         """Puts aside what was archived, so that the next round finds a fresh destination."""
         for directory in self.data_dir.iterdir():
             if directory.is_dir() and not directory.name.startswith("."):
-                self.ground.put_aside(directory)
-        self.ground.settle()
+                self.testbed.put_aside(directory)
+        self.testbed.settle()
 
 
 def sync_file_system(directory: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from pymysqlreplication import binlogstream
 from pymysqlreplication.row_event import RowsEvent
 
-from benchmarks.figures import OURS
+from benchmarks.measurements import OURS
 from cdc_archiver.database import server as servers
 from cdc_archiver.database.connections import Database
 from cdc_archiver.events.binlog import BinlogStream, Pace
@@ -29,7 +29,7 @@ _SILENCE: Final = 210.0
 _LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
 
 
-class Count:
+class RowCounter:
     """Rows seen, and when; the program's conversation with whoever started it.
 
     It says "ready", then "first" when a row has come and all is over that a reader does once, and waits, in the thread that
@@ -51,25 +51,25 @@ class Count:
         if self._rows == 0:
             if not self.settled():
                 return
-            say("first")
+            send("first")
             goal = json.loads(sys.stdin.readline())
             self._before, self._rows = goal["before"], goal["rows"]
             self._cpu = time.process_time()
         self._seen.append((time.monotonic(), self._total - self._before))
         if self._total >= self._before + self._rows:
-            say({"seen": self._seen, "cpu": time.process_time() - self._cpu})
+            send({"seen": self._seen, "cpu": time.process_time() - self._cpu})
             self.done.set()
 
 
-def say(what: object) -> None:
+def send(what: object) -> None:
     """One line for whoever started us."""
     print(json.dumps(what), flush=True)
 
 
-class Counting:
+class CountingListener:
     """Our stream's listener."""
 
-    def __init__(self, count: Count) -> None:
+    def __init__(self, count: RowCounter) -> None:
         self._count = count
 
     def on_ids(self, ids: Sequence[int]) -> None:
@@ -78,7 +78,7 @@ class Counting:
 
     def on_anchor(self) -> None:
         """It reads from now on."""
-        say("ready")
+        send("ready")
 
     def on_gap(self, why: str) -> None:
         """Something was not read."""
@@ -93,7 +93,7 @@ class Counting:
         raise RuntimeError(why)
 
 
-def read_ours(settings: dict[str, Any], table: str, count: Count, look: float) -> None:
+def read_ours(settings: dict[str, Any], table: str, count: RowCounter, look: float) -> None:
     """The service's stream, up to where it hands ids over.
 
     Args:
@@ -102,7 +102,7 @@ def read_ours(settings: dict[str, Any], table: str, count: Count, look: float) -
     stream = BinlogStream(
         Database(load(settings, environment={})),
         table,
-        Counting(count),
+        CountingListener(count),
         Metrics(),
         pace=Pace(heartbeat=HEARTBEAT, settle=0.1, look=look),
     )
@@ -116,7 +116,7 @@ def read_ours(settings: dict[str, Any], table: str, count: Count, look: float) -
     stream.join(5.0)
 
 
-def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
+def read_bare(settings: dict[str, Any], table: str, count: RowCounter) -> None:
     """The library with the same filters, in a loop that touches the rows and does nothing else."""
     database = Database(load(settings, environment={}))
     with database.connect() as connection:
@@ -139,7 +139,7 @@ def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
         enable_logging=False,
     )
     reader.fetchone()
-    say("ready")
+    send("ready")
     for event in reader:
         if isinstance(event, RowsEvent):
             count.add(len(event.rows))
@@ -152,9 +152,9 @@ def main() -> None:
     orders = json.loads(sys.stdin.readline())
     settings, table = orders["settings"], orders["table"]
     if orders["way"] == OURS:
-        read_ours(settings, table, Count(), orders["look"])
+        read_ours(settings, table, RowCounter(), orders["look"])
     else:
-        read_bare(settings, table, Count())
+        read_bare(settings, table, RowCounter())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Measurement:
         turn: which one in its round it was.
     """
 
-    way: str
+    contender: str
     round: int
     figures: Mapping[str, Sequence[float]]
     turn: int = 0
@@ -119,9 +119,9 @@ def summary(values: Sequence[float]) -> Summary:
     )
 
 
-def pooled(measurements: Sequence[Measurement], way: str, figure: str) -> list[float]:
+def pooled(measurements: Sequence[Measurement], contender: str, figure: str) -> list[float]:
     """All values of one figure of one way, over all rounds."""
-    return [value for one in measurements if one.way == way for value in one.figures.get(figure, ())]
+    return [value for one in measurements if one.contender == contender for value in one.figures.get(figure, ())]
 
 
 def judge(aim: Aim, measurements: Sequence[Measurement]) -> Verdict | None:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, Self
 
-from benchmarks.ground import Site
-from benchmarks.processes import cpu_seconds, cpu_seconds_of_family, most_resident_mb, resident_mb
+from benchmarks.proc_stats import cpu_seconds, cpu_seconds_of_family, most_resident_mb, resident_mb
+from benchmarks.testbed import BenchmarkSite
 from cdc_archiver.demo.service_process import ServiceProcess
 from cdc_archiver.sandbox import SandboxError
 
@@ -21,7 +21,7 @@ _PATIENCE: Final = 30.0
 _numbers = itertools.count(1)
 
 
-class Program(ServiceProcess):
+class MeasuredService(ServiceProcess):
     """The service on a site, streaming and settled inside the ``with`` block.
 
     Args:
@@ -30,7 +30,7 @@ class Program(ServiceProcess):
         options: settings over the site's; None leaves one out.
     """
 
-    def __init__(self, site: Site, *flags: str, **options: Any) -> None:
+    def __init__(self, site: BenchmarkSite, *flags: str, **options: Any) -> None:
         directory = site.directory / f"program-{next(_numbers)}"
         directory.mkdir()
         super().__init__(flags, site.environment(options), directory)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.ground import PASSWORD, TABLE, Registered, Site, fsync, sync_file_system
+from benchmarks.testbed import PASSWORD, TABLE, BenchmarkSite, Registered, fsync, sync_file_system
 from cdc_archiver.sandbox import SandboxError
 from cdc_archiver.transfer.ssh import ControlMaster, clean_environment, remote_shell
 
@@ -20,16 +20,16 @@ MD5: Final = "--checksum-choice=md5"
 """What a row can be compared with; rsync's own choice is a much faster sum."""
 
 
-class Bare:
+class BareRsync:
     """rsync itself, over the same ssh, from the same sshd, to the same disk.
 
     Args:
         site: whose source it copies from.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: BenchmarkSite) -> None:
         self._source = site.settings().sources[0]
-        self._environment = clean_environment(site.ground.environment)
+        self._environment = clean_environment(site.testbed.environment)
         self._host = site.ssh.host
         self._master: ControlMaster | None = None
         self._control_path: Path | None = None
@@ -105,21 +105,21 @@ def cpu_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-class Polling:
+class PollingAgent:
     """One poll of the agent that polls: it selects the pending rows and runs one rsync for each, on a connection of its own.
 
     Args:
         site: that no service works on.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: BenchmarkSite) -> None:
         self._site = site
-        self._bare = Bare(site)
+        self._bare = BareRsync(site)
 
     def archive(self, rows: Registered) -> float:
         """Archives what is pending; seconds, from the poll that finds it: what it would wait for that is left out."""
         site = self._site
-        connection: Any = site.ground.server.connect(
+        connection: Any = site.testbed.server.connect(
             user=site.user, password=PASSWORD, database=site.database, autocommit=False
         )
         try:
