@@ -1,4 +1,4 @@
-"""What is told: a table of aims, a table of figures, and everything as JSON."""
+"""The report: a table of aims, a table of figures, and everything as JSON."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cdc_archiver import __version__
 
 
 def describe(testbed: Testbed, scale: Scale, options: Sequence[str]) -> dict[str, Any]:
-    """The machine and the programs, without which a figure says little.
+    """The machine and the versions of the programs.
 
     Args:
         options: of the database server.
@@ -62,10 +62,10 @@ def file_system(directory: Path) -> str:
 
 
 def write_json(directory: Path, environment: dict[str, Any], results: Sequence[Result], seconds: float) -> None:
-    """Writes all of it to a directory, every single measurement included; whole or not at all.
+    """Writes all of it to a directory, every single measurement included; atomically.
 
     Args:
-        seconds: that the run has taken so far.
+        seconds: duration of the run so far.
     """
     path = directory / "results.json"
     unfinished = path.with_suffix(".unfinished")
@@ -79,7 +79,7 @@ def write_json(directory: Path, environment: dict[str, Any], results: Sequence[R
 
 
 def print_case(console: Console, result: Result) -> None:
-    """A case's figures, way by way."""
+    """Prints a case's figures by contender."""
     table = Table(title=f"{result.name}: {result.title} ({result.seconds:.0f} s)", title_justify="left", box=None)
     for heading in ("", "figure", "median", "quarters", "p99", "values"):
         table.add_column(heading, justify="left" if heading in ("", "figure") else "right")
@@ -97,7 +97,7 @@ def print_case(console: Console, result: Result) -> None:
 
 
 def print_aims(console: Console, results: Sequence[Result]) -> None:
-    """Every aim, with its ratio and its verdict."""
+    """Prints every aim, with its ratio and its verdict."""
     table = Table(title="aims", title_justify="left")
     for heading in ("case", "aim", "limit", "measured", "rounds", ""):
         table.add_column(heading, justify="right" if heading in ("limit", "measured", "rounds") else "left")
@@ -119,17 +119,17 @@ def print_aims(console: Console, results: Sequence[Result]) -> None:
             )
     console.print(table)
     if not all(result.at_aimed_size for result in results):
-        console.print("“at …”: the aim speaks of another size, which make bench FULL=1 has", style="dim")
+        console.print("“at …”: the aim is defined for another size; make bench FULL=1 measures it", style="dim")
 
 
 def contenders_of(measurements: Sequence[Measurement]) -> list[str]:
-    """The ways, ours first."""
+    """The contenders, ours first."""
     names = list(dict.fromkeys(one.contender for one in measurements))
     return sorted(names, key=lambda name: name != OURS)
 
 
 def figures_of(measurements: Sequence[Measurement], contender: str) -> list[str]:
-    """The names of a way's figures."""
+    """The names of a contender's figures."""
     return list(dict.fromkeys(name for one in measurements if one.contender == contender for name in one.figures))
 
 
@@ -181,7 +181,7 @@ def _processor() -> str:
 
 
 def _first_line_of(*command: str) -> str:
-    """What a program prints first, or that it is not there."""
+    """The first line that a program prints; ``unknown`` if it cannot be run."""
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10

@@ -1,6 +1,6 @@
-"""A program that reads the stream and counts rows: our stream, or the bare library; told what to do on its standard input.
+"""A program that reads the stream and counts rows, with our stream or with the bare library; its orders come on standard input.
 
-It is a program of its own so that it reads nothing while rows are written, and so that its processor time is its own.
+It is a separate process so that it reads nothing while rows are written, and so that its processor time can be measured.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import load
 
 HEARTBEAT: Final = 60.0
-"""Seconds; longer than the service's: while it waits for its turn, a reader hears nothing, and must not take the link for dead."""
+"""Seconds; longer than the service's: a reader that waits for its turn must not consider the link dead."""
 _SILENCE: Final = 210.0
 _LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
 
 
 class RowCounter:
-    """Rows seen, and when; the program's conversation with whoever started it.
+    """Counts rows with their times, and talks to the parent process.
 
-    It says "ready", then "first" when a row has come and all is over that a reader does once, and waits, in the thread that
-    reads, for the word to go on: {"before": rows of its table written so far, "rows": those to come}. With the last of them it says
-    what it saw.
+    It sends "ready", then "first" once a row has come and the one-time work of a reader is over. In the reading thread it then
+    waits for its orders: {"before": rows of its table written so far, "rows": rows to come}. After the last of these rows it
+    sends its result.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class RowCounter:
         self._cpu = 0.0
 
     def add(self, rows: int) -> None:
-        """So many rows more."""
+        """Adds so many rows."""
         self._total += rows
         if self._rows == 0:
             if not self.settled():
@@ -62,12 +62,12 @@ class RowCounter:
 
 
 def send(what: object) -> None:
-    """One line for whoever started us."""
+    """Sends one line to the parent process."""
     print(json.dumps(what), flush=True)
 
 
 class CountingListener:
-    """Our stream's listener."""
+    """Listens to our stream."""
 
     def __init__(self, count: RowCounter) -> None:
         self._count = count
@@ -77,11 +77,11 @@ class CountingListener:
         self._count.add(len(ids))
 
     def on_anchor(self) -> None:
-        """It reads from now on."""
+        """The stream is open."""
         send("ready")
 
     def on_gap(self, why: str) -> None:
-        """Something was not read."""
+        """Rows were skipped."""
         raise RuntimeError(why)
 
     def on_lost(self, reason: str) -> None:
@@ -94,10 +94,10 @@ class CountingListener:
 
 
 def read_ours(settings: dict[str, Any], table: str, count: RowCounter, look: float) -> None:
-    """The service's stream, up to where it hands ids over.
+    """Reads with the service's stream, up to the hand-over of ids.
 
     Args:
-        look: seconds between two looks whether the stream is what it should be; they are made in the thread that reads.
+        look: seconds between two checks of the stream, which are made in the reading thread.
     """
     stream = BinlogStream(
         Database(load(settings, environment={})),
@@ -106,7 +106,7 @@ def read_ours(settings: dict[str, Any], table: str, count: RowCounter, look: flo
         Metrics(),
         pace=Pace(heartbeat=HEARTBEAT, settle=0.1, look=look),
     )
-    count.settled = lambda: stream.anchor_max_id is not None  # its first look is over
+    count.settled = lambda: stream.anchor_max_id is not None  # its first check is over
     stream.on_end = lambda part: count.done.set()
     stream.start()
     count.done.wait()
@@ -117,7 +117,7 @@ def read_ours(settings: dict[str, Any], table: str, count: RowCounter, look: flo
 
 
 def read_bare(settings: dict[str, Any], table: str, count: RowCounter) -> None:
-    """The library with the same filters, in a loop that touches the rows and does nothing else."""
+    """Reads with the library and the same filters, in a loop that only counts the rows."""
     database = Database(load(settings, environment={}))
     with database.connect() as connection:
         start = servers.position(connection, servers.identify(connection))

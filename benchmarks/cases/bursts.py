@@ -24,7 +24,7 @@ class _Many(Case):
     @property
     @abstractmethod
     def count(self) -> int:
-        """How many files."""
+        """Number of files."""
 
     @property
     def size(self) -> str:
@@ -69,7 +69,7 @@ class _Many(Case):
 
 
 class Burst(_Many):
-    """2,000 files of 20 kB, against the barest rsync and the way of the agent that polls."""
+    """2,000 files of 20 kB, against plain rsync and the polling agent."""
 
     name = "burst"
     aims = (
@@ -105,7 +105,7 @@ class Burst(_Many):
 
 
 class Dust(_Many):
-    """Files so small that each one's own cost is all there is."""
+    """Files so small that only the cost of each file counts."""
 
     name = "dust"
     aims = (Aim("rate against bare rsync -a and one sync", "rate", "rsync", at_least=0.6),)
@@ -122,7 +122,7 @@ class Dust(_Many):
 
 
 class _Growth(Case):
-    """The service alone, with more and more to do. It has no opponent and no aim: it is for the arithmetic of docs/performance.md."""
+    """The service with more and more work, without baseline and aim: for the calculations in docs/performance.md."""
 
     aims: ClassVar[Sequence[Aim]] = ()
     sizes: ClassVar[Sequence[str]] = ()
@@ -151,7 +151,7 @@ class _Growth(Case):
 
 
 class MoreFiles(_Growth):
-    """Files of 20 kB at once: what a batch costs, and what each further file."""
+    """Files of 20 kB at once: the cost of a batch and of each further file."""
 
     name = "files"
     plot = "total_ms"
@@ -169,7 +169,7 @@ class MoreFiles(_Growth):
 
 
 class LargerFiles(_Growth):
-    """One file: what a megabyte costs."""
+    """One file: the cost of a megabyte."""
 
     name = "bytes"
     plot = "total_ms"

@@ -17,7 +17,7 @@ from benchmarks.measurements import OURS, Aim
 from cdc_archiver.database import history
 
 _PAUSE = (0.02, 0.08)
-"""Seconds between two files: at random, so that they keep no step with anybody's timer."""
+"""Seconds between two files: random, so that they do not synchronise with a timer."""
 
 _IMPORTS: Final = """
 import cdc_archiver.cli, cdc_archiver.service.supervisor, uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on
@@ -28,7 +28,7 @@ print(int(pages.split()[1]) * 1024 / 1e6)
 
 
 class Idle(Case):
-    """COMMIT of one row until it is seen to be copied, beside one rsync of that file and its fsync."""
+    """From COMMIT of one row until it is seen copied, against one rsync of that file and its fsync."""
 
     name = "idle"
     aims = (
@@ -41,7 +41,7 @@ class Idle(Case):
         Aim("p99 of it, against that median", "latency_ms", "rsync", part=99, at_most=3.0),
     )
     plot = "latency_ms"
-    sizes = ()  # it is one file each time
+    sizes = ()  # always one file
 
     @property
     def size(self) -> str:
@@ -58,7 +58,7 @@ class Idle(Case):
         self._bare = BareRsync(self._site)
         self.stack.enter_context(self._bare.warm())
         self._service = self.stack.enter_context(MeasuredService(self._site))
-        # The first copy waits for the connection, of either.
+        # The first copy of each waits for its connection.
         self._site.wait_copied(self._site.register(self._files[:1]))
         self._rsync()
         self._pause = random.Random(1)
@@ -83,7 +83,7 @@ class Idle(Case):
         return {"latency_ms": latencies, "cpu_ms": [used * 1000 / len(ids)], **self._steps(ids, latencies)}
 
     def _steps(self, ids: list[int], latencies: list[float]) -> Figures:
-        """Where the time went, as the service itself wrote it down, in whole milliseconds; the rest is COMMIT to event, and
+        """The steps of that time, as the service recorded them, in whole milliseconds; the rest is COMMIT to event and
         the write-back."""
         steps = ("waited_ms", "transferred_ms", "verified_ms", "placed_ms")
         rows = self._site.sql(
@@ -98,7 +98,7 @@ class Idle(Case):
         latencies = []
         to = self._site.directory / "bare"
         for number, file in enumerate(self._files):
-            # A directory for each, and all of them put aside at the end: nothing of that is in the next one's fsync.
+            # A directory for each, all put aside at the end, so that the next fsync does not include that work.
             place = to / str(number)
             place.mkdir(parents=True)
             latencies.append(self._bare.one(file.path, place) * 1000)
@@ -108,7 +108,7 @@ class Idle(Case):
 
 
 class Rest(Case):
-    """Processor and memory of an idle service, beside those of a Python that has only imported it."""
+    """Processor time and memory of an idle service, against those of a Python that has only imported it."""
 
     name = "rest"
     aims = (
@@ -135,7 +135,7 @@ class Rest(Case):
         self.stack.callback(site.close)
         self._service = self.stack.enter_context(MeasuredService(site))
         site.wait_copied(site.register(self.testbed.files("warm", 1, 1000)))
-        time.sleep(1.0)  # what the start has set going comes to its end
+        time.sleep(1.0)  # the work of the start ends
 
     def contenders(self) -> Mapping[str, Contender]:
         return {OURS: self._ours}

@@ -23,7 +23,7 @@ class _Large(Case):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many files, and the size of each."""
+        """Number of files, and the size of each."""
         return 1, self.scale.large_bytes
 
     @property

@@ -15,7 +15,7 @@ from cdc_archiver.sandbox import SandboxError
 
 _BURST = 5
 _EVERY = 0.25
-"""Seconds from one burst to the next, however late the last one is: an instrument does not wait."""
+"""Seconds from one burst to the next, however late the previous one is: an instrument does not wait."""
 _LOOK_EVERY = 0.002
 _SINGLES = 10
 _PAUSE = (0.02, 0.08)
@@ -23,7 +23,7 @@ _PAUSE = (0.02, 0.08)
 
 
 class Night(Case):
-    """How long small files take beside large ones, and how long one takes while nothing else goes on."""
+    """Latency of small files while large ones are copied, against that of a single file while the service is idle."""
 
     name = "night"
     aims = (

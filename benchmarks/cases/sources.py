@@ -1,4 +1,4 @@
-"""Several readout servers at once: how the rate grows, and what is busy where it grows no more."""
+"""Several readout servers at once: how the rate grows, and which resource limits it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from benchmarks.testbed import TARGET, BenchmarkSite
 from cdc_archiver.sandbox import SshServer
 
 _GROWS: Final = 1.1
-"""By this the rate has to grow from one number of sources to the next …"""
+"""Required growth of the rate from one number of sources to the next …"""
 _BUSY: Final = 85.0
-"""… or so many percent of the processors' time, or of the disk's, have to be used before."""
+"""… or required utilisation of the processors or the disk before, in percent."""
 
 
 def name_of(count: int) -> str:
-    """The way of so many sources."""
+    """The name of the contender with so many sources."""
     return "1 source" if count == 1 else f"{count} sources"
 
 
 def growth(aim: Aim, counts: Sequence[int], measurements: Sequence[Measurement]) -> Verdict | None:
-    """Whether the rate grows from each number of sources to the next until a limit of the machine is reached, and which one that is.
+    """Whether the rate grows from each number of sources to the next until a limit of the machine is reached, and which limit.
 
-    Each step is worth the greater of its growth and what was busy before it, as parts of what is asked; the verdict is that of the
-    worst step, its middle round.
+    A step scores the greater of its growth and the utilisation before it, relative to the required ones; the verdict is the
+    median round of the worst step.
     """
     steps = []
     for fewer, more in pairwise(sorted(counts)):
@@ -59,9 +59,9 @@ def growth(aim: Aim, counts: Sequence[int], measurements: Sequence[Measurement])
 
 
 class Sources(Case):
-    """Files of 20 kB from several servers. All of the ways are ours.
+    """Files of 20 kB from several servers. All contenders are ours.
 
-    Each number of sources has a service of its own; those that have no turn have nothing to do.
+    Each number of sources has its own service; services without a turn are idle.
     """
 
     name = "sources"

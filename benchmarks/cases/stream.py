@@ -1,7 +1,7 @@
-"""The stream alone: rows of our table, a steady writer, and traffic that is nobody's business.
+"""Only the stream: rows of our table, a steady writer, and traffic of other tables.
 
-The readers of a round are there before it, and wait. Then the rows are written, once; then each reader, in its turn, reads the very
-same log.
+The readers of a round are started first, and wait. Then the rows are written, once; then each reader in turn reads the same
+log.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _COPIED: Final = (
 
 @dataclass(frozen=True)
 class _ReaderResult:
-    """What a reader said at its end.
+    """The result of a reader.
 
     Attributes:
-        began: when it was told to go on, on the monotonic clock.
-        seen: when how many rows had been handed over.
-        cpu: seconds of its processor time.
+        began: time of its order, on the monotonic clock.
+        seen: times, each with the number of rows handed over by then.
+        cpu: its processor time, in seconds.
     """
 
     began: float
@@ -51,11 +51,11 @@ class _ReaderResult:
 
 
 class _ReaderProcess:
-    """A reader in a process of its own, inside a ``with`` block.
+    """A reader in its own process, inside a ``with`` block.
 
     Args:
-        way: which one.
-        look: seconds between ours's looks.
+        contender: ours or bare.
+        look: seconds between two checks of our stream.
     """
 
     def __init__(self, site: BenchmarkSite, contender: str, look: float) -> None:
@@ -79,7 +79,7 @@ class _ReaderProcess:
         self._process.communicate()
 
     def receives(self, word: str, timeout: float = _PATIENCE) -> bool:
-        """Whether it says this word in time; there is no other that it could say."""
+        """Whether it sends this word in time."""
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], timeout)[0]:
             return False
@@ -88,7 +88,7 @@ class _ReaderProcess:
         return True
 
     def go(self, before: int, rows: int) -> None:
-        """It reads: so many rows that it is not asked for, and then those that it is."""
+        """Orders it to read: first the earlier rows, then the measured ones."""
         self._began = time.monotonic()
         self._tell({"before": before, "rows": rows})
 
@@ -115,7 +115,7 @@ class _Stream(Case):
         self.stack.callback(self._site.close)
         # A reader that waits takes nothing from the server, which must not throw it out for that.
         self._site.sql("SET GLOBAL net_write_timeout = 600")
-        # Of another target: nobody would copy them, and the stream cannot know.
+        # Of another target: no service copies them, and the stream does not know targets.
         self._row = SourceFile(self.testbed.directory / "nothing.npy", 0, b"\x00" * 16)
         self._site.register([self._row] * 1000, target="somebody", columns={"copied": 1})
         self._site.sql(f"CREATE TABLE template AS SELECT {_COPIED} FROM {TABLE}")
@@ -163,7 +163,7 @@ class _Stream(Case):
             )
 
     def _read(self, contender: str, rows: int, rows_of_table: int) -> Figures:
-        """Figures of a reader that passes so many rows, of which some are its table's."""
+        """Figures of a reader that passes so many rows, some of them of its table."""
         reader = self._readers[contender]
         reader.go(self._before, rows_of_table)
         seen = reader.result()
@@ -171,7 +171,7 @@ class _Stream(Case):
 
     @contextlib.contextmanager
     def _no_waiting_for_the_disk(self) -> Iterator[None]:
-        """What is measured is the reading: the writer does not wait for its disk."""
+        """Only reading is measured: the writer need not wait for its disk."""
         ((flush, sync),) = self._site.sql("SELECT @@GLOBAL.innodb_flush_log_at_trx_commit, @@GLOBAL.sync_binlog")
         self._site.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 0, GLOBAL sync_binlog = 0")
         try:
@@ -181,7 +181,7 @@ class _Stream(Case):
 
 
 class StreamBurst(_Stream):
-    """Rows that are there already are read as fast as can be."""
+    """Existing rows are read as fast as possible."""
 
     name = "stream"
     aims = (Aim("ids handed over, against the bare reader", "rate", "bare", at_least=0.9),)
@@ -249,7 +249,7 @@ class Paced(_Stream):
         for number, commit in enumerate(committed, 1):
             while total < number * rows:
                 at, total = next(seen)
-            lags.append((at - commit) * 1000)  # below zero: it was told before COMMIT returned
+            lags.append((at - commit) * 1000)  # below zero: the event came before COMMIT returned
         tenth = max(1, len(lags) // 10)
         first, last = median(lags[:tenth]), median(lags[-tenth:])
         return {

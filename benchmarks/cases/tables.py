@@ -1,4 +1,4 @@
-"""Large tables: ten million rows that are done, a million that wait."""
+"""Large tables: ten million archived rows, a million pending ones."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def grow(site: BenchmarkSite, rows: int, report_progress: Callable[[str], object
     that is built once, when all rows are there.
 
     Args:
-        site: whose table has some rows, at the most `rows`.
-        rows: how many it is to have.
-        tell: called now and then with how far it is.
+        site: its table has at least one and at most `rows` rows.
+        rows: the final number.
+        report_progress: called now and then with the progress.
     """
     ((there, stamp),) = site.sql(f"SELECT COUNT(*), MAX(action_timestamp) FROM {TABLE}")
     if there == rows:
@@ -67,7 +67,7 @@ def grow(site: BenchmarkSite, rows: int, report_progress: Callable[[str], object
 
 
 class Sweep(Case):
-    """What a sweep costs that finds nothing, by the size of the table."""
+    """The cost of a sweep that finds nothing, by the size of the table."""
 
     name = "sweep"
     aims = (
@@ -110,7 +110,7 @@ class Sweep(Case):
         with contextlib.ExitStack() as stack:
             for other in self._services.values():
                 if other is not service:
-                    stack.enter_context(other.paused())  # one server for both
+                    stack.enter_context(other.paused())  # both share one server
             # A sweep in whose midst it was paused itself has taken as long as that: the next one that ends is no figure.
             self._watch(service, 1, 0.0)
             used = self._cpu_seconds(service)
@@ -119,7 +119,7 @@ class Sweep(Case):
         return {"sweep_ms": [total / count * 1000], "cpu_ms": [used / count * 1000]}
 
     def _watch(self, service: MeasuredService, least: int, seconds: float) -> tuple[float, float]:
-        """How many sweeps end in so many seconds, and in more where they are less than `least`; and the seconds they took."""
+        """Number of sweeps in so many seconds, or longer until there are `least`; and their duration in seconds."""
         before, began = service.metrics(), time.monotonic()
         count = total = 0.0
         while count < least or time.monotonic() < began + seconds:
@@ -138,7 +138,7 @@ class Sweep(Case):
 
 
 class Pending(Case):
-    """The service starts, and a million rows wait: how soon it begins, and what it keeps in memory."""
+    """The service starts with a million pending rows: time to the first file, and memory."""
 
     name = "pending"
     aims = (

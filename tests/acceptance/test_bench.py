@@ -120,7 +120,7 @@ def test_who_is_interrupted_is_told_what_there_is(ssh_server: SshServer, mariadb
 def test_an_unknown_case_is_wrong_usage(place: Path) -> None:
     done = bench(place, "--cases", "idle,fast")
     assert done.returncode == 2
-    assert "there is no case fast" in done.stderr
+    assert "unknown case: fast" in done.stderr
 
 
 # What a run stands on.
