@@ -1,4 +1,4 @@
-"""A few thousand inputs of what ``python -m fuzz`` tries by the million."""
+"""A few thousand of the inputs that ``python -m fuzz`` tries by the million."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_inputs_that_broke_one_once_or_look_like_it(targets: dict[str, Target], 
     targets[name].check(given)
 
 
-def test_a_broken_promise_is_shown_with_what_shows_it_again(capsys: pytest.CaptureFixture[str]) -> None:
-    """A fuzzer that cannot fail is a defect, too."""
+def test_a_broken_promise_is_shown_with_the_command_that_repeats_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """A fuzzer that cannot fail is a defect."""
 
     def reader(line: bytes) -> None:
         assert b"|" not in line
