@@ -25,7 +25,7 @@ from cdc_archiver.commands.why import command as why_command
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.preflight import print_report, run_checks
-from cdc_archiver.service.reconciliation import ReconcileProgress, Reconciliation, Result
+from cdc_archiver.service.reconciliation import ReconcileProgress, ReconcileResult, Reconciliation
 from cdc_archiver.service.supervisor import Supervisor
 from cdc_archiver.settings import Settings, duration
 from cdc_archiver.settings.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
@@ -195,16 +195,18 @@ def _reconcile(settings: Settings, wait: float) -> ExitStatus:
         def on_progress(now: ReconcileProgress) -> None:
             show(now.done, total=now.total, beside=size_words(now.size))
 
-        reconciliation = Reconciliation(settings, wait, on_progress)
-        _on_signals(reconciliation.stop)
-        result = reconciliation.run()
-    print(_sentence(result))
-    for line in result.trouble:
-        print(f"cdc-archiver: {escape_unprintable(line)}", file=sys.stderr)
-    return result.status
+        reconciliation = Reconciliation(wait, on_progress)
+        supervisor = Supervisor(settings, reconciliation=reconciliation)
+        _on_signals(supervisor.stop)
+        status = supervisor.run()
+    if (result := reconciliation.result) is not None:
+        print(_sentence(result))
+        for line in result.problems:
+            print(f"cdc-archiver: {escape_unprintable(line)}", file=sys.stderr)
+    return status
 
 
-def _sentence(result: Result) -> str:
+def _sentence(result: ReconcileResult) -> str:
     left = result.left
     who = "the running service archived" if result.watched else "archived"
     return (

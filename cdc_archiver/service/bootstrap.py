@@ -1,4 +1,4 @@
-"""What is found out about the database before anything starts: the table, the history."""
+"""Before anything starts: the table of files, the history and the archive are found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class ResolvedTables:
-    """What is found out about the database before anything starts.
+    """The tables in the database, as found at the start.
 
     Attributes:
         history: None where there is no side table, ``no_history`` says why.
@@ -35,7 +35,7 @@ class ResolvedTables:
     known: bool
 
 
-def explore(settings: Settings) -> ResolvedTables:
+def resolve_tables(settings: Settings) -> ResolvedTables:
     """Finds the table and makes the history ready.
 
     Raises:
@@ -44,13 +44,13 @@ def explore(settings: Settings) -> ResolvedTables:
     """
     database = Database(settings)
     try:
-        return _explore(settings, database)
+        return _resolve(settings, database)
     except BaseException:
         database.close()
         raise
 
 
-def _explore(settings: Settings, database: Database) -> ResolvedTables:
+def _resolve(settings: Settings, database: Database) -> ResolvedTables:
     with database.connect() as connection:
         name = schema.resolve_table(connection, database.name, settings.table)
         schema.require_columns(connection, database.name, name)
@@ -72,14 +72,14 @@ def _explore(settings: Settings, database: Database) -> ResolvedTables:
 
 
 class Bootstrap:
-    """:func:`explore` in a thread of its own, so that nobody waits for a database that says nothing.
+    """:func:`resolve_tables` in a thread of its own, so that a silent database holds up nothing.
 
-    The thread is left behind where nobody wants its answer any more.
+    :meth:`abandon` leaves the thread behind.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._answer: Future[ResolvedTables] = Future()
-        threading.Thread(target=self._explore, args=(settings,), name="exploration", daemon=True).start()
+        threading.Thread(target=self._run, args=(settings,), name="bootstrap", daemon=True).start()
 
     @property
     def ready(self) -> bool:
@@ -96,12 +96,12 @@ class Bootstrap:
         return self._answer.result()
 
     def abandon(self) -> None:
-        """Nobody wants the answer any more."""
+        """Closes the database again when an answer comes."""
         self._answer.add_done_callback(lambda answer: None if answer.exception() else answer.result().database.close())
 
-    def _explore(self, settings: Settings) -> None:
+    def _run(self, settings: Settings) -> None:
         try:
-            self._answer.set_result(explore(settings))
+            self._answer.set_result(resolve_tables(settings))
         except BaseException as error:
             self._answer.set_exception(error)
 
@@ -110,7 +110,7 @@ def archive_of(settings: Settings) -> Archive:
     """The archive that the settings describe.
 
     Raises:
-        Misconfigured: they name no directory, or nobody whose files would go there.
+        Misconfigured: they name no directory, or no source.
     """
     if settings.data_dir is None:
         raise Misconfigured("there is no data_dir", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")

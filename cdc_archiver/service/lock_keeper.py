@@ -1,4 +1,4 @@
-"""Who keeps our sources' locks: gets them as they become free, shares them with others, and says when they are gone."""
+"""The locks of the sources in a thread of their own: acquired as they become free, shared with others, given up when lost."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from cdc_archiver.threads import Part
 
 
 class Owner(Protocol):
-    """What the owner of a keeper is told, in the keeper's thread."""
+    """What a lock keeper tells its owner, in the keeper's thread."""
 
     def on_acquired(self, sources: Sequence[str], losses: int) -> None:
         """We hold them now, until something is lost: then the keeper counts one loss more."""
 
-    def on_lost(self, why: str) -> None:
+    def on_lost(self, lost: LockLost) -> None:
         """We hold nothing any more. Has all copying stopped within what the timing of the locks leaves for it; until it
         returns, nothing is tried again."""
 
     def on_wanted(self, source: str) -> None:
         """Another archiver has room for one that we took beyond our share: let go of it when its copies have ended."""
 
-    def on_elsewhere(self, holders: Mapping[str, str]) -> None:
+    def on_held_by_other(self, holders: Mapping[str, str]) -> None:
         """Others hold these; who, for a person. Called when it changes."""
 
-    def on_unreachable(self, why: str) -> None:
+    def on_unreachable(self, error: ArchiverError) -> None:
         """The database cannot be asked; once for each reason."""
 
     def on_reachable(self) -> None:
@@ -46,26 +46,28 @@ class _Request:
 class LockKeeper(Part):
     """Gets the sources' locks as soon as they are free, keeps them, and says when they are gone.
 
-    With a share, it takes no more than so many while another archiver is there for the others: what has been nobody's for a
-    while it takes all the same, and gives it back once somebody has room for it.
+    With a share, it takes at most that many sources while another archiver is there for the others. A source that nobody
+    has taken for a while it takes all the same, and yields it once another archiver has room for it.
 
     Args:
         locks: which; the thread's own from here on.
         owner: told of all that happens.
-        share: sources to hold at the most; 0 for all.
+        share: at most this number of sources; 0 for all.
+        all_or_none: take the locks of all sources together, or none.
     """
 
-    def __init__(self, locks: SourceLocks, owner: Owner, share: int = 0) -> None:
+    def __init__(self, locks: SourceLocks, owner: Owner, share: int = 0, *, all_or_none: bool = False) -> None:
         super().__init__("lock")
         self._locks = locks
         self._owner = owner
         self._share = share
+        self._all_or_none = all_or_none
         self._sources: tuple[str, ...] = tuple(locks.sources)
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._free_since: dict[str, float] = {}
         self._leaving: set[str] = set()
         self._holders: Mapping[str, str] = {}
-        self._complaint = ""
+        self._last_error = ""
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -102,17 +104,17 @@ class LockKeeper(Part):
             while not self.stopping.is_set():
                 try:
                     self._look()
-                    if self._complaint:
-                        self._complaint = ""
+                    if self._last_error:
+                        self._last_error = ""
                         self._owner.on_reachable()
                     self._serve_requests(self._pause())
                 except LockLost as lost:
                     self._leaving.clear()
-                    self._owner.on_lost(str(lost))
+                    self._owner.on_lost(lost)
                 except ArchiverError as error:
-                    if str(error) != self._complaint:
-                        self._complaint = str(error)
-                        self._owner.on_unreachable(str(error))
+                    if str(error) != self._last_error:
+                        self._last_error = str(error)
+                        self._owner.on_unreachable(error)
                     # Whether those that we hold are lost is for the check to find out, and soon.
                     self.stopping.wait(0.1 if self._locks.held else self._locks.timing.try_interval)
         finally:
@@ -155,12 +157,14 @@ class LockKeeper(Part):
 
     def _try_all(self, acquired: list[str]) -> None:
         now = time.monotonic()
+        if self._all_or_none and not self._locks.held and self._locks.acquire_all():
+            acquired.extend(self._locks.held)
         holders: dict[str, str] = {}
         wishes: list[str] = []
         for source in self._sources:
             if source in self._locks.held:
                 continue
-            has_room = not self._share or len(self._locks.held) < self._share
+            has_room = not self._all_or_none and (not self._share or len(self._locks.held) < self._share)
             if (has_room or self._is_spare(source, now)) and self._locks.acquire(source):
                 self._free_since.pop(source, None)
                 acquired.append(source)
@@ -175,8 +179,8 @@ class LockKeeper(Part):
         self._locks.wish_for(wishes)
         if holders != self._holders:
             self._holders = holders
-            self._owner.on_elsewhere(holders)
+            self._owner.on_held_by_other(holders)
 
     def _is_spare(self, source: str, now: float) -> bool:
         since = self._free_since.get(source)
-        return since is not None and now - since >= self._locks.timing.spare_after
+        return not self._all_or_none and since is not None and now - since >= self._locks.timing.spare_after

@@ -1,4 +1,4 @@
-"""Everything that runs while we hold the lock of a source: built, wired, started and stopped together; sources come and go."""
+"""All threads that run while this service holds the lock of a source: started and stopped together; sources come and go."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from cdc_archiver.transfer.staging import Archive
 _KILL_SECONDS: Final = 8.0
 """After the drain: for rsyncs to be killed and what is known to be written back."""
 
-_BREATH: Final = 0.3
-"""Seconds that workers with nothing in hand are given to notice a stop."""
-_SAY_AGAIN: Final = 60.0
-"""Seconds after which trouble that goes on is logged once more, summed up."""
+_NOTICE: Final = 0.3
+"""Seconds for idle workers to notice a stop."""
+_LOG_AGAIN: Final = 60.0
+"""Seconds after which an ongoing problem is logged again, summed up."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Pipeline:
-    """Everything that runs while we hold the lock of a source. Started once, stopped once.
+    """All threads that run while this service holds the lock of a source. Started once, stopped once.
 
     Args:
-        settings: with the sources that we hold at first; for others, :meth:`add` and :meth:`remove`.
-        stream: whether to follow the binary log; a reconciliation does not.
+        settings: with the sources that are held at first; for others, :meth:`add` and :meth:`remove`.
+        stream: whether to follow the binary log.
         on_end: called by a part's thread when it ends.
-        on_database: told by whom it was asked, whether the database answers, and why not.
+        on_database: called with the part that asked the database, whether it answers, and why not.
         on_other_table: called when a newer table of files has appeared.
     """
 
     def __init__(
         self,
         settings: Settings,
-        site: ResolvedTables,
+        tables: ResolvedTables,
         archive: Archive,
         metrics: Metrics,
         *,
@@ -63,18 +63,18 @@ class Pipeline:
         stream: bool,
     ) -> None:
         self._settings = settings
-        self._site = site
+        self._tables = tables
         self._archive = archive
         self._metrics = metrics
         self._on_other_table = on_other_table
         self._on_end = on_end
         self._gaps = 0
-        self._gaps_said_at = float("-inf")
+        self._gaps_logged_at = float("-inf")
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
         self._recorder = Recorder(
-            site.database,
-            site.files,
-            site.history,
+            tables.database,
+            tables.files,
+            tables.history,
             self.dispatcher,
             _KILL_SECONDS / 2,
             partial(on_database, "recorder"),
@@ -82,11 +82,11 @@ class Pipeline:
         self.stream: BinlogStream | None = None
         self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
         if stream:
-            self.stream = BinlogStream(site.database, site.files.name, self, metrics, server_id=settings.server_id)
+            self.stream = BinlogStream(tables.database, tables.files.name, self, metrics, server_id=settings.server_id)
         self.sweeper = Sweeper(
             settings,
-            site.database,
-            site.files,
+            tables.database,
+            tables.files,
             self.dispatcher,
             self.stream or NoStream(),
             metrics,
@@ -94,31 +94,33 @@ class Pipeline:
             partial(on_database, "sweeper"),
         )
         self._targets = Targets(settings.sources)
-        self._router = Router(site.database, site.files, self._targets, self.dispatcher, partial(on_database, "router"))
-        self._crews = {source.name: self._new_crew(source) for source in settings.sources}
+        self._router = Router(
+            tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router")
+        )
+        self._pools = {source.name: self._new_pool(source) for source in settings.sources}
         self._readers: list[Part] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
         for part in (self._recorder, *self._readers):
             part.on_end = on_end
         self._stopping = threading.Event()
         self._changing = threading.Lock()
-        self._leaving: dict[str, threading.Thread] = {}
+        self._yielding: dict[str, threading.Thread] = {}
 
     @property
     def sources(self) -> dict[str, SourceSettings]:
-        """Those that are ours, by name, the ones that are on their way out among them."""
-        return {name: crew.source for name, crew in self._crews.items()}
+        """The sources that are held, by name, including those that are being yielded."""
+        return {name: pool.source for name, pool in self._pools.items()}
 
     @property
-    def leaving(self) -> frozenset[str]:
-        """Those on their way out."""
-        return frozenset(self._leaving)
+    def yielding(self) -> frozenset[str]:
+        """The sources that are being yielded."""
+        return frozenset(self._yielding)
 
-    def _new_crew(self, source: SourceSettings) -> WorkerPool:
+    def _new_pool(self, source: SourceSettings) -> WorkerPool:
         return WorkerPool(
             self._settings,
             source,
             self._archive,
-            self._site.files.path_width,
+            self._tables.files.path_width,
             self.dispatcher,
             self._recorder,
             self._metrics,
@@ -128,76 +130,76 @@ class Pipeline:
     def start(self) -> None:
         """Starts the threads."""
         try:
-            self._archive.prepare(known=self._site.known)
+            self._archive.prepare(known=self._tables.known)
             self._archive.clear_abandoned()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         self._metrics.set_mode("polling")
         self._recorder.start()
-        for crew in self._crews.values():
-            self._begin(crew)
+        for pool in self._pools.values():
+            self._begin(pool)
         for part in self._readers:
             part.start()
 
-    def _begin(self, crew: WorkerPool) -> None:
+    def _begin(self, pool: WorkerPool) -> None:
         try:
-            self._archive.clear_staging(crew.source.staging_name)
+            self._archive.clear_staging(pool.source.staging_name)
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
-        crew.start()
+        pool.start()
 
     def add(self, source: SourceSettings) -> None:
-        """One more source is ours: what is pending of it is swept up at once."""
+        """Adds a source. Its pending files are swept at once."""
         self.dispatcher.add_source(source)
-        crew = self._new_crew(source)
-        self._begin(crew)
+        pool = self._new_pool(source)
+        self._begin(pool)
         with self._changing:
-            self._crews = {**self._crews, source.name: crew}
-            self._tell_sources()
+            self._pools = {**self._pools, source.name: pool}
+            self._announce_sources()
 
-    def remove(self, source: str, drain: float, on_left: Callable[[str], None]) -> None:
-        """A source is ours no longer: nothing new is begun, what is under way may come to its end. Returns at once.
+    def remove(self, source: str, drain: float, on_yielded: Callable[[str], None]) -> None:
+        """Yields a source: no new copy starts, copies under way may end. Returns at once.
 
         Args:
             drain: seconds that copies may take.
-            on_left: called, in a thread of its own, when nothing of it is under way any more and all is written back; not
-                if the shift has been stopped meanwhile.
+            on_yielded: called in a thread of its own when no copy is under way and all is written back; not if the pipeline has
+                been stopped meanwhile.
         """
-        crew = self._crews[source]
+        pool = self._pools[source]
         with self._changing:
-            self._leaving[source] = threading.Thread(
-                target=self._see_off, args=(crew, drain, on_left), name=f"leaving-{source}", daemon=True
+            self._yielding[source] = threading.Thread(
+                target=self._drain_source, args=(pool, drain, on_yielded), name=f"yielding-{source}", daemon=True
             )
-            self._tell_sources()
+            self._announce_sources()
         self.dispatcher.retire_source(source)
-        crew.stop()
-        self._leaving[source].start()
+        pool.stop()
+        self._yielding[source].start()
 
-    def _see_off(self, crew: WorkerPool, drain: float, on_left: Callable[[str], None]) -> None:
-        name = crew.source.name
-        if not join_all(crew.workers, max(drain, _BREATH)):
+    def _drain_source(self, pool: WorkerPool, drain: float, on_yielded: Callable[[str], None]) -> None:
+        name = pool.source.name
+        if not join_all(pool.workers, max(drain, _NOTICE)):
             _log.warning("killing_copies", source=name, after_seconds=drain)
-        crew.close()
-        # It stays ours until all of it is over: what still writes must not do so beside another.
-        while not (join_all(crew.workers, _KILL_SECONDS) and self.dispatcher.forget_source(name, _KILL_SECONDS)):
+        pool.close()
+        # The source stays held until all has ended: what still writes must not do so alongside another service.
+        while not (join_all(pool.workers, _KILL_SECONDS) and self.dispatcher.forget_source(name, _KILL_SECONDS)):
             if self._stopping.is_set():
                 return
             _log.warning(
                 "source_lingers", source=name, detail="copies that were given up, or their write-back, take long"
             )
         with self._changing:
-            self._crews = {other: kept for other, kept in self._crews.items() if other != name}
-            del self._leaving[name]
+            self._pools = {other: kept for other, kept in self._pools.items() if other != name}
+            del self._yielding[name]
         if not self._stopping.is_set():
-            on_left(name)
+            on_yielded(name)
 
-    def _tell_sources(self) -> None:
-        sources = tuple(crew.source for name, crew in self._crews.items() if name not in self._leaving)
+    def _announce_sources(self) -> None:
+        sources = tuple(pool.source for name, pool in self._pools.items() if name not in self._yielding)
         self._targets.set(sources)
         self.sweeper.set_sources(sources)
 
     def stop(self, drain: float) -> None:
-        """Reads nothing more, lets copies finish, kills what is left, writes back what is known.
+        """Stops the readers, lets copies finish, kills those that are left, writes back what is known.
 
         Args:
             drain: seconds that copies may take.
@@ -206,36 +208,36 @@ class Pipeline:
         for part in self._readers:
             part.stop()
         self.dispatcher.close()
-        crews = tuple(self._crews.values())
-        workers = [worker for crew in crews for worker in crew.workers]
-        for crew in crews:
-            crew.stop()
-        if not join_all(workers, max(drain, _BREATH)):
+        pools = tuple(self._pools.values())
+        workers = [worker for pool in pools for worker in pool.workers]
+        for pool in pools:
+            pool.stop()
+        if not join_all(workers, max(drain, _NOTICE)):
             _log.warning("killing_copies", after_seconds=drain)
-        for crew in crews:
-            crew.kill()
-        for crew in crews:
-            crew.close()
+        for pool in pools:
+            pool.kill()
+        for pool in pools:
+            pool.close()
         killed = time.monotonic()
         join_all(workers, _KILL_SECONDS)
-        for thread in tuple(self._leaving.values()):
+        for thread in tuple(self._yielding.values()):
             thread.join(max(0.1, killed + _KILL_SECONDS - time.monotonic()))
         self._recorder.stop()
         self._recorder.join(_KILL_SECONDS)
         join_all(self._readers, 1.0)
 
     def cancel(self) -> None:
-        """Copies and writes nothing more: another may hold our sources by now. Returns at once; :meth:`stop` comes next."""
+        """Stops copying and writing: another service may hold the sources by now. Returns at once; :meth:`stop` comes next."""
         self._stopping.set()
         self._recorder.discard()
         self.dispatcher.close()
-        for crew in tuple(self._crews.values()):
-            crew.stop()
-            crew.kill()
+        for pool in tuple(self._pools.values()):
+            pool.stop()
+            pool.kill()
         for part in self._readers:
             part.stop()
 
-    # What the stream tells, in its own thread: none of it waits.
+    # Called by the stream, in its own thread: none of them waits.
 
     def on_ids(self, ids: Sequence[int]) -> None:
         self.dispatcher.offer(ids, Origin.STREAM, fresh=True)
@@ -247,11 +249,11 @@ class Pipeline:
         _log.info("streaming", position=str(self.stream.position if self.stream else ""))
 
     def on_gap(self, why: str) -> None:
-        # One for each transaction, where a client compresses its own: said now and then, swept for always.
+        # One for each transaction, where a client compresses its own: logged now and then, swept for always.
         self._gaps += 1
-        if time.monotonic() >= self._gaps_said_at + _SAY_AGAIN:
+        if time.monotonic() >= self._gaps_logged_at + _LOG_AGAIN:
             _log.warning("stream_gap", detail=why, gaps=self._gaps)
-            self._gaps, self._gaps_said_at = 0, time.monotonic()
+            self._gaps, self._gaps_logged_at = 0, time.monotonic()
         self.sweeper.anchored()
 
     def on_lost(self, reason: str) -> None:
@@ -271,13 +273,13 @@ class Pipeline:
         self.sweeper.request()
 
     def _housekeeping(self, connection: sa.Connection) -> None:
-        """Beside a sweep: convenience, and nothing of it fails the sweep."""
-        if self._site.history is not None:
-            self._site.history.prune(connection)
-        with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements say so
+        """Runs with each sweep. Nothing in it fails the sweep."""
+        if self._tables.history is not None:
+            self._tables.history.prune(connection)
+        with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (
-                schema.resolve_table(connection, self._site.database.name, self._settings.table)
-                != self._site.files.name
+                schema.resolve_table(connection, self._tables.database.name, self._settings.table)
+                != self._tables.files.name
             ):
                 self._on_other_table()
         pending = {name: census.pending for name, census in dict(self.sweeper.census).items()}

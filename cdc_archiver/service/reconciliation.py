@@ -1,40 +1,35 @@
-"""`run --reconcile`: sweeps once, copies what was missed, and says what is still not right."""
+"""`run --reconcile`: when a run that sweeps once is over, how far it is, and its result."""
 
 from __future__ import annotations
 
-import queue
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-import pymysql
 import structlog
 
 from cdc_archiver.database.files_table import Census
-from cdc_archiver.database.source_locks import SourceLocks
-from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
+from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
+from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.pipeline import Pipeline
-from cdc_archiver.settings import Settings
-from cdc_archiver.threads import Part
 
-_TICK: Final = 0.1
-_WATCH_EVERY: Final = 1.0
+_WATCH_INTERVAL: Final = 1.0
+"""Seconds between two looks at the table while another archiver works."""
 _PATIENCE: Final = 15.0
-"""Seconds that nothing may move, for trouble of a host or the disk, before it is given up."""
+"""Seconds without progress after which a source or destination that is down is no longer waited for."""
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ReconcileProgress:
-    """How far it is.
+    """Progress so far.
 
     Attributes:
         total: files that were pending at the start, or came since.
-        done: of these, archived, charged or refused by now.
+        done: of these, archived, failed once or refused by now.
         size: bytes archived.
     """
 
@@ -44,25 +39,26 @@ class ReconcileProgress:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """How it ended.
+class ReconcileResult:
+    """Result of a run.
 
     Attributes:
         archived: files archived in this run, adopted ones among them.
         left: rows that are still not archived.
-        trouble: what kept sources or the destination from it; empty where nothing did.
-        watched: whether a running service did the work, and this run only watched.
+        problems: what kept sources or the destination from archiving; empty where nothing did.
+        unreachable: files are left and a source is down.
+        watched: a running service did the work; this run only watched it.
     """
 
     archived: int
     left: Census
-    trouble: tuple[str, ...]
+    problems: tuple[str, ...]
     unreachable: bool
     watched: bool
 
     @property
     def status(self) -> ExitStatus:
-        """The exit status: ignored files are as right as they will ever be."""
+        """The exit status. Ignored files are not counted as left."""
         if self.unreachable:
             return ExitStatus.UNREACHABLE
         left = self.left.pending + self.left.quarantined + self.left.refused
@@ -70,146 +66,103 @@ class Result:
 
 
 class Reconciliation:
-    """One run.
+    """End condition of a supervisor without a stream. Used once, by the supervisor's thread.
 
     Args:
-        settings: with a data_dir and at least one source.
         wait: seconds to watch a service that holds the targets.
         on_progress: called a few times a second.
     """
 
     def __init__(
         self,
-        settings: Settings,
         wait: float = 600.0,
         on_progress: Callable[[ReconcileProgress], None] = lambda progress: None,
     ) -> None:
-        self._archive = archive_of(settings)
-        self._settings = settings
         self._wait = wait
         self._on_progress = on_progress
-        self._metrics = Metrics()
-        self._stops: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._stopped = False
-        self._dead: list[Part] = []
+        self._archived_by_other = 0
+        self._watch_began = self._looked = float("-inf")
+        self._moved = 0.0
+        self._done_before = 0
+        self.result: ReconcileResult | None = None
+        """Set when the run has ended without an error."""
 
-    def stop(self) -> None:
-        """Asks it to end early; may be called from a signal handler, and so takes no lock."""
-        self._stops.put(None)
+    def begin(self, tables: ResolvedTables, targets: Sequence[str], metrics: Metrics) -> None:
+        """Counts the files that are pending at the start.
 
-    def run(self) -> Result:
-        """Does it.
+        Args:
+            metrics: count what the pipeline does.
 
         Raises:
-            DatabaseUnavailable: it does not answer.
-            Misconfigured: a person must fix something first.
-            LockLost: another archiver took over.
+            DatabaseUnavailable: the database does not answer.
         """
-        exploration = Bootstrap(self._settings)
-        while not exploration.ready:
-            if self._stops_within(_TICK):
-                exploration.abandon()
-                raise DatabaseUnavailable("stopped while the database was waited for")
-        site = exploration.result()
-        try:
-            return self._work_or_watch(site)
-        finally:
-            site.database.close()
+        self._tables, self._targets, self._metrics = tables, targets, metrics
+        self._first = self._left = self._census()
 
-    def _work_or_watch(self, site: ResolvedTables) -> Result:
-        targets = {source.name: source.target for source in self._settings.sources}
-        locks = SourceLocks(site.database, site.files.name, targets)
-        watched = 0
-        if not locks.acquire_all():
-            holders = {locks.holder(source) for source in locks.sources} - {None}
-            locks.close()
-            _log.info("watching", holder="; ".join(map(str, sorted(map(str, holders)))))
-            left, watched = self._watch(site, locks)
-            if not locks.held:
-                return Result(archived=watched, left=left, trouble=(), unreachable=False, watched=True)
-        try:
-            result = self._reconcile(site, locks)
-        finally:
-            locks.close()
-        return replace(result, archived=result.archived + watched)
+    def is_over(self, pipeline: Pipeline | None, holders: Mapping[str, str]) -> bool:
+        """Whether the run is over: asked several times a second.
 
-    def _stops_within(self, seconds: float) -> bool:
-        try:
-            self._stops.get(timeout=seconds)
-        except queue.Empty:
-            return self._stopped
-        self._stopped = True
-        return True
+        Args:
+            pipeline: where this process holds the locks.
+            holders: the sources that another archiver holds.
 
-    def _reconcile(self, site: ResolvedTables, locks: SourceLocks) -> Result:
-        pending = self._census(site).pending
-        shift = Pipeline(self._settings, site, self._archive, self._metrics, on_end=self._dead.append, stream=False)
-        shift.start()
-        try:
-            checked = moved = time.monotonic()
-            done = 0
-            while not self._stops_within(_TICK):
-                now = time.monotonic()
-                self._say(max(pending, self._done()))
-                if self._is_done(shift):
-                    break
-                if self._done() != done or _is_well(shift):
-                    done, moved = self._done(), now
-                elif now - moved > _PATIENCE:
-                    break
-                if now - checked > locks.timing.check_interval:
-                    checked = now
-                    locks.check()
-        except LockLost as lost:
-            shift.cancel()
-            if isinstance(lost.__cause__, pymysql.MySQLError | OSError):
-                raise DatabaseUnavailable(str(lost)) from lost
-            raise
-        except ArchiverError:
-            shift.cancel()
-            raise
-        finally:
-            shift.stop(self._settings.drain_timeout)
-        left = self._census(site)
-        self._say(max(pending, self._done()))
-        down = [f"{state.name}: {state.reason}: {state.detail}" for state in shift.dispatcher.states() if not state.up]
-        up, reason, detail = shift.dispatcher.destination
-        return Result(
-            archived=self._archived(),
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+        """
+        now = time.monotonic()
+        if pipeline is None:
+            return bool(holders) and self._is_watched_enough(holders, now)
+        self._report(max(self._first.pending - self._archived_by_other, self._done()))
+        # A source or the destination that is down is waited for, a file's own next attempt is not.
+        if pipeline.sweeper.exhausted.is_set() and pipeline.dispatcher.idle and _is_up(pipeline):
+            return True
+        if not self._moved and self._watch_began != float("-inf"):
+            _log.info("taking_over")
+        if not self._moved or self._done() != self._done_before or _is_up(pipeline):
+            self._done_before, self._moved = self._done(), now
+        return now - self._moved > _PATIENCE
+
+    def finish(self, pipeline: Pipeline | None) -> ReconcileResult:
+        """Makes the result, when all has stopped.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+        """
+        if pipeline is None:
+            watched = self._watch_began != float("-inf")
+            self.result = ReconcileResult(self._archived_by_other, self._left, (), unreachable=False, watched=watched)
+            return self.result
+        left = self._census()
+        self._report(max(self._first.pending - self._archived_by_other, self._done()))
+        down = [
+            f"{state.name}: {state.reason}: {state.detail}" for state in pipeline.dispatcher.states() if not state.up
+        ]
+        up, reason, detail = pipeline.dispatcher.destination
+        self.result = ReconcileResult(
+            archived=self._archived() + self._archived_by_other,
             left=left,
-            trouble=(*down, *(() if up else (f"{reason}: {detail}",))) if left.pending else (),
+            problems=(*down, *(() if up else (f"{reason}: {detail}",))) if left.pending else (),
             unreachable=bool(down) and left.pending > 0,
             watched=False,
         )
+        return self.result
 
-    def _is_done(self, shift: Pipeline) -> bool:
-        for part in self._dead:
-            if part.failure is not None and not part.stopping.is_set():
-                raise ArchiverError(f"the thread {part.name} died of {part.failure!r}", "this is a bug: report it")
-        if not shift.sweeper.exhausted.is_set() or not shift.dispatcher.idle:
-            return False
-        # What waits for a host that is down, or for a disk, is given some patience; a file's own next try is not.
-        return _is_well(shift)
+    def _is_watched_enough(self, holders: Mapping[str, str], now: float) -> bool:
+        """Watches another archiver: nothing is pending any more, or the time is over."""
+        if self._watch_began == float("-inf"):
+            self._watch_began = now
+            _log.info("watching", holder="; ".join(sorted(set(holders.values()))))
+        if now - self._looked >= _WATCH_INTERVAL:
+            self._looked, self._left = now, self._census()
+            self._archived_by_other = max(0, self._first.pending - self._left.pending)
+            self._on_progress(ReconcileProgress(self._first.pending, self._archived_by_other, 0))
+        return not self._left.pending or now - self._watch_began > self._wait
 
-    def _watch(self, site: ResolvedTables, locks: SourceLocks) -> tuple[Census, int]:
-        """Looks on while another archives; returns what is left, and how many it archived. Takes over when it is gone."""
-        began = time.monotonic()
-        first = left = self._census(site)
-        while left.pending and not self._stops_within(_WATCH_EVERY):
-            if time.monotonic() - began > self._wait:
-                break
-            if locks.acquire_all():
-                _log.info("taking_over")
-                break
-            left = self._census(site)
-            self._on_progress(ReconcileProgress(first.pending, max(0, first.pending - left.pending), 0))
-        return left, max(0, first.pending - left.pending)
+    def _census(self) -> Census:
+        with self._tables.database.connect() as connection:
+            return self._tables.files.census(connection, self._targets)
 
-    def _census(self, site: ResolvedTables) -> Census:
-        with site.database.connect() as connection:
-            return site.files.census(connection, self._settings.targets)
-
-    def _say(self, total: int) -> None:
+    def _report(self, total: int) -> None:
         self._on_progress(ReconcileProgress(total, self._done(), round(self._metrics.total("copied_bytes_total"))))
 
     def _done(self) -> int:
@@ -222,5 +175,5 @@ class Reconciliation:
         return round(self._metrics.total("copies_total", result=result))
 
 
-def _is_well(shift: Pipeline) -> bool:
-    return shift.dispatcher.destination[0] and all(state.up for state in shift.dispatcher.states())
+def _is_up(pipeline: Pipeline) -> bool:
+    return pipeline.dispatcher.destination[0] and all(state.up for state in pipeline.dispatcher.states())

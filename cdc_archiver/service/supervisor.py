@@ -1,8 +1,11 @@
-"""The service: builds the parts, starts them, watches them, drains and stops them."""
+"""The service from start to end: finds the tables, keeps the locks, runs the pipeline, drains and stops.
+
+One loop serves both ways to run it: until a stop, with a stream; or, with a :class:`Reconciliation`, without a stream until
+that says that the run is over.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import queue
 import threading
@@ -13,31 +16,25 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
+import pymysql
 import structlog
 
 from cdc_archiver.commands.context import open_context
 from cdc_archiver.commands.why.lookup import inquire
 from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.dispatch.in_flight import FileStatus
-from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus
+from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
 from cdc_archiver.observe.http import HttpServer, Views
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.service_status import (
-    DestinationStatus,
-    HeldByOther,
-    ServiceState,
-    ServiceStatus,
-    SourceStatus,
-    StreamStatus,
-    is_ready,
-    overall,
-)
+from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.observe.summary import summarize
 from cdc_archiver.observe.systemd import Notifier
 from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
+from cdc_archiver.service.reconciliation import Reconciliation
+from cdc_archiver.service.status_builder import Snapshot, build_status
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import Part
 
@@ -45,10 +42,10 @@ _LONGEST_PAUSE: Final = 10.0
 _TICK: Final = 0.1
 _WAKE: Final = 0.5
 """Seconds after which a signal is heeded that interrupted no wait."""
-_PATIENCE: Final = 10.0
-"""Seconds after which a database that says nothing is said to say nothing."""
-_ANSWER: Final = 20.0
-"""Seconds that one statement may take for somebody who searches on the status page."""
+_SILENCE_LIMIT: Final = 10.0
+"""Seconds without an answer after which the database is reported to be down."""
+_QUERY_LIMIT: Final = 20.0
+"""Seconds that one statement may take for a search on the status page."""
 
 _log = structlog.get_logger(__name__)
 
@@ -58,29 +55,39 @@ class Supervisor:
 
     Args:
         settings: with a data_dir and at least one source.
-        load_again: reads the settings anew, for :meth:`reload`.
+        load_again: reads the settings again, for :meth:`reload`.
+        reconciliation: decides when the run is over. With it there is no stream, no HTTP server and no standby: the
+            locks of all sources are taken together, and any error of the database ends the run.
+
+    Raises:
+        Misconfigured: the settings name no directory or no source.
     """
 
-    def __init__(self, settings: Settings, load_again: Callable[[], Settings] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        load_again: Callable[[], Settings] | None = None,
+        reconciliation: Reconciliation | None = None,
+    ) -> None:
         self._settings = settings
         self._load_again = load_again or (lambda: settings)
+        self._reconciliation = reconciliation
         self._archive = archive_of(settings)
-        self._data_dir = self._archive.data_dir
         self.metrics = Metrics()
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._started = datetime.now(UTC)
-        self._site: ResolvedTables | None = None
-        self._shift: Pipeline | None = None
-        self._working: Pipeline | None = None
-        """The shift, also while it is being ended: what a lost lock must stop."""
+        self._tables: ResolvedTables | None = None
+        self._pipeline: Pipeline | None = None
+        self._active_pipeline: Pipeline | None = None
+        """The pipeline, also while it is being stopped: a lost lock must cancel it."""
         self._keeper: LockKeeper | None = None
         self._failed = ""
-        self._complaints: dict[str, str] = {}
-        self._complaining = threading.Lock()
-        self._elsewhere: dict[str, str] = {}
-        self._taken_at = 0
-        self._giving_back: set[str] = set()
+        self._database_errors: dict[str, str] = {}
+        self._database_lock = threading.Lock()
+        self._holders: dict[str, str] = {}
+        self._losses_at_start = 0
+        self._yielding: set[str] = set()
         self.http: HttpServer | None = None
         self.metrics.destination_up.set_function(self._destination_up)
         self.metrics.destination_free.set_function(self._free_bytes)
@@ -94,13 +101,20 @@ class Supervisor:
         self._events.put(_Event("reload"))
 
     def run(self) -> ExitStatus:
-        """Serves until :meth:`stop`.
+        """Runs until :meth:`stop`, or until its reconciliation is over.
 
         Raises:
-            ArchiverError: with what a person has to fix, or the part that died.
+            ArchiverError: with what a person has to fix, or the thread that crashed.
         """
-        words = partial(summarize, poll_interval=self._settings.poll_interval)
-        views = Views(self.metrics, self.status, words, self.whereabouts, self.why)
+        if self._reconciliation is not None:
+            return self._run_once(self._reconciliation)
+        views = Views(
+            self.metrics,
+            self.status,
+            partial(summarize, poll_interval=self._settings.poll_interval),
+            self.whereabouts,
+            self.why,
+        )
         self.http = HttpServer(self._settings.http_host, self._settings.http_port, views)
         self.http.on_end = self._ended
         self.http.start()
@@ -111,79 +125,61 @@ class Supervisor:
             notifier.on_end = self._ended
             notifier.start()
         try:
-            # Beside the work, since a host that is down takes its time to be found so.
+            # In a thread of its own: to find that a host is down takes time.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
-            while (site := self._explore_until_answered()) is not None and self._serve(site):
-                _log.warning("table_changed", was=site.files.name)
-                site.database.close()
+            while (tables := self._bootstrap_until_answered()) is not None and self._serve(tables):
+                _log.warning("table_changed", was=tables.files.name)
+                tables.database.close()
         finally:
             self._stopping.set()
             if notifier is not None:
                 notifier.announce_stop()
             self._end_work()
-            if self._site is not None:
-                self._site.database.close()
+            if self._tables is not None:
+                self._tables.database.close()
             if notifier is not None:
-                notifier.stop()  # last of the work: the watchdog watches the draining, too
+                notifier.stop()  # after the work: the watchdog watches the drain, too
                 notifier.join(3.0)
             self.http.stop()
             self.http.join(3.0)
             _log.info("stopped")
         return ExitStatus.DONE
 
+    def _run_once(self, reconciliation: Reconciliation) -> ExitStatus:
+        try:
+            tables = self._bootstrap_until_answered()
+            if tables is None:
+                raise DatabaseUnavailable("stopped while the database was waited for")
+            self._serve(tables)
+            pipeline = self._pipeline
+            self._end_work()
+            return reconciliation.finish(pipeline).status
+        finally:
+            self._end_work()
+            if self._tables is not None:
+                self._tables.database.close()
+
     def status(self) -> ServiceStatus:
-        """How things are now. Never waits for the database."""
-        site, shift = self._site, self._shift
-        state, why = self._state(shift)
-        sources: tuple[SourceStatus, ...] = ()
-        destination = None
-        stream = None
-        if shift is not None:
-            options = shift.sources
-            sources = tuple(
-                SourceStatus(
-                    state=source,
-                    targets=options[source.name].target,
-                    host=options[source.name].host,
-                    files=shift.sweeper.census.get(source.name),
-                )
-                for source in shift.dispatcher.states()
-                if source.name in options
+        """The current status. Never waits for the database."""
+        return build_status(
+            Snapshot(
+                settings=self._settings,
+                started=self._started,
+                archive=self._archive,
+                metrics=self.metrics,
+                tables=self._tables,
+                pipeline=self._pipeline,
+                holders=self._holders,
+                failure=self._failed,
+                stopping=self._stopping.is_set(),
+                database_errors=list(self._database_errors.values()),
             )
-            up, reason, detail = shift.dispatcher.destination
-            free = self._archive.last_free_bytes
-            destination = DestinationStatus(str(self._data_dir), up, reason, detail, free)
-            if shift.stream is not None:
-                position = shift.stream.position
-                stream = StreamStatus(
-                    connected=position is not None,
-                    why=shift.why_no_stream,
-                    position=str(position) if position else None,
-                    lag=self.metrics.total("stream_lag_seconds") if position else None,
-                )
-        return ServiceStatus(
-            state=state,
-            why=why,
-            ready=is_ready(state),
-            healthy=state is not ServiceState.FAILED,
-            started=self._started,
-            database=f"{self._settings.mysql_host}:{self._settings.mysql_port}/{self._settings.mysql_database}",
-            table=site.files.name if site else None,
-            history=(site.no_history or "kept") if site else "",
-            stream=stream,
-            sources=sources,
-            elsewhere=tuple(HeldByOther(name, holder) for name, holder in self._elsewhere.items()),
-            destination=destination,
-            last_sweep=shift.sweeper.last_sweep if shift else None,
-            archived=round(
-                sum(self.metrics.total("copies_total", result=result) for result in ("archived", "adopted"))
-            ),
         )
 
     def whereabouts(self, id_: int) -> FileStatus | None:
-        """Where a file is on its way through the house; None if it is not. Waits for nothing."""
-        shift = self._shift
-        return None if shift is None else shift.dispatcher.ledger.whereabouts(id_, time.monotonic())
+        """Where a file is on its way through the service; None if it is not. Waits for nothing."""
+        pipeline = self._pipeline
+        return None if pipeline is None else pipeline.dispatcher.ledger.whereabouts(id_, time.monotonic())
 
     def why(self, wanted: str) -> dict[str, Any]:
         """What `why --json` says of a file; asks database, archive and source, by connections of its own.
@@ -195,62 +191,49 @@ class Supervisor:
             ArchiverError: it cannot be told.
         """
         port = self.http.port if self.http is not None else 0
-        with open_context(self._settings.model_copy(update={"http_port": port}), _ANSWER) as desk:
+        with open_context(self._settings.model_copy(update={"http_port": port}), _QUERY_LIMIT) as desk:
             return inquire(desk, wanted, datetime.now(UTC))
 
-    def _state(self, shift: Pipeline | None) -> tuple[ServiceState, str]:
-        if self._failed:
-            return ServiceState.FAILED, self._failed
-        if self._stopping.is_set():
-            return ServiceState.STOPPING, ""
-        if complaints := list(self._complaints.values()):
-            return ServiceState.NO_DATABASE, complaints[0]
-        if shift is not None:
-            streaming = shift.stream is not None and shift.stream.position is not None
-            return overall(
-                streaming=streaming,
-                stream_why=shift.why_no_stream,
-                sources=tuple(shift.dispatcher.states()),
-                destination=shift.dispatcher.destination,
-            )
-        if holders := sorted(set(self._elsewhere.values())):
-            return ServiceState.STANDBY, f"another archiver has these targets: {'; '.join(holders)}"
-        address = f"{self._settings.mysql_host}:{self._settings.mysql_port}"
-        return ServiceState.STARTING, f"waiting for the database {address}" if self._site is None else ""
-
-    # Neither asks the disk: one that hangs must not hang the answer that would say so.
+    # Neither asks the disk: a disk that hangs must not hang the answer that reports it.
 
     def _destination_up(self) -> float:
-        shift = self._shift
-        return math.nan if shift is None else float(shift.dispatcher.destination[0])
+        pipeline = self._pipeline
+        return math.nan if pipeline is None else float(pipeline.dispatcher.destination[0])
 
     def _free_bytes(self) -> float:
         free = self._archive.last_free_bytes
         return math.nan if free is None else float(free)
 
-    def _explore_until_answered(self) -> ResolvedTables | None:
-        """Asks the database until it answers; None if we were asked to stop meanwhile."""
+    def _bootstrap_until_answered(self) -> ResolvedTables | None:
+        """Asks the database until it answers; None after a request to stop.
+
+        Raises:
+            DatabaseUnavailable: in a reconciliation, the database does not answer.
+            Misconfigured: it answers, and a person must fix something.
+        """
         pause = 0.5
-        self._site = None
+        self._tables = None
         while True:
-            answer = Bootstrap(self._settings)
+            bootstrap = Bootstrap(self._settings)
             asked = time.monotonic()
-            while not answer.ready:
+            while not bootstrap.ready:
                 if self._is_asked_to_stop(_TICK):
-                    answer.abandon()
+                    bootstrap.abandon()
                     return None
-                if time.monotonic() - asked > _PATIENCE:
-                    self._set_database("start", False, "it accepts connections and says nothing")
+                if time.monotonic() - asked > _SILENCE_LIMIT:
+                    self._set_database("start", False, "it accepts connections and sends no answer")
             try:
-                self._site = answer.result()
+                self._tables = bootstrap.result()
             except DatabaseUnavailable as error:
+                if self._reconciliation is not None:
+                    raise
                 self._set_database("start", False, str(error))
                 if self._is_asked_to_stop(pause):
                     return None
                 pause = min(_LONGEST_PAUSE, pause * 2)
             else:
                 self._set_database("start", True, "")
-                return self._site
+                return self._tables
 
     def _is_asked_to_stop(self, wait: float) -> bool:
         try:
@@ -262,14 +245,15 @@ class Supervisor:
         return event.what == "stop"
 
     def _next_event(self) -> _Event:
-        # Python's signal handlers run in this thread, at its next bytecode: a signal that comes on the way into a wait, or in
-        # another thread, does not end the wait.
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self._events.get(timeout=_WAKE)
+        # Python's signal handlers run in this thread, at its next bytecode: a signal that arrives on the way into a wait, or
+        # in another thread, does not end the wait.
+        try:
+            return self._events.get(timeout=_TICK if self._reconciliation is not None else _WAKE)
+        except queue.Empty:
+            return _Event("tick")
 
     def _preflight(self) -> None:
-        """Says at the start what `check` would find wrong."""
+        """Logs at the start what `check` finds."""
         for finding in run_checks(self._settings).findings:
             if finding.rsync is not None:
                 self.metrics.rsync_info.labels(*finding.rsync).set(1)
@@ -277,32 +261,41 @@ class Supervisor:
                 say = _log.warning if finding.status is CheckStatus.WARNING else _log.error
                 say("preflight", subject=finding.subject, detail=finding.text, fix=finding.fix)
 
-    def _serve(self, site: ResolvedTables) -> bool:
-        """Works as long as nothing changes; returns whether the table has to be looked for anew."""
-        locks = SourceLocks(site.database, site.files.name, self._targets())
-        self._keeper = LockKeeper(locks, self, self._settings.max_sources)
+    def _serve(self, tables: ResolvedTables) -> bool:
+        """Works as long as nothing changes; returns whether the table has to be looked for again."""
+        locks = SourceLocks(tables.database, tables.files.name, self._targets())
+        if self._reconciliation is not None:
+            self._reconciliation.begin(tables, self._settings.targets, self.metrics)
+            self._keeper = LockKeeper(locks, self, all_or_none=True)
+        else:
+            self._keeper = LockKeeper(locks, self, share=self._settings.max_sources)
         self._keeper.on_end = self._ended
         self._keeper.start()
         while True:
             event = self._next_event()
             match event.what:
+                case "tick":
+                    if self._reconciliation and self._reconciliation.is_over(self._pipeline, self._holders):
+                        return False
                 case "stop":
                     return False
-                case "table":
+                case "error" if self._reconciliation is not None and event.error is not None:
+                    raise event.error
+                case "table" if self._reconciliation is None:
                     self._end_work()
                     return True
                 case "acquired" if event.losses == self._keeper.losses:
-                    self._take_up(site, event.sources, event.losses)
-                case "lost" if self._shift is not None:
+                    self._start_sources(tables, event.sources, event.losses)
+                case "lost" if self._pipeline is not None:
                     _log.error("lock_lost", detail=event.why)
-                    site.database.close()  # what ended the lock's connection may have ended the idle ones in silence
-                    self._end_shift(drain=0.0)
+                    tables.database.close()  # what ended the lock's connection may have ended the idle ones in silence
+                    self._end_pipeline(drain=0.0)
                 case "wanted":
-                    _log.info("giving_back", source=event.why)
-                    self._giving_back.add(event.why)
-                    self._see_off(event.why)
-                case "left" if event.shift is self._shift:
-                    self._let_go(event.why)
+                    _log.info("yielding_source", source=event.why)
+                    self._yielding.add(event.why)
+                    self._yield_source(event.why)
+                case "left" if event.pipeline is self._pipeline:
+                    self._release_source(event.why)
                 case "reload":
                     self._reload()
                 case "ended" if event.part is not None and self._is_unexpected(event.part):
@@ -310,13 +303,13 @@ class Supervisor:
                     self._failed = f"{event.part.name} died: {failure!r}"
                     if isinstance(failure, ArchiverError):
                         raise failure
-                    _log.error("part_died", part=event.part.name, exc_info=failure)
+                    _log.error("thread_crashed", part=event.part.name, exc_info=failure)
                     raise ArchiverError(f"the thread {event.part.name} died of {failure!r}", "this is a bug: report it")
 
     def _is_unexpected(self, part: Part) -> bool:
         """Whether a part's death is news: it was not asked to stop, or its source cannot be let go without it."""
-        leaving = self._shift.leaving if self._shift is not None else ()
-        return not part.stopping.is_set() or part.name.partition("/")[0] in leaving
+        yielding = self._pipeline.yielding if self._pipeline is not None else ()
+        return not part.stopping.is_set() or part.name.partition("/")[0] in yielding
 
     # The sources: which are ours changes while we work.
 
@@ -326,7 +319,7 @@ class Supervisor:
     def _targets(self) -> dict[str, tuple[str, ...]]:
         return {source.name: source.target for source in self._settings.sources}
 
-    def _take_up(self, site: ResolvedTables, names: Sequence[str], losses: int) -> None:
+    def _start_sources(self, tables: ResolvedTables, names: Sequence[str], losses: int) -> None:
         """We hold the locks of these sources."""
         assert self._keeper is not None
         described = self._described()
@@ -334,52 +327,52 @@ class Supervisor:
         for name in names:
             if name not in described or not self._keeper.covers(name, described[name].target):
                 self._keeper.release(name, losses)  # the configuration was read anew since it was taken
-            elif self._shift is None or name not in self._shift.sources:
+            elif self._pipeline is None or name not in self._pipeline.sources:
                 sources.append(described[name])
         if not sources:
             return
         _log.info("lock_acquired", targets=[target for source in sources for target in source.target])
-        if self._shift is not None:
+        if self._pipeline is not None:
             for source in sources:
-                self._shift.add(source)
+                self._pipeline.add(source)
             return
-        shift = Pipeline(
+        pipeline = Pipeline(
             self._settings.model_copy(update={"sources": tuple(sources)}),
-            site,
+            tables,
             self._archive,
             self.metrics,
             on_end=self._ended,
-            on_database=lambda who, up, why: self._set_database(who, up, why) if self._shift is shift else None,
+            on_database=lambda who, up, why: self._set_database(who, up, why) if self._pipeline is pipeline else None,
             on_other_table=lambda: self._events.put(_Event("table")),
-            stream=True,
+            stream=self._reconciliation is None,
         )
-        self._shift = self._working = shift
-        self._taken_at = losses
+        self._pipeline = self._active_pipeline = pipeline
+        self._losses_at_start = losses
         if self._keeper.losses != losses:
-            shift.cancel()  # lost meanwhile: the event that says so comes next
-        shift.start()
+            pipeline.cancel()  # lost meanwhile: the event that says so comes next
+        pipeline.start()
 
-    def _see_off(self, name: str) -> None:
+    def _yield_source(self, name: str) -> None:
         """A source is to be ours no longer, or no longer as it is."""
-        shift = self._shift
-        if shift is not None and name in shift.sources and name not in shift.leaving:
-            left = lambda source: self._events.put(_Event("left", source, shift=shift))
-            shift.remove(name, self._settings.drain_timeout, left)
+        pipeline = self._pipeline
+        if pipeline is not None and name in pipeline.sources and name not in pipeline.yielding:
+            left = lambda source: self._events.put(_Event("left", source, pipeline=pipeline))
+            pipeline.remove(name, self._settings.drain_timeout, left)
 
-    def _let_go(self, name: str) -> None:
+    def _release_source(self, name: str) -> None:
         """Nothing of a source is under way any more."""
-        assert self._shift is not None
+        assert self._pipeline is not None
         assert self._keeper is not None
         source = self._described().get(name)
-        if name not in self._giving_back and source is not None and self._keeper.covers(name, source.target):
-            self._shift.add(source)  # only its options have changed: nobody else is to have it meanwhile
+        if name not in self._yielding and source is not None and self._keeper.covers(name, source.target):
+            self._pipeline.add(source)  # only its options have changed: nobody else is to have it meanwhile
             return
-        _log.info("source_left", source=name)
-        self._giving_back.discard(name)
+        _log.info("source_yielded", source=name)
+        self._yielding.discard(name)
         held = self._keeper.held
-        self._keeper.release(name, self._taken_at)
-        if not self._shift.sources and held == (name,):
-            self._end_shift(drain=0.0)
+        self._keeper.release(name, self._losses_at_start)
+        if not self._pipeline.sources and held == (name,):
+            self._end_pipeline(drain=0.0)
 
     def _reload(self) -> None:
         """Takes over what the configuration says of the sources now."""
@@ -406,22 +399,22 @@ class Supervisor:
             self._keeper.describe(self._targets())
         for name, source in before.items():
             if after.get(name) != source:
-                self._see_off(name)
+                self._yield_source(name)
 
-    def _end_shift(self, drain: float) -> None:
-        shift, self._shift = self._shift, None
+    def _end_pipeline(self, drain: float) -> None:
+        pipeline, self._pipeline = self._pipeline, None
         self.metrics.set_mode("")
-        if shift is not None:
-            shift.stop(drain)
-        self._working = None
-        self._giving_back.clear()
+        if pipeline is not None:
+            pipeline.stop(drain)
+        self._active_pipeline = None
+        self._yielding.clear()
         self.metrics.forget_sources()
         # Its parts complain no more; who keeps the lock speaks for itself.
-        with self._complaining:
-            self._complaints = {who: why for who, why in self._complaints.items() if who == "lock"}
+        with self._database_lock:
+            self._database_errors = {who: why for who, why in self._database_errors.items() if who == "lock"}
 
     def _end_work(self) -> None:
-        self._end_shift(self._settings.drain_timeout)
+        self._end_pipeline(self._settings.drain_timeout)
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper.join(2.0)
@@ -436,37 +429,45 @@ class Supervisor:
         self._set_database("lock", True, "")
         self._events.put(_Event("acquired", sources=tuple(sources), losses=losses))
 
-    def on_lost(self, why: str) -> None:
-        if (shift := self._working) is not None:
-            shift.cancel()
-        self._events.put(_Event("lost", why))
+    def on_lost(self, lost: LockLost) -> None:
+        if (pipeline := self._active_pipeline) is not None:
+            pipeline.cancel()
+        if self._reconciliation is None:
+            self._events.put(_Event("lost", str(lost)))
+        elif isinstance(lost.__cause__, pymysql.MySQLError | OSError):
+            self._events.put(_Event("error", error=DatabaseUnavailable(str(lost))))
+        else:
+            self._events.put(_Event("error", error=lost))
 
     def on_wanted(self, source: str) -> None:
         self._events.put(_Event("wanted", source))
 
-    def on_elsewhere(self, holders: Mapping[str, str]) -> None:
-        self._elsewhere = dict(holders)
-        if holders and self._shift is None and not (self._keeper and self._keeper.held):
+    def on_held_by_other(self, holders: Mapping[str, str]) -> None:
+        self._holders = dict(holders)
+        if self._reconciliation is not None:
+            return  # it logs for itself
+        if holders and self._pipeline is None and not (self._keeper and self._keeper.held):
             self.metrics.set_mode("standby")
             _log.info("standby", holder="; ".join(sorted(set(holders.values()))))
         elif holders:
-            _log.info("elsewhere", holders=dict(holders))
+            _log.info("held_by_other", holders=dict(holders))
 
-    def on_unreachable(self, why: str) -> None:
-        self._set_database("lock", False, why)
+    def on_unreachable(self, error: ArchiverError) -> None:
+        self._set_database("lock", False, str(error))
+        self._events.put(_Event("error", error=error))
 
     def on_reachable(self) -> None:
         self._set_database("lock", True, "")
 
     def _set_database(self, who: str, up: bool, why: str) -> None:
         """Each part that asks the database says for itself whether it answers: one that is content excuses no other."""
-        with self._complaining:
-            before = bool(self._complaints)
+        with self._database_lock:
+            before = bool(self._database_errors)
             if up:
-                self._complaints.pop(who, None)
+                self._database_errors.pop(who, None)
             else:
-                self._complaints[who] = why or "it does not answer"
-            after = bool(self._complaints)
+                self._database_errors[who] = why or "it does not answer"
+            after = bool(self._database_errors)
         if before and not after:
             _log.info("database_up")
         elif after and not before:
@@ -480,4 +481,5 @@ class _Event:
     part: Part | None = None
     sources: tuple[str, ...] = ()
     losses: int = 0
-    shift: Pipeline | None = None
+    pipeline: Pipeline | None = None
+    error: ArchiverError | None = None

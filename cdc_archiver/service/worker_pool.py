@@ -1,23 +1,70 @@
-"""One source's workers and the copier that they share: started, stopped and killed together."""
+"""The workers of one source and the copier that they share: started, stopped and killed together."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
-from cdc_archiver.model import Lane
+from cdc_archiver.model import Archived, AttemptFailed, Lane, Refused
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.service.worker import Worker
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import Part
 from cdc_archiver.transfer.copier import Copier
 from cdc_archiver.transfer.staging import Archive
 
+_TAKE_LIMIT: Final = 5.0
+"""Seconds to wait for a batch."""
+
+
+class Worker(Part):
+    """Copies one lane of one source.
+
+    Args:
+        number: tells the workers of a lane apart.
+    """
+
+    def __init__(
+        self,
+        source: SourceSettings,
+        lane: Lane,
+        number: int,
+        dispatcher: Dispatcher,
+        copier: Copier,
+        recorder: Recorder,
+        metrics: Metrics,
+    ) -> None:
+        self._staging = f"{lane}-{number}"
+        super().__init__(f"{source.name}/{self._staging}")
+        self._source = source
+        self._lane = lane
+        self._dispatcher = dispatcher
+        self._copier = copier
+        self._recorder = recorder
+        self._metrics = metrics
+
+    def work(self) -> None:
+        while not self.stopping.is_set():
+            batch = self._dispatcher.take(self._source.name, self._lane, self._staging, _TAKE_LIMIT)
+            if batch is None:
+                continue
+            self._metrics.batch_files.observe(len(batch.records))
+            try:
+                for outcome in self._copier.archive(self._source, batch):
+                    outcome = self._dispatcher.judge(batch, outcome)
+                    if isinstance(outcome, Archived | AttemptFailed | Refused):
+                        waited = self._dispatcher.waited(outcome.record.id)
+                        self._recorder.put(self._source.name, outcome, waited)
+            finally:
+                self._dispatcher.finish(self._source.name)
+
+    # A stop needs no interrupt: its source is retired, or the dispatcher closed, and so it waits for nothing.
+
 
 class WorkerPool:
-    """Started once, stopped once.
+    """The workers of one source. Started once, stopped once.
 
     Args:
         source: whose files it copies; one that the dispatcher knows.

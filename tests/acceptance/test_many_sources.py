@@ -71,7 +71,7 @@ def test_the_configuration_is_read_anew_and_no_work_is_dropped(stage: PrivateSit
         assert "restart_needed" in service.said
         assert "sweep_interval" in service.said
         # What only has other options was nobody else's to take meanwhile.
-        assert re.findall(r"source_left +source=(\w+)", service.said) == ["two"]
+        assert re.findall(r"source_yielded +source=(\w+)", service.said) == ["two"]
         # A file that makes no sense changes nothing, and is said.
         config.write_text("data_dir = [")
         service.signal(signal.SIGHUP)

@@ -16,6 +16,7 @@ from cdc_archiver.dispatch import dispatcher, health
 from cdc_archiver.model import Scope
 from cdc_archiver.service import reconciliation
 from cdc_archiver.service.reconciliation import Reconciliation
+from cdc_archiver.service.supervisor import Supervisor
 
 
 @pytest.fixture
@@ -186,6 +187,9 @@ def test_more_than_fits_into_the_queues_is_archived_too(stage: PrivateSite, monk
     for name, value in {"INBOX_MOST": 20, "QUEUE_MOST": 10, "BACKLOG_MOST": 8, "REFILL_BELOW": 4}.items():
         monkeypatch.setattr(dispatcher, name, value)
     stage.register(*stage.files(120))
-    result = Reconciliation(stage.settings()).run()
+    reconciliation = Reconciliation()
+    Supervisor(stage.settings(), reconciliation=reconciliation).run()
+    result = reconciliation.result
+    assert result is not None
     assert (result.archived, result.left.pending, int(result.status)) == (120, 0, 0)
     assert stage.count(f"copied = 1 AND path LIKE '{stage.data_dir}/%'") == 120

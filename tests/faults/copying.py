@@ -38,14 +38,14 @@ def one_batch(service: Service, files: int) -> Iterator[None]:
     Args:
         files: how many wait at the end, what is tried again among them.
     """
-    shift = service.archiver._shift
-    assert shift is not None
-    shift.dispatcher.hold_up(True)
+    pipeline = service.archiver._pipeline
+    assert pipeline is not None
+    pipeline.dispatcher.hold_up(True)
     try:
         yield
         service.wait_metric(files, "queue_depth")
     finally:
-        shift.dispatcher.hold_up(False)
+        pipeline.dispatcher.hold_up(False)
 
 
 def through(wire: Proxy, stage: PrivateSite) -> dict[str, Any]:

@@ -103,8 +103,8 @@ class Story:
         return {id_ for id_ in ids if id_ in delivered}
 
     def _stream(self) -> BinlogStream | None:
-        shift = self.service.archiver._shift
-        return shift.stream if shift else None
+        pipeline = self.service.archiver._pipeline
+        return pipeline.stream if pipeline else None
 
     def streams(self) -> None:
         """Waits until everything that can be asked says that the service streams."""

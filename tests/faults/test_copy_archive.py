@@ -26,7 +26,7 @@ from small_disk import SmallDisk
 from waiting import eventually
 
 from cdc_archiver.sandbox import MariaDb, SshServer
-from cdc_archiver.service import pipeline as shift
+from cdc_archiver.service import pipeline
 from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
 
 
@@ -220,7 +220,7 @@ def test_what_was_placed_while_the_database_was_away_is_said_when_it_is_back(
 def test_what_was_placed_by_a_service_that_never_could_say_so_is_adopted_by_the_next(
     stage: PrivateSite, placed_and_cut: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shift, "_KILL_SECONDS", 1.0)
+    monkeypatch.setattr(pipeline, "_KILL_SECONDS", 1.0)
     files = stage.files(3)
     ids = stage.register(*files)
     # Given a service that placed files, lost its database, and was stopped,

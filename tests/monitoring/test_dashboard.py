@@ -1,4 +1,4 @@
-"""The dashboard: what Grafana takes, and every metric and label in it as the service has it."""
+"""The dashboard: Grafana accepts it, and the service exposes every metric and label in it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SHOWING = [panel for panel in PANELS if panel["type"] != "row"]
 VARIABLES: dict[str, dict[str, Any]] = {each["name"]: each for each in dashboard()["templating"]["list"]}
 
 
-def test_grafana_takes_it() -> None:
+def test_grafana_accepts_it() -> None:
     assert isinstance(dashboard()["schemaVersion"], int)
     assert dashboard()["schemaVersion"] >= 39
     assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", dashboard()["uid"])
     assert dashboard()["title"]
-    assert "id" not in dashboard(), "the id is one Grafana's own"
+    assert "id" not in dashboard(), "Grafana assigns the id"
     ids = [panel["id"] for panel in PANELS]
     assert len(set(ids)) == len(ids)
     for panel in SHOWING:
@@ -27,7 +27,7 @@ def test_grafana_takes_it() -> None:
         assert len(set(names)) == len(names), panel["title"]
 
 
-def test_the_data_source_and_what_is_shown_can_be_chosen() -> None:
+def test_data_source_job_instance_and_source_can_be_chosen() -> None:
     assert VARIABLES["datasource"]["type"] == "datasource"
     assert VARIABLES["datasource"]["query"] == "prometheus"
     chosen = {"type": "prometheus", "uid": "${datasource}"}
@@ -46,7 +46,7 @@ def test_the_data_source_and_what_is_shown_can_be_chosen() -> None:
 
 
 @pytest.mark.parametrize("panel", SHOWING, ids=[panel["title"] for panel in SHOWING])
-def test_each_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) -> None:
+def test_each_panel_has_a_description_and_a_unit(panel: dict[str, Any]) -> None:
     assert re.fullmatch(r"[A-Z].{20,}\.", panel["description"]), "a sentence"
     shown = panel["fieldConfig"]["defaults"]
     assert shown["unit"]
@@ -55,9 +55,9 @@ def test_each_panel_says_what_it_shows_and_in_which_unit(panel: dict[str, Any]) 
     assert [step["value"] for step in others] == sorted(step["value"] for step in others)
 
 
-def test_the_first_row_answers_whether_the_data_flows() -> None:
+def test_the_first_row_shows_whether_data_flows() -> None:
     row, *panels = PANELS[: PANELS.index(next(panel for panel in PANELS[1:] if panel["type"] == "row"))]
-    assert row["title"] == "Does the data flow?"
+    assert row["title"] == "Is data flowing?"
     assert [panel["title"] for panel in panels] == [
         "Mode",
         "Stream lag",
@@ -69,10 +69,10 @@ def test_the_first_row_answers_whether_the_data_flows() -> None:
     assert {panel["type"] for panel in panels} == {"stat"}
     for panel in panels:
         shown = panel["fieldConfig"]["defaults"]
-        assert len(shown["thresholds"]["steps"]) > 1 or shown["mappings"], f"{panel['title']} is green for ever"
+        assert len(shown["thresholds"]["steps"]) > 1 or shown["mappings"], f"{panel['title']} is always green"
 
 
-def test_no_panel_lies_upon_another() -> None:
+def test_no_panels_overlap() -> None:
     places = [(panel["title"], panel["gridPos"]) for panel in PANELS]
     for title, place in places:
         assert place["x"] >= 0
@@ -84,24 +84,24 @@ def test_no_panel_lies_upon_another() -> None:
             or one["y"] + one["h"] <= other["y"]
             or other["y"] + other["h"] <= one["y"]
         )
-        assert apart, f"{title} lies upon {other_title}"
+        assert apart, f"{title} overlaps {other_title}"
 
 
 @pytest.mark.parametrize(("panel", "expression"), expressions(), ids=[panel for panel, _ in expressions()])
-def test_each_expression_asks_for_what_the_service_exposes(panel: str, expression: str) -> None:
+def test_each_expression_selects_series_that_the_service_exposes(panel: str, expression: str) -> None:
     asked = list(selected(expression))
     assert asked
     for name, labels in asked:
-        assert name in exposed(), f"{name} is no series of the service"
+        assert name in exposed(), f"{name} is not a series of the service"
         assert labels <= exposed()[name] | OF_PROMETHEUS, f"{name} has no {labels - exposed()[name]}"
-        assert {"job", "instance"} <= labels, "it shows all archivers, whichever is chosen"
-        assert "source" not in exposed()[name] or "source" in labels, "it shows all sources, whichever is chosen"
+        assert {"job", "instance"} <= labels, "it shows all archivers, whatever is chosen"
+        assert "source" not in exposed()[name] or "source" in labels, "it shows all sources, whatever is chosen"
     everywhere = set().union(*(exposed()[name] for name, _ in asked))
     assert grouping_labels(expression) <= everywhere | OF_PROMETHEUS
 
 
 @pytest.mark.parametrize("panel", SHOWING, ids=[panel["title"] for panel in SHOWING])
-def test_a_legend_names_labels_that_are_left(panel: dict[str, Any]) -> None:
+def test_a_legend_names_labels_of_the_result(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
         named = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
         grouped = grouping_labels(target["expr"])
@@ -112,10 +112,10 @@ def test_a_legend_names_labels_that_are_left(panel: dict[str, Any]) -> None:
 def test_every_metric_that_an_operator_needs_is_on_it() -> None:
     shown = {name for _, expression in expressions() for name, _ in selected(expression)}
     unseen = {
-        "cdc_archiver_stream_connected",  # the mode says it
+        "cdc_archiver_stream_connected",  # the mode shows it
         "cdc_archiver_verified_files_total",  # of a run of `verify`
     }
     wanted = {name: labels for name, labels in exposed().items() if name.startswith("cdc_archiver_")}
     for name in wanted:
         family = re.sub(r"_(bucket|sum|count)$", "", name)
-        assert name in unseen or any(other.startswith(family) for other in shown), f"{name} is nowhere"
+        assert name in unseen or any(other.startswith(family) for other in shown), f"no panel shows {name}"

@@ -1,4 +1,4 @@
-"""A real Prometheus beside a real service: every expression of dashboard and alerts has data, under the fault it is for."""
+"""A real Prometheus scrapes a real service: every expression has data, and every alert fires under its fault."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AT_REST = {
     "CdcArchiverDiskAlmostFull",
     "CdcArchiverVerificationFailed",
 }
-"""Whose faults are there from the beginning: a service that is away, one without a database, rows, a disk, a verification."""
+"""Alerts with a fault from the beginning: a service that is down, one without a database, rows, a disk, a verification."""
 
 VERIFIED = """\
 # TYPE cdc_archiver_verify_files gauge
@@ -41,7 +41,7 @@ HOME = "https://git.example.org/cdc_archiver/blob/main/"
 
 @contextlib.contextmanager
 def node_exporter() -> Iterator[str]:
-    """What node_exporter makes of the file that a run of `verify` left; where it listens."""
+    """Serves the metrics of a run of `verify` as node_exporter does; yields its address."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -65,7 +65,7 @@ def node_exporter() -> Iterator[str]:
 
 @contextlib.contextmanager
 def watched(directory: Path, service: Service, source: str, *others: str) -> Iterator[PrometheusServer]:
-    """Prometheus, which scrapes the service and others, and remembers a day on which all was well and the disk was emptier."""
+    """Prometheus that scrapes the service and others, with six hours of history: no faults, and a disk with more free space."""
     here = {"job": "cdc_archiver", "instance": f"127.0.0.1:{service.port}"}
     free = eventually(lambda: max(0.0, service.metric("destination_free_bytes")), "the disk was looked at")
     now = time.time()
@@ -91,29 +91,29 @@ def watched(directory: Path, service: Service, source: str, *others: str) -> Ite
 
 
 @contextlib.contextmanager
-def nobody() -> Iterator[int]:
-    """A port that answers nothing, and is nobody else's meanwhile."""
+def unanswered_port() -> Iterator[int]:
+    """A port that does not answer, reserved meanwhile."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
 
 
 def write_unlogged(stage: PrivateSite, id_: int) -> None:
-    """A row that the binary log does not have."""
+    """Inserts a row that is not in the binary log."""
     with contextlib.closing(stage.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("SET SESSION sql_log_bin = 0")
         insert(cursor, [stage.values(stage.file("unlogged.npy"), id=id_)])
 
 
 def end_stream(stage: PrivateSite) -> None:
-    """Its grant is gone, and so is its connection."""
+    """Revokes the grant of the stream and kills its connection."""
     stage.server.execute(f"REVOKE REPLICATION SLAVE ON *.* FROM '{stage.user}'@'%'")
     for id_, user, _, _, command, *_ in stage.sql("SHOW PROCESSLIST"):
         if (user, command) == (stage.user, "Binlog Dump"):
             stage.sql(f"KILL {id_}")
 
 
-def test_every_expression_has_data_and_every_alert_its_fault(
+def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
     promtool: Tool, stage: PrivateSite, tmp_path: Path
 ) -> None:
     now = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
@@ -122,9 +122,9 @@ def test_every_expression_has_data_and_every_alert_its_fault(
     lost.path.unlink()
     stage.register(lost, failed_copy_attempts=5)
     stage.register(lost, failed_copy_attempts=1000)
-    # Given a service that works, one that has no database, and one that does not answer,
+    # Given a service that works, one without a database, and one that does not answer,
     with (
-        nobody() as port,
+        unanswered_port() as port,
         stage.service(sweep_interval=1.0, preflight=True) as service,
         stage.service(until="no database", mysql_port=port, data_dir=stage.directory) as other,
         watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}") as prometheus,
@@ -156,7 +156,7 @@ def test_every_expression_has_data_and_every_alert_its_fault(
         stage.wait_attempts(stage.register(lost, timestamp=now, failed_copy_attempts=4)[0], 5)
         # then every expression of the dashboard has data, without an error,
         wait_data(expressions())
-        # those alerts hold whose fault is there, and no other,
+        # exactly the alerts with a fault are active,
         for name in sorted(AT_REST):
             wait_alert(name)
         assert eventually_or_not(lambda: active() == AT_REST, PATIENCE), active() ^ AT_REST
@@ -164,37 +164,37 @@ def test_every_expression_has_data_and_every_alert_its_fault(
         wait_alert("CdcArchiverNotWorking", instance=f"127.0.0.1:{other.port}")
         wait_alert("CdcArchiverQuarantineGrows", source=source)
         assert prometheus.rule_errors() == {}
-        # and an hour without a sweep would be noticed.
+        # and an hour without a sweep would fire.
         rules = {rule.name: rule.expression for rule in prometheus.rules()}
         assert sorted(rules) == sorted(ALERTS)
         overdue = rules["CdcArchiverSweepOverdue"]
         assert not prometheus.has_data(overdue)
         assert prometheus.has_data(overdue.replace("time()", "(time() + 3600)"))
 
-        # When the stream passes a row without a word,
+        # When the stream passes a row without reporting it,
         (top,) = stage.register(stage.file("before.npy"))
         stage.wait_archived(top)
         write_unlogged(stage, top + 1)
         stage.wait_archived(top + 1)
         stage.wait_archived(*stage.register(stage.file("after.npy")))
         wait_alert("CdcArchiverStreamMissed", instance=here)
-        # when the source is away,
+        # when the source is down,
         stage.ssh.stop()
         stage.register(stage.file("waits.npy"))
         wait_alert("CdcArchiverSourceDown", source=source)
         wait_alert("CdcArchiverPendingTooOld", source=source)
-        # when the stream is lost for good, though not the table,
+        # when the stream is lost for good, and the table is not,
         assert "CdcArchiverStreamDown" not in active()
         end_stream(stage)
         wait_alert("CdcArchiverStreamDown", instance=here)
-        # when the archive's disk is away,
+        # when the archive's disk is gone,
         assert "CdcArchiverDestinationDown" not in active()
         (stage.data_dir / MARKER).unlink()
         stage.ssh.start()
         wait_alert("CdcArchiverDestinationDown", instance=here)
         # then every alert has had its fault,
         assert seen | {"CdcArchiverSweepOverdue"} == set(ALERTS)
-        # and each says it in whole sentences, with the site's own link.
+        # and each has a whole sentence, and a link with the beginning that the site set.
         for alert in prometheus.alerts():
             assert alert.annotations["summary"].endswith("."), alert
             assert "<no value>" not in alert.annotations["summary"]

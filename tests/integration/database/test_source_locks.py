@@ -18,7 +18,7 @@ from waiting import eventually
 
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.source_locks import LockTiming, SourceLocks, lock_name
-from cdc_archiver.errors import DatabaseUnavailable, LockLost
+from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, LockLost
 from cdc_archiver.service.lock_keeper import LockKeeper
 
 QUICK = LockTiming(session_limit=3, check_interval=0.5, answer_limit=1.0, try_interval=0.1)
@@ -51,28 +51,30 @@ class Keeping:
         sources: Mapping[str, Sequence[str]] | None = None,
         share: int = 0,
         timing: LockTiming = QUICK,
+        all_or_none: bool = False,
     ) -> None:
         self.acquired: list[float] = []
         self.lost: list[tuple[float, str]] = []
         self.holders: list[Mapping[str, str]] = []
         self.unreachable: list[str] = []
         self.reachable = 0
-        self.keeper = LockKeeper(SourceLocks(database, TABLE, sources or {"srv": targets}, timing), self, share)
+        locks = SourceLocks(database, TABLE, sources or {"srv": targets}, timing)
+        self.keeper = LockKeeper(locks, self, share, all_or_none=all_or_none)
 
     def on_acquired(self, sources: Sequence[str], losses: int) -> None:
         self.acquired.append(time.monotonic())
 
-    def on_lost(self, why: str) -> None:
-        self.lost.append((time.monotonic(), why))
+    def on_lost(self, lost: LockLost) -> None:
+        self.lost.append((time.monotonic(), str(lost)))
 
     def on_wanted(self, source: str) -> None:
         self.keeper.release(source, self.keeper.losses)
 
-    def on_elsewhere(self, holders: Mapping[str, str]) -> None:
+    def on_held_by_other(self, holders: Mapping[str, str]) -> None:
         self.holders.append(holders)
 
-    def on_unreachable(self, why: str) -> None:
-        self.unreachable.append(why)
+    def on_unreachable(self, error: ArchiverError) -> None:
+        self.unreachable.append(str(error))
 
     def on_reachable(self) -> None:
         self.reachable += 1
@@ -275,6 +277,18 @@ def test_without_a_share_the_first_holds_all(world: PrivateDatabase) -> None:
             eventually(lambda: second.holders and set(second.holders[-1]) == set(FOUR), "it waits for all of them")
             time.sleep(3 * FAIR.check_interval)
             assert first.held == set(FOUR)
+
+
+def test_all_or_none_takes_no_source_while_another_holds_one(world: PrivateDatabase) -> None:
+    holder = SourceLocks(world.database(), TABLE, {"srv2": FOUR["srv2"]})
+    assert holder.acquire("srv2")
+    with Keeping(world.database(), sources=FOUR, timing=FAIR, all_or_none=True) as keeping:
+        eventually(lambda: keeping.holders and set(keeping.holders[-1]) == {"srv2"}, "it knows which one is held")
+        time.sleep(2 * FAIR.spare_after)  # longer than a source that nobody takes is left to others
+        assert not keeping.held
+        holder.close()
+        eventually(lambda: keeping.held == set(FOUR), "all of them together")
+        assert len(keeping.acquired) == 1
 
 
 def test_sources_are_described_anew(world: PrivateDatabase) -> None:
