@@ -117,7 +117,7 @@ class _Stream(Case):
         self._site.sql("SET GLOBAL net_write_timeout = 600")
         # Of another target: no service copies them, and the stream does not know targets.
         self._row = SourceFile(self.testbed.directory / "nothing.npy", 0, b"\x00" * 16)
-        self._site.register([self._row] * 1000, target="somebody", columns={"copied": 1})
+        self._site.register([self._row] * 1000, target="another-target", columns={"copied": 1})
         self._site.sql(f"CREATE TABLE template AS SELECT {_COPIED} FROM {TABLE}")
         self._round = self.stack.enter_context(contextlib.ExitStack())
 
@@ -240,7 +240,7 @@ class Paced(_Stream):
         began = time.monotonic()
         for number in range(transactions):
             time.sleep(max(0.0, began + number / 100 - time.monotonic()))
-            done = self._site.register([self._row] * rows, target="somebody", columns={"copied": 1})
+            done = self._site.register([self._row] * rows, target="another-target", columns={"copied": 1})
             committed.append(done.committed)
         wrote = transactions * rows / (time.monotonic() - began)
         seen = iter(reader.result().seen)
@@ -291,7 +291,7 @@ class Unrelated(_Stream):
 
     def _write(self) -> None:
         self._site.sql("CALL feed(%s)", (self.scale.unrelated_rows // 10,))
-        self._insert(1)  # the last: whoever sees it has passed all the others
+        self._insert(1)  # the last one: a reader that sees it has passed all others
 
     def _measure(self, contender: str) -> Figures:
         return self._read(contender, self.scale.unrelated_rows, 1)

@@ -68,7 +68,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"),
+    ("count", "text"),
     [
         (1, "p50 1 ms, p99 1 ms (1 files)"),
         (2, "p50 1 ms, p99 2 ms (2 files)"),
@@ -76,5 +76,5 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
         (2000, "p50 1.00 s, p99 1.98 s (2,000 files)"),
     ],
 )
-def test_a_percentile_is_one_that_was_measured(count: int, words: str) -> None:
-    assert percentiles([number / 1000 for number in range(count, 0, -1)]) == words
+def test_a_percentile_is_one_that_was_measured(count: int, text: str) -> None:
+    assert percentiles([number / 1000 for number in range(count, 0, -1)]) == text
