@@ -1,4 +1,4 @@
-"""Says what a release brings: `check_version.py v1.2.3` prints the changes of that version, or fails where it is not this one."""
+"""Compares a tag with the version in pyproject.toml: `check_version.py v1.2.3` prints that version's changes, or fails."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ ROOT = Path(__file__).parents[1]
 
 
 def version() -> str:
-    """The project's."""
+    """The version in pyproject.toml."""
     return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def changes(of: str, text: str) -> str:
-    """What CHANGELOG.md says of a version; empty where it says nothing."""
+    """The section of CHANGELOG.md about a version; empty if there is none."""
     match = re.search(rf"^## {re.escape(of)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return match[1].strip() if match else ""
 
 
 def main(tag: str) -> int:
-    """Prints the changes; the exit status."""
+    """Prints the changes. Returns the exit status."""
     if tag != f"v{version()}":
         print(f"the tag {tag} is not v{version()}, the version in pyproject.toml", file=sys.stderr)
         return 1

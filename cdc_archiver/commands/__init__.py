@@ -1,1 +1,1 @@
-"""The operator's commands: one module each parses and prints; the work is done in :mod:`cdc_archiver.operations`."""
+"""The operator's commands: one module or small package for each verb, with its work and its printing."""

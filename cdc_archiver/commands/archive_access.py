@@ -1,4 +1,4 @@
-"""Whether the archive's disk is here, by the service's own rule: on a bare mount point every file is missing."""
+"""Checks that the archive's disk is mounted, by the service's own rule: on a bare mount point every file would be missing."""
 
 from __future__ import annotations
 
@@ -12,55 +12,61 @@ from cdc_archiver.model import Reason
 from cdc_archiver.transfer.staging import MARKER
 
 
-class ArchiveAway(DestinationUnavailable):
-    """The archive's disk is not here: nothing can be said of its files."""
+class ArchiveUnavailable(DestinationUnavailable):
+    """The archive's disk is not mounted, so nothing can be said about its files."""
 
     exit_status = ExitStatus.UNREACHABLE
 
 
 def require_directory(data_dir: Path | None) -> bool:
-    """Asks what can be asked without a database: whether there is anything at all.
+    """Checks what can be checked without a database: that data_dir exists and is not empty.
 
     Returns:
-        Whether the archive's marker file is there, too.
+        Whether the archive marker exists.
 
     Raises:
-        Misconfigured: data_dir is not known.
-        ArchiveAway: it is not there, or empty.
+        Misconfigured: data_dir is not set.
+        ArchiveUnavailable: data_dir does not exist or is empty.
     """
     if data_dir is None:
-        raise Misconfigured("there is no data_dir", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
+        raise Misconfigured("data_dir is not set", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
     try:
         names = set(os.listdir(data_dir))
     except OSError as error:
-        raise ArchiveAway(
-            Reason.DESTINATION_MISSING, f"data_dir {data_dir} cannot be read: {error.strerror}", "is its disk mounted?"
+        raise ArchiveUnavailable(
+            Reason.DESTINATION_MISSING, f"data_dir {data_dir} cannot be read: {error.strerror}", _mount(data_dir)
         ) from error
     if not names:
-        raise ArchiveAway(Reason.DESTINATION_MISSING, f"data_dir {data_dir} is empty", "is its disk mounted?")
+        raise ArchiveUnavailable(Reason.DESTINATION_MISSING, f"data_dir {data_dir} is empty", _mount(data_dir))
     return MARKER in names
 
 
-def require_mounted(desk: CommandContext) -> bool:
-    """Asks whether the archive is here. A mount point may have something in it (lost+found): where the history knows files there,
-    the marker has to be there, too.
+def require_mounted(context: CommandContext) -> bool:
+    """Checks that the archive is mounted.
+
+    A bare mount point may contain something, such as lost+found. If the history knows archived files below data_dir, the
+    marker is therefore required.
 
     Returns:
-        Whether its marker file is there: it is not before the first run.
+        Whether the archive marker exists; the first run creates it.
 
     Raises:
-        Misconfigured: data_dir is not known.
-        ArchiveAway: it is not there, or a bare mount point.
+        Misconfigured: data_dir is not set.
+        ArchiveUnavailable: data_dir does not exist, or is a bare mount point.
     """
-    data_dir = desk.settings.data_dir
+    data_dir = context.settings.data_dir
     marked = require_directory(data_dir)
-    if not marked and desk.history is not None:
-        with desk.database.connect() as connection:
-            known = History(desk.files.name, 0.0).knows_archived(connection, f"{data_dir}/")
+    if not marked and context.history is not None:
+        with context.database.connect() as connection:
+            known = History(context.files.name, 0.0).knows_archived(connection, f"{data_dir}/")
         if known:
-            raise ArchiveAway(
+            raise ArchiveUnavailable(
                 Reason.DESTINATION_MISSING,
                 f"data_dir {data_dir} has no marker file {MARKER}, and the history knows archived files there",
-                f"is its disk mounted? If it is, and only this file is gone: touch {data_dir}/{MARKER}",
+                f"mount its disk; if it is mounted and only the marker is gone: touch {data_dir}/{MARKER}",
             )
     return marked
+
+
+def _mount(data_dir: Path) -> str:
+    return f"mount its disk: mount {data_dir}"

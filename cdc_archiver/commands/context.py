@@ -1,4 +1,4 @@
-"""What every operator's command needs: the database, the table, the history; opened to look, and to write only what was asked for."""
+"""What every command needs: the database, the table of files, the history."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import FileRecord
 from cdc_archiver.settings import Settings, SourceSettings
 
-PATIENCE: Final = 900.0
+_ANSWER_TIMEOUT: Final = 900.0
 """Seconds for one answer: to find a part of a path, a server reads the whole table; a person may press Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class CommandContext:
-    """The database, seen by an operator.
+    """The database as a command uses it.
 
     Attributes:
-        history: None where it cannot be read, ``no_history`` says why.
+        history: None if it cannot be read; ``no_history`` then tells the reason.
     """
 
     settings: Settings
@@ -41,91 +41,92 @@ class CommandContext:
     no_history: str
 
     def source_of(self, instance_id: str) -> SourceSettings | None:
-        """The configured source whose target this is; None where it is none of ours."""
+        """The configured source with this target; None if there is none."""
         name = Targets(self.settings.sources).source_of(instance_id)
         return next((source for source in self.settings.sources if source.name == name), None)
 
     def targets(self, sources: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
-        """The targets that are meant: those that were named; else all that are configured; else, with none, all there are.
+        """The selected targets: the named ones; without any, all configured ones; empty for all targets of the table.
 
         Args:
-            sources: names of sources, which stand for their targets.
+            sources: names of sources, each for all of its targets.
 
         Raises:
-            Misconfigured: there is no source of such a name.
+            Misconfigured: no source has such a name.
         """
         configured = {source.name: source.target for source in self.settings.sources}
         for name in sources:
             if name not in configured:
                 raise Misconfigured(
-                    f"there is no source {name!r}",
-                    f"there is {', '.join(configured)}"
+                    f"unknown source: {name!r}",
+                    f"use one of {', '.join(configured)}"
                     if configured
-                    else "no source is configured: --config, or --target",
+                    else "no source is configured: add --config FILE or --target NAME",
                 )
         named = [target for name in sources for target in configured[name]] + list(targets)
         return tuple(dict.fromkeys(named)) or tuple(self.settings.targets)
 
-    def note(self, connection: sa.Connection, records: Sequence[FileRecord], result: str, words: str) -> str:
-        """Keeps a note in the history, where there is one.
+    def note(self, connection: sa.Connection, records: Sequence[FileRecord], result: str, text: str) -> str:
+        """Writes an operator's change to the history, if there is one.
 
         Returns:
-            Why it was not kept; empty where it was.
+            The reason why it was not written; empty if it was.
         """
         if self.history is None:
             return self.no_history
         try:
-            self.history.note(connection, records, result, words)
+            self.history.note(connection, records, result, text)
         except sa.exc.DBAPIError as error:
             if error_code(error) not in HISTORY_ERRORS:
                 raise
-            return f"the history does not take it: {error.orig.args[-1] if error.orig and error.orig.args else error}"
+            reason = error.orig.args[-1] if error.orig and error.orig.args else error
+            return f"the history cannot be written: {reason}"
         return ""
 
 
 @contextmanager
-def open_context(settings: Settings, patience: float = PATIENCE) -> Iterator[CommandContext]:
-    """Looks for table and history.
+def open_context(settings: Settings, answer_timeout: float = _ANSWER_TIMEOUT) -> Iterator[CommandContext]:
+    """Connects to the database and finds table and history.
 
     Args:
-        patience: seconds that one answer may take.
+        answer_timeout: seconds that one answer may take.
 
     Raises:
-        DatabaseUnavailable: it does not answer.
-        Misconfigured: there is no such table, or not as it has to be.
+        DatabaseUnavailable: the database does not answer.
+        Misconfigured: the table does not exist, cannot be read or lacks a column.
     """
-    database = Database(settings, answer_timeout=patience)
+    database = Database(settings, answer_timeout=answer_timeout)
     try:
         with database.connect() as connection:
             name = schema.resolve_table(connection, database.name, settings.table)
             schema.require_columns(connection, database.name, name)
             files = FilesTable(name, schema.path_width(connection, database.name, name), settings.max_attempts)
-            files.rows(connection, newest_first=True, limit=1)  # may we read it?
+            files.rows(connection, newest_first=True, limit=1)  # fails without the privilege to read
             no_history = why_not_readable(connection)
         yield CommandContext(settings, database, files, None if no_history else Attempts(name), no_history)
     finally:
         database.close()
 
 
-def require_history(desk: CommandContext, what: str) -> Attempts:
-    """The history, for what cannot be had without.
+def require_history(context: CommandContext, feature: str) -> Attempts:
+    """The history, for a feature that needs it.
 
     Args:
-        what: that is; the beginning of the sentence.
+        feature: the subject of the error's sentence.
 
     Raises:
-        Misconfigured: there is none.
+        Misconfigured: there is no history.
     """
-    if desk.history is None:
+    if context.history is None:
         raise Misconfigured(
-            f"{what} needs the history, and {desk.no_history}",
-            "`cdc-archiver init-db` makes it; `cdc-archiver check` names the GRANT",
+            f"{feature} needs the history, and {context.no_history}",
+            "cdc-archiver init-db creates it; cdc-archiver check prints the GRANT",
         )
-    return desk.history
+    return context.history
 
 
-def who_we_are() -> str:
-    """The operator: login name and machine."""
+def operator_name() -> str:
+    """Login name and host of the operator, for the history."""
     try:
         name = getpass.getuser()
     except (OSError, KeyError):  # a uid without an account

@@ -1,4 +1,4 @@
-"""Files read and hashed as they lie on the disk."""
+"""Reads and hashes local files."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _READ: Final = 1 << 20
 _NEVER: Final = threading.Event()
 
 
-class NoFile(OSError):
-    """There is something, and it is no regular file."""
+class NotARegularFile(OSError):
+    """The path exists and is a directory, a link, a pipe or the like."""
 
 
 class Stopped(Exception):
-    """Somebody asked to stop while a file was being read."""
+    """A stop was requested while a file was being read."""
 
 
-def hash_file(path: Path | str, stop: threading.Event = _NEVER, *, aside: bool = False) -> tuple[bytes, int]:
+def hash_file(path: Path | str, stop: threading.Event = _NEVER, *, drop_cache: bool = False) -> tuple[bytes, int]:
     """A file's md5 and its size in bytes, as read.
 
     Args:
         stop: gives up when it is set.
-        aside: leaves the machine's file cache to others: what is read is forgotten again.
+        drop_cache: drops what was read from the machine's file cache, which others need.
 
     Raises:
-        OSError: it cannot be read; NoFile: it is none. A link is no file.
-        ValueError: no file can have that name.
-        Stopped: by ``stop``.
+        OSError: the file cannot be read; NotARegularFile for a link, too.
+        ValueError: the path holds a NUL, which no file name can.
+        Stopped: ``stop`` was set.
     """
     if not stat.S_ISREG(os.lstat(path).st_mode):
-        raise NoFile("it is no regular file")
+        raise NotARegularFile("it is not a regular file")
     md5, size = hashlib.md5(usedforsecurity=False), 0
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -44,7 +44,7 @@ def hash_file(path: Path | str, stop: threading.Event = _NEVER, *, aside: bool =
             size += len(chunk)
             if stop.is_set():
                 raise Stopped
-        if aside:
+        if drop_cache:
             with contextlib.suppress(OSError):  # a hint
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:

@@ -1,66 +1,90 @@
-"""`init-db`: the table for a new site, the index for cheap sweeps, the history."""
+"""`cdc-archiver init-db`: creates the table of a new site, the index for cheap sweeps, and the history."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Annotated, Final
 
 import sqlalchemy as sa
+import typer
 
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.connections import Database, error_code
-from cdc_archiver.errors import DatabaseUnavailable, NoSuchTable
+from cdc_archiver.errors import DatabaseUnavailable, ExitStatus, NoSuchTable
+from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 
+HELP: Final = """
+Create missing tables and the index.
+
+These are the table of files, the index that keeps sweeps cheap, and the history. Existing ones stay unchanged.
+
+Run it once, as a database user with CREATE and INDEX. Building the index of a large table takes a while; its writers go on
+meanwhile. If a long transaction keeps the table in use, init-db gives up after ten seconds.
+
+Exit status: 0 done; 2 wrong usage or configuration; 4 the database cannot be reached, or the table is in use.
+"""
+
 _LOCK_WAIT: Final = 10
-"""Seconds that it waits for a table in use."""
-_LOCK_WAIT_IS_OVER: Final = 1205
+"""Seconds to wait for a table in use."""
+_LOCK_WAIT_TIMEOUT: Final = 1205
+"""The server's error number."""
 
 
-def init_db(settings: Settings, *, dry_run: bool = False) -> Iterator[str]:
-    """Makes what is missing; what is there stays as it is.
+def init_db(
+    settings: Settings,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the statements.")] = False,
+) -> ExitStatus:
+    set_up_logs(settings.log_format, settings.log_level)
+    for line in create_missing(settings, dry_run=dry_run):
+        print(line)
+    return ExitStatus.DONE
+
+
+def create_missing(settings: Settings, *, dry_run: bool = False) -> Iterator[str]:
+    """Creates what is missing; what exists stays unchanged.
 
     Args:
-        dry_run: only say the statements.
+        dry_run: only yield the statements.
 
     Yields:
-        A line for each thing that is there or was made; with ``dry_run``, a statement for each that is missing.
+        A line for each object, existing or created; with ``dry_run``, the statement for each missing one.
 
     Raises:
-        DatabaseUnavailable: it does not answer.
-        Misconfigured: the user may not, or the database does not exist.
+        DatabaseUnavailable: the database does not answer, or the table is in use.
+        Misconfigured: the user lacks a privilege, or the database does not exist.
     """
-    database = Database(settings, answer_timeout=None)  # an index of a large table takes its time
+    database = Database(settings, answer_timeout=None)  # building the index of a large table takes its time
     try:
         with database.connect() as connection:
             # While we wait for the table behind a long transaction, its writers wait behind us.
             connection.exec_driver_sql(f"SET SESSION lock_wait_timeout = {_LOCK_WAIT}")
-            for what, statement in _parts(connection, database.name, settings.table):
+            for name, statement in _objects(connection, database.name, settings.table):
                 if not statement:
-                    yield f"-- {what}: there"
+                    yield f"-- {name}: exists"
                 elif dry_run:
                     yield f"{statement};"
                 else:
-                    _execute(connection, what, statement)
-                    yield f"-- {what}: created"
+                    _execute(connection, name, statement)
+                    yield f"-- {name}: created"
     finally:
         database.close()
 
 
-def _execute(connection: sa.Connection, what: str, statement: str) -> None:
+def _execute(connection: sa.Connection, name: str, statement: str) -> None:
     try:
         connection.exec_driver_sql(statement)
     except sa.exc.OperationalError as error:
-        if error_code(error) != _LOCK_WAIT_IS_OVER:
+        if error_code(error) != _LOCK_WAIT_TIMEOUT:
             raise
         raise DatabaseUnavailable(
-            f"the {what} was not made: another session has kept the table in use for {_LOCK_WAIT} s",
-            "try again when no long transaction is open on it",
+            f"the {name} was not created: another session kept the table in use for {_LOCK_WAIT} s",
+            "end the long transaction (SHOW PROCESSLIST), then: cdc-archiver init-db",
         ) from error
 
 
-def _parts(connection: sa.Connection, database: str, wanted: str) -> Iterator[tuple[str, str]]:
-    """Each part with the statement that makes it; an empty one where it is there."""
+def _objects(connection: sa.Connection, database: str, wanted: str) -> Iterator[tuple[str, str]]:
+    """Each table and index with the statement that creates it; an empty statement if it exists."""
     try:
         table = schema.resolve_table(connection, database, wanted)
         yield f"table {table}", ""

@@ -1,19 +1,22 @@
-"""`cdc-archiver list`: rows of the table, newest first."""
+"""`cdc-archiver list`: rows of the table, newest first, read in chunks so that memory stays constant."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from typing import Annotated, Final
 
 import typer
 
-from cdc_archiver.commands import options as choose
-from cdc_archiver.commands.context import CommandContext, open_context
-from cdc_archiver.commands.list_query import Listed, deferred, listed
-from cdc_archiver.commands.output import STATE_STYLES, Page, complain, print_json
-from cdc_archiver.commands.retry_selection import require_reasons
-from cdc_archiver.database.search import NOT_ARCHIVED, Criteria, RowState
+from cdc_archiver.commands import options
+from cdc_archiver.commands.context import CommandContext, open_context, require_history
+from cdc_archiver.commands.output import STATE_STYLES, Cell, Printer, print_json, print_to_stderr
+from cdc_archiver.commands.service_client import ServiceUnavailable, address, describe_other_table, fetch_status
+from cdc_archiver.database.attempts import Attempt
+from cdc_archiver.database.files_table import Row
+from cdc_archiver.database.search import NOT_ARCHIVED, Criteria, RowState, state_of, walk
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
@@ -23,10 +26,10 @@ from cdc_archiver.timespec import clock
 HELP: Final = """
 List files, newest first.
 
-By default those that are not archived.
+By default files that are not archived.
 
-On a terminal in columns; in a pipe without titles, with tabs between id, state, attempts, target, timestamp, reason and path; with
---json one object a line.
+A terminal gets columns; a pipe gets no titles, and tabs between id, state, attempts, target, timestamp, reason and path; --json
+prints one object a line.
 
 Examples:
 
@@ -41,9 +44,13 @@ Examples:
 Exit status: 0 done; 2 wrong usage; 4 the database cannot be reached, or for `deferred` the service.
 """
 
+_CHUNK: Final = 500
+_NO_TARGET: Final = ("\0",)
+"""Matches no row: no instance_id holds a NUL."""
 
-class Shown(StrEnum):
-    """What may be asked for: the states of rows, and two kinds of pending ones."""
+
+class StateFilter(StrEnum):
+    """The values of ``--state``: the states of rows, two kinds of pending ones, and all."""
 
     PENDING = "pending"
     CHARGED = "charged"
@@ -56,89 +63,169 @@ class Shown(StrEnum):
 
 
 _State = Annotated[
-    Shown | None,
+    StateFilter | None,
     typer.Option(
         "--state",
-        help="pending: waiting; charged: pending ones with failed attempts; deferred: pending ones whose source or disk the "
-        "running service says is in trouble (both are listed as pending); the others as they say.",
+        help="pending: waiting; charged: pending with failed attempts; deferred: pending, and their source or the archive's disk is "
+        "down, as the running service reports (`pending` lists these two as well); the others are the states themselves; all: any "
+        "state.",
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A row, and its last failed attempt, if that is known."""
+
+    row: Row
+    state: RowState
+    source: str | None
+    last: Attempt | None
 
 
 def list_files(
     settings: Settings,
     state: _State = None,
-    source: choose.Source = None,
-    target: choose.Target = None,
-    action: Annotated[list[str] | None, typer.Option("--action", metavar="NAME", help="Of this action.")] = None,
-    pub_id: Annotated[list[str] | None, typer.Option("--pub-id", metavar="NAME", help="Of this pub_id.")] = None,
+    source: options.Source = None,
+    target: options.Target = None,
+    action: Annotated[
+        list[str] | None, typer.Option("--action", metavar="NAME", help="Files of this action; may be repeated.")
+    ] = None,
+    pub_id: Annotated[
+        list[str] | None, typer.Option("--pub-id", metavar="NAME", help="Files of this pub_id; may be repeated.")
+    ] = None,
     path: Annotated[
         list[str] | None,
-        typer.Option("--path", metavar="PATH", help="With this path, or with * and ? these; * matches / as well."),
+        typer.Option(
+            "--path", metavar="PATH", help="Files with this path; * and ? are wildcards, * matches / as well."
+        ),
     ] = None,
-    since: choose.Since = None,
-    until: choose.Until = None,
-    reason: choose.Reasons = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many at the most.")] = None,
-    as_json: choose.AsJson = False,
+    since: options.Since = None,
+    until: options.Until = None,
+    reason: options.Reasons = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many files.")] = None,
+    as_json: options.AsJson = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
-    require_reasons(tuple(reason or ()))
-    begin, end = choose.times(since, until)
-    with open_context(settings) as desk:
+    options.require_reasons(reason or ())
+    begin, end = options.times(since, until)
+    with open_context(settings) as context:
         criteria = Criteria(
             paths=tuple(path or ()),
-            targets=choose.scope(desk, source, target),
+            targets=options.selected_targets(context, source, target),
             actions=tuple(action or ()),
             pub_ids=tuple(pub_id or ()),
             since=begin,
             until=end,
         )
-        rows = listed(desk, _of_state(desk, criteria, state), tuple(reason or ()), limit)
+        files = find_files(context, _with_state(context, criteria, state), reason or (), limit)
         if as_json:
-            for row in rows:
-                print_json(_as_object(row), line=True)
+            for file in files:
+                print_json(_as_object(file), line=True)
             return ExitStatus.DONE
-        count = Page().table(("ID", "STATE", "ATTEMPTS", "TARGET", "TIMESTAMP", "REASON", "PATH"), map(_cells, rows))
+        titles = ("ID", "STATE", "ATTEMPTS", "TARGET", "TIMESTAMP", "REASON", "PATH")
+        count = Printer().table(titles, map(_cells, files))
         if not count:
-            complain("no such file")
+            print_to_stderr("no such file")
     return ExitStatus.DONE
 
 
-def _of_state(desk: CommandContext, criteria: Criteria, state: Shown | None) -> Criteria:
+def find_files(
+    context: CommandContext, criteria: Criteria, reasons: Sequence[str], limit: int | None
+) -> Iterator[ListedFile]:
+    """The matching files, newest first.
+
+    Args:
+        reasons: of the last failed attempt; empty for any.
+        limit: at most this many.
+
+    Raises:
+        Misconfigured: reasons are given, and there is no history.
+    """
+    if reasons:
+        require_history(context, "--reason")
+    rows = walk(context.database, context.files, criteria, limit=None if reasons else limit)
+    count = 0
+    while chunk := list(islice(rows, _CHUNK)):
+        last = _last_failures(context, chunk)
+        for row in chunk:
+            failure = last.get(row.record.id)
+            if reasons and (failure is None or failure.reason not in reasons):
+                continue
+            source = context.source_of(row.record.instance_id)
+            state = state_of(row, context.settings.max_attempts)
+            yield ListedFile(row, state, source.name if source else None, failure)
+            count += 1
+            if count == limit:
+                return
+
+
+def _with_state(context: CommandContext, criteria: Criteria, state: StateFilter | None) -> Criteria:
     match state:
         case None:
             return replace(criteria, states=NOT_ARCHIVED)
-        case Shown.ALL:
+        case StateFilter.ALL:
             return criteria
-        case Shown.CHARGED:
+        case StateFilter.CHARGED:
             return replace(criteria, states=frozenset({RowState.PENDING}), charged=True)
-        case Shown.DEFERRED:
-            return deferred(desk, criteria)
+        case StateFilter.DEFERRED:
+            return _deferred(context, criteria)
         case _:
             return replace(criteria, states=frozenset({RowState(state.value)}))
 
 
-def _cells(found: Listed) -> list[str | tuple[str, str]]:
-    record = found.row.record
+def _deferred(context: CommandContext, criteria: Criteria) -> Criteria:
+    """Pending files that wait for their source or for the archive's disk. Only the running service knows these.
+
+    Raises:
+        ServiceUnavailable: no service answers that works on this table.
+    """
+    status = fetch_status(context.settings)
+    if other := describe_other_table(context.settings, status, context.files.name):
+        raise ServiceUnavailable(
+            f"deferred files are not known: the service at {address(context.settings)} works on {other}",
+            "set --http-host and --http-port to the address of this table's service",
+        )
+    destination = status.get("destination") or {}
+    everything_waits = not destination.get("up", True)
+    down = [
+        target
+        for source in status["sources"]
+        if everything_waits or not source["state"]["up"]
+        for target in source["targets"]
+    ]
+    selected = [target for target in down if not criteria.targets or target in criteria.targets]
+    return replace(criteria, targets=tuple(selected) or _NO_TARGET, states=frozenset({RowState.PENDING}))
+
+
+def _last_failures(context: CommandContext, rows: list[Row]) -> dict[int, Attempt]:
+    ids = [row.record.id for row in rows if row.record.attempts and not row.copied]
+    if context.history is None or not ids:
+        return {}
+    with context.database.connect() as connection:
+        return context.history.last_failures(connection, ids)
+
+
+def _cells(file: ListedFile) -> list[Cell]:
+    record = file.row.record
     return [
         str(record.id),
-        (found.state.value, STATE_STYLES[found.state]),
+        (file.state.value, STATE_STYLES[file.state]),
         str(record.failed_copy_attempts or 0),
         record.instance_id,
         clock(record.timestamp) if record.timestamp else "-",
-        (found.last.reason if found.last and found.last.reason else "-"),
+        (file.last.reason if file.last and file.last.reason else "-"),
         record.path,
     ]
 
 
-def _as_object(found: Listed) -> dict[str, object]:
-    record = found.row.record
+def _as_object(file: ListedFile) -> dict[str, object]:
+    record = file.row.record
     return {
         "id": record.id,
-        "state": found.state,
+        "state": file.state,
         "attempts": record.failed_copy_attempts,
-        "source": found.source,
+        "source": file.source,
         "target": record.instance_id,
         "timestamp": record.timestamp,
         "action": record.action,
@@ -146,7 +233,7 @@ def _as_object(found: Listed) -> dict[str, object]:
         "pub_id": record.pub_id,
         "plot": record.plot,
         "md5": record.md5sum,
-        "reason": found.last.reason if found.last else None,
-        "detail": found.last.detail if found.last else None,
+        "reason": file.last.reason if file.last else None,
+        "detail": file.last.detail if file.last else None,
         "path": record.path,
     }

@@ -1,4 +1,4 @@
-"""The flags with which an operator says which files he means, and what they make of."""
+"""Flags that several commands share, and the file selections that they describe."""
 
 from __future__ import annotations
 
@@ -10,45 +10,67 @@ import typer
 
 from cdc_archiver.commands.context import CommandContext
 from cdc_archiver.database.search import Criteria, is_id
+from cdc_archiver.errors import Misconfigured
+from cdc_archiver.model import Reason, Scope
 from cdc_archiver.timespec import moment
 
 Source: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--source", metavar="NAME", help="Of this source's targets; may be repeated.")
+    list[str] | None, typer.Option("--source", metavar="NAME", help="Files of this source's targets; may be repeated.")
 ]
 Target: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--target", metavar="NAME", help="Of this instance_id; may be repeated. Default: those configured, else all."
+        "--target",
+        metavar="NAME",
+        help="Files with this instance_id; may be repeated. Default: the configured targets, else all.",
     ),
 ]
 Since: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        "--since", metavar="TIME", help="Registered since: 2h, '3d ago', 2026-05-15 (the column timestamp, UTC)."
+        "--since",
+        metavar="TIME",
+        help="Registered at or after this time: 2h, '3d ago', 2026-05-15 (the column timestamp, UTC).",
     ),
 ]
-Until: TypeAlias = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Registered before.")]
+Until: TypeAlias = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Registered before this time.")]
 Reasons: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--reason", metavar="REASON", help="Whose last try failed for this reason; needs the history."),
+    typer.Option(
+        "--reason", metavar="REASON", help="Files whose last attempt failed for this reason; needs the history."
+    ),
 ]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="For scripts.")]
 Yes: TypeAlias = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")]
+DryRun: TypeAlias = Annotated[bool, typer.Option("--dry-run", "-n", help="Only print what would be done.")]
 
 
-def scope(desk: CommandContext, source: Sequence[str] | None, target: Sequence[str] | None) -> tuple[str, ...]:
-    """The targets that are meant."""
-    return desk.targets(tuple(source or ()), tuple(target or ()))
+def selected_targets(
+    context: CommandContext, source: Sequence[str] | None, target: Sequence[str] | None
+) -> tuple[str, ...]:
+    """The targets that ``--source`` and ``--target`` select."""
+    return context.targets(tuple(source or ()), tuple(target or ()))
 
 
 def times(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
-    """Two times, or None where one was not given."""
+    """``--since`` and ``--until``; None for one that was not given."""
     now = datetime.now(UTC)
     return (moment(since, now) if since else None, moment(until, now) if until else None)
 
 
-def files_named(words: Sequence[str]) -> Criteria:
-    """Files by id or by path, as they are typed behind a command."""
-    ids = tuple(int(word) for word in words if is_id(word))
-    return Criteria(ids=ids, paths=tuple(word for word in words if not is_id(word)))
+def criteria_of(arguments: Sequence[str]) -> Criteria:
+    """The files that a command's arguments name, by id or by path."""
+    ids = tuple(int(argument) for argument in arguments if is_id(argument))
+    return Criteria(ids=ids, paths=tuple(argument for argument in arguments if not is_id(argument)))
+
+
+def require_reasons(reasons: Sequence[str]) -> None:
+    """Checks the values of ``--reason``.
+
+    Raises:
+        Misconfigured: one is not a reason for which a file fails or is refused.
+    """
+    known = [reason.value for reason in Reason if reason.scope in (Scope.FILE, Scope.ROW)]
+    for reason in reasons:
+        if reason not in known:
+            raise Misconfigured(f"unknown reason: {reason!r}", f"use one of {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""How results are shown: colours and columns on a terminal, plain text in a pipe, JSON for scripts; a name never does harm."""
+"""Prints results: colours and columns on a terminal, plain text in a pipe, JSON for scripts. All values are escaped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import typer
 from rich.console import Console
@@ -18,9 +18,13 @@ from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.text import escape_unprintable, to_jsonable
 
-_MEASURED: Final = 200
-_WIDEST: Final = 60
-_INTERRUPTED: Final = 130
+_MEASURED_ROWS: Final = 200
+_MAX_WIDTH: Final = 60
+INTERRUPTED: Final = 130
+"""Exit status of a process that Ctrl-C ended."""
+
+Cell: TypeAlias = str | tuple[str, str]
+"""A text, or a text with its style."""
 
 STATE_STYLES: Final = {
     RowState.PENDING: "cyan",
@@ -31,8 +35,12 @@ STATE_STYLES: Final = {
 }
 
 
-def size_words(size: float) -> str:
-    """A size for a person, in powers of 1000."""
+def format_size(size: float) -> str:
+    """A size for a person, in powers of 1000.
+
+    Args:
+        size: bytes.
+    """
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -40,13 +48,13 @@ def size_words(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def files_words(count: int) -> str:
-    """So many files."""
+def format_file_count(count: int) -> str:
+    """``1 file``, ``2 files``."""
     return "1 file" if count == 1 else f"{count} files"
 
 
 def print_json(value: Any, *, line: bool = False) -> None:
-    """A result for a script, in ASCII.
+    """Prints a result for a script, in ASCII.
 
     Args:
         line: on one line, as one of many.
@@ -54,127 +62,139 @@ def print_json(value: Any, *, line: bool = False) -> None:
     print(json.dumps(to_jsonable(value), indent=None if line else 2), flush=line)
 
 
-class Page:
-    """Standard output. Nothing that is printed is markup; all of it is escaped, but for our own line ends."""
+def print_to_stderr(message: str) -> None:
+    """Prints a line on standard error."""
+    print(f"cdc-archiver: {escape_unprintable(message)}", file=sys.stderr)
+
+
+class Printer:
+    """Prints on standard output. No value is taken for markup, and each is escaped."""
 
     def __init__(self) -> None:
         self.console = Console(highlight=False, markup=False, emoji=False)
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a person is looking."""
+        """Whether standard output is a terminal."""
         return self.console.is_terminal
 
-    def line(self, *parts: str | tuple[str, str]) -> None:
-        """One line. A part may have a style, for a terminal."""
-        text = Text()
-        for part in parts:
-            words, style = (part, "") if isinstance(part, str) else part
-            text.append(escape_unprintable(words), style or None)
-        self.console.print(text, soft_wrap=True)
+    def line(self, *parts: Cell) -> None:
+        """Prints one line. Styles show on a terminal only."""
+        self.console.print(styled_text(parts), soft_wrap=True)
 
-    def facts(self, pairs: Iterable[tuple[str, str | tuple[str, str]]]) -> None:
-        """Names and values, one a line."""
+    def facts(self, pairs: Iterable[tuple[str, Cell]]) -> None:
+        """Prints names and values, one pair a line."""
         listed = list(pairs)
         width = max((len(name) for name, _ in listed), default=0)
         for name, value in listed:
             self.line((f"{name:{width}}  ", "dim"), value)
 
-    def table(self, titles: Sequence[str], rows: Iterable[Sequence[str | tuple[str, str]]]) -> int:
-        """Rows as they come: in columns under titles on a terminal; in a pipe without titles, fields between tabs.
+    def table(self, titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> int:
+        """Prints rows as they come: on a terminal in columns with titles; in a pipe without titles, fields between tabs.
 
         Returns:
-            How many.
+            The number of rows.
         """
         return self._columns(titles, iter(rows)) if self.is_terminal else self._fields(rows)
 
-    def _fields(self, rows: Iterable[Sequence[str | tuple[str, str]]]) -> int:
+    def _fields(self, rows: Iterable[Sequence[Cell]]) -> int:
         count = 0
         for row in rows:
-            print("\t".join(escape_unprintable(_words(cell)) for cell in row))
+            print("\t".join(escape_unprintable(_text_and_style(cell)[0]) for cell in row))
             count += 1
         return count
 
-    def _columns(self, titles: Sequence[str], rows: Iterator[Sequence[str | tuple[str, str]]]) -> int:
-        # What is wide further down is not cut, and stands out by a little: it was not worth to wait for.
-        head = list(islice(rows, _MEASURED))
+    def _columns(self, titles: Sequence[str], rows: Iterator[Sequence[Cell]]) -> int:
+        # The first rows decide the widths, so that printing starts at once; a wider value further down is not cut.
+        head = list(islice(rows, _MEASURED_ROWS))
         widths = [
-            min(_WIDEST, max(len(escape_unprintable(_words(cell))) for cell in column))
+            min(_MAX_WIDTH, max(len(escape_unprintable(_text_and_style(cell)[0])) for cell in column))
             for column in zip(titles, *head, strict=True)
         ]
         if not head:
             return 0
         count = 0
         for row in chain([[(title, "bold") for title in titles]], head, rows):
-            text = Text()
+            line = Text()
             for number, (cell, width) in enumerate(zip(row, widths, strict=True)):
-                words, style = (cell, "") if isinstance(cell, str) else cell
+                text, style = _text_and_style(cell)
                 last = number == len(widths) - 1
-                text.append(
-                    escape_unprintable(words) if last else f"{escape_unprintable(words):{width}}  ", style or None
+                line.append(
+                    escape_unprintable(text) if last else f"{escape_unprintable(text):{width}}  ", style or None
                 )
-            self.console.print(text, soft_wrap=True)
+            self.console.print(line, soft_wrap=True)
             count += 1
         return count - 1
 
 
-class Show(Protocol):
-    """Takes how far it is."""
+def styled_text(parts: Iterable[Cell], **options: Any) -> Text:
+    """A line of escaped parts.
 
-    def __call__(self, done: int, *, total: int | None = None, beside: str = "") -> None:
+    Args:
+        options: of :class:`rich.text.Text`.
+    """
+    line = Text(**options)
+    for part in parts:
+        text, style = _text_and_style(part)
+        line.append(escape_unprintable(text), style or None)
+    return line
+
+
+class ShowProgress(Protocol):
+    """Draws a progress bar's new state."""
+
+    def __call__(self, done: int, *, total: int | None = None, extra: str = "") -> None:
         """Draws it.
 
         Args:
             done: files.
-            total: of how many, where that has changed.
-            beside: what is said besides: a size, a rate.
+            total: files, if their number has changed.
+            extra: a further value: a size, a rate.
         """
 
 
 @contextmanager
-def counting(what: str, total: int | None) -> Iterator[Show]:
-    """A bar for what takes a while, on a terminal.
+def progress_bar(description: str, total: int | None) -> Iterator[ShowProgress]:
+    """A bar on a terminal for a long task.
 
     Args:
-        total: files; None where it is not known.
+        total: files; None if it is not known.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[beside]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[extra]}"))
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(what, total=total, beside="")
+        task = bar.add_task(description, total=total, extra="")
 
-        def show(done: int, *, total: int | None = None, beside: str = "") -> None:
-            bar.update(task, completed=done, total=total, beside=beside)
+        def show(done: int, *, total: int | None = None, extra: str = "") -> None:
+            bar.update(task, completed=done, total=total, extra=extra)
 
         yield show
 
 
-def complain(words: str) -> None:
-    """A line on standard error."""
-    print(f"cdc-archiver: {escape_unprintable(words)}", file=sys.stderr)
-
-
-def confirmed(question: str, *, yes: bool) -> bool:
-    """Asks on a terminal.
+def confirm(question: str, *, yes: bool) -> bool:
+    """Asks for a confirmation on the terminal.
 
     Args:
-        yes: it was answered on the command line.
+        yes: it was given on the command line.
 
     Raises:
-        Misconfigured: nobody can be asked.
+        Misconfigured: standard input is not a terminal.
     """
     if yes:
         return True
     if not (sys.stdin is not None and sys.stdin.isatty()):
-        raise Misconfigured("nobody can be asked here, so nothing was changed", "--yes does it, --dry-run only says it")
+        raise Misconfigured(
+            "nothing was changed: standard input is not a terminal, so no confirmation is possible",
+            "add --yes to change them, --dry-run to only list them",
+        )
     try:
         return typer.confirm(question, err=True)
     except typer.Abort:  # Ctrl-C, Ctrl-D
-        complain("nothing was changed")
-        raise typer.Exit(_INTERRUPTED) from None
+        print_to_stderr("nothing was changed")
+        raise typer.Exit(INTERRUPTED) from None
 
 
-def _words(cell: str | tuple[str, str]) -> str:
-    return cell if isinstance(cell, str) else cell[0]
+def _text_and_style(cell: Cell) -> tuple[str, str]:
+    return (cell, "") if isinstance(cell, str) else cell

@@ -1,4 +1,7 @@
-"""`cdc-archiver retry` and `cdc-archiver ignore`: said first, asked, done."""
+"""`cdc-archiver retry` and `cdc-archiver ignore`: print the plan, ask, change the attempt counters.
+
+The running service learns of the change through the binary log, and takes the files up at once.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,31 @@ from typing import Annotated, Final
 
 import typer
 
-from cdc_archiver.commands import ignore_selection as ignoring
-from cdc_archiver.commands import options as choose
-from cdc_archiver.commands import retry_selection as retrying
-from cdc_archiver.commands.context import CommandContext, open_context
-from cdc_archiver.commands.output import Page, complain, confirmed, counting, files_words, print_json
-from cdc_archiver.commands.selection import ChangePlan, Selection, plan
+from cdc_archiver.commands import options
+from cdc_archiver.commands.context import CommandContext, open_context, operator_name
+from cdc_archiver.commands.output import (
+    Printer,
+    confirm,
+    format_file_count,
+    print_json,
+    print_to_stderr,
+    progress_bar,
+)
+from cdc_archiver.commands.selection import ChangePlan, Selection, apply_change, plan_change
+from cdc_archiver.database.attempts import IGNORED, RESTORED, RETRIED
 from cdc_archiver.database.search import Criteria, RowState
 from cdc_archiver.errors import ExitStatus, Misconfigured
+from cdc_archiver.model import IGNORED_FROM
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
 
 RETRY_HELP: Final = """
-Give files their tries back.
+Reset the attempt counter of files.
 
-failed_copy_attempts is 0 again, and the running service takes them up at once.
+failed_copy_attempts becomes 0, and the running service takes the files up at once.
 
-Says first what it would do, and asks. Archived and ignored files are never touched.
+The command prints what it would do, and asks. It never changes archived and ignored files.
 
 Examples:
 
@@ -38,16 +48,16 @@ Examples:
 
   cdc-archiver retry --path '/data/smurf_data/20260515/*' --dry-run
 
-Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some could not be changed, or are not there; 4 the database cannot be
+Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some files could not be changed, or do not exist; 4 the database cannot be
 reached.
 """
 
 IGNORE_HELP: Final = """
-Say of files that they will never come.
+Mark files that will never come.
 
-They are tried no more, and are no alarm. --undo takes it back.
+They are not tried again and raise no alert. --undo reverts it.
 
-FILE is an id or a path, which may have * and ? in quotes; * matches / as well. Who and why is kept in the history.
+FILE is an id or a path; * and ? in quotes are wildcards, * matches / as well. The history keeps your name and the reason.
 
 Examples:
 
@@ -57,16 +67,18 @@ Examples:
 
   cdc-archiver ignore --undo 4711
 
-Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some could not be changed, or are not there; 4 the database cannot be
+Exit status: 0 done, or nothing to do; 2 wrong usage; 3 some files could not be changed, or do not exist; 4 the database cannot be
 reached.
 """
 
-_WHY_LEFT: Final = {
-    RowState.ARCHIVED: "archived already",
-    RowState.PENDING: "waiting already",
+_RETRIED: Final = frozenset({RowState.QUARANTINED, RowState.PENDING})
+_IGNORABLE: Final = frozenset({RowState.PENDING, RowState.QUARANTINED, RowState.REFUSED})
+_WHY_LEFT_ALONE: Final = {
+    RowState.ARCHIVED: "already archived",
+    RowState.PENDING: "already pending",
     RowState.QUARANTINED: "not ignored",
-    RowState.REFUSED: "refused: name them one by one, when their rows are right",
-    RowState.IGNORED: "ignored: `cdc-archiver ignore --undo` first",
+    RowState.REFUSED: "refused: correct their rows, then name each by --id",
+    RowState.IGNORED: "ignored: run `cdc-archiver ignore --undo` first",
 }
 
 
@@ -76,34 +88,36 @@ def retry(
     path: Annotated[
         list[str] | None,
         typer.Option(
-            "--path", metavar="PATH", help="This path, or with * and ? these (* matches / as well); may be repeated."
+            "--path",
+            metavar="PATH",
+            help="Files with this path; * and ? are wildcards, * matches / as well; may be repeated.",
         ),
     ] = None,
-    reason: choose.Reasons = None,
-    source: choose.Source = None,
-    target: choose.Target = None,
+    reason: options.Reasons = None,
+    source: options.Source = None,
+    target: options.Target = None,
     all_quarantined: Annotated[
-        bool, typer.Option("--all-quarantined", help="Quarantined files alone, and all of them.")
+        bool, typer.Option("--all-quarantined", help="All quarantined files, no others.")
     ] = False,
-    yes: choose.Yes = False,
-    dry_run: choose.DryRun = False,
-    as_json: choose.AsJson = False,
+    yes: options.Yes = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
-    with open_context(settings) as desk:
+    with open_context(settings) as context:
         named = bool(ids or path)
-        targets = () if named and not (source or target) else choose.scope(desk, source, target)
+        targets = () if named and not (source or target) else options.selected_targets(context, source, target)
         criteria = Criteria(ids=tuple(ids or ()), paths=tuple(path or ()), targets=targets)
-        said = bool(ids or path or reason or source or target)
-        selected = retrying.selection(
-            criteria, tuple(reason or ()), all_quarantined=all_quarantined, anything_said=said
+        has_filter = bool(ids or path or reason or source or target)
+        selection = _retry_selection(
+            criteria, tuple(reason or ()), all_quarantined=all_quarantined, has_filter=has_filter
         )
         return _carry_out(
-            desk,
-            selected,
+            context,
+            selection,
             "retry",
             "retried",
-            lambda shown, show: retrying.retry(desk, shown, show),
+            lambda confirmed, show: apply_change(context, confirmed, 0, RETRIED, f"by {operator_name()}", show),
             yes=yes,
             dry_run=dry_run,
             as_json=as_json,
@@ -115,102 +129,152 @@ def ignore(
     files: Annotated[
         list[str] | None, typer.Argument(metavar="FILE...", help="Ids or paths.", show_default=False)
     ] = None,
-    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for whoever asks later.")] = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Ignore them no more: they are tried again.")] = False,
-    yes: choose.Yes = False,
-    dry_run: choose.DryRun = False,
-    as_json: choose.AsJson = False,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="The reason, for later readers.")] = "",
+    undo: Annotated[bool, typer.Option("--undo", help="No longer ignore the files: they are tried again.")] = False,
+    yes: options.Yes = False,
+    dry_run: options.DryRun = False,
+    as_json: options.AsJson = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
-    with open_context(settings) as desk:
-        selected = ignoring.selection(choose.files_named(files or ()), undo=undo)
-        verb, done = ("restore", "restored") if undo else ("ignore", "ignored")
+    with open_context(settings) as context:
+        selection = _ignore_selection(options.criteria_of(files or ()), undo=undo)
+        verb, past, attempts, result = (
+            ("restore", "restored", 0, RESTORED) if undo else ("ignore", "ignored", IGNORED_FROM, IGNORED)
+        )
+        note = ": ".join(part for part in (f"by {operator_name()}", reason.strip()) if part)
         return _carry_out(
-            desk,
-            selected,
+            context,
+            selection,
             verb,
-            done,
-            lambda shown, show: ignoring.ignore(desk, shown, reason, undo=undo, on_progress=show),
+            past,
+            lambda confirmed, show: apply_change(context, confirmed, attempts, result, note, show),
             yes=yes,
             dry_run=dry_run,
             as_json=as_json,
         )
 
 
+def _retry_selection(
+    criteria: Criteria, reasons: tuple[str, ...], *, all_quarantined: bool, has_filter: bool
+) -> Selection:
+    """The files that `retry` selects: those with failed attempts; refused ones only if named by id, path or reason.
+
+    Args:
+        all_quarantined: only quarantined files.
+        has_filter: whether any filter was given; without one, nothing is retried.
+
+    Raises:
+        Misconfigured: no filter was given, or a reason is unknown.
+    """
+    options.require_reasons(reasons)
+    if not (has_filter or all_quarantined):
+        raise Misconfigured(
+            "retry needs a selection of files",
+            "add --id, --path, --reason, --source, --target or --all-quarantined",
+        )
+    if all_quarantined:
+        states = frozenset({RowState.QUARANTINED})
+    elif criteria.names_files or reasons:
+        states = _RETRIED | {RowState.REFUSED}
+    else:
+        states = _RETRIED
+    return Selection(criteria, states, reasons, failed_only=True)
+
+
+def _ignore_selection(criteria: Criteria, *, undo: bool) -> Selection:
+    """The files that `ignore` selects.
+
+    Raises:
+        Misconfigured: no file was named.
+    """
+    if not criteria.names_files:
+        raise Misconfigured(
+            "ignore needs a selection of files", "name an id or a path; * and ? in quotes are wildcards in a path"
+        )
+    return Selection(criteria, frozenset({RowState.IGNORED}) if undo else _IGNORABLE)
+
+
 def _carry_out(
-    desk: CommandContext,
-    selected: Selection,
+    context: CommandContext,
+    selection: Selection,
     verb: str,
-    done: str,
-    act: Callable[[Selection, Callable[[int], None]], ChangePlan],
+    past: str,
+    change: Callable[[Selection, Callable[[int], None]], ChangePlan],
     *,
     yes: bool,
     dry_run: bool,
     as_json: bool,
 ) -> ExitStatus:
-    page = Page()
-    planned = plan(desk, selected)
+    printer = Printer()
+    plan = plan_change(context, selection)
     if not as_json:
-        _say_plan(page, desk, planned, verb)
+        _print_plan(printer, plan, verb)
     result = ChangePlan()
-    if planned.files and not dry_run:
+    if plan.files and not dry_run:
         if as_json and not yes:
             raise Misconfigured(
-                "with --json nobody is asked, so nothing was changed", "--yes does it, --dry-run only says it"
+                "nothing was changed: --json asks for no confirmation",
+                "add --yes to change them, --dry-run to only list them",
             )
-        if not confirmed(f"{verb} {files_words(planned.files)}?", yes=yes):
-            complain("nothing was changed")
+        if not confirm(f"{verb} {format_file_count(plan.files)}?", yes=yes):
+            print_to_stderr("nothing was changed")
             return ExitStatus.DONE
-        with counting(verb, planned.files) as show:
-            result = act(replace(selected, newest=planned.newest), show)
-    unchanged = result.moved_on + result.locked
+        with progress_bar(verb, plan.files) as show:
+            result = change(replace(selection, newest=plan.newest), show)
     if as_json:
-        print_json(
-            {
-                "dry_run": dry_run,
-                "would_change": planned.files,
-                "changed": result.files,
-                "ids": [row.record.id for row in (result.examples or planned.examples)],
-                "left_alone": _counts(planned.left_alone),
-                "unknown_ids": planned.unknown,
-                "unknown_paths": planned.unknown_paths,
-                "moved_on": result.moved_on,
-                "locked": result.locked,
-                "no_note": result.no_note,
-            }
-        )
-    elif planned.files and not dry_run:
-        page.line((f"{done} {files_words(result.files)}", "bold"))
+        print_json(_as_object(plan, result, dry_run=dry_run))
+    elif plan.files and not dry_run:
+        printer.line((f"{past} {format_file_count(result.files)}", "bold"))
     if result.no_note:
-        complain(f"the history has no note of it: {result.no_note}")
+        print_to_stderr(f"the history has no note of this change: {result.no_note}")
     if result.moved_on:
-        complain(f"{files_words(result.moved_on)} changed meanwhile and stayed as they were: ask again")
+        print_to_stderr(
+            f"{format_file_count(result.moved_on)} left unchanged: the rows changed meanwhile; run the command again"
+        )
     if result.locked:
-        complain(f"{files_words(result.locked)} could not be changed: somebody's open transaction holds their rows")
-    if planned.unknown:
-        complain(f"no row has the id {', '.join(map(str, planned.unknown))} (`cdc-archiver list` shows them)")
-    for path in planned.unknown_paths:
-        complain(f"no row has the path {path} (`cdc-archiver why` finds what was archived from there)")
-    unknown = planned.unknown or planned.unknown_paths
-    return ExitStatus.NOT_RIGHT if unchanged or unknown else ExitStatus.DONE
+        print_to_stderr(
+            f"{format_file_count(result.locked)} could not be changed: another open transaction has locked the rows; "
+            "end it (SHOW PROCESSLIST), then run the command again"
+        )
+    if plan.unknown:
+        print_to_stderr(f"no row has the id {', '.join(map(str, plan.unknown))}; cdc-archiver list prints the ids")
+    for path in plan.unknown_paths:
+        print_to_stderr(f"no row has the path {path}; if it is archived: cdc-archiver why {path}")
+    incomplete = result.moved_on or result.locked or plan.unknown or plan.unknown_paths
+    return ExitStatus.NOT_RIGHT if incomplete else ExitStatus.DONE
 
 
-def _say_plan(page: Page, desk: CommandContext, planned: ChangePlan, verb: str) -> None:
-    if planned.files:
-        kinds = ", ".join(f"{count} {state}" for state, count in planned.states.items())
-        page.line((f"to {verb}: {files_words(planned.files)}", "bold"), f" ({kinds})")
-        for row in planned.examples:
-            page.line(f"  {row.record.id}  {row.record.path}")
-        if planned.files > len(planned.examples):
-            page.line(f"  … and {planned.files - len(planned.examples)} more")
+def _as_object(plan: ChangePlan, result: ChangePlan, *, dry_run: bool) -> dict[str, object]:
+    return {
+        "dry_run": dry_run,
+        "would_change": plan.files,
+        "changed": result.files,
+        "ids": [row.record.id for row in (result.examples or plan.examples)],
+        "left_alone": _by_name(plan.left_alone),
+        "unknown_ids": plan.unknown,
+        "unknown_paths": plan.unknown_paths,
+        "moved_on": result.moved_on,
+        "locked": result.locked,
+        "no_note": result.no_note,
+    }
+
+
+def _print_plan(printer: Printer, plan: ChangePlan, verb: str) -> None:
+    if plan.files:
+        kinds = ", ".join(f"{count} {state}" for state, count in plan.states.items())
+        printer.line((f"to {verb}: {format_file_count(plan.files)}", "bold"), f" ({kinds})")
+        for row in plan.examples:
+            printer.line(f"  {row.record.id}  {row.record.path}")
+        if plan.files > len(plan.examples):
+            printer.line(f"  … and {plan.files - len(plan.examples)} more")
     else:
-        page.line(f"nothing to {verb}")
-    for state, count in planned.left_alone.items():
-        why = "ignored already" if verb == "ignore" and state is RowState.IGNORED else _WHY_LEFT[state]
+        printer.line(f"nothing to {verb}")
+    for state, count in plan.left_alone.items():
+        why = "already ignored" if verb == "ignore" and state is RowState.IGNORED else _WHY_LEFT_ALONE[state]
         if verb == "restore" and state is not RowState.ARCHIVED:
             why = "not ignored"
-        page.line(f"left alone: {files_words(count)}, {why}")
+        printer.line(f"left unchanged: {format_file_count(count)}, {why}")
 
 
-def _counts(states: Counter[RowState]) -> dict[str, int]:
+def _by_name(states: Counter[RowState]) -> dict[str, int]:
     return {state.value: count for state, count in states.items()}

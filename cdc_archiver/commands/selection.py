@@ -1,4 +1,4 @@
-"""Which files an operator's change is about, and the change itself: what `retry` and `ignore` have in common."""
+"""The rows that `retry` and `ignore` select, and the change of their attempt counters."""
 
 from __future__ import annotations
 
@@ -15,41 +15,42 @@ from cdc_archiver.errors import RowLocked
 
 _CHUNK: Final = 200
 _EXAMPLES: Final = 10
-_LOCKED_MOST: Final = 3
-"""Locked rows of one chunk that are waited for, each by itself."""
+_MAX_LOCK_WAITS: Final = 3
+"""Locked rows of one chunk that are waited for: each costs seconds, and their neighbours are most likely locked, too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which files are meant.
+    """Which files to change.
 
     Attributes:
-        reasons: why the last try failed; any, where there is none.
-        wanted: the states that are changed; files in other states are counted and left alone.
-        newest: none that was registered after this id; any, where there is none.
+        states: only files in these states; named files in other states are counted and left unchanged.
+        reasons: of the last failed attempt; empty for any.
+        failed_only: only files with failed attempts.
+        newest: highest id; None for any.
     """
 
     criteria: Criteria
-    wanted: frozenset[RowState]
+    states: frozenset[RowState]
     reasons: tuple[str, ...] = ()
-    charged: bool = False
+    failed_only: bool = False
     newest: int | None = None
 
 
 @dataclass(slots=True)
 class ChangePlan:
-    """What a change would do, or did.
+    """What a change would do, or has done.
 
     Attributes:
-        states: of the files that are meant and changed.
-        left_alone: of those that were named and are not.
-        unknown: ids that no row has.
-        unknown_paths: paths that no row has.
-        newest: the highest id of those that are meant; what came after it, nobody has been shown.
-        examples: some of them, newest first.
-        moved_on: rows that changed meanwhile, so that we left them alone.
-        locked: rows that somebody else's open transaction holds.
-        no_note: why the history has no note of it; empty where it has.
+        states: number of changed files by their former state.
+        left_alone: number of named files that are left unchanged, by state.
+        unknown: named ids without a row.
+        unknown_paths: named paths without a row.
+        newest: the highest selected id; later files were not shown to the operator, so they are not changed.
+        examples: some of the files, newest first.
+        moved_on: rows that somebody changed meanwhile, which are left unchanged.
+        locked: rows that another open transaction has locked.
+        no_note: the reason why the change is not in the history; empty if it is.
     """
 
     states: Counter[RowState] = field(default_factory=Counter)
@@ -64,120 +65,114 @@ class ChangePlan:
 
     @property
     def files(self) -> int:
-        """How many files it is about."""
+        """Number of changed files."""
         return self.states.total()
 
 
-def plan(desk: CommandContext, selection: Selection) -> ChangePlan:
+def plan_change(context: CommandContext, selection: Selection) -> ChangePlan:
     """What the change would do. Changes nothing.
 
     Raises:
-        Misconfigured: it needs the history, and there is none.
+        Misconfigured: the selection needs the history, and there is none.
     """
     if selection.reasons:
-        require_history(desk, "--reason")
-    found = ChangePlan()
-    seen: set[int] = set()
-    paths = {path for path in selection.criteria.paths if not is_pattern(path)}
-    for row, meant in _named(desk, selection):
-        state = state_of(row, desk.settings.max_attempts)
+        require_history(context, "--reason")
+    plan = ChangePlan()
+    found_ids: set[int] = set()
+    missing_paths = {path for path in selection.criteria.paths if not is_pattern(path)}
+    for row, selected in _named_rows(context, selection):
+        state = state_of(row, context.settings.max_attempts)
         if row.record.id in selection.criteria.ids:
-            seen.add(row.record.id)
-        paths.discard(row.record.path)
-        if not meant:
-            found.left_alone[state] += 1
+            found_ids.add(row.record.id)
+        missing_paths.discard(row.record.path)
+        if not selected:
+            plan.left_alone[state] += 1
             continue
-        found.states[state] += 1
-        found.newest = max(found.newest, row.record.id)
-        if len(found.examples) < _EXAMPLES:
-            found.examples.append(row)
+        plan.states[state] += 1
+        plan.newest = max(plan.newest, row.record.id)
+        if len(plan.examples) < _EXAMPLES:
+            plan.examples.append(row)
     if not selection.reasons:
-        found.unknown = tuple(id_ for id_ in selection.criteria.ids if id_ not in seen)
-        found.unknown_paths = tuple(sorted(paths))
-    return found
+        plan.unknown = tuple(id_ for id_ in selection.criteria.ids if id_ not in found_ids)
+        plan.unknown_paths = tuple(sorted(missing_paths))
+    return plan
 
 
-def change(
-    desk: CommandContext,
+def apply_change(
+    context: CommandContext,
     selection: Selection,
     attempts: int,
     result: str,
-    words: str,
+    note: str,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> ChangePlan:
-    """Does it, in short transactions.
+    """Changes the counters, in short transactions.
 
     Args:
-        attempts: what the counter becomes.
-        result, words: for the history.
-        on_progress: told how many files are done.
+        attempts: the counter's new value.
+        result, note: for the history.
+        on_progress: called with the number of changed files.
     """
     done = ChangePlan()
-    meant = (row for row, yes in _named(desk, selection) if yes)
-    for rows in _chunks(meant):
-        _write(desk, rows, attempts, result, words, done)
+    selected_rows = (row for row, selected in _named_rows(context, selection) if selected)
+    for rows in _chunks(selected_rows):
+        _write(context, rows, attempts, result, note, done)
         on_progress(done.files)
     return done
 
 
-def _write(desk: CommandContext, rows: list[Row], attempts: int, result: str, words: str, done: ChangePlan) -> None:
-    """One transaction; where somebody holds a row of it, one for each."""
+def _write(context: CommandContext, rows: list[Row], attempts: int, result: str, note: str, done: ChangePlan) -> None:
+    """Writes all rows in one transaction; if one of them is locked, each in its own."""
     records = {row.record: attempts for row in rows}
     try:
-        with desk.database.transaction() as connection:
-            written = desk.files.set_attempts(connection, records)
+        with context.database.transaction() as connection:
+            written = context.files.set_attempts(connection, records)
             changed = [record for record in records if record.id in written.changed]
-            no_note = desk.note(connection, changed, result, words)
+            no_note = context.note(connection, changed, result, note)
     except RowLocked:
         if len(rows) == 1:
             done.locked += 1
             return
         before = done.locked
         for number, row in enumerate(rows):
-            if (
-                done.locked - before >= _LOCKED_MOST
-            ):  # each costs seconds, and its neighbours are most likely held as well
+            if done.locked - before >= _MAX_LOCK_WAITS:
                 done.locked += len(rows) - number
                 return
-            _write(desk, [row], attempts, result, words, done)
+            _write(context, [row], attempts, result, note, done)
         return
     done.no_note = done.no_note or no_note
     done.moved_on += len(records) - len(changed)
     ids = {record.id for record in changed}
     for row in rows:
         if row.record.id in ids:
-            done.states[state_of(row, desk.settings.max_attempts)] += 1
+            done.states[state_of(row, context.settings.max_attempts)] += 1
             if len(done.examples) < _EXAMPLES:
                 done.examples.append(row)
 
 
-def _named(desk: CommandContext, selection: Selection) -> Iterator[tuple[Row, bool]]:
-    """The rows that are named, and whether they are meant. Rows of a kind are named only where they are meant."""
+def _named_rows(context: CommandContext, selection: Selection) -> Iterator[tuple[Row, bool]]:
+    """The named rows, each with whether it is selected. Without ids or paths, all rows are selected ones."""
     criteria = selection.criteria
     if not criteria.names_files:
-        criteria = _with_states(criteria, selection)
+        criteria = replace(criteria, states=selection.states, charged=selection.failed_only)
     after = None if selection.newest is None else selection.newest + 1  # walk goes down
-    for rows in _chunks(walk(desk.database, desk.files, criteria, after=after)):
-        yield from _meant(desk, selection, rows)
+    for rows in _chunks(walk(context.database, context.files, criteria, after=after)):
+        yield from _with_decision(context, selection, rows)
 
 
-def _with_states(criteria: Criteria, selection: Selection) -> Criteria:
-    return replace(criteria, states=selection.wanted, charged=selection.charged)
-
-
-def _meant(desk: CommandContext, selection: Selection, rows: Iterable[Row]) -> Iterator[tuple[Row, bool]]:
-    listed = list(rows)
+def _with_decision(context: CommandContext, selection: Selection, rows: Iterable[Row]) -> Iterator[tuple[Row, bool]]:
+    rows = list(rows)
     reasons: dict[int, str | None] = {}
     if selection.reasons:
-        history = require_history(desk, "--reason")
-        with desk.database.connect() as connection:
-            last = history.last_failures(connection, [row.record.id for row in listed])
+        history = require_history(context, "--reason")
+        with context.database.connect() as connection:
+            last = history.last_failures(connection, [row.record.id for row in rows])
         reasons = {id_: attempt.reason for id_, attempt in last.items()}
-    for row in listed:
+    for row in rows:
         if selection.reasons and reasons.get(row.record.id) not in selection.reasons:
             continue
-        wanted = state_of(row, desk.settings.max_attempts) in selection.wanted
-        yield row, wanted and (row.record.attempts > 0 or not selection.charged)
+        in_state = state_of(row, context.settings.max_attempts) in selection.states
+        yield row, in_state and (row.record.attempts > 0 or not selection.failed_only)
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:

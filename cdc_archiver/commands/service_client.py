@@ -1,4 +1,4 @@
-"""The running service, asked over HTTP: what it says of itself, and of a file that it has in hand."""
+"""Asks the running service over HTTP: its status, and the state of a file in it."""
 
 from __future__ import annotations
 
@@ -11,73 +11,76 @@ from typing import Any, Final
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.settings import Settings
 
-_PATIENCE: Final = 3.0
-_LONGEST: Final = 64 * 1024 * 1024
+_TIMEOUT: Final = 3.0
+_MAX_BODY: Final = 64 * 1024 * 1024
+_WRONG_ADDRESS: Final = "set --http-host and --http-port to the service's address"
 
 
-class NoService(ArchiverError):
+class ServiceUnavailable(ArchiverError):
     """No service answers where one was expected."""
 
     exit_status = ExitStatus.UNREACHABLE
 
 
 def address(settings: Settings) -> str:
-    """Where the service is asked."""
+    """The service's address, as host:port."""
     host = _reachable(settings.http_host)
     return f"[{host}]:{settings.http_port}" if ":" in host else f"{host}:{settings.http_port}"
 
 
-def ask(settings: Settings, path: str) -> dict[str, Any]:
+def get_json(settings: Settings, path: str) -> dict[str, Any]:
     """The service's answer.
 
     Args:
         path: ``/api/…``.
 
     Raises:
-        NoService: none answers there, or something else does.
+        ServiceUnavailable: no service answers there, or another program does.
     """
     where = address(settings)
     if settings.http_port == 0:
-        raise NoService("the service's port is not known: --http-port is 0")
+        raise ServiceUnavailable("the service's port is not known: --http-port is 0", _WRONG_ADDRESS)
     try:
-        connection = http.client.HTTPConnection(_reachable(settings.http_host), settings.http_port, timeout=_PATIENCE)
+        connection = http.client.HTTPConnection(_reachable(settings.http_host), settings.http_port, timeout=_TIMEOUT)
         with contextlib.closing(connection):
             connection.request("GET", path)
             answer = connection.getresponse()
-            body = answer.read(_LONGEST)
+            body = answer.read(_MAX_BODY)
     except (OSError, http.client.HTTPException) as error:
-        words = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise NoService(
-            f"no service answers at {where}: {words}", "--http-host and --http-port say where it is"
-        ) from error
+        message = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise ServiceUnavailable(f"no service answers at {where}: {message}", _WRONG_ADDRESS) from error
     if answer.status == 404:
-        raise NoService(f"the service at {where} does not know {path}")
+        raise ServiceUnavailable(f"the service at {where} does not know {path}", "update it to this version")
     try:
         value = json.loads(body)
     except ValueError as error:
-        raise NoService(f"what answers at {where} is no cdc-archiver: it answers {path} with no JSON") from error
+        raise ServiceUnavailable(
+            f"the program at {where} is not cdc-archiver: its answer to {path} is not JSON", _WRONG_ADDRESS
+        ) from error
     if answer.status != 200 or not isinstance(value, dict):
-        raise NoService(f"what answers at {where} is no cdc-archiver: {answer.status} {answer.reason}")
+        raise ServiceUnavailable(
+            f"the program at {where} is not cdc-archiver: {answer.status} {answer.reason}", _WRONG_ADDRESS
+        )
     return value
 
 
-def status_of(settings: Settings) -> dict[str, Any]:
-    """What the service says of itself.
+def fetch_status(settings: Settings) -> dict[str, Any]:
+    """The service's answer to /api/status.
 
     Raises:
-        NoService: none answers, or another program does.
+        ServiceUnavailable: no service answers, or another program does.
     """
-    status = ask(settings, "/api/status")
+    status = get_json(settings, "/api/status")
     if not {"state", "sources", "database", "version"} <= status.keys():
-        raise NoService(f"what answers at {address(settings)} is no cdc-archiver")
+        raise ServiceUnavailable(f"the program at {address(settings)} is not cdc-archiver", _WRONG_ADDRESS)
     return status
 
 
-def works_on(settings: Settings, status: dict[str, Any], table: str) -> str:
-    """Whether a service works on the table that we look at.
+def describe_other_table(settings: Settings, status: dict[str, Any], table: str) -> str:
+    """The table of a service that works on another one than this command.
 
     Returns:
-        What it works on instead; empty where it is ours. Two names of one host are taken for two.
+        Its database and table; empty if both work on the same. Two names of one host count as two.
     """
     ours = f"{settings.mysql_host}:{settings.mysql_port}/{settings.mysql_database}"
     theirs, their_table = str(status.get("database")), status.get("table")
@@ -87,7 +90,7 @@ def works_on(settings: Settings, status: dict[str, Any], table: str) -> str:
 
 
 def _reachable(host: str) -> str:
-    """Where a server that listens on a host can be asked: one on all addresses, on this machine's own."""
+    """The address at which a server that listens on a host is reached; for one on all addresses, the loopback address."""
     with contextlib.suppress(ValueError):
         if ipaddress.ip_address(host).is_unspecified:
             return "::1" if ":" in host else "127.0.0.1"

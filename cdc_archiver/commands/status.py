@@ -1,34 +1,37 @@
-"""`cdc-archiver status`: how things are."""
+"""`cdc-archiver status`: the current state, from the running service or, without one, from the database."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 
 from cdc_archiver import __version__
-from cdc_archiver.commands.output import Page, files_words, print_json, size_words
-from cdc_archiver.commands.status_overview import Overview, overview
+from cdc_archiver.commands.context import CommandContext, open_context
+from cdc_archiver.commands.output import Cell, Printer, format_file_count, format_size, print_json, styled_text
+from cdc_archiver.commands.service_client import ServiceUnavailable, describe_other_table, fetch_status
+from cdc_archiver.database.connections import ANSWER_TIMEOUT
+from cdc_archiver.database.search import waiting_targets
+from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings, duration
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.text import escape_unprintable
 from cdc_archiver.timespec import ago, clock, span
 
 HELP: Final = """
-Say how things are.
+Print the current state.
 
-Stream, lag, mode, sources, what waits and what was given up, the last hour.
+Mode, stream and lag, sources, pending and quarantined files, the last hour.
 
-Asks the running service (--http-host, --http-port); where none answers, the database, and says so.
+The running service answers (--http-host, --http-port). Without one, the files are counted in the database, and the output says so.
 
 Examples:
 
@@ -38,92 +41,191 @@ Examples:
 
   cdc-archiver status --json | jq .service.state
 
-Exit status: 0 told; 4 neither a service nor the database answers.
+Exit status: 0 done; 4 neither a service nor the database answers.
 """
 
-_Line = list[str | tuple[str, str]]
+_RATE_PERIOD: Final = timedelta(hours=1)
 _GOOD: Final = {"streaming", "polling", "standby"}
+_INDENT: Final = ("             ", "dim")
+_Line: TypeAlias = list[Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What was archived in the last hour.
+
+    Attributes:
+        size: bytes.
+    """
+
+    files: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The current state. Field names are keys of ``--json``.
+
+    Attributes:
+        service: the answer to /api/status; None without a service, for the reason ``why_no_service``.
+        sources: the database's counts by source; only without a service.
+        holder: who holds the locks of the configured sources; only without a service.
+        rate: None if it is not known, for the reason ``why_no_rate``.
+    """
+
+    at: datetime
+    service: dict[str, Any] | None
+    why_no_service: str
+    table: str
+    sources: dict[str, dict[str, Any]]
+    holder: str | None
+    rate: Rate | None
+    why_no_rate: str
 
 
 def status(
     settings: Settings,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on, until Ctrl-C.")] = False,
-    every: Annotated[str, typer.Option("--every", metavar="TIME", help="With --watch: how often.")] = "2s",
+    watch: Annotated[bool, typer.Option("--watch", help="Repeat until Ctrl-C.")] = False,
+    every: Annotated[str, typer.Option("--every", metavar="TIME", help="With --watch: the interval.")] = "2s",
     as_json: Annotated[bool, typer.Option("--json", help="For scripts; with --watch, one line each time.")] = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
-    pause = max(0.2, duration(every))
+    interval = max(0.2, duration(every))
     if not watch:
-        seen = overview(settings, datetime.now(UTC))
+        overview = get_overview(settings, datetime.now(UTC))
         if as_json:
-            print_json(seen)
+            print_json(overview)
         else:
-            _print(Page(), seen)
+            _print(Printer(), overview)
         return ExitStatus.DONE
     with contextlib.suppress(KeyboardInterrupt):
-        _watch(settings, pause, as_json=as_json)
+        _watch(settings, interval, as_json=as_json)
     return ExitStatus.DONE
 
 
-def _watch(settings: Settings, pause: float, *, as_json: bool) -> None:
-    page = Page()
-    if as_json or not page.is_terminal:
+def get_overview(settings: Settings, now: datetime) -> Overview:
+    """Asks the service, and the database for what only the database knows.
+
+    Args:
+        now: aware.
+
+    Raises:
+        ArchiverError: neither answers.
+    """
+    service, why = _ask_service(settings)
+    try:
+        with open_context(settings, ANSWER_TIMEOUT) as context:
+            if service is not None and (other := describe_other_table(settings, service, context.files.name)):
+                # Counts of another database would not belong to this service.
+                why_no_rate = f"the service works on {other}, and the settings here name another database"
+                return Overview(now, service, "", str(service.get("table")), {}, None, None, why_no_rate)
+            rate, why_no_rate = _rate(context, now)
+            sources = _count(context) if service is None else {}
+            holder = _holder(context) if service is None else None
+            return Overview(now, service, why, context.files.name, sources, holder, rate, why_no_rate)
+    except ArchiverError as error:
+        if service is None:
+            raise type(error)(f"{why}; and {error.message}", error.hint) from error
+        return Overview(now, service, "", str(service.get("table") or ""), {}, None, None, error.message)
+
+
+def _ask_service(settings: Settings) -> tuple[dict[str, Any] | None, str]:
+    try:
+        return fetch_status(settings), ""
+    except ServiceUnavailable as error:
+        return None, error.message
+
+
+def _rate(context: CommandContext, now: datetime) -> tuple[Rate | None, str]:
+    if context.history is None:
+        return None, context.no_history
+    with context.database.connect() as connection:
+        files, size = context.history.archived_since(connection, now - _RATE_PERIOD, context.settings.targets)
+    return Rate(files, size), ""
+
+
+def _count(context: CommandContext) -> dict[str, dict[str, Any]]:
+    with context.database.connect() as connection:
+        if context.settings.sources:
+            counted = {
+                source.name: (source.target, source.host, context.files.census(connection, source.target))
+                for source in context.settings.sources
+            }
+        else:
+            targets = tuple(waiting_targets(connection, context.files))
+            counted = {"all targets": (targets, "", context.files.census(connection, targets))}
+    return {
+        name: {"targets": list(targets), "host": host, "files": asdict(census)}
+        for name, (targets, host, census) in counted.items()
+    }
+
+
+def _holder(context: CommandContext) -> str | None:
+    locks = SourceLocks(
+        context.database, context.files.name, {source.name: source.target for source in context.settings.sources}
+    )
+    try:
+        holders = [locks.holder(source.name) for source in context.settings.sources]
+    finally:
+        locks.close()
+    return "; ".join(sorted({holder for holder in holders if holder})) or None
+
+
+def _watch(settings: Settings, interval: float, *, as_json: bool) -> None:
+    printer = Printer()
+    if as_json or not printer.is_terminal:
         while True:
-            seen = overview(settings, datetime.now(UTC))
+            overview = get_overview(settings, datetime.now(UTC))
             if as_json:
-                print_json(seen, line=True)
+                print_json(overview, line=True)
             else:
-                _print(page, seen)
-                page.line()
-            time.sleep(pause)
-    with Live(console=page.console, auto_refresh=False, transient=False) as live:
+                _print(printer, overview)
+                printer.line()
+            time.sleep(interval)
+    with Live(console=printer.console, auto_refresh=False, transient=False) as live:
         while True:
             try:
-                lines = list(_lines(overview(settings, datetime.now(UTC))))
-            except ArchiverError as error:  # it comes back, or a person ends us
+                lines = list(_lines(get_overview(settings, datetime.now(UTC))))
+            except ArchiverError as error:  # it may come back; until then a person watches the message
                 lines = [[(f"{clock(datetime.now(UTC))}  {error}", "bold red")]]
-            live.update(Group(*(_text(line) for line in lines)), refresh=True)
-            time.sleep(pause)
+            texts = [styled_text(line, no_wrap=True, overflow="ellipsis") for line in lines]
+            live.update(Group(*texts), refresh=True)
+            time.sleep(interval)
 
 
-def _print(page: Page, seen: Overview) -> None:
-    for line in _lines(seen):
-        page.line(*line)
+def _print(printer: Printer, overview: Overview) -> None:
+    for line in _lines(overview):
+        printer.line(*line)
 
 
-def _text(line: _Line) -> Text:
-    text = Text(no_wrap=True, overflow="ellipsis")
-    for part in line:
-        words, style = (part, "") if isinstance(part, str) else part
-        text.append(escape_unprintable(words), style or None)
-    return text
-
-
-def _lines(seen: Overview) -> Iterator[_Line]:
-    if seen.service is not None:
+def _lines(overview: Overview) -> Iterator[_Line]:
+    if overview.service is not None:
         try:
-            yield from _of_service(seen, seen.service)
+            yield from _service_lines(overview, overview.service)
         except KeyError as error:
-            words = f"it is version {seen.service.get('version')}, this is {__version__}: it does not say {error}"
-            yield [("             ", "dim"), (words, "yellow")]
+            theirs = overview.service.get("version")
+            yield [
+                _INDENT,
+                (f"the service has version {theirs}, this command {__version__}: {error} is missing", "yellow"),
+            ]
     else:
-        yield [("service      ", "dim"), (f"{seen.why_no_service}", "yellow")]
-        if seen.holder:
-            yield [("             ", "dim"), f"but an archiver holds these targets: {seen.holder}"]
-        yield [("             ", "dim"), f"what follows was counted in the database just now, table {seen.table}"]
-        for name, source in seen.sources.items():
-            yield from _source(name, source, seen.at)
-    if seen.rate is not None:
-        rate = seen.rate
+        yield [("service      ", "dim"), (f"{overview.why_no_service}", "yellow")]
+        if overview.holder:
+            yield [_INDENT, f"but an archiver holds these targets: {overview.holder}"]
+        yield [_INDENT, f"the following counts come from the database, table {overview.table}"]
+        for name, source in overview.sources.items():
+            yield from _source_lines(name, source, overview.at)
+    if overview.rate is not None:
+        rate = overview.rate
         yield [
             ("last hour    ", "dim"),
-            f"{files_words(rate.files)}, {size_words(rate.size)} archived ({rate.files / 60:.1f} files/min)",
+            f"{format_file_count(rate.files)}, {format_size(rate.size)} archived ({rate.files / 60:.1f} files/min)",
         ]
     else:
-        yield [("last hour    ", "dim"), f"not known: {seen.why_no_rate}"]
+        yield [("last hour    ", "dim"), f"not known: {overview.why_no_rate}"]
 
 
-def _of_service(seen: Overview, service: dict[str, Any]) -> Iterator[_Line]:
+def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Line]:
     state, why = str(service["state"]), str(service.get("why") or "")
     style = "bold green" if state in _GOOD else "bold red"
     since = datetime.fromisoformat(service["started"])
@@ -131,58 +233,55 @@ def _of_service(seen: Overview, service: dict[str, Any]) -> Iterator[_Line]:
         ("service      ", "dim"),
         (state, style),
         f" {why}" if why else "",
-        f"  (up for {span((seen.at - since).total_seconds())})",
+        f"  (up for {span((overview.at - since).total_seconds())})",
     ]
     yield [("database     ", "dim"), f"{service['database']}, table {service.get('table') or 'not known yet'}"]
     stream = service.get("stream")
     if stream is not None:
         if stream["connected"]:
             lag = stream["lag"]
-            words = f"connected at {stream['position']}, lag {'not known' if lag is None else f'{lag:.0f} s'}"
-            yield [("stream       ", "dim"), (words, "green")]
+            text = f"connected at {stream['position']}, lag {'not known' if lag is None else f'{lag:.0f} s'}"
+            yield [("stream       ", "dim"), (text, "green")]
         else:
             yield [("stream       ", "dim"), ("none", "yellow"), f": {stream['why']}"]
     last = service.get("last_sweep")
     as_of = f", as of the last sweep, {clock(datetime.fromisoformat(last))}" if last else ""
     for source in service["sources"]:
-        yield from _source(source["state"]["name"], source, seen.at, as_of)
+        yield from _source_lines(source["state"]["name"], source, overview.at, as_of)
     for other in service.get("elsewhere", ()):
-        yield [("source       ", "dim"), f"{other['name']} is another archiver's: {other['holder']}"]
+        yield [("source       ", "dim"), f"{other['name']}, held by another archiver: {other['holder']}"]
     destination = service.get("destination")
     if destination is not None:
-        free = destination.get("free_bytes")
-        if destination["up"]:
-            room = f", {size_words(free)} free" if free is not None else ""
-            yield [("archive      ", "dim"), f"{destination['path']}", (" up", "green"), room]
-        else:
-            yield [
-                ("archive      ", "dim"),
-                f"{destination['path']}",
-                (" DOWN", "bold red"),
-                f" {destination['reason']}: {destination['detail']}",
-            ]
+        yield [("archive      ", "dim"), f"{destination['path']}", *_destination_parts(destination)]
     if state != "standby":
-        yield [("last sweep   ", "dim"), ago(datetime.fromisoformat(last), seen.at) if last else "none yet"]
-    yield [("archived     ", "dim"), f"{files_words(service['archived'])} since the start"]
+        yield [("last sweep   ", "dim"), ago(datetime.fromisoformat(last), overview.at) if last else "none yet"]
+    yield [("archived     ", "dim"), f"{format_file_count(service['archived'])} since the service's start"]
 
 
-def _source(name: str, source: dict[str, Any], now: datetime, as_of: str = "") -> Iterator[_Line]:
+def _destination_parts(destination: dict[str, Any]) -> _Line:
+    if not destination["up"]:
+        return [(" DOWN", "bold red"), f" {destination['reason']}: {destination['detail']}"]
+    free = destination.get("free_bytes")
+    return [(" up", "green"), f", {format_size(free)} free" if free is not None else ""]
+
+
+def _source_lines(name: str, source: dict[str, Any], now: datetime, as_of: str = "") -> Iterator[_Line]:
     state, files = source.get("state"), source.get("files")
     line: _Line = [("source       ", "dim"), name]
     if state is not None:
         line.append((" up", "green") if state["up"] else (" DOWN", "bold red"))
         if not state["up"]:
-            line.append(f" {state['reason']}: {state['detail']} (again in {span(state['retry_in'])})")
+            line.append(f" {state['reason']}: {state['detail']} (next attempt in {span(state['retry_in'])})")
         line.append(f", {state['queued']} queued, {state['in_flight']} in flight")
     yield line
     if files is None:
-        yield [("             ", "dim"), "not counted yet"]
+        yield [_INDENT, "not counted yet"]
         return
-    counted: _Line = [("             ", "dim"), f"{files['pending']} pending"]
+    counted: _Line = [_INDENT, f"{files['pending']} pending"]
     for kind, style in (("quarantined", "bold red"), ("refused", "red"), ("ignored", "")):
         counted += [", ", (f"{files[kind]} {kind}", style if files[kind] else "")]
     oldest = files.get("oldest_pending")
     if oldest is not None:
         then = datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest
-        counted.append(f"; the oldest pending is of {clock(then)}, {ago(then, now)}")
+        counted.append(f"; oldest pending: {clock(then)}, {ago(then, now)}")
     yield [*counted, as_of]

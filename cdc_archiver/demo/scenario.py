@@ -13,7 +13,7 @@ import pymysql
 import sqlalchemy as sa
 from rich.filesize import decimal
 
-from cdc_archiver.commands.init_db import init_db
+from cdc_archiver.commands.init_db import create_missing
 from cdc_archiver.database import history, schema
 from cdc_archiver.demo.checks import Check, check_archive
 from cdc_archiver.demo.instrument import TARGET, CopyWatcher, Instrument, RegisteredFile
@@ -124,7 +124,9 @@ class Scenario:
         for user, grants in (("admin", "ALL"), ("monitor", "SELECT, INSERT")):
             server.execute(f"CREATE USER {user}@'%%' IDENTIFIED BY %s", (self._password,))
             server.execute(f"GRANT {grants} ON files.* TO {user}@'%'")
-        for line in init_db(load({**where, "mysql_user": "admin", "mysql_password": self._password}, environment={})):
+        for line in create_missing(
+            load({**where, "mysql_user": "admin", "mysql_password": self._password}, environment={})
+        ):
             self._reporter.say(f"init-db: {line.removeprefix('-- ')}")
         server.create_archiver_user("archiver", self._password, "files", table=_TABLE, history=history.NAME)
         secret = directory / "password"

@@ -1,4 +1,7 @@
-"""Who is answered over HTTP, and what every answer tells a browser: no other site may use the service through somebody's browser."""
+"""Checks the Host header of each request, and adds security headers: no other site may use the service through a browser.
+
+starlette's TrustedHostMiddleware answers 400 in plain text, and refuses a request without a Host header.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,25 @@ _HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_HERE: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
-class Doorkeeper:
-    """Stands before the application.
+class HostGuard:
+    """ASGI middleware.
 
-    A server on this machine's own address is asked by that address alone. A site elsewhere that gives its name this address, and
-    so makes a visitor's browser take the service for a part of itself (DNS rebinding), is known by the name, and gets 421.
-    A server on any other address answers to whatever name it has: those who can reach it are those who may.
+    A server on a loopback address accepts only that address's names. Another site can give its own name this address, and so
+    make a visitor's browser send requests here (DNS rebinding); such a request has the site's name, and gets 421. A server
+    on any other address accepts every name: its network decides who reaches it.
 
     Args:
-        host: what the server was told to listen on; it is answered to, as well.
-        address: what it listens on.
+        host: the address or name that the server was told to listen on; it is accepted, too.
+        address: the address that it listens on.
     """
 
     def __init__(self, application: ASGIApp, host: str, address: str) -> None:
         self._application = application
         configured = f"[{host}]" if ":" in host else host
-        self._names = _HERE | {configured.lower()} if is_loopback(address) else None
+        self._names = _LOOPBACK_NAMES | {configured.lower()} if is_loopback(address) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,12 +54,12 @@ class Doorkeeper:
             await send(message)
 
         name = Headers(scope=scope).get("host")
-        # Who names no host at all is no browser.
+        # A request without a Host header does not come from a browser.
         if self._names is not None and name is not None and without_port(name).lower() not in self._names:
             refusal = JSONResponse(
                 {
-                    "error": "This service listens on this machine's own address and answers to localhost, 127.0.0.1 and [::1]: "
-                    "ask it by one of these, or set --http-host to the name or address that it is to be asked by."
+                    "error": "This service listens on a loopback address and accepts only the names localhost, 127.0.0.1 and [::1]. "
+                    "Use one of these, or set --http-host to another name or address of this machine."
                 },
                 421,
             )
@@ -78,8 +81,8 @@ def is_loopback(address: str) -> bool:
     return False
 
 
-def without_port(name: str) -> str:
-    """A Host header's name."""
-    if name.startswith("["):
-        return name.partition("]")[0] + "]"
-    return name.partition(":")[0]
+def without_port(host: str) -> str:
+    """The name in a Host header."""
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]

@@ -1,4 +1,4 @@
-"""What the service answers over HTTP: metrics, health, status, the status page. Read-only."""
+"""The service's HTTP server: metrics, health, status, the status page. Read-only."""
 
 from __future__ import annotations
 
@@ -20,39 +20,40 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from cdc_archiver.commands.why.diagnosis import reason_words
+from cdc_archiver.commands.why.diagnosis import reason_text
 from cdc_archiver.dispatch.in_flight import FileStatus
 from cdc_archiver.errors import ArchiverError, Misconfigured
 from cdc_archiver.observe import page
-from cdc_archiver.observe.host_guard import Doorkeeper
+from cdc_archiver.observe.host_guard import HostGuard
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.query_pool import Busy, Inquirer
+from cdc_archiver.observe.query_pool import QueryPool, QueryPoolBusy
 from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.observe.summary import Summary
 from cdc_archiver.text import escape_unprintable, to_jsonable
 from cdc_archiver.threads import Part
 
-_LONGEST_QUESTION: Final = 1024
+_MAX_QUERY: Final = 1024
 """Characters: more than a path has."""
-_PATHS: Final = frozenset({"path", "source_path", "archived_path"})
-_SUM: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{8})[0-9a-f]{24}(?![0-9a-f])", re.IGNORECASE)
+_PATH_KEYS: Final = frozenset({"path", "source_path", "archived_path"})
+_MD5: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{8})[0-9a-f]{24}(?![0-9a-f])", re.IGNORECASE)
 
 _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Views:
-    """What the server shows, asked at each request.
+class HttpQueries:
+    """The functions that the endpoints call at each request.
 
     Attributes:
-        words: a status in words.
-        why: what is known of a file, by id, path or a part of one; may take long, asks database and source.
+        summary: the sentences for a status.
+        file_status: a file's state in the pipeline, by id.
+        why: the facts about a file, by id, path or a part of a path; queries database and source, and may take long.
     """
 
     metrics: Metrics
     status: Callable[[], ServiceStatus]
-    words: Callable[[ServiceStatus], Summary]
-    whereabouts: Callable[[int], FileStatus | None]
+    summary: Callable[[ServiceStatus], Summary]
+    file_status: Callable[[int], FileStatus | None]
     why: Callable[[str], dict[str, Any]]
 
 
@@ -60,27 +61,27 @@ class HttpServer(Part):
     """The service's HTTP server.
 
     Args:
-        host, port: where it listens; port 0 takes any free one, see :attr:`port`.
+        host, port: the address to listen on; port 0 takes any free port, see :attr:`port`.
 
     Raises:
-        Misconfigured: the address cannot be had.
+        Misconfigured: the server cannot listen there.
     """
 
-    def __init__(self, host: str, port: int, views: Views) -> None:
+    def __init__(self, host: str, port: int, queries: HttpQueries) -> None:
         super().__init__("http")
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            # All addresses are those of IPv4 as well: without it a scrape of one of these would be refused.
-            everywhere = host == "::" and socket.has_dualstack_ipv6()
-            self._socket = socket.create_server((host, port), family=family, backlog=64, dualstack_ipv6=everywhere)
+            # "::" stands for all IPv4 addresses as well: a scrape of one of these must not be refused.
+            dual_stack = host == "::" and socket.has_dualstack_ipv6()
+            self._socket = socket.create_server((host, port), family=family, backlog=64, dualstack_ipv6=dual_stack)
         except (OSError, OverflowError) as error:
             raise Misconfigured(
                 f"the HTTP server cannot listen on {host}:{port}: {error}",
-                "--http-host and --http-port choose another address; is another archiver running here?",
+                "stop the program that uses it, or choose another address: --http-port PORT, --http-host HOST",
             ) from error
         address, self.port = self._socket.getsockname()[:2]
         config = uvicorn.Config(
-            application(views, host, address),
+            application(queries, host, address),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -96,40 +97,40 @@ class HttpServer(Part):
         self._server.should_exit = True
 
 
-def application(views: Views, host: str, address: str) -> Starlette:
+def application(queries: HttpQueries, host: str, address: str) -> Starlette:
     """The application, for a server or a test.
 
     Args:
-        host, address: what the server was told to listen on, and what it listens on.
+        host, address: the address that the server was told to listen on, and the one that it listens on.
     """
-    metrics = views.metrics
-    inquirer = Inquirer(views.why)
+    metrics = queries.metrics
+    pool = QueryPool(queries.why)
 
     def expose(request: Request) -> Response:
         try:
             encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        except (TypeError, ValueError):  # it takes a version for a number; any other header is read as none
+        except (TypeError, ValueError):  # it expects a number as version; any other unknown header counts as none
             encode, content_type = choose_encoder("")
         return Response(encode(metrics.registry), media_type=content_type)
 
     def healthz(_request: Request) -> Response:
-        now = views.status()
+        now = queries.status()
         return PlainTextResponse(f"{now.state}\n", 200 if now.healthy else 500)
 
     def readyz(_request: Request) -> Response:
-        now = views.status()
+        now = queries.status()
         return PlainTextResponse(
             f"{now.state}: {escape_unprintable(now.why)}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
         )
 
     def api_status(_request: Request) -> Response:
-        now = views.status()
-        return _Json({**to_jsonable(now), "words": to_jsonable(views.words(now))})
+        now = queries.status()
+        return _Json({**to_jsonable(now), "words": to_jsonable(queries.summary(now))})
 
     def api_activity(_request: Request) -> Response:
         seen = to_jsonable(metrics.activity.seen())
         for group in seen["failing"]:
-            group["words"] = reason_words(group["reason"])
+            group["words"] = reason_text(group["reason"])
         return _Json(_shortened(seen))
 
     def api_file(request: Request) -> Response:
@@ -137,39 +138,37 @@ def application(views: Views, host: str, address: str) -> Starlette:
         if not (text.isascii() and text.isdecimal() and len(text) <= 20):
             raise HTTPException(404)
         id_ = int(text)
-        found = views.whereabouts(id_)
+        found = queries.file_status(id_)
         return _Json({"id": id_, "in_hand": None if found is None else to_jsonable(found)})
 
     async def api_why(request: Request) -> Response:
         wanted = request.query_params.get("q", "").strip()
-        if not wanted or len(wanted) > _LONGEST_QUESTION:
-            return _complaint(
-                400, f"Say ?q= and an id, a path or a part of one, of at most {_LONGEST_QUESTION} characters."
-            )
+        if not wanted or len(wanted) > _MAX_QUERY:
+            return _error(400, f"Add ?q= with an id, a path or a part of a path, of at most {_MAX_QUERY} characters.")
         try:
-            return _Json(_shortened(await inquirer.answer(wanted)))
-        except Busy:
-            return _complaint(429, "Others are being answered: ask again in a moment.", {"Retry-After": "2"})
+            return _Json(_shortened(await pool.answer(wanted)))
+        except QueryPoolBusy:
+            return _error(429, "Other queries are running. Ask again in a moment.", {"Retry-After": "2"})
         except TimeoutError:
-            return _complaint(504, "It takes too long: `cdc-archiver why` has more patience.")
+            return _error(504, "The query takes too long. Without this time limit: cdc-archiver why FILE")
         except ArchiverError as error:
-            return _complaint(503, str(error))
+            return _error(503, str(error))
         except Exception as error:
-            _log.error("not_answered", question=wanted, exc_info=error)
-            return _complaint(500, "It could not be answered, by internal error; the log says more.")
+            _log.error("query_failed", query=wanted, exc_info=error)
+            return _error(500, "Internal error. The service's log has the details: event query_failed.")
 
-    def complain(_request: Request, error: Exception) -> Response:
+    def http_error(_request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        words = {
-            404: "There is nothing here: / is the status page.",
-            405: "The service is read-only: GET is all it takes.",
+        sentences = {
+            404: "Not found. / is the status page.",
+            405: "The service is read-only. Use GET.",
         }
-        return _complaint(error.status_code, words.get(error.status_code, error.detail), error.headers)
+        return _error(error.status_code, sentences.get(error.status_code, error.detail), error.headers)
 
     return Starlette(
         routes=[
-            Route("/", partial(_of_page, page.INDEX)),
-            *(Route(f"/page/{name}", partial(_of_page, name)) for name in page.TYPES if name != page.INDEX),
+            Route("/", partial(_page_file, page.INDEX)),
+            *(Route(f"/page/{name}", partial(_page_file, name)) for name in page.TYPES if name != page.INDEX),
             Route("/metrics", expose),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
@@ -178,13 +177,13 @@ def application(views: Views, host: str, address: str) -> Starlette:
             Route("/api/why", api_why),
             Route("/api/file/{id}", api_file),
         ],
-        middleware=[Middleware(Doorkeeper, host=host, address=address)],
-        exception_handlers={HTTPException: complain},
+        middleware=[Middleware(HostGuard, host=host, address=address)],
+        exception_handlers={HTTPException: http_error},
     )
 
 
 class _Json(Response):
-    """JSON in ASCII: a name may hold what is no UTF-8."""
+    """JSON in ASCII: a file name may hold bytes that are not UTF-8."""
 
     media_type = "application/json"
 
@@ -193,19 +192,21 @@ class _Json(Response):
 
 
 def _shortened(value: Any) -> Any:
-    """An answer without whole md5 sums, but in paths: who knows a file's sum and may write rows can have the file archived,
-    and whoever may open a page is not to learn it there."""
+    """An answer with shortened md5 sums, except in paths.
+
+    With a file's md5 sum and the privilege to write rows, anyone can have the file archived; the page must not reveal it.
+    """
     if isinstance(value, dict):
-        return {key: inner if key in _PATHS else _shortened(inner) for key, inner in value.items()}
+        return {key: inner if key in _PATH_KEYS else _shortened(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_shortened(inner) for inner in value]
-    return _SUM.sub(r"\1…", value) if isinstance(value, str) else value
+    return _MD5.sub(r"\1…", value) if isinstance(value, str) else value
 
 
-def _complaint(status: int, sentence: str, headers: Any = None) -> Response:
+def _error(status: int, sentence: str, headers: Any = None) -> Response:
     return _Json({"error": sentence}, status, headers)
 
 
-def _of_page(name: str, _request: Request) -> Response:
-    # Asked for anew each time: after an update, an old page in a browser would misread the new answers.
+def _page_file(name: str, _request: Request) -> Response:
+    # A browser revalidates each time: after an update, a cached page would misread the new answers.
     return Response(page.read(name), media_type=page.TYPES[name], headers={"Cache-Control": "no-cache"})

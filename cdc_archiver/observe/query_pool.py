@@ -1,4 +1,4 @@
-"""Questions over HTTP that ask database and source: a few at a time, each with a limit; nothing of the service waits for them."""
+"""Runs the status page's queries of database and source: a few at a time, each with a time limit, off the event loop."""
 
 from __future__ import annotations
 
@@ -8,45 +8,47 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-PATIENCE: Final = 25.0
-"""Seconds after which the one who asked is told that it takes too long."""
-AT_ONCE: Final = 2
+TIMEOUT: Final = 25.0
+"""Seconds after which a query is answered with a time-out."""
+MAX_QUERIES: Final = 2
 
 
-class Busy(Exception):
-    """As many questions as may be are being answered."""
+class QueryPoolBusy(Exception):
+    """The pool runs as many queries as it may."""
 
 
-class Inquirer:
-    """Answers questions, each in a thread of its own.
+class QueryPool:
+    """Runs each query in a thread of its own.
 
-    A thread that hangs, on a disk or a database, cannot be ended; it keeps its place until it comes back, so that there are never
-    more of them than may be.
+    A thread that hangs, on a disk or a database, cannot be ended; it keeps its slot until it returns, so that there are never
+    more threads than slots.
 
     Args:
-        ask: answers one; may take long.
+        run: runs one query; may take long.
+        max_queries: slots.
+        timeout: seconds for one query.
     """
 
-    def __init__(self, ask: Callable[[str], Any], at_once: int = AT_ONCE, patience: float = PATIENCE) -> None:
-        self._ask = ask
-        self._places = threading.BoundedSemaphore(at_once)
-        self._patience = patience
+    def __init__(self, run: Callable[[str], Any], max_queries: int = MAX_QUERIES, timeout: float = TIMEOUT) -> None:
+        self._run = run
+        self._slots = threading.BoundedSemaphore(max_queries)
+        self._timeout = timeout
 
-    async def answer(self, question: str) -> Any:
-        """The answer.
+    async def answer(self, query: str) -> Any:
+        """The query's answer.
 
         Raises:
-            Busy: no place is free.
-            TimeoutError: it takes too long.
-            Exception: what the answering raised.
+            QueryPoolBusy: no slot is free.
+            TimeoutError: the query takes too long.
+            Exception: the query's own.
         """
-        if not self._places.acquire(blocking=False):
-            raise Busy
+        if not self._slots.acquire(blocking=False):
+            raise QueryPoolBusy
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Any] = loop.create_future()
 
         def settle(value: Any, error: BaseException | None) -> None:
-            if answered.done():  # nobody waits for it any more
+            if answered.done():  # it timed out
                 return
             if error is None:
                 answered.set_result(value)
@@ -56,17 +58,17 @@ class Inquirer:
         def work() -> None:
             value, error = None, None
             try:
-                value = self._ask(question)
+                value = self._run(query)
             except BaseException as caught:
                 error = caught
             finally:
-                self._places.release()
+                self._slots.release()
             with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
                 loop.call_soon_threadsafe(settle, value, error)
 
         try:
-            threading.Thread(target=work, name="inquiry", daemon=True).start()
+            threading.Thread(target=work, name="query", daemon=True).start()
         except BaseException:
-            self._places.release()
+            self._slots.release()
             raise
-        return await asyncio.wait_for(answered, self._patience)
+        return await asyncio.wait_for(answered, self._timeout)

@@ -1,4 +1,4 @@
-"""How things are: what `/readyz`, `/api/status` and an operator are told."""
+"""The service's status: the answer of `/readyz` and `/api/status`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cdc_archiver.dispatch.queues import SourceState
 
 
 class ServiceState(StrEnum):
-    """What the service does now, in a word or two."""
+    """The service's state. The values are part of the HTTP interface."""
 
     STARTING = "starting"
     STREAMING = "streaming"
@@ -33,8 +33,8 @@ class StreamStatus:
     """The binlog stream.
 
     Attributes:
-        why: why there is none; empty while there is.
-        position: how far it was read, file and offset.
+        why: the reason why there is no stream; empty while there is one.
+        position: the position up to which it was read, file and offset.
         lag: seconds; None without a stream.
     """
 
@@ -46,7 +46,7 @@ class StreamStatus:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """A source, its queue and its rows as last counted."""
+    """A source, its queue and its rows as counted last."""
 
     state: SourceState
     targets: tuple[str, ...]
@@ -56,7 +56,11 @@ class SourceStatus:
 
 @dataclass(frozen=True, slots=True)
 class HeldByOther:
-    """A source that another archiver has; who, for a person."""
+    """A source that another archiver holds.
+
+    Attributes:
+        holder: that archiver, described for a person.
+    """
 
     name: str
     holder: str
@@ -64,7 +68,7 @@ class HeldByOther:
 
 @dataclass(frozen=True, slots=True)
 class DestinationStatus:
-    """data_dir."""
+    """The archive at data_dir."""
 
     path: str
     up: bool
@@ -75,11 +79,11 @@ class DestinationStatus:
 
 @dataclass(frozen=True, slots=True)
 class ServiceStatus:
-    """All of it.
+    """The status. Field names are keys of `/api/status`.
 
     Attributes:
-        why: what the state means here, or whom it waits for; may be empty.
-        archived: files archived by this process, adopted ones among them.
+        why: the reason for the state, or what it waits for; may be empty.
+        archived: files archived by this process, including adopted ones.
     """
 
     state: ServiceState
@@ -100,26 +104,26 @@ class ServiceStatus:
 
 
 def is_ready(state: ServiceState) -> bool:
-    """Whether files are archived in this state, by this service or the one that it stands by for."""
+    """Whether files are archived in this state, by this service or, on standby, by the other one."""
     return state in _READY
 
 
-def overall(
+def overall_state(
     *, streaming: bool, stream_why: str, sources: tuple[SourceState, ...], destination: tuple[bool, str | None, str]
 ) -> tuple[ServiceState, str]:
-    """The state of a service that holds its targets, and why.
+    """The state of a service that holds its targets, and the reason.
 
     Args:
-        stream_why: why there is no stream.
+        stream_why: the reason why there is no stream.
         destination: up, reason, detail.
     """
     up, reason, detail = destination
     if not up:
         return ServiceState.NO_DESTINATION, f"{reason}: {detail}"
     down = [source for source in sources if not source.up]
-    words = "; ".join(f"{source.name}: {source.reason}: {source.detail}" for source in down)
+    reasons = "; ".join(f"{source.name}: {source.reason}: {source.detail}" for source in down)
     if down and len(down) == len(sources):
-        return ServiceState.NO_SOURCE, words
+        return ServiceState.NO_SOURCE, reasons
     if streaming:
-        return ServiceState.STREAMING, words
-    return ServiceState.POLLING, "; ".join(part for part in (stream_why, words) if part)
+        return ServiceState.STREAMING, reasons
+    return ServiceState.POLLING, "; ".join(part for part in (stream_why, reasons) if part)

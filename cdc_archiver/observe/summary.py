@@ -1,4 +1,4 @@
-"""How things are, in words for a person: the sentences of the status page. Pure."""
+"""The status page's headline and sentences for a status. Pure."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cdc_archiver.timespec import span
 
 
 class Severity(StrEnum):
-    """How it is meant."""
+    """The colour and symbol of a sentence. The values are part of `/api/status`."""
 
     GOOD = "good"
     WARNING = "warning"
-    """It works, and somebody should look."""
+    """It works, but needs attention."""
     BAD = "bad"
     IDLE = "idle"
-    """Neither: it starts, stops, or another works."""
+    """Neither good nor bad: it starts, stops, or is on standby."""
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A sentence, without its full stop."""
+    """A sentence without its full stop, and its severity. Field names are keys of `/api/status`."""
 
     tone: Severity
     text: str
@@ -32,11 +32,11 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What is said of a status.
+    """The sentences for a status. Field names are keys of `/api/status`.
 
     Attributes:
         sources: by name.
-        destination: None while it is nobody's concern.
+        destination: None while this service does not use it.
     """
 
     headline: Headline
@@ -45,45 +45,45 @@ class Summary:
 
 
 def summarize(status: ServiceStatus, poll_interval: float) -> Summary:
-    """A status in words.
+    """The sentences for a status.
 
     Args:
-        poll_interval: seconds between sweeps where there is no stream.
+        poll_interval: seconds between sweeps without a stream.
     """
     destination = None
     if status.destination is not None:
-        where = status.destination
-        trouble = f"takes no files: {where.reason}: {where.detail}"
-        destination = Headline(Severity.GOOD, "takes files") if where.up else Headline(Severity.BAD, trouble)
-    sources = {each.state.name: of_source(each.state) for each in status.sources}
+        archive = status.destination
+        down = f"takes no files: {archive.reason}: {archive.detail}"
+        destination = Headline(Severity.GOOD, "takes files") if archive.up else Headline(Severity.BAD, down)
+    sources = {each.state.name: source_headline(each.state) for each in status.sources}
     return Summary(_headline(status, poll_interval), sources, destination)
 
 
-def of_source(state: SourceState) -> Headline:
-    """A source."""
+def source_headline(state: SourceState) -> Headline:
+    """The sentence for a source."""
     if state.up:
         return Headline(Severity.GOOD, "up")
     why = f"{state.reason}: {state.detail}"
     if state.retry_in > 0:
-        return Headline(Severity.BAD, f"left alone for {span(state.retry_in)}: {why}")
-    return Headline(Severity.BAD, f"tried again now: {why}")
+        return Headline(Severity.BAD, f"down, tried again in {span(state.retry_in)}: {why}")
+    return Headline(Severity.BAD, f"down, being tried again: {why}")
 
 
 def _headline(status: ServiceStatus, poll_interval: float) -> Headline:
     down = [each.state.name for each in status.sources if not each.state.up]
-    aside = f"; {', '.join(down)}: left alone" if down else ""
-    tone = Severity.WARNING if down else Severity.GOOD
+    sources_down = f"; down: {', '.join(down)}" if down else ""
+    severity = Severity.WARNING if down else Severity.GOOD
     match status.state:
         case ServiceState.STREAMING:
             lag = status.stream.lag if status.stream else None
             behind = "" if lag is None or not isfinite(lag) else f", {span(lag)} behind"
-            return Headline(tone, f"Streaming{behind}{aside}")
+            return Headline(severity, f"Streaming{behind}{sources_down}")
         case ServiceState.POLLING:
             because = f", because {why}" if status.stream and (why := status.stream.why) else ""
-            return Headline(Severity.WARNING, f"Polling every {poll_interval:g} s{because}{aside}")
+            return Headline(Severity.WARNING, f"Polling every {poll_interval:g} s{because}{sources_down}")
         case ServiceState.STANDBY:
             holders = "; ".join(sorted({each.holder for each in status.elsewhere}))
-            return Headline(Severity.IDLE, f"Standing by for {holders or 'another archiver'}")
+            return Headline(Severity.IDLE, f"On standby for {holders or 'another archiver'}")
         case ServiceState.STARTING | ServiceState.STOPPING:
             return Headline(Severity.IDLE, _sentence(status))
         case _:

@@ -1,4 +1,4 @@
-"""What systemd is told: ready, how things are, still alive, stopping. One datagram each, sd_notify(3); elsewhere, nothing."""
+"""Tells systemd that the service is ready, its status, that it is alive, that it stops: one datagram each, sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ import structlog
 from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.threads import Part
 
-_LOOK_EVERY: Final = 5.0
-"""Seconds between two looks at the status; fewer where the watchdog wants to hear more often."""
+_INTERVAL: Final = 5.0
+"""Seconds between two reports; fewer if the watchdog asks for it."""
 
 _log = structlog.get_logger(__name__)
 
 
-class Notifier(Part):
-    """Tells the service manager how the service is, for as long as it runs.
+class SystemdNotifier(Part):
+    """Reports the status to the service manager for as long as the service runs.
 
-    Ready means that it serves: a database that is away at boot is waited for by the service itself, and must not make the
-    manager start it over and over. The watchdog hears of it while `/healthz` would be 200, and so while it drains, too.
+    Ready means that the service serves. It waits for a database that is down at boot; the manager must not restart it over and
+    over for that. The watchdog gets a message while `/healthz` would be 200, and so while the service drains, too.
 
     Args:
-        address: of the manager's socket; `@` begins one in the abstract namespace.
-        status: asked at each look.
-        watchdog: seconds without a word after which the manager kills the service; None: it does not.
+        address: of the manager's socket; a leading `@` means the abstract namespace.
+        status: called for each report.
+        watchdog: seconds without a message after which the manager kills the service; None if it does not.
 
     Attributes:
-        every: seconds between two looks at the status.
+        every: seconds between two reports.
         watched: whether the manager has a watchdog.
     """
 
@@ -39,17 +39,17 @@ class Notifier(Part):
         super().__init__("notify")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._status = status
-        self.every = _LOOK_EVERY if watchdog is None else min(_LOOK_EVERY, watchdog / 3)
+        self.every = _INTERVAL if watchdog is None else min(_INTERVAL, watchdog / 3)
         self.watched = watchdog is not None
 
     @classmethod
     def from_environment(
         cls, status: Callable[[], ServiceStatus], environment: MutableMapping[str, str] = os.environ
     ) -> Self | None:
-        """The notifier that the manager asks for; None where nobody does.
+        """The notifier that the manager asks for; None without such a manager.
 
         Args:
-            environment: what is read is taken out of it, since it is not meant for our children.
+            environment: the manager's variables are removed from it, since they are not meant for child processes.
         """
         address = environment.pop("NOTIFY_SOCKET", "")
         microseconds = environment.pop("WATCHDOG_USEC", "")
@@ -60,33 +60,41 @@ class Notifier(Part):
         return cls(address, status, int(microseconds) / 1e6 if watched else None)
 
     def work(self) -> None:
-        self._tell("READY=1")
-        said = ""
+        self._send("READY=1")
+        reported = ""
         while not self.stopping.is_set():
-            said = self._look(said)
+            reported = self._report(reported)
             self.stopping.wait(self.every)
 
     def announce_stop(self) -> None:
-        """Tells the manager that the service ends; the looks go on until :meth:`stop`."""
-        self._tell("STOPPING=1", "STATUS=stopping")
+        """Tells the manager that the service ends; the reports go on until :meth:`stop`."""
+        self._send("STOPPING=1", "STATUS=stopping")
 
-    def _look(self, said: str) -> str:
+    def _report(self, reported: str) -> str:
+        """Sends the status if it has changed, and the watchdog's message.
+
+        Args:
+            reported: the status that was sent last.
+
+        Returns:
+            The status now.
+        """
         try:
             now = self._status()
         except Exception:
-            # Whether it can say how it is, is for the watchdog to judge: it hears nothing now.
+            # The watchdog gets no message now, and decides.
             _log.exception("status_failed")
-            return said
-        words = (f"{now.state}: {now.why}" if now.why else str(now.state)).replace("\n", " ")
+            return reported
+        text = (f"{now.state}: {now.why}" if now.why else str(now.state)).replace("\n", " ")
         if lines := [
-            *([f"STATUS={words}"] if words != said else []),
+            *([f"STATUS={text}"] if text != reported else []),
             *(["WATCHDOG=1"] if self.watched and now.healthy else []),
         ]:
-            self._tell(*lines)
-        return words
+            self._send(*lines)
+        return text
 
-    def _tell(self, *lines: str) -> None:
-        # Nobody to tell it to is no fault of ours; who has asked for a watchdog draws the conclusion.
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as words:
-            words.setblocking(False)  # a manager that does not read must not hold us up
-            words.sendto("\n".join(lines).encode(), self._address)
+    def _send(self, *lines: str) -> None:
+        # A manager that is gone is no error here; one with a watchdog draws its own conclusion.
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+            datagrams.setblocking(False)  # a manager that does not read must not block the service
+            datagrams.sendto("\n".join(lines).encode(), self._address)

@@ -15,7 +15,7 @@ from cdc_archiver.observe.service_status import (
     SourceStatus,
     StreamStatus,
     is_ready,
-    overall,
+    overall_state,
 )
 from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.pipeline import Pipeline
@@ -76,7 +76,7 @@ def _state(now: Snapshot) -> tuple[ServiceState, str]:
     if now.database_errors:
         return ServiceState.NO_DATABASE, now.database_errors[0]
     if (pipeline := now.pipeline) is not None:
-        return overall(
+        return overall_state(
             streaming=pipeline.stream is not None and pipeline.stream.position is not None,
             stream_why=pipeline.why_no_stream,
             sources=tuple(pipeline.dispatcher.states()),

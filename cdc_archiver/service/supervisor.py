@@ -20,15 +20,15 @@ import pymysql
 import structlog
 
 from cdc_archiver.commands.context import open_context
-from cdc_archiver.commands.why.lookup import inquire
+from cdc_archiver.commands.why.lookup import look_up
 from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.dispatch.in_flight import FileStatus
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
-from cdc_archiver.observe.http import HttpServer, Views
+from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.observe.summary import summarize
-from cdc_archiver.observe.systemd import Notifier
+from cdc_archiver.observe.systemd import SystemdNotifier
 from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.lock_keeper import LockKeeper
@@ -108,19 +108,19 @@ class Supervisor:
         """
         if self._reconciliation is not None:
             return self._run_once(self._reconciliation)
-        views = Views(
+        queries = HttpQueries(
             self.metrics,
             self.status,
             partial(summarize, poll_interval=self._settings.poll_interval),
             self.whereabouts,
             self.why,
         )
-        self.http = HttpServer(self._settings.http_host, self._settings.http_port, views)
+        self.http = HttpServer(self._settings.http_host, self._settings.http_port, queries)
         self.http.on_end = self._ended
         self.http.start()
         host = self._settings.http_host
         _log.info("listening", address=f"http://{f'[{host}]' if ':' in host else host}:{self.http.port}")
-        notifier = Notifier.from_environment(self.status)
+        notifier = SystemdNotifier.from_environment(self.status)
         if notifier is not None:
             notifier.on_end = self._ended
             notifier.start()
@@ -191,8 +191,8 @@ class Supervisor:
             ArchiverError: it cannot be told.
         """
         port = self.http.port if self.http is not None else 0
-        with open_context(self._settings.model_copy(update={"http_port": port}), _QUERY_LIMIT) as desk:
-            return inquire(desk, wanted, datetime.now(UTC))
+        with open_context(self._settings.model_copy(update={"http_port": port}), _QUERY_LIMIT) as context:
+            return look_up(context, wanted, datetime.now(UTC))
 
     # Neither asks the disk: a disk that hangs must not hang the answer that reports it.
 

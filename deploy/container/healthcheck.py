@@ -1,7 +1,7 @@
-"""The container's health, as `/healthz` says it: exit status 0 while that is 200. Nothing but Python's own library is loaded.
+"""The container's health check: exit status 0 while `/healthz` answers 200. Loads only Python's own library.
 
-The image sets the address in the environment, whose word comes after a configuration file's; who gives it as a flag gives the
-container a health check of its own.
+The image sets the address in the environment, which takes precedence over a configuration file. A container that gets the
+address as a flag needs a health check of its own.
 """
 
 import http.client

@@ -1,5 +1,6 @@
-# The table of files, as `cdc-archiver init-db` makes it, with the index that keeps sweeps cheap; FILES_TABLE is what its writers
-# call it. The database's image runs this file once, when its data folder is empty; docker_process_sql is the image's.
+# The table of files and the index for sweeps, as `cdc-archiver init-db` makes them. FILES_TABLE is the
+# table's name for its writers. The database's image runs this file once, when its data directory is
+# empty; docker_process_sql is the image's.
 docker_process_sql <<SQL
 CREATE TABLE ${FILES_TABLE} (
     id INTEGER NOT NULL AUTO_INCREMENT,

@@ -1,5 +1,5 @@
-# Accounts with what they need and nothing more. The database's image runs this file once, when its data folder is empty; it is
-# no program of its own: docker_process_sql is the image's.
+# Accounts with the least permissions. The database's image runs this file once, when its data
+# directory is empty, as part of its own script: docker_process_sql is the image's.
 docker_process_sql <<SQL
 CREATE USER 'archiver'@'%' IDENTIFIED BY '$(cat /run/secrets/mysql_password)';
 GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO 'archiver'@'%';

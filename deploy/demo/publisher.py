@@ -18,7 +18,7 @@ ACTIONS = (("take_iv", 20_000), ("take_noise", 60_000), ("tracking_setup", 300_0
 
 
 def write(directory: Path, now: datetime, action: str, slot: int, size: int) -> list[dict[str, object]]:
-    """Writes what one action of one slot leaves, data and a plot; the rows that tell of it."""
+    """Writes the files of one action of one slot, data and a plot. Returns their rows."""
     seconds = int(now.timestamp())
     rows: list[dict[str, object]] = []
     for name, plot in ((f"{seconds}_{action}.npy", 0), (f"{seconds}_{action}.png", 1)):
@@ -56,7 +56,7 @@ def write(directory: Path, now: datetime, action: str, slot: int, size: int) -> 
 
 
 def register(rows: list[dict[str, object]]) -> None:
-    """Inserts rows as the monitor does it: on a connection of its own, in one transaction."""
+    """Inserts rows as the monitor does: on a new connection, in one transaction."""
     connection = pymysql.connect(
         host=os.environ["MYSQL_HOST"],
         port=int(os.environ.get("MYSQL_PORT", "3306")),
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="where the files are written")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two actions")
-    parser.add_argument("--actions", type=int, default=0, help="end after so many; 0: never")
+    parser.add_argument("--actions", type=int, default=0, help="number of actions after which it ends; 0: never")
     given = parser.parse_args()
     stopping = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

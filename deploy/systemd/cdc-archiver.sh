@@ -1,11 +1,12 @@
 #!/bin/sh
-# cdc-archiver with the settings, the account and the rights of the service: for root. Settings in the caller's environment stay,
-# such as another database user and his password for init-db.
+# For root: cdc-archiver with the settings, the account and the permissions of the service. Settings in
+# the caller's environment stay, such as another database user and password for init-db.
 set -eu
 given=" $(env | sed -nE 's/^((MYSQL|CDC_ARCHIVER)_[A-Z0-9_]*)=.*/\1/p' | tr '\n' ' ')"
 case $given in *" MYSQL_PASSWORD "* | *" MYSQL_PASSWORD_FILE "*) given="$given MYSQL_PASSWORD MYSQL_PASSWORD_FILE " ;; esac
-# The file is read as systemd reads it and no shell does: a value is all of its line, with blanks, `;`, `&` and `$` in it. Quotes
-# around it go away; so does a backslash, but in single quotes, and in double ones where what follows is no `"`, `\`, `$` or backtick.
+# The file is read as systemd reads it, not as a shell does: a value is the rest of its line, with blanks,
+# `;`, `&` and `$` in it. Quotes around it are removed, and so are backslashes, except in single quotes,
+# and in double quotes before anything but `"`, `\`, `$` or a backtick.
 while read -r line || [ -n "$line" ]; do
     case $line in *=*) name=${line%%=*} ;; *) continue ;; esac
     case $name in '' | [0-9]* | *[!A-Za-z0-9_]*) continue ;; esac

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Puts the service's files where Debian has them. Run it as root, after the program itself:
+# Installs the service's files where Debian has them. Run it as root, after the program itself:
 #
 #   python3 -m venv /opt/cdc_archiver && /opt/cdc_archiver/bin/pip install -c constraints.txt .
 #   deploy/systemd/install.sh
 #
-# A configuration that is there already stays as it is. DESTDIR=FOLDER installs into that folder, and starts nothing.
+# An existing configuration stays as it is. DESTDIR=DIRECTORY installs there, and starts nothing.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=${DESTDIR:-}
@@ -26,7 +26,7 @@ if [ -z "$root" ]; then
         echo "Now: systemctl restart cdc-archiver"
     else
         echo "Now: the password into /etc/cdc_archiver/mysql_password, the settings into /etc/cdc_archiver/archiver.toml,"
-        echo "key and known_hosts into /var/lib/cdc_archiver/.ssh. \`cdc-archiver check\` says whether all is right; then:"
+        echo "key and known_hosts into /var/lib/cdc_archiver/.ssh. \`cdc-archiver check\` prints a fix for each fault; then:"
         echo "systemctl enable --now cdc-archiver"
     fi
 fi

@@ -1,4 +1,4 @@
-"""What an operator may get wrong: one clear line, the right exit status, and nothing is touched."""
+"""An operator's mistakes: one clear line, the right exit status, and nothing is changed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(\w+) *\] .*")
 
 @dataclass
 class Mistake:
-    """What somebody types, and what he is told.
+    """A mistake, and the message for it.
 
     Attributes:
-        says: words of the one line.
-        arguments: what is typed behind `run`.
-        prepare: what is wrong with the site.
+        says: parts of the one line.
+        arguments: of `run`.
+        prepare: makes the site wrong, and returns more arguments.
     """
 
     says: list[str]
@@ -87,7 +87,7 @@ MISTAKES = {
     "a table of something else": Mistake(["thermometers", "no column"], prepare=table_of_something_else),
     "a view": Mistake(["todays_files", "view"], prepare=view),
     "no table": Mistake([TABLE, "init-db"], prepare=no_table),
-    "no right to read": Mistake(["grant"], prepare=no_select),
+    "no privilege to read": Mistake(["grant"], prepare=no_select),
     "a wrong password": Mistake(["denied", "MYSQL_PASSWORD"], environment={"MYSQL_PASSWORD": "wrong-one"}),
     "a password file that is not there": Mistake(
         ["/nowhere/secret", "MYSQL_PASSWORD_FILE"],
@@ -101,13 +101,13 @@ MISTAKES = {
     "a relative data_dir": Mistake(["archive", "absolute"], ["--data-dir", "archive"]),
     "an unknown flag": Mistake(["--data-dri"], ["--data-dri", "/data"]),
     "a flag without its value": Mistake(["--table"], ["--table"]),
-    "a value that cannot be": Mistake(["sweep_interval"], ["--sweep-interval", "often"]),
+    "an invalid value": Mistake(["sweep_interval"], ["--sweep-interval", "often"]),
     "a misspelt key": Mistake(["'swep_interval'", "did you mean 'sweep_interval'?"], prepare=misspelt_key),
     "a misspelt key of a source": Mistake(["'targets'", "'target'"], prepare=misspelt_key_of_a_source),
     "a misspelt variable": Mistake(
         ["CDC_ARCHIVER_DATADIR", "CDC_ARCHIVER_DATA_DIR"], environment={"CDC_ARCHIVER_DATADIR": "/data"}
     ),
-    "no TOML": Mistake(["site.toml", "no TOML"], prepare=no_toml),
+    "invalid TOML": Mistake(["site.toml", "no TOML"], prepare=no_toml),
     "a config that is not there": Mistake(["/nowhere.toml"], ["--config", "/nowhere.toml"]),
     "a host that is an option": Mistake(
         ["-oProxyCommand=touch /tmp/owned", "host"], ["--host", "-oProxyCommand=touch /tmp/owned"]
@@ -118,7 +118,7 @@ MISTAKES = {
 
 
 def everything(stage: PrivateSite) -> tuple[object, ...]:
-    """What must not be touched."""
+    """All rows and files, which must not change."""
     tables = sorted(name for (name,) in stage.sql("SHOW TABLES"))
     rows = [stage.sql(f"SELECT * FROM {name}") for name in tables]
     files = sorted((str(path), path.read_bytes() if path.is_file() else b"") for path in stage.directory.rglob("*"))
@@ -135,32 +135,32 @@ def the_one_line(stderr: str) -> str:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_clear_line_and_touches_nothing(stage: PrivateSite, name: str) -> None:
-    # Given a file that waits, and somebody's mistake,
+def test_a_mistake_is_one_clear_line_and_changes_nothing(stage: PrivateSite, name: str) -> None:
+    # Given a pending file, and a mistake,
     mistake = MISTAKES[name]
     stage.register(stage.file("file.npy"))
     more = mistake.prepare(stage)
     before = everything(stage)
     # when the service is started,
     done = stage.command("run", *stage.flags(), *more, *mistake.arguments, environment=mistake.environment)
-    # then he is told what is wrong, in one line, and nothing is done.
+    # then one line says what is wrong, and nothing is changed.
     line = the_one_line(done.stderr)
     assert done.returncode == mistake.status, done.stderr
     assert done.stdout == ""
-    for words in mistake.says:
-        assert words.lower() in line.lower()
+    for text in mistake.says:
+        assert text.lower() in line.lower()
     assert everything(stage) == before
 
 
 @pytest.mark.parametrize(
     ("left_out", "says"), [("target", ["target"]), ("data_dir", ["data_dir", "--data-dir"])], ids=["target", "data_dir"]
 )
-def test_what_is_left_out_is_asked_for(stage: PrivateSite, left_out: str, says: list[str]) -> None:
+def test_a_missing_setting_is_named(stage: PrivateSite, left_out: str, says: list[str]) -> None:
     before = everything(stage)
     done = stage.command("run", *stage.flags(**{left_out: None}))
     line = the_one_line(done.stderr)
     assert done.returncode == 2
-    assert all(words in line for words in says)
+    assert all(text in line for text in says)
     assert everything(stage) == before
 
 
@@ -187,7 +187,7 @@ def test_a_database_that_cannot_be_reached_is_status_4(stage: PrivateSite, argum
     assert everything(stage) == before
 
 
-def test_a_server_id_that_another_replica_has_ends_one_of_the_two_and_says_so(stage: PrivateSite) -> None:
+def test_a_server_id_of_another_replica_ends_one_of_the_two_with_a_message(stage: PrivateSite) -> None:
     # Given a service whose server_id an operator has set,
     other = stage.directory / "other"
     other.mkdir()
@@ -197,13 +197,13 @@ def test_a_server_id_that_another_replica_has_ends_one_of_the_two_and_says_so(st
         stage.service(server_id=4711, target=("other",), data_dir=other, until=None) as second,
     ):
         eventually(lambda: first.ended or second.ended, "one of them ends")
-        # then that one is told what to do.
+        # then its message says what to do.
         said = (first if first.ended else second).failure()
     assert "4711" in str(said)
     assert "--server-id" in str(said)
 
 
-def test_check_of_a_good_site_is_status_0_and_touches_nothing(stage: PrivateSite) -> None:
+def test_check_of_a_good_site_is_status_0_and_changes_nothing(stage: PrivateSite) -> None:
     stage.register(stage.file("file.npy"))
     before = everything(stage)
     done = stage.command("check", *stage.flags(source_root=str(stage.sources)))
@@ -214,7 +214,7 @@ def test_check_of_a_good_site_is_status_0_and_touches_nothing(stage: PrivateSite
 
 
 @pytest.mark.parametrize("arguments", [(), ("run", "--help"), ("--version",)])
-def test_help_is_no_error(stage: PrivateSite, arguments: tuple[str, ...]) -> None:
+def test_help_is_not_an_error(stage: PrivateSite, arguments: tuple[str, ...]) -> None:
     done = stage.process(*arguments)
     assert done.stderr == ""
     assert done.stdout != ""

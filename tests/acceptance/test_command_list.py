@@ -63,7 +63,7 @@ def test_each_state_and_each_filter(either_stage: PrivateSite) -> None:
     assert ids(stage, "--state", "archived") == [done]
     # A higher maximum releases what was given up.
     assert ids(stage, "--state", "quarantined", "--max-attempts", "6") == []
-    # By target, source, action, pub_id, path, reason; so many at the most.
+    # By target, source, action, pub_id, path, reason; at most N.
     assert ids(stage, "--target", "m2") == ids(stage, "--pub-id", "p2") == ids(stage, "--action", "a2") == [null]
     assert ids(stage, "--source", stage.ssh.host, "--state", "pending", *stage.flags()) == [charged, waits]
     assert ids(stage, "--path", "*/done.npy", "--state", "all") == [done]
@@ -102,7 +102,7 @@ def test_by_time_whatever_the_servers_zone(either_stage: PrivateSite) -> None:
     assert done.stderr == "cdc-archiver: 'yesteryear' is no time (say 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30)\n"
 
 
-def test_a_pipe_gets_fields_and_a_terminal_gets_columns_and_neither_a_names_tricks(stage: PrivateSite) -> None:
+def test_a_pipe_gets_fields_a_terminal_gets_columns_and_names_are_escaped(stage: PrivateSite) -> None:
     name = "a\tb\nc\x1b]0;title\x07[bold].npy"
     (id_,) = stage.register(stage.file(name), failed_copy_attempts=5)
     done = ask(stage, "list")
@@ -127,7 +127,7 @@ def test_a_pipe_gets_fields_and_a_terminal_gets_columns_and_neither_a_names_tric
     assert (nothing.returncode, nothing.stdout, nothing.stderr) == (0, "", "cdc-archiver: no such file\n")
 
 
-def test_deferred_files_are_those_whose_source_the_service_says_is_in_trouble(stage: PrivateSite) -> None:
+def test_deferred_files_are_those_whose_source_is_down_according_to_the_service(stage: PrivateSite) -> None:
     (others,) = stage.register(stage.file("other.npy"), instance_id="another-monitor")
     (id_,) = stage.register(stage.file("file.npy"))
     # Only the service knows.
@@ -153,7 +153,7 @@ def test_a_large_table_is_read_page_by_page(stage: PrivateSite) -> None:
     assert ids(stage, "--limit", "1700") == left[::-1][:1700]
 
 
-def test_who_has_seen_enough_closes_the_pipe(stage: PrivateSite) -> None:
+def test_a_reader_may_close_the_pipe_early(stage: PrivateSite) -> None:
     # More than a pipe holds.
     stage.register(*[stage.file("one.npy")] * 3000)
     command = subprocess.Popen(

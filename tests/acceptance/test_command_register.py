@@ -1,4 +1,4 @@
-"""`register`: files by hand, as the monitor would have registered them."""
+"""`register`: inserts rows for files by hand, as the monitor would have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asking import ask
 from files_table import TABLE
 from private_site import TARGET, PrivateSite, new_private_site
 
-from cdc_archiver.commands import register_files as operation
+from cdc_archiver.commands import register as register_module
 from cdc_archiver.commands.hashing import hash_file
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
@@ -80,7 +80,7 @@ def test_a_tree_is_registered_as_a_monitor_does_it_and_archived_by_the_running_s
     assert stage.count("1 = 1") == 4
 
 
-def test_a_dry_run_says_it_and_does_nothing(stage: PrivateSite) -> None:
+def test_a_dry_run_prints_the_plan_and_changes_nothing(stage: PrivateSite) -> None:
     file = stage.file("a.npy")
     os.utime(file.path, (MOMENT, MOMENT))
     words = ["register", str(file.path), "--action", "take_iv", "--pub-id", "crate1slot2", "--dry-run"]
@@ -89,12 +89,12 @@ def test_a_dry_run_says_it_and_does_nothing(stage: PrivateSite) -> None:
     place = stage.place(file).relative_to(stage.data_dir)
     assert done.stdout.splitlines() == [
         f"would      {file.path} -> {place}",
-        "would register 1 file, 0 known already, 0 unusable",
+        "would register 1 file, 0 already known, 0 unusable",
     ]
     assert stage.count("1 = 1") == 0
 
 
-def test_what_the_flags_say_goes_before_what_the_files_say(stage: PrivateSite) -> None:
+def test_flags_override_the_values_of_the_files(stage: PrivateSite) -> None:
     file = stage.file("a.npy")
     moments = ("--timestamp", "2021-03-04T05:06:07", "--action-timestamp", str(MOMENT))
     register(stage, file.path, *moments, "--plot", "--target", "m2", target=None)
@@ -102,7 +102,7 @@ def test_what_the_flags_say_goes_before_what_the_files_say(stage: PrivateSite) -
     assert row == (MOMENT, 1, "m2", "2021-03-04 05:06:07")
 
 
-def test_what_cannot_be_archived_is_not_registered(either_stage: PrivateSite) -> None:
+def test_files_that_cannot_be_archived_are_not_registered(either_stage: PrivateSite) -> None:
     stage = either_stage
     good = stage.file("good.npy")
     long = stage.file("x" * 200 + "/" + "y" * 200)
@@ -111,9 +111,9 @@ def test_what_cannot_be_archived_is_not_registered(either_stage: PrivateSite) ->
     os.mkfifo(stage.sources / "pipe")
     fates = register(stage, good.path, long.path, foreign, stage.sources / "pipe", source_root=stage.sources, status=3)
     notes = {found["path"]: found["note"] for found in fates["unusable"]}
-    assert "characters, the column takes 260" in notes[str(long.path)]
+    assert "characters, the column holds 260" in notes[str(long.path)]
     assert "is not below the source root" in notes[str(foreign)]
-    assert notes[str(stage.sources / "pipe")] == "it is no regular file"
+    assert notes[str(stage.sources / "pipe")] == "it is not a regular file"
     assert [found["path"] for found in fates["registered"]] == [str(good.path)]
     # What the table does not take is said of that file alone, and its neighbours are registered.
     stage.file("bad/old.npy")
@@ -130,24 +130,24 @@ def test_what_cannot_be_archived_is_not_registered(either_stage: PrivateSite) ->
     assert stage.count("1 = 1") == 1
 
 
-def test_what_may_be_wrong_is_one_line(stage: PrivateSite) -> None:
+def test_each_mistake_is_reported_in_one_line(stage: PrivateSite) -> None:
     file = stage.file("a.npy")
     words = ["register", str(file.path), "--action", "a", "--pub-id", "p"]
     # No target, or several; nothing there; no right to insert.
     done = ask(stage, *words)
-    assert (done.returncode, done.stderr) == (2, "cdc-archiver: whose files are these? (--target NAME)\n")
+    assert (done.returncode, done.stderr) == (2, "cdc-archiver: the files' target is not known (add --target NAME)\n")
     two = {"CDC_ARCHIVER_TARGET": "m1,m2"}
-    assert "(--target, one of m1, m2)" in ask(stage, *words, *stage.flags(target=None), environment=two).stderr
+    assert "(add --target with one of m1, m2)" in ask(stage, *words, *stage.flags(target=None), environment=two).stderr
     done = ask(stage, "register", "/nowhere", "--action", "a", "--pub-id", "p", *stage.flags())
     assert done.returncode == 2
-    assert "register runs on the machine that has the files" in done.stderr
+    assert "run register on the machine that has the files" in done.stderr
     stage.server.execute(f"REVOKE INSERT ON {stage.database}.{TABLE} FROM '{stage.user}'@'%'")
     done = ask(stage, *words, *stage.flags())
     assert done.returncode == 2
     assert f"GRANT INSERT ON {stage.database}.{TABLE} TO '{stage.user}'@'%'" in done.stderr.splitlines()[-1]
 
 
-def test_a_directory_that_may_not_be_read_is_said_and_a_file_that_goes_is_none(
+def test_an_unreadable_directory_is_reported_and_a_vanished_file_is_not(
     stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, gone = stage.file("day/a.npy"), stage.file("day/.a.npy.x7")
@@ -173,7 +173,7 @@ def test_a_directory_that_may_not_be_read_is_said_and_a_file_that_goes_is_none(
     assert [found["path"] for found in fates["registered"]] == [str(there.path)]
 
 
-def test_what_another_has_registered_or_archived_is_known(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_registered_or_archived_by_others_are_known(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a file that an older archiver archived, of which no history tells,
     before, meanwhile, new = stage.files(3)
     (id_,) = stage.register(before)
@@ -185,7 +185,7 @@ def test_what_another_has_registered_or_archived_is_known(stage: PrivateSite, mo
             stage.register(meanwhile)
         return hash_file(path)
 
-    monkeypatch.setattr(operation, "hash_file", reading)
+    monkeypatch.setattr(register_module, "hash_file", reading)
     # then there is one row of each.
     fates = register(stage, stage.sources)
     assert {found["path"]: found["note"] for found in fates["known"]} == {

@@ -12,7 +12,7 @@ from private_site import HISTORY, TARGET, PrivateSite
 from recorded_history import archived, failed
 from terminal import Terminal
 
-from cdc_archiver.commands import retry as change
+from cdc_archiver.commands import retry as retry_module
 from cdc_archiver.model import Reason
 
 
@@ -43,7 +43,7 @@ def test_a_retry_is_taken_up_by_the_running_service_at_once_through_the_binary_l
     assert [str(stage.place(file)) for file in files] == [row.path for row in stage.rows(ids)]
 
 
-def test_retry_touches_nothing_but_what_failed(either_stage: PrivateSite) -> None:
+def test_retry_changes_only_files_with_failed_attempts(either_stage: PrivateSite) -> None:
     stage = either_stage
     # Given a row of each kind,
     file = stage.file("file.npy")
@@ -63,9 +63,9 @@ def test_retry_touches_nothing_but_what_failed(either_stage: PrivateSite) -> Non
     said = ask(stage, "retry", *(f"--id={id_}" for id_ in everything), "--yes")
     assert said.returncode == 0
     assert attempts(stage, *everything) == [7, 0, 0, 0, 0, 2000, None]
-    assert "left alone: 1 file, archived already" in said.stdout
-    assert "left alone: 1 file, ignored: `cdc-archiver ignore --undo` first" in said.stdout
-    assert "left alone: 4 files, waiting already" in said.stdout
+    assert "left unchanged: 1 file, already archived" in said.stdout
+    assert "left unchanged: 1 file, ignored: run `cdc-archiver ignore --undo` first" in said.stdout
+    assert "left unchanged: 4 files, already pending" in said.stdout
 
 
 def test_a_column_timestamp_that_updates_itself_stays_as_it_is(either_stage: PrivateSite) -> None:
@@ -116,7 +116,7 @@ def test_retry_by_reason_by_path_and_by_source(stage: PrivateSite) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: PrivateSite) -> None:
+def test_an_unknown_id_is_reported_and_the_others_are_changed(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     done = ask(stage, "retry", "--id", str(id_), "--id", "4711", "--yes")
     assert done.returncode == 3
@@ -128,7 +128,7 @@ def test_an_id_that_there_is_not_is_said_and_the_others_are_done(stage: PrivateS
     assert f"no row has the path {stage.sources}/fiel.npy" in done.stderr
 
 
-def test_what_was_not_shown_is_not_changed(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_were_not_shown_are_not_changed(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a question that somebody reads for a while, and a file that is registered meanwhile,
     ids = stage.register(*stage.files(2))
 
@@ -137,16 +137,16 @@ def test_what_was_not_shown_is_not_changed(stage: PrivateSite, monkeypatch: pyte
         ids.extend(stage.register(stage.file("later.npy")))
         return True
 
-    monkeypatch.setattr(change, "confirmed", reading)
+    monkeypatch.setattr(retry_module, "confirm", reading)
     # when he says yes, then it was not about that one.
     done = ask(stage, "ignore", f"{stage.sources}/*")
     assert done.stdout.splitlines()[-1] == "ignored 2 files"
     assert attempts(stage, *ids) == [2000, 2000, 0]
 
 
-def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: PrivateSite) -> None:
+def test_a_terminal_is_asked_for_a_confirmation_and_a_script_is_not(stage: PrivateSite) -> None:
     ids = stage.register(*stage.files(2), failed_copy_attempts=5)
-    # In a script nobody can be asked.
+    # A script cannot confirm.
     done = ask(stage, "retry", "--all-quarantined")
     assert done.returncode == 2
     assert "--yes" in done.stderr
@@ -176,7 +176,7 @@ def test_it_is_asked_for_on_a_terminal_and_nowhere_else(stage: PrivateSite) -> N
     assert attempts(stage, *ids) == [0, 0]
 
 
-def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
+def test_a_locked_row_is_reported_and_its_neighbours_are_changed(
     stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cdc_archiver.database.connections._LOCK_WAIT", 1)
@@ -185,11 +185,11 @@ def test_a_row_that_somebody_holds_is_left_and_said_and_its_neighbours_are_done(
         cursor.execute(f"SELECT * FROM {TABLE} WHERE id = %s FOR UPDATE", (ids[1],))
         done = ask(stage, "retry", "--all-quarantined", "--yes")
     assert done.returncode == 3
-    assert "1 file could not be changed: somebody's open transaction" in done.stderr
+    assert "1 file could not be changed: another open transaction has locked the rows" in done.stderr
     assert attempts(stage, *ids) == [0, 5, 0]
 
 
-def test_many_files_are_done_chunk_by_chunk(stage: PrivateSite) -> None:
+def test_many_files_are_changed_in_chunks(stage: PrivateSite) -> None:
     ids = stage.register(*[stage.file("one.npy")] * 1500, failed_copy_attempts=5)
     done = ask(stage, "retry", "--all-quarantined", "--yes")
     assert done.stdout.splitlines()[-1] == "retried 1500 files"
@@ -197,7 +197,7 @@ def test_many_files_are_done_chunk_by_chunk(stage: PrivateSite) -> None:
     assert stage.count("failed_copy_attempts = 0") == len(ids)
 
 
-def test_ignored_files_are_tried_no_more_are_no_alarm_and_say_who_and_why(stage: PrivateSite) -> None:
+def test_ignored_files_are_not_tried_again_raise_no_alert_and_keep_name_and_reason(stage: PrivateSite) -> None:
     file = stage.file("lost.npy")
     file.path.unlink()
     with stage.service(max_attempts=1) as service:
@@ -214,7 +214,7 @@ def test_ignored_files_are_tried_no_more_are_no_alarm_and_say_who_and_why(stage:
     assert "1 ignored" in reconciled.stdout
     # and whoever asks is told who it was, and why.
     told = ask(stage, "why", str(id_)).stdout
-    assert told.startswith("It is not here because an operator said to ignore it: by ")
+    assert told.startswith("It is not here because an operator marked it as ignored: by ")
     assert "@" in told.splitlines()[0]
     assert "disk of crate 3 died" in told.splitlines()[0]
     note = stage.history(id_)[-1]
@@ -228,23 +228,23 @@ def test_ignored_files_are_tried_no_more_are_no_alarm_and_say_who_and_why(stage:
         stage.wait_archived(id_)
 
 
-def test_ignore_takes_paths_and_leaves_the_archived_alone(stage: PrivateSite) -> None:
+def test_ignore_takes_paths_and_leaves_archived_files_unchanged(stage: PrivateSite) -> None:
     one, two, three = stage.file("old/one.npy"), stage.file("old/two.npy"), stage.file("new/one.npy")
     ids = stage.register(one, two, three)
     done_id = archived(stage, stage.file("old/done.npy"))
     done = ask(stage, "ignore", f"{stage.sources}/old/*", str(done_id), "--yes")
     assert done.returncode == 0
     assert attempts(stage, *ids, done_id) == [2000, 2000, 0, 0]
-    assert "left alone: 1 file, archived already" in done.stdout
+    assert "left unchanged: 1 file, already archived" in done.stdout
     again = ask(stage, "ignore", str(ids[0]), "--yes")
-    assert again.stdout.splitlines() == ["nothing to ignore", "left alone: 1 file, ignored already"]
+    assert again.stdout.splitlines() == ["nothing to ignore", "left unchanged: 1 file, already ignored"]
     assert ask(stage, "ignore", "--yes").returncode == 2
     undone = ask(stage, "ignore", "--undo", str(ids[0]), str(ids[2]), "--yes")
     assert attempts(stage, *ids) == [0, 2000, 0]
-    assert "left alone: 1 file, not ignored" in undone.stdout
+    assert "left unchanged: 1 file, not ignored" in undone.stdout
 
 
-def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(either_stage: PrivateSite) -> None:
+def test_without_a_history_the_change_is_made_and_the_missing_note_is_reported(either_stage: PrivateSite) -> None:
     stage = either_stage
     ask(stage, "list")
     account = f"'{stage.user}'@'%'"
@@ -254,7 +254,7 @@ def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(eithe
     stage.server.execute(f"REVOKE INSERT ON {stage.database}.{HISTORY} FROM {account}")
     done = ask(stage, "ignore", str(id_), "--yes")
     assert done.returncode == 0
-    assert "the history has no note of it: the history does not take it" in done.stderr
+    assert "the history has no note of this change: the history cannot be written: " in done.stderr
     assert attempts(stage, id_) == [2000]
     # It may not even be read.
     stage.server.execute(f"REVOKE CREATE, SELECT, DELETE ON {stage.database}.{HISTORY} FROM {account}")
@@ -262,7 +262,7 @@ def test_without_a_history_the_change_is_made_and_the_missing_note_is_said(eithe
     stage.sql(f"GRANT SELECT, UPDATE ON {stage.database}.{TABLE} TO {account}")
     done = ask(stage, "ignore", "--undo", str(id_), "--yes")
     assert done.returncode == 0
-    assert "the history has no note of it: " in done.stderr
+    assert "the history has no note of this change: " in done.stderr
     assert attempts(stage, id_) == [0]
     # What cannot be had without it says so.
     done = ask(stage, "retry", "--reason", "missing", "--yes")

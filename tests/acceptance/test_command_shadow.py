@@ -1,4 +1,4 @@
-"""`shadow`: beside the old archiver, which these tests play; it writes nothing."""
+"""`shadow`: runs alongside the old archiver, which these tests play, and writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from private_site import HISTORY, PrivateSite, SourceFile
 from services import COMMAND
 from waiting import PATIENCE, eventually
 
-from cdc_archiver.commands import shadow_comparison as operation
+from cdc_archiver.commands import shadow as shadow_module
 from cdc_archiver.commands.hashing import hash_file
 
 
@@ -56,8 +56,8 @@ class Follower:
 
         return eventually(found, f"{id_}: {comparison}")
 
-    def wait_until_it_says(self, words: str) -> None:
-        eventually(lambda: words in self._errors.read_text(), f"it says {words!r}")
+    def wait_for_message(self, message: str) -> None:
+        eventually(lambda: message in self._errors.read_text(), f"it prints {message!r}")
 
     def end(self) -> tuple[int, dict[str, Any]]:
         """Ctrl-C; its status and its sums."""
@@ -87,14 +87,14 @@ def following(stage: PrivateSite, *arguments: str) -> Iterator[Follower]:
             process.wait()
 
 
-def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(either_stage: PrivateSite) -> None:
+def test_it_prints_what_it_would_do_and_compares_it_with_the_old_archivers_results(either_stage: PrivateSite) -> None:
     stage = either_stage
     old = OldArchiver(stage)
     files = stage.files(6)
     before = stage.files(1, prefix="before")
     (waits,) = stage.register(*before)
     with following(stage) as shadow:
-        shadow.wait_until_it_says("following the binary log")
+        shadow.wait_for_message("following the binary log")
         # What waits already is told,
         assert shadow.wait_for(waits, "would archive")["ours"] == str(stage.place(before[0]))
         # and what is registered now, with what we would not take.
@@ -116,7 +116,7 @@ def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(either_stag
         assert (differs["ours"], differs["theirs"]) == (str(stage.place(files[2])), str(other))
         assert "its file has the md5" in shadow.wait_for(ids[3], "differ")["detail"]
         assert "given up after 5 attempts" in shadow.wait_for(ids[4], "old failed")["detail"]
-        assert "we would refuse it: pub_id" in shadow.wait_for(bad, "differ")["detail"]
+        assert "this archiver would refuse it: pub_id" in shadow.wait_for(bad, "differ")["detail"]
         status, sums = shadow.end()
     assert status == 3
     assert sums == {
@@ -134,12 +134,12 @@ def test_it_says_what_it_would_do_and_compares_what_the_old_one_does(either_stag
     assert not (stage.data_dir / ".cdc_archiver").exists()
 
 
-def test_it_runs_beside_the_running_service_and_needs_no_right_to_write(stage: PrivateSite) -> None:
+def test_it_runs_alongside_the_service_and_needs_no_write_privilege(stage: PrivateSite) -> None:
     account = f"'{stage.user}'@'%'"
     with stage.service() as service:
         service.wait_settled()
         with following(stage) as shadow:
-            shadow.wait_until_it_says("following the binary log")
+            shadow.wait_for_message("following the binary log")
             ids = stage.register(*stage.files(3))
             stage.wait_archived(*ids)
             for id_ in ids:
@@ -149,7 +149,7 @@ def test_it_runs_beside_the_running_service_and_needs_no_right_to_write(stage: P
     assert ask(stage, "shadow", "--once", *stage.flags()).returncode == 0
 
 
-def test_once_compares_the_table_as_it_is(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_once_compares_the_tables_present_content(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     old = OldArchiver(stage)
     files = stage.files(4)
     ids = stage.register(*files[:3])
@@ -163,7 +163,7 @@ def test_once_compares_the_table_as_it_is(stage: PrivateSite, monkeypatch: pytes
     assert lines[1].startswith(f"differ        {ids[1]}  ")
     assert lines[2] == f"would archive {ids[2]}  {files[2].path} -> {stage.place(files[2])}"
     assert lines[3] == "agree 1, differ 1, would refuse 0, old failed 0, waiting 1"
-    assert lines[4] == "no file was read: paths alone were compared"
+    assert lines[4] == "read no file: compared only the paths"
     # The archive may be elsewhere on this machine; what is damaged there is seen when it is read.
     stage.sql(f"DELETE FROM {TABLE} WHERE id = %s", (ids[1],))
     moved = stage.directory / "moved"
@@ -181,18 +181,18 @@ def test_once_compares_the_table_as_it_is(stage: PrivateSite, monkeypatch: pytes
         os.kill(os.getpid(), signal.SIGINT)
         return hash_file(*arguments)
 
-    monkeypatch.setattr(operation, "hash_file", interrupted)
+    monkeypatch.setattr(shadow_module, "hash_file", interrupted)
     done = ask(stage, *found, "--archive-here", str(moved))
     assert done.returncode == 130, done.stderr
     sums = json.loads(done.stdout.splitlines()[-1])["sums"]
     assert (sums["agree"], sums["differ"], sums["hashed"]) == (0, 0, 0)
 
 
-def test_without_a_right_to_stream_it_polls(stage: PrivateSite) -> None:
+def test_without_the_replication_privilege_it_polls(stage: PrivateSite) -> None:
     stage.server.execute(f"REVOKE REPLICATION SLAVE ON *.* FROM '{stage.user}'@'%'")
     (file,) = stage.files(1)
     with following(stage, "--poll-interval", "300ms") as shadow:
-        shadow.wait_until_it_says("no stream, so the table is polled")
+        shadow.wait_for_message("polling the table, because there is no stream: ")
         (id_,) = stage.register(file)
         OldArchiver(stage).archive(id_, file)
         shadow.wait_for(id_, "agree")

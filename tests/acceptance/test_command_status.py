@@ -1,4 +1,4 @@
-"""`status`: how things are, from the service or, where none answers, from the database."""
+"""`status`: the current state, from the service or, without one, from the database."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from terminal import Terminal
 from waiting import eventually
 
 
-def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage: PrivateSite) -> None:
+def test_a_running_service_reports_stream_source_files_and_the_last_hour(stage: PrivateSite) -> None:
     gone = stage.file("gone.npy")
     gone.path.unlink()
     stage.register(gone, failed_copy_attempts=5)
@@ -32,7 +32,7 @@ def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage:
     assert f"{stage.ssh.host} up, 0 queued, 0 in flight" in words
     assert "0 pending, 1 quarantined, 0 refused, 1 ignored" in words
     assert f"{stage.data_dir} up, " in words
-    assert "archived     3 files since the start" in words
+    assert "archived     3 files since the service's start" in words
     assert "last hour    3 files, 3.0 kB archived" in words
     assert "\x1b" not in words
     assert found["service"]["state"] == "streaming"
@@ -40,7 +40,7 @@ def test_a_running_service_tells_of_stream_source_files_and_the_last_hour(stage:
     assert found["rate"] == {"files": 3, "size": 3000}
 
 
-def test_without_a_service_the_database_is_counted_and_it_says_so(either_stage: PrivateSite) -> None:
+def test_without_a_service_the_database_is_counted_and_the_output_says_so(either_stage: PrivateSite) -> None:
     stage = either_stage
     file = stage.file("file.npy")
     stage.register(file)
@@ -49,11 +49,9 @@ def test_without_a_service_the_database_is_counted_and_it_says_so(either_stage: 
     done = ask(stage, "status", "--http-port", "1")
     assert done.returncode == 0, done.stderr
     assert "no service answers at 127.0.0.1:1" in done.stdout
-    assert f"what follows was counted in the database just now, table {TABLE}" in done.stdout
+    assert f"the following counts come from the database, table {TABLE}" in done.stdout
     assert "all targets" in done.stdout
-    assert (
-        "1 pending, 1 quarantined, 0 refused, 0 ignored; the oldest pending is of 2020-05-15 04:34:24Z" in done.stdout
-    )
+    assert "1 pending, 1 quarantined, 0 refused, 0 ignored; oldest pending: 2020-05-15 04:34:24Z" in done.stdout
     # with those of the service, its sources.
     found = json.loads(ask(stage, "status", "--json", *stage.flags()).stdout)
     assert found["service"] is None
@@ -80,17 +78,17 @@ def test_without_a_target_it_reads_what_is_not_archived_and_no_table_of_years(ei
     assert seen["sources"]["all targets"]["targets"] == ["m2"]
 
 
-def test_a_source_in_trouble_is_named_with_its_reason(stage: PrivateSite) -> None:
+def test_a_source_that_is_down_is_named_with_its_reason(stage: PrivateSite) -> None:
     stage.ssh.stop()
     stage.register(stage.file("file.npy"))
     with stage.service(until="no source") as service:
         words = ask(stage, "status", *stage.flags(http_port=service.port)).stdout
     assert words.startswith("service      no source ")
     assert f"{stage.ssh.host} DOWN host_unreachable: " in words
-    assert "(again in " in words
+    assert "(next attempt in " in words
 
 
-def test_neither_answers(stage: PrivateSite) -> None:
+def test_neither_service_nor_database_answers(stage: PrivateSite) -> None:
     done = ask(stage, "status", "--http-port", "1", environment={"MYSQL_PORT": "1"})
     assert done.returncode == 4
     assert done.stdout == ""
@@ -99,7 +97,7 @@ def test_neither_answers(stage: PrivateSite) -> None:
     assert "127.0.0.1:1 cannot be used" in line
 
 
-def test_the_service_answers_for_itself_while_we_cannot_reach_the_database(stage: PrivateSite) -> None:
+def test_the_service_answers_while_the_command_cannot_reach_the_database(stage: PrivateSite) -> None:
     with stage.service() as service:
         done = ask(stage, "status", "--http-port", str(service.port), environment={"MYSQL_PORT": "1"})
     assert done.returncode == 0
@@ -107,14 +105,14 @@ def test_the_service_answers_for_itself_while_we_cannot_reach_the_database(stage
     assert "last hour    not known: the database 127.0.0.1:1 cannot be used" in done.stdout
 
 
-def test_watch_goes_on_until_it_is_interrupted(stage: PrivateSite) -> None:
+def test_watch_repeats_until_it_is_interrupted(stage: PrivateSite) -> None:
     with stage.service() as service:
         with Terminal(
             stage, ["status", "--watch", "--every", "300ms", *stage.flags(http_port=service.port)]
         ) as terminal:
-            terminal.wait_for("0 files since the start")
+            terminal.wait_for("0 files since the service's start")
             stage.wait_archived(*stage.register(stage.file("file.npy")))
-            terminal.wait_for("1 file since the start")
+            terminal.wait_for("1 file since the service's start")
             assert terminal.interrupt().returncode == 0
         assert "Traceback" not in terminal.seen
         assert eventually(lambda: "\x1b[" in terminal.seen, "it is drawn anew in its place")

@@ -1,4 +1,4 @@
-"""`verify`: what has become of archived files, and how they are archived anew."""
+"""`verify`: compares archived files with their rows, and requeues those with a problem."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from recorded_history import archived
 
 from cdc_archiver.commands.hashing import hash_file
-from cdc_archiver.commands.verify import verification as verify
+from cdc_archiver.commands.verify import verification
 from cdc_archiver.errors import DatabaseUnavailable
 
 
@@ -34,7 +34,7 @@ def verdicts(problems: list[dict[str, Any]]) -> dict[int, str]:
     return {problem["id"]: problem["verdict"] for problem in problems}
 
 
-def test_each_verdict_in_words_and_for_scripts(either_stage: PrivateSite) -> None:
+def test_each_verdict_for_people_and_for_scripts(either_stage: PrivateSite) -> None:
     stage = either_stage
     # Given files that were archived, and what years do to them; and some that are not archived,
     files = stage.files(6)
@@ -58,7 +58,7 @@ def test_each_verdict_in_words_and_for_scripts(either_stage: PrivateSite) -> Non
     done = ask(stage, "verify", *stage.flags())
     assert done.returncode == 3
     lines = done.stdout.splitlines()
-    assert f"missing    {gone}  {stage.place(files[1])}: it is not there" in lines
+    assert f"missing    {gone}  {stage.place(files[1])}: it does not exist" in lines
     assert any(line.startswith("changed") and files[2].md5.hex() in line for line in lines)
     assert lines[-1].startswith("verified 6 files, ")
     assert lines[-1].endswith(": 1 right, 1 missing, 2 changed, 1 unreadable, 1 elsewhere")
@@ -69,7 +69,7 @@ def test_each_verdict_in_words_and_for_scripts(either_stage: PrivateSite) -> Non
     assert run(stage)[0] == []
 
 
-def test_what_is_not_right_is_archived_anew_by_the_running_service(either_stage: PrivateSite) -> None:
+def test_requeued_files_are_archived_again_by_the_running_service(either_stage: PrivateSite) -> None:
     stage = either_stage
     files = stage.files(5)
     with stage.service(sweep_interval=3600) as service:
@@ -90,11 +90,11 @@ def test_what_is_not_right_is_archived_anew_by_the_running_service(either_stage:
         assert notes == {
             ids[0]: (True, ""),
             ids[1]: (True, ""),
-            ids[2]: (False, "its source does not have it any more"),
-            ids[3]: (False, "the history does not know where it came from"),
+            ids[2]: (False, "its source no longer has it"),
+            ids[3]: (False, "the history does not know its path on the source"),
         }
         assert sums["requeued"] == 2
-        # then the service archives them anew, and the stream told it so; the damaged one is kept beside.
+        # then the service archives them anew, and the stream told it so; the damaged one is kept alongside.
         stage.wait_archived(ids[0], ids[1])
         assert service.metric("sweep_found_total") == 0
     place = stage.place(files[1])
@@ -123,7 +123,7 @@ def test_a_requeued_rows_timestamp_stays(stage: PrivateSite) -> None:
     assert str(row[3]) == "2020-05-15 04:34:24"
 
 
-def test_a_name_that_is_no_utf_8_is_archived_anew_too(either_stage: PrivateSite) -> None:
+def test_a_name_that_is_not_utf_8_is_requeued_too(either_stage: PrivateSite) -> None:
     stage = either_stage
     stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NOT NULL")
     file = stage.file("caf\udce9.npy")
@@ -144,16 +144,16 @@ def test_a_name_that_is_no_utf_8_is_archived_anew_too(either_stage: PrivateSite)
     assert r"caf\udce9.npy" in words
 
 
-def test_requeue_wants_the_history_and_a_look_at_the_source(stage: PrivateSite) -> None:
+def test_requeue_needs_the_history_and_a_source_that_can_be_examined(stage: PrivateSite) -> None:
     file = stage.file("file.npy")
     id_ = archived(stage, file)
     stage.place(file).write_bytes(b"damaged")
     # A restricted key cannot be looked through: nothing is promised that may not be there.
     problems, _ = run(stage, "--requeue", "--restricted-key", "--source-root", str(stage.sources), status=3)
-    assert "is restricted to rsync, so nobody can look" in problems[0]["requeue_note"]
+    assert "is restricted to rsync, so the file cannot be examined" in problems[0]["requeue_note"]
     done = ask(stage, "verify", "--requeue", "--data-dir", str(stage.data_dir))
     assert done.returncode == 2
-    assert "--requeue wants to ask the sources" in done.stderr
+    assert "--requeue needs a configured source" in done.stderr
     stage.sql(f"DROP TABLE {HISTORY}")
     done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 2
@@ -161,21 +161,21 @@ def test_requeue_wants_the_history_and_a_look_at_the_source(stage: PrivateSite) 
     assert stage.row(id_).copied == 1
 
 
-def test_a_disk_that_is_not_mounted_is_no_archive_full_of_missing_files(stage: PrivateSite) -> None:
+def test_an_unmounted_disk_is_not_an_archive_of_missing_files(stage: PrivateSite) -> None:
     files = stage.files(3)
     ids = [archived(stage, file) for file in files]
     shutil.rmtree(stage.data_dir)
     stage.data_dir.mkdir()
     done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 4
-    assert "is empty (is its disk mounted?)" in done.stderr
+    assert f"is empty (mount its disk: mount {stage.data_dir})" in done.stderr
     # A mount point that holds something is still none.
     (stage.data_dir / "lost+found").mkdir()
     done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 4
     assert "has no marker file .cdc_archiver, and the history knows archived files there" in done.stderr
     told = ask(stage, "why", str(ids[0]), *stage.flags()).stdout
-    assert "cannot be seen from here" in told.splitlines()[0]
+    assert "cannot be examined from here" in told.splitlines()[0]
     assert "has no marker file" in told.splitlines()[0]
     shutil.rmtree(stage.data_dir)
     assert ask(stage, "verify", *stage.flags()).returncode == 4
@@ -183,7 +183,7 @@ def test_a_disk_that_is_not_mounted_is_no_archive_full_of_missing_files(stage: P
     assert ask(stage, "verify").returncode == 2
 
 
-def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_unmounted_meanwhile_ends_the_run(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     files = stage.files(5)
     for file in files:
         archived(stage, file)
@@ -197,14 +197,14 @@ def test_a_disk_that_goes_away_meanwhile_ends_the_run(stage: PrivateSite, monkey
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         return hash_file(path, *more, **options)
 
-    monkeypatch.setattr(verify, "hash_file", unmounting)
+    monkeypatch.setattr(verification, "hash_file", unmounting)
     done = ask(stage, "verify", "--requeue", "--jobs", "1", *stage.flags())
     assert done.returncode == 4
-    assert "is its disk mounted?" in done.stderr
+    assert f"mount its disk: mount {stage.data_dir}" in done.stderr
     assert stage.count("copied = 1") == 5
 
 
-def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_ones(
+def test_unreadable_files_are_not_requeued_and_the_next_run_does_what_one_left(
     stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a damaged file, one that cannot be read here, and a database that goes away a little later,
@@ -220,20 +220,20 @@ def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_one
             raise away.pop()
         return hash_file(path, *more, **options)
 
-    monkeypatch.setattr(verify, "hash_file", reading)
+    monkeypatch.setattr(verification, "hash_file", reading)
     words = ["verify", "--json", "--requeue", "--jobs", "1", "--state", str(stage.directory / "state"), *stage.flags()]
     # then what was found so far is told, and nothing is done about it;
     first = ask(stage, *words)
     assert first.returncode == 4
     told = [json.loads(line) for line in first.stdout.splitlines()]
     assert verdicts(told) == {ids[0]: "changed", ids[1]: "unreadable"}
-    assert {problem["requeue_note"] for problem in told} == {"the run ended before that was done"}
+    assert {problem["requeue_note"] for problem in told} == {"the run ended before that"}
     assert stage.count("copied = 1") == 6
     # and the next run has it done, but for the one of which nothing is known.
     problems, sums = run(stage, *words[2 : -len(stage.flags())], status=3)
     assert {problem["id"]: problem["requeue_note"] for problem in problems} == {
         ids[0]: "",
-        ids[1]: "it cannot be read here: fix that first",
+        ids[1]: "it cannot be read here; fix that first",
     }
     assert sums["verdicts"] == {"ok": 4, "missing": 0, "changed": 1, "unreadable": 1, "elsewhere": 0}
     assert [row.copied for row in stage.rows(ids)] == [0, 1, 1, 1, 1, 1]
@@ -242,7 +242,7 @@ def test_what_cannot_be_read_is_left_and_what_a_run_has_not_done_is_the_next_one
     assert ask(stage, "verify", "4711", *stage.flags()).returncode == 2
 
 
-def test_some_of_them_by_time_by_target_or_by_lot(stage: PrivateSite) -> None:
+def test_a_selection_by_time_by_target_or_by_random_sample(stage: PrivateSite) -> None:
     ids = [archived(stage, file) for file in stage.files(20, size=10)]
     stage.sql(f"UPDATE {TABLE} SET timestamp = '2021-01-01 00:00:00' WHERE id <= %s", (ids[4],))
     stage.sql(f"UPDATE {TABLE} SET instance_id = 'm2' WHERE id = %s", (ids[0],))
@@ -256,11 +256,11 @@ def test_some_of_them_by_time_by_target_or_by_lot(stage: PrivateSite) -> None:
     for wrong in ("0", "none", "101%", "-3"):
         done = ask(stage, "verify", f"--sample={wrong}", *stage.flags())
         assert done.returncode == 2
-        assert "is no sample" in done.stderr
+        assert "invalid sample: " in done.stderr
 
 
 @pytest.mark.parametrize("sample", [(), ("--sample", "17")], ids=["all", "sample"])
-def test_an_interrupted_run_goes_on_where_it_stopped(
+def test_an_interrupted_run_continues_where_it_stopped(
     stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, sample: tuple[str, ...]
 ) -> None:
     # Given twenty files, two of them damaged, and a run with a state,
@@ -282,7 +282,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
             os.kill(os.getpid(), signal.SIGINT)
         return hash_file(path, *more, **options)
 
-    monkeypatch.setattr(verify, "hash_file", interrupted)
+    monkeypatch.setattr(verification, "hash_file", interrupted)
     # when it is interrupted,
     first, sums = run(stage, "--state", str(state), "--jobs", "1", *sample, status=130)
     assert sums["complete"] is False
@@ -292,7 +292,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     # then another run says that it goes on,
     done = ask(stage, "verify", "--state", str(state), "--since", "2d", *stage.flags())
     assert done.returncode == 2
-    assert "is of another run: its since" in done.stderr
+    assert "is of a run with other values: since" in done.stderr
     read.clear()
     read.extend([""] * 1000)  # no interruption any more
     second_begins = len(read)
@@ -305,7 +305,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert sum(run(stage, "--state", str(state), *sample, status=3)[1]["verdicts"].values()) == total
 
 
-def test_files_that_no_row_names(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_without_a_row(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given files with a row, files that the running service has placed and not recorded yet, files of an older table,
     named, placed, older = stage.files(3)
     archived(stage, named)
@@ -350,7 +350,7 @@ def test_files_that_no_row_names(stage: PrivateSite, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "scandir", scandir)
     done = ask(stage, "verify", "--unregistered", "--json", *stage.flags())
     assert done.returncode == 3
-    assert f"{closed} was not looked into: Permission denied" in done.stderr
+    assert f"skipped directory {closed}: Permission denied" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["sums"]["folders_not_seen"] == 1
 
 

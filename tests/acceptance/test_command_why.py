@@ -37,7 +37,7 @@ def sentence(text: str) -> str:
     return text.splitlines()[0]
 
 
-def test_a_file_that_was_given_up_with_every_try_and_the_command_that_has_it_tried_again(stage: PrivateSite) -> None:
+def test_a_quarantined_file_with_every_attempt_and_the_command_to_retry_it(stage: PrivateSite) -> None:
     # Given a file that a service has given up,
     file = stage.file("gone.npy")
     file.path.unlink()
@@ -47,12 +47,12 @@ def test_a_file_that_was_given_up_with_every_try_and_the_command_that_has_it_tri
         # when an operator asks,
         text = why(stage, id_, http_port=service.port, max_attempts=1)
     # then the first line says it, and the rest shows it.
-    assert sentence(text).startswith("It is not here because it was given up after 1 failed attempts")
+    assert sentence(text).startswith("It is not here because it was quarantined after 1 failed attempt, the last one ")
     assert "missing: it was not on its source" in sentence(text)
     assert "No such file or directory" in text  # rsync's own words
-    assert f"{file.path}: it is not there now" in text
-    assert f"{stage.place(file)} is not there" in text
-    assert "streaming; it does not have this file in hand" in text
+    assert f"{file.path}: it does not exist now" in text
+    assert f"{stage.place(file)} does not exist" in text
+    assert "streaming; this file is not in its pipeline" in text
     assert f"cdc-archiver retry --id {id_}" in text
     assert f"cdc-archiver ignore {id_} --reason" in text
 
@@ -74,7 +74,7 @@ def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_
     assert other != id_
 
 
-def test_several_matches_are_listed_newest_first_and_the_question_is_which(stage: PrivateSite) -> None:
+def test_several_matches_are_listed_newest_first(stage: PrivateSite) -> None:
     files = stage.files(25, size=10)
     ids = stage.register(*files)
     done = ask(stage, "why", ".npy")
@@ -83,7 +83,7 @@ def test_several_matches_are_listed_newest_first_and_the_question_is_which(stage
     assert [int(line[0]) for line in listed] == ids[:4:-1]
     assert listed[0] == [str(ids[-1]), "pending", str(files[-1].path)]
     (line,) = done.stderr.splitlines()
-    assert "more than 20 files match '.npy': which one?" in line
+    assert "more than 20 files match '.npy'; give the id of one: cdc-archiver why " in line
 
 
 def test_a_path_with_wild_cards_in_it_is_that_path(stage: PrivateSite) -> None:
@@ -93,16 +93,16 @@ def test_a_path_with_wild_cards_in_it_is_that_path(stage: PrivateSite) -> None:
         assert found["facts"]["record"]["id"] == id_
 
 
-def test_a_file_that_nobody_registered(stage: PrivateSite) -> None:
+def test_a_file_that_is_not_registered(stage: PrivateSite) -> None:
     file = stage.file("unknown.npy")
     text = why(stage, file.path, status=3)
-    assert sentence(text) == f"No row of {TABLE} names '{file.path}': the monitor has not registered it."
+    assert sentence(text) == f"No row of {TABLE} has '{file.path}' in its path: the monitor has not registered it."
     assert f"{file.path}: ok" in text
     assert "cdc-archiver register" in text
     missing = ask(stage, "why", "4711", "--json")
     assert missing.returncode == 3
     assert json.loads(missing.stdout) == {
-        "answer": f"No row of {TABLE} has the id 4711, or it in its path.",
+        "answer": f"No row of {TABLE} has the id 4711, or a path with 4711 in it.",
         "matches": [],
         "at_sources": [],
     }
@@ -112,7 +112,7 @@ def test_a_file_that_nobody_registered(stage: PrivateSite) -> None:
     stage.sql(f"INSERT INTO {TABLE}_v0 SELECT * FROM {TABLE}")
     stage.sql(f"DELETE FROM {TABLE}")
     text = why(stage, file.path, status=3)
-    assert f"an older table does, which nobody works on: {TABLE}_v0 has it as {id_}." in sentence(text)
+    assert f"a row of an older table, which is no longer served, has: {TABLE}_v0, id {id_}." in sentence(text)
     assert "register" not in text.splitlines()[-1]
     # Nor is one outside the source's root one that waits for a try.
     (id_,) = stage.register(file)
@@ -136,15 +136,15 @@ def test_names_in_any_script_whatever_the_column_holds(either_stage: PrivateSite
         assert ask(stage, "why", name).returncode == 3
 
 
-def test_the_database_settings_are_enough_and_it_says_what_it_could_not_look_at(stage: PrivateSite) -> None:
+def test_the_database_settings_suffice_and_the_output_names_what_could_not_be_examined(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     failed(stage, id_, Reason.UNREADABLE, "Permission denied (13)")
     done = ask(stage, "why", str(id_), "--http-port", "1")
     assert done.returncode == 0
-    assert "given up after 5 failed attempts" in sentence(done.stdout)
+    assert "quarantined after 5 failed attempts" in sentence(done.stdout)
     assert "Permission denied (13)" in done.stdout
-    assert "was not looked at (the archive's directory is not known here: --data-dir)" in done.stdout
-    assert "was not looked at: no source is given: --host and --target" in done.stdout
+    assert "was not examined (data_dir is not set here: add --data-dir)" in done.stdout
+    assert "was not examined: no source is configured: add --host and --target" in done.stdout
     assert "not asked: no service answers at 127.0.0.1:1" in done.stdout
 
 
@@ -163,11 +163,11 @@ def test_a_changed_file_is_shown_with_both_md5_sums(stage: PrivateSite) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"damaged", "what is in its place now is another file"),
-        (None, "is not in its place any more"),
+        (b"damaged", "another file is in its place now"),
+        (None, "is no longer in its place"),
     ],
 )
-def test_an_archived_file_that_is_not_right_any_more(stage: PrivateSite, content: bytes | None, says: str) -> None:
+def test_an_archived_file_that_has_changed_or_is_gone(stage: PrivateSite, content: bytes | None, says: str) -> None:
     file = stage.file("file.npy")
     id_ = archived(stage, file, content)
     if content is None:
@@ -177,13 +177,13 @@ def test_an_archived_file_that_is_not_right_any_more(stage: PrivateSite, content
     assert f"cdc-archiver verify --requeue {id_}" in text
 
 
-def test_a_large_archived_file_is_hashed_where_it_is_asked_for(stage: PrivateSite) -> None:
+def test_a_large_archived_file_is_hashed_on_request(stage: PrivateSite) -> None:
     file = stage.file("large.npy", size=5000)
     id_ = archived(stage, file, os.urandom(5000))
     text = why(stage, id_, small_limit=1000)
     assert sentence(text) == "It is here: archived, and the file is in its place."
     assert f"cdc-archiver why {id_} --hash" in text
-    assert "is another file" in sentence(why(stage, id_, "--hash", small_limit=1000))
+    assert "another file is in its place now" in sentence(why(stage, id_, "--hash", small_limit=1000))
 
 
 def test_an_unmounted_archive_is_not_a_missing_file(stage: PrivateSite) -> None:
@@ -191,23 +191,23 @@ def test_an_unmounted_archive_is_not_a_missing_file(stage: PrivateSite) -> None:
     id_ = archived(stage, file)
     stage.data_dir.rename(stage.directory / "elsewhere")
     text = why(stage, id_)
-    assert "cannot be seen from here" in sentence(text)
-    assert "is its disk mounted" in sentence(text)
+    assert "cannot be examined from here" in sentence(text)
+    assert "mount its disk" in sentence(text)
 
 
-def test_a_row_of_nobodys_target(stage: PrivateSite) -> None:
+def test_a_row_whose_target_is_not_configured(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), instance_id="another-monitor")
     text = why(stage, id_)
-    assert "nobody was asked to archive it: its instance_id 'another-monitor'" in sentence(text)
+    assert "its instance_id 'another-monitor' is not a configured target" in sentence(text)
     assert TARGET in sentence(text)
     # Nor is a file of another archive one that is gone.
     stage.sql(f"UPDATE {TABLE} SET copied = 1, path = '/another/node/file.npy'")
-    assert "cannot be seen from here: it is not below --data-dir" in sentence(why(stage, id_))
+    assert "cannot be examined from here: it is not below --data-dir" in sentence(why(stage, id_))
     # A number of any length is a name.
     assert ask(stage, "why", "9" * 5000).returncode == 3
 
 
-def test_a_row_that_names_no_place_and_one_that_was_corrected(stage: PrivateSite) -> None:
+def test_a_refused_row_and_one_that_was_corrected(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), pub_id=None, failed_copy_attempts=1000)
     failed(stage, id_, Reason.NO_PUB_ID, "the row has no pub_id")
     text = why(stage, id_)
@@ -215,18 +215,18 @@ def test_a_row_that_names_no_place_and_one_that_was_corrected(stage: PrivateSite
     assert f"UPDATE {TABLE} SET pub_id = …, timestamp = timestamp WHERE id = {id_}" in text
     stage.sql(f"UPDATE {TABLE} SET pub_id = 'crate' WHERE id = {id_}")
     text = why(stage, id_)
-    assert "the row as it is now names a place" in sentence(text)
+    assert "the row was corrected since" in sentence(text)
     assert f"cdc-archiver retry --id {id_}" in text
 
 
-def test_a_pending_row_that_names_no_place_is_told_before_its_first_try(stage: PrivateSite) -> None:
+def test_a_pending_row_that_will_be_refused_is_explained_before_its_first_attempt(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), pub_id="../..")
     text = why(stage, id_)
-    assert sentence(text).startswith("It is not here, and cannot be: pub_id: '../..'")
-    assert "It is refused at its next try." in text
+    assert sentence(text).startswith("It is not here, and cannot be archived: pub_id: '../..'")
+    assert "Its row is refused at the next attempt." in text
 
 
-def test_a_file_whose_source_is_down_names_the_source_and_charges_nobody(stage: PrivateSite) -> None:
+def test_a_file_whose_source_is_down_names_the_source_and_counts_no_failed_attempt(stage: PrivateSite) -> None:
     # Given a source that is down,
     stage.ssh.stop()
     (id_,) = stage.register(stage.file("file.npy"))
@@ -234,9 +234,9 @@ def test_a_file_whose_source_is_down_names_the_source_and_charges_nobody(stage: 
         # when an operator asks,
         text = why(stage, id_, http_port=service.port)
     # then it is the source that he hears of.
-    assert f"because its source {stage.ssh.host} is in trouble: host_unreachable" in sentence(text)
-    assert "nobody is charged" in text
-    assert "was not looked at: " in text
+    assert f"because its source {stage.ssh.host} is down: host_unreachable" in sentence(text)
+    assert "does not count as a failed attempt" in text
+    assert "was not examined: " in text
     assert "cdc-archiver check" in text
 
 
@@ -249,7 +249,7 @@ def test_a_file_on_its_way_and_one_behind_it(stage: PrivateSite) -> None:
         eventually(lambda: service.metric("queue_depth") == 1, "the other waits")
         # then each is told where it is.
         port = service.port
-        assert sentence(why(stage, slow, http_port=port)) == "It is being copied just now."
+        assert sentence(why(stage, slow, http_port=port)) == "It is being copied now."
         assert "it is in the queue" in sentence(why(stage, behind, http_port=port))
         found = json.loads(service.get(f"/api/file/{slow}")[1])
         assert found["in_hand"]["state"] == "in_flight"
@@ -267,7 +267,7 @@ def in_hand(service: Service, id_: int, state: str | None) -> None:
     eventually(asked, f"{id_} is {state}")
 
 
-def test_a_file_that_waits_for_its_next_try_is_told_when_that_is(stage: PrivateSite) -> None:
+def test_a_file_that_waits_for_its_next_attempt_and_the_time_of_it(stage: PrivateSite) -> None:
     file = stage.file("gone.npy")
     file.path.unlink()
     with stage.service() as service:
@@ -281,15 +281,17 @@ def test_a_file_that_waits_for_its_next_try_is_told_when_that_is(stage: PrivateS
         (others,) = stage.register(stage.file("others.npy"), instance_id="x; rm -rf ~")
         words = ask(stage, "why", str(others), "--http-port", str(service.port)).stdout
         configured = why(stage, others, http_port=service.port)
-    assert sentence(lower).startswith("It is not here yet: it waits for its next try. It was tried 3 times")
+    assert sentence(lower).startswith(
+        "It is not here yet: it waits for its next attempt. Failed attempts: 3, the last one "
+    )
     assert f"does not have its target 'x; rm -rf ~' (it has {TARGET})" in sentence(words)
     assert "next sweep" not in words
     assert "--target 'x; rm -rf ~'" in configured
-    assert "it waits for its next try. It was tried 3 of 5 times" in sentence(text)
+    assert "it waits for its next attempt. Failed attempts: 3 of at most 5, the last one " in sentence(text)
     assert "It is tried again in " in text
 
 
-def test_a_service_on_another_database_is_not_believed(stage: PrivateSite, tmp_path: Path) -> None:
+def test_a_service_on_another_database_is_not_used(stage: PrivateSite, tmp_path: Path) -> None:
     (id_,) = stage.register(stage.file("file.npy"))
     (tmp_path / "other").mkdir()
     with (
@@ -297,22 +299,22 @@ def test_a_service_on_another_database_is_not_believed(stage: PrivateSite, tmp_p
         other.service() as service,
     ):
         text = why(stage, id_, http_port=service.port)
-    assert f"the service that answers works on 127.0.0.1:{stage.server.port}/{other.database}" in text
+    assert f"not asked: the service works on 127.0.0.1:{stage.server.port}/{other.database}" in text
     assert "no service can be asked about it" in sentence(text)
 
 
-def test_without_a_history_it_says_so_and_tells_the_rest(stage: PrivateSite) -> None:
+def test_without_a_history_the_output_says_so_and_has_the_rest(stage: PrivateSite) -> None:
     stage.server.execute(f"REVOKE CREATE, SELECT, INSERT, DELETE ON {stage.database}.{HISTORY} FROM '{stage.user}'@'%'")
     (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
     text = why(stage, id_)
-    assert "given up after 5 failed attempts; why is not known: the history" in sentence(text)
-    assert "What was tried is not known: the history" in text
+    assert "quarantined after 5 failed attempts; the reason is not known: the history" in sentence(text)
+    assert "Attempts are not known: the history" in text
 
 
-def test_a_restricted_key_cannot_be_looked_through(stage: PrivateSite) -> None:
+def test_with_a_restricted_key_the_source_cannot_be_examined(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"))
     text = why(stage, id_, "--restricted-key", source_root=stage.sources)
-    assert "is restricted to rsync, so nobody can look" in text
+    assert "is restricted to rsync, so the file cannot be examined" in text
 
 
 def test_a_nasty_name_is_printed_escaped(stage: PrivateSite) -> None:

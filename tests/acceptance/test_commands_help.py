@@ -1,4 +1,4 @@
-"""What all of the operator's commands have in common: help with examples, completion, the flags of `run`."""
+"""All commands of the operator: help with examples, completion, the flags of `run`, a row in docs/commands.md."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from private_site import PrivateSite
 from cdc_archiver import cli
 
 COMMANDS = ("status", "why", "list", "retry", "ignore", "verify", "register", "shadow")
-README = Path(__file__).parents[2] / "README.md"
+COMMANDS_PAGE = Path(__file__).parents[2] / "docs/commands.md"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -26,7 +26,7 @@ def test_help_has_examples_and_the_exit_status_and_hides_what_the_command_does_n
     assert "--json" in done.stdout
     assert "--mysql-host" in done.stdout
     assert "--stall-timeout" not in done.stdout
-    assert f"| `cdc-archiver {command}" in README.read_text()
+    assert f"| `cdc-archiver {command}" in COMMANDS_PAGE.read_text()
 
 
 def test_every_command_takes_the_flags_of_run(stage: PrivateSite) -> None:
@@ -65,7 +65,7 @@ def test_sources_of_a_file_are_filtered_by_name_and_by_target(stage: PrivateSite
     assert ids("--target", "m3", "--source", "one") == [three, one]
     assert ids("--target", "m4") == [others]
     done = stage.command("list", "--config", str(config), "--source", "three")
-    assert (done.returncode, done.stderr) == (2, "cdc-archiver: there is no source 'three' (there is one, two)\n")
+    assert (done.returncode, done.stderr) == (2, "cdc-archiver: unknown source: 'three' (use one of one, two)\n")
 
 
 def test_the_shell_completes_commands(stage: PrivateSite) -> None:
@@ -82,6 +82,6 @@ def test_the_shell_completes_commands(stage: PrivateSite) -> None:
     assert "--install-completion" in stage.command("--help").stdout
 
 
-def test_commands_only_parse_and_print() -> None:
-    # They live in their own rooms, one each, and the roof only hangs them up.
+def test_cli_only_wires_the_commands() -> None:
+    # Each verb has a module or package of its own; cli only wires them.
     assert len(inspect.getsource(cli).splitlines()) < 300

@@ -1,4 +1,4 @@
-"""What goes wrong, and who is charged for it: the host, the link and the disks never cost a file one of its tries."""
+"""The scope of each failure: a host, a link or a disk that is down never counts as a failed attempt of a file."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[P
 
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A charged file is tried again in a moment, not in 5 s and more; so is what waits for a person or a disk."""
+    """Pauses last a moment: 5 s and more after a failed attempt, and those for a person or a disk."""
     monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (0.3,))
-    for fault in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
-        monkeypatch.setitem(health._PAUSES, fault, (0.3, 1.0))
+    for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
+        monkeypatch.setitem(health._PAUSES, scope, (0.3, 1.0))
 
 
-def assert_nobody_charged(stage: PrivateSite) -> None:
+def assert_no_failed_attempts(stage: PrivateSite) -> None:
     assert stage.count("failed_copy_attempts <> 0 OR failed_copy_attempts IS NULL") == 0
     assert stage.sql("SELECT * FROM cdc_archiver_history WHERE result IN ('charged', 'refused')") == []
 
 
-# Trouble of host, link or destination: nobody's.
+# Scope source or destination: no failed attempt counts.
 
 
-def test_a_host_that_is_down_charges_nobody_and_is_tried_until_it_is_back(stage: PrivateSite) -> None:
+def test_a_host_that_is_down_counts_no_failed_attempt_and_is_tried_until_it_is_up(stage: PrivateSite) -> None:
     with stage.service() as service:
         stage.wait_archived(*stage.register(stage.file("before.npy")))
         # Given a readout server that reboots,
@@ -59,10 +59,12 @@ def test_a_host_that_is_down_charges_nobody_and_is_tried_until_it_is_back(stage:
         service.wait_state("streaming")
         assert service.metric("source_up") == 1
         assert service.metric("copy_failures_total", reason="host_unreachable") >= 5
-    assert_nobody_charged(stage)
+    assert_no_failed_attempts(stage)
 
 
-def test_a_link_that_breaks_charges_nobody_and_keeps_what_arrived(stage: PrivateSite, soon: None) -> None:
+def test_a_broken_link_counts_no_failed_attempt_and_keeps_the_files_that_arrived(
+    stage: PrivateSite, soon: None
+) -> None:
     # Given a batch on its way,
     ids = stage.register(*stage.files(16, size=60_000))
     with stage.service(workers=1, bwlimit="256"):
@@ -75,7 +77,7 @@ def test_a_link_that_breaks_charges_nobody_and_keeps_what_arrived(stage: Private
         # then the rest comes later, and nothing twice.
         stage.wait_archived(*ids)
     assert len(stage.archived_files()) == len(ids)
-    assert_nobody_charged(stage)
+    assert_no_failed_attempts(stage)
 
 
 def test_an_archive_without_its_marker_is_not_written_to(stage: PrivateSite, soon: None) -> None:
@@ -98,7 +100,7 @@ def test_an_archive_without_its_marker_is_not_written_to(stage: PrivateSite, soo
         away.rename(marker)
         stage.wait_archived(*ids)
         service.wait_state("streaming")
-    assert_nobody_charged(stage)
+    assert_no_failed_attempts(stage)
 
 
 def test_a_service_does_not_start_on_a_bare_mount_point(stage: PrivateSite, soon: None) -> None:
@@ -118,26 +120,26 @@ def test_a_service_does_not_start_on_a_bare_mount_point(stage: PrivateSite, soon
         stage.data_dir.rmdir()
         disk.rename(stage.data_dir)
         stage.wait_archived(id_)
-    assert_nobody_charged(stage)
+    assert_no_failed_attempts(stage)
 
 
-def test_a_full_disk_charges_nobody(stage: PrivateSite) -> None:
+def test_a_full_disk_counts_no_failed_attempt(stage: PrivateSite) -> None:
     # Given less free space than is to be kept,
     ids = stage.register(*stage.files(5))
     with stage.service(until="no destination", min_free="1000T") as service:
         assert "no_space" in service.get("/readyz")[1]
         assert service.metric("destination_free_bytes") > 0
         assert stage.archived_files() == []
-        assert_nobody_charged(stage)
+        assert_no_failed_attempts(stage)
     # when there is room again,
     with stage.service():
         stage.wait_archived(*ids)
 
 
-# A file's own fault: charged, and tried again later.
+# Scope file: a failed attempt counts, and the file is tried again later.
 
 
-def test_a_missing_file_is_charged_and_archived_when_it_appears(stage: PrivateSite, soon: None) -> None:
+def test_a_missing_file_has_a_failed_attempt_and_is_archived_when_it_appears(stage: PrivateSite, soon: None) -> None:
     # Given a row whose file is not there,
     file = stage.file("late.npy")
     file.path.unlink()
@@ -145,7 +147,7 @@ def test_a_missing_file_is_charged_and_archived_when_it_appears(stage: PrivateSi
         (id_,) = stage.register(file)
         # when it was tried,
         row = stage.wait_attempts(id_, 1)
-        # then it is charged, and nothing else of the row is touched;
+        # then it has a failed attempt, and nothing else of the row is changed;
         assert (row.path, row.copied) == (str(file.path), 0)
         assert service.state() == "streaming"
         # and archived once it is there.
@@ -157,19 +159,19 @@ def test_a_missing_file_is_charged_and_archived_when_it_appears(stage: PrivateSi
     assert "No such file" in first["detail"]
 
 
-def test_several_files_that_are_gone_beside_others_are_charged_and_hold_up_nobody(stage: PrivateSite) -> None:
+def test_several_missing_files_among_others_have_failed_attempts_and_delay_no_other(stage: PrivateSite) -> None:
     # Given five files that somebody has deleted, in a directory where others are: its disk is mounted.
     gone = stage.files(5, prefix="gone")
     for file in gone:
         file.path.unlink()
     sound = stage.file("sound.npy")
     with stage.service() as service:
-        # when they are registered, together or one after the other, then each is charged,
+        # when they are registered, together or one after the other, then each has a failed attempt,
         ids = stage.register(*gone[:3])
         for file in gone[3:]:
             ids += stage.register(file)
             stage.wait_attempts(ids[-1], 1)
-        eventually(lambda: [row.attempts for row in stage.rows(ids)] == [1] * 5, "each is charged")
+        eventually(lambda: [row.attempts for row in stage.rows(ids)] == [1] * 5, "each has a failed attempt")
         # and the source goes on.
         stage.wait_archived(*stage.register(sound))
         assert service.state() == "streaming"
@@ -182,21 +184,21 @@ def test_a_file_is_tried_until_its_attempts_are_used_up(stage: PrivateSite, soon
     with stage.service(max_attempts=3) as service:
         (id_,) = stage.register(file)
         stage.wait_attempts(id_, 3)
-        # Then nobody tries it any more, though it could be had now:
+        # Then it is not tried again, though its source has it now:
         file.path.write_bytes(file.content)
         stage.wait_archived(*stage.register(stage.file("other.npy")))
         assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 3)
     assert [entry["result"] for entry in stage.history(id_)] == ["charged"] * 3
     # it is counted,
     with stage.service(max_attempts=3) as service:
-        eventually(lambda: service.metric("quarantined_files") == 1, "it is counted as given up")
+        eventually(lambda: service.metric("quarantined_files") == 1, "it is counted as quarantined")
     # and a higher maximum releases it.
     with stage.service(max_attempts=4):
         stage.wait_archived(id_)
     assert stage.row(id_).attempts == 3
 
 
-def test_a_file_that_was_changed_after_it_was_registered_is_charged_with_both_sums(
+def test_a_file_that_changed_after_its_registration_has_a_failed_attempt_with_both_sums(
     stage: PrivateSite, soon: None
 ) -> None:
     # Given a file that is not what its row says,
@@ -204,7 +206,7 @@ def test_a_file_that_was_changed_after_it_was_registered_is_charged_with_both_su
     wrong = stage.file("changed.npy", b"something else")
     with stage.service():
         (id_,) = stage.register(file)
-        # then it is charged, and nothing of it is in the archive,
+        # then it has a failed attempt, and nothing of it is in the archive,
         stage.wait_attempts(id_, 1)
         assert stage.archived_files() == []
         entry = stage.history(id_)[0]
@@ -218,7 +220,7 @@ def test_a_file_that_was_changed_after_it_was_registered_is_charged_with_both_su
         assert stage.place(file).read_bytes() == file.content
 
 
-# Rows that no try can archive: refused, and nobody is harmed.
+# Scope row: refused, since no attempt can succeed; no other file is affected.
 
 
 @pytest.fixture(params=["by stream", "by sweep"])
@@ -242,7 +244,7 @@ IMPOSSIBLE: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def test_impossible_rows_are_refused_and_crash_nobody(stage: PrivateSite, door: str) -> None:
+def test_impossible_rows_are_refused_and_crash_nothing(stage: PrivateSite, door: str) -> None:
     # Given rows that lead nowhere, or out of the archive,
     file = stage.file("fine.npy")
 
@@ -270,18 +272,18 @@ def test_impossible_rows_are_refused_and_crash_nobody(stage: PrivateSite, door: 
     assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "readout"]
 
 
-def test_a_mistyped_source_root_refuses_nothing_for_good(stage: PrivateSite) -> None:
+def test_a_mistyped_source_root_refuses_no_row(stage: PrivateSite) -> None:
     # Given a root that the files do not lie below,
     (id_,) = stage.register(stage.file("a.npy"))
     with stage.service(source_root="/nowhere/else") as service:
         eventually(lambda: service.metric("copy_failures_total", reason="outside_root"), "it is noticed")
-    assert_nobody_charged(stage)
+    assert_no_failed_attempts(stage)
     # then the right one is all that it takes.
     with stage.service(source_root=str(stage.sources)):
         stage.wait_archived(id_)
 
 
-def test_a_path_elsewhere_is_never_read_and_waits_for_a_person(stage: PrivateSite) -> None:
+def test_a_path_outside_the_source_root_is_never_read_and_stays_pending(stage: PrivateSite) -> None:
     # Given a row that leads to another directory of the readout server than the one that its files lie in,
     (astray,) = stage.register(stage.file("passwd"), path="/etc/passwd")
     with stage.service(source_root=str(stage.sources)) as service:
@@ -293,7 +295,7 @@ def test_a_path_elsewhere_is_never_read_and_waits_for_a_person(stage: PrivateSit
     assert [file.name for file in stage.archived_files()] == ["fine.npy"]
 
 
-def test_what_is_no_file_is_refused(stage: PrivateSite) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(stage: PrivateSite) -> None:
     # Given a directory, a link and a pipe where files should be,
     things = {kind: stage.file(f"{kind}.npy") for kind in ("directory", "link", "pipe")}
     for thing in things.values():

@@ -46,7 +46,7 @@ def test_it_makes_table_index_and_history_and_the_service_works_with_them(stage:
     ]
     assert tables(stage) == [HISTORY, TABLE]
     assert indexed(stage) == ["copied", "instance_id", "id", "failed_copy_attempts"]
-    # and the service archives with no more than its own rights, and has nothing to complain of.
+    # and the service archives with only its own permissions, without a warning.
     stage.server.execute(f"REVOKE CREATE, INDEX, INSERT, DELETE ON {stage.database}.* FROM '{stage.user}'@'%'")
     with stage.program() as service:
         (id_,) = stage.register(stage.file("file.npy"))
@@ -67,9 +67,9 @@ def test_it_may_be_run_again_and_leaves_what_is_there(stage: PrivateSite) -> Non
     # then nothing changes.
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"-- table {TABLE}: there",
-        f"-- index {INDEX}: there",
-        f"-- history {HISTORY}: there",
+        f"-- table {TABLE}: exists",
+        f"-- index {INDEX}: exists",
+        f"-- history {HISTORY}: exists",
     ]
     assert (stage.sql(f"SELECT * FROM {TABLE}"), stage.sql(f"SHOW CREATE TABLE {TABLE}")) == before
 
@@ -105,7 +105,7 @@ def test_a_dry_run_on_a_table_in_use_prints_only_what_is_missing(stage: PrivateS
     assert statements[0].startswith(f"CREATE INDEX `{INDEX}`")
 
 
-def test_without_the_right_it_says_so_in_one_line(stage: PrivateSite) -> None:
+def test_without_the_permission_the_error_is_one_line(stage: PrivateSite) -> None:
     stage.server.execute(f"REVOKE CREATE ON {stage.database}.* FROM '{stage.user}'@'%'")
     done = stage.command("init-db")
     assert done.returncode == 2

@@ -85,7 +85,7 @@ def number(browser: Browser, name: str) -> str:
     return str(browser.ask(f"{found}.parentElement.querySelector('.value').textContent"))
 
 
-def test_it_says_how_things_are_and_what_is_new_and_no_name_is_markup(stage: PrivateSite, browser: Browser) -> None:
+def test_it_shows_the_current_state_and_new_files_and_no_name_is_markup(stage: PrivateSite, browser: Browser) -> None:
     stage.sql(f"ALTER TABLE {TABLE} MODIFY path VARCHAR(260) CHARACTER SET utf8mb4 NOT NULL")
     with stage.service() as service:
         service.wait_settled()
@@ -93,7 +93,7 @@ def test_it_says_how_things_are_and_what_is_new_and_no_name_is_markup(stage: Pri
         show(browser, service)
         browser.wait_text("Streaming, 0 s behind", "#headline")
         assert browser.ask("document.querySelector('#banner').dataset.tone") == "good"
-        browser.wait_text("up", "#sources .words")
+        browser.wait_text("up", "#sources .state-text")
         browser.wait_text("None since this service's start", "#newest")
         # when files are archived that are called as no file should be,
         (id_,) = stage.register(stage.file(f"{HOSTILE}/script>{NASTY}", size=4321))
@@ -120,7 +120,7 @@ def test_it_says_how_things_are_and_what_is_new_and_no_name_is_markup(stage: Pri
         assert PASSWORD not in browser.ask("document.documentElement.outerHTML")
 
 
-def test_the_api_says_the_same_to_programs(stage: PrivateSite) -> None:
+def test_the_api_gives_programs_the_same(stage: PrivateSite) -> None:
     missing = stage.file("missing.npy")
     missing.path.unlink()
     with stage.service() as service:
@@ -155,7 +155,7 @@ def test_the_api_says_the_same_to_programs(stage: PrivateSite) -> None:
         eventually(lambda: activity(service)["failing"] == [], "it is forgotten")
 
 
-def test_the_search_answers_what_why_answers(stage: PrivateSite, browser: Browser) -> None:
+def test_the_search_gives_the_answer_of_why(stage: PrivateSite, browser: Browser) -> None:
     lost = stage.file("lost.npy")
     lost.path.unlink()
     with stage.service() as service:
@@ -173,7 +173,7 @@ def test_the_search_answers_what_why_answers(stage: PrivateSite, browser: Browse
         shown = browser.wait_text(said["answer"].split(",")[0], "#answer")
         assert f"{id_} of {TABLE}" in shown
         assert "missing" in shown
-        assert "it has this file in hand" in shown
+        assert "this file is in its pipeline" in shown
         answer = get(service, "/api/why?q=lost.npy")
         assert answer.keys() == said.keys()
         assert answer["facts"].keys() == said["facts"].keys()
@@ -196,27 +196,27 @@ def test_the_search_answers_what_why_answers(stage: PrivateSite, browser: Browse
         assert "No row of" in nobody["answer"]
 
 
-def test_a_source_in_trouble_is_named_with_its_reason(stage: PrivateSite, browser: Browser) -> None:
+def test_a_source_that_is_down_is_named_with_its_reason(stage: PrivateSite, browser: Browser) -> None:
     stage.ssh.stop()
     stage.register(stage.file("file.npy"))
     with stage.service(until="no source") as service:
         show(browser, service)
         browser.wait_text("No source: ", "#headline")
         assert browser.ask("document.querySelector('#banner').dataset.tone") == "bad"
-        browser.wait_text("host_unreachable: ", "#sources .words")
+        browser.wait_text("host_unreachable: ", "#sources .state-text")
         browser.wait_text("host_unreachable", "#failing")
         assert number(browser, "Pending") == "1"
 
 
-def test_who_stands_by_says_for_whom(stage: PrivateSite, browser: Browser) -> None:
+def test_a_service_on_standby_names_the_holder(stage: PrivateSite, browser: Browser) -> None:
     with stage.service(), stage.service(until="standby") as service:
         show(browser, service)
-        browser.wait_text("Standing by for connection ", "#headline")
-        browser.wait_text("another archiver's: connection ", "#sources")
+        browser.wait_text("On standby for connection ", "#headline")
+        browser.wait_text("held by another archiver: connection ", "#sources")
         assert number(browser, "Pending") == "–"
 
 
-def test_without_a_database_it_works_and_says_so(stage: PrivateSite, browser: Browser) -> None:
+def test_without_a_database_the_page_works_and_says_so(stage: PrivateSite, browser: Browser) -> None:
     with Service(stage.settings().model_copy(update={"mysql_port": free_port()}), "no database") as service:
         show(browser, service)
         browser.wait_text("No database: ", "#headline")
@@ -224,7 +224,7 @@ def test_without_a_database_it_works_and_says_so(stage: PrivateSite, browser: Br
         browser.wait_text("127.0.0.1", "#answer [role=alert]")
 
 
-def test_it_says_so_when_the_service_does_not_answer_and_when_it_does_again(
+def test_a_service_that_does_not_answer_is_reported_until_it_answers_again(
     stage: PrivateSite, browser: Browser
 ) -> None:
     port = free_port()
@@ -235,7 +235,7 @@ def test_it_says_so_when_the_service_does_not_answer_and_when_it_does_again(
     browser.wait_text("No answer since ", "#headline")
     assert browser.ask("document.querySelector('#banner').dataset.tone") == "unknown"
     assert browser.ask("document.title").startswith("? No answer since ")
-    assert "how things were then" in browser.text("#subline")
+    assert "values below are from that time" in browser.text("#subline")
     good, now = "#0b6b3a", "getComputedStyle(document.querySelector('#sources .badge')).backgroundColor"
     assert browser.ask(now) != f"rgb({', '.join(str(int(good[at : at + 2], 16)) for at in (1, 3, 5))})"
     with stage.service(http_port=port):
@@ -243,7 +243,9 @@ def test_it_says_so_when_the_service_does_not_answer_and_when_it_does_again(
         assert browser.ask("document.body.className") == ""
 
 
-def test_a_hidden_tab_keeps_quiet_and_is_fresh_when_it_is_looked_at(stage: PrivateSite, browser: Browser) -> None:
+def test_a_hidden_tab_asks_for_nothing_and_is_refreshed_when_it_is_visible(
+    stage: PrivateSite, browser: Browser
+) -> None:
     after = "new Promise((done) => setTimeout(() => done(performance.getEntriesByType('resource').length), {}))"
     turn = "Object.defineProperty(document, 'hidden', {{ value: {}, configurable: true }}); document.dispatchEvent(new Event('visibilitychange'))"
     with stage.service() as service:
@@ -295,7 +297,7 @@ def test_the_button_chooses_light_or_dark_and_the_choice_is_kept(browsed: Servic
         browser.ask("localStorage.clear()")
 
 
-def test_plots_tell_their_values_to_pointer_and_keyboard(browsed: Service, browser: Browser) -> None:
+def test_plots_show_their_values_by_pointer_and_keyboard(browsed: Service, browser: Browser) -> None:
     show(browser, browsed)
     plot = "document.querySelector('#plots svg')"
     browser.wait(f"{plot}.getAttribute('aria-valuetext')?.includes('so far: ')", "it tells of the minute that runs")
@@ -310,13 +312,13 @@ def test_plots_tell_their_values_to_pointer_and_keyboard(browsed: Service, brows
     # By pointer: what is under it; the leftmost minute is before the service's start.
     box = browser.ask(f"{plot}.scrollIntoView(), {plot}.getBoundingClientRect().toJSON()")
     browser.point(box["left"] + 62, box["top"] + 40)
-    browser.wait_text("before its start", "#plots .readout")
+    browser.wait_text("before the service's start", "#plots .readout")
     assert browser.ask(f"{plot}.getAttribute('aria-valuenow')") == "0"
     browser.point(box["right"] - 15, box["top"] + 40)
     browser.wait_text("so far", "#plots .readout")
 
 
-def test_what_is_typed_and_where_the_keyboard_is_outlasts_news(browsed: Service, browser: Browser) -> None:
+def test_typed_text_and_focus_survive_an_update(browsed: Service, browser: Browser) -> None:
     show(browser, browsed)
     browser.ask("document.querySelector('#question').value = 'half a na'")
     key = browser.ask(
@@ -331,7 +333,7 @@ def test_what_is_typed_and_where_the_keyboard_is_outlasts_news(browsed: Service,
     assert browser.ask("document.querySelector('#question').value") == "half a na"
 
 
-def test_a_foreign_name_is_sent_away(browsed: Service) -> None:
+def test_a_foreign_host_name_is_refused(browsed: Service) -> None:
     for name, status in (("evil.example", 421), (f"localhost:{browsed.port}", 200)):
         with closing(http.client.HTTPConnection("127.0.0.1", browsed.port, timeout=10)) as connection:
             connection.request("GET", "/api/status", headers={"Host": name})

@@ -95,7 +95,7 @@ def samples(service: Served) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def test_metrics_are_those_of_the_contract(stage: PrivateSite) -> None:
-    # Given a service that has archived a file and charged another, and given up two before its start,
+    # Given a service with an archived file and a failed attempt, and with rows that were quarantined, refused and ignored before,
     missing = stage.file("missing.npy")
     missing.path.unlink()
     stage.register(missing, failed_copy_attempts=5)
@@ -107,7 +107,7 @@ def test_metrics_are_those_of_the_contract(stage: PrivateSite) -> None:
         stage.wait_archived(*stage.register(file))
         stage.wait_attempts(stage.register(missing)[0], 1)
         eventually(lambda: service.metric("rsync_info") >= 2, "the versions of rsync are known")
-        eventually(lambda: service.metric("copies_total", result="charged") == 1, "the charge is counted")
+        eventually(lambda: service.metric("copies_total", result="charged") == 1, "the failed attempt is counted")
         # when Prometheus asks,
         found = samples(service)
         families = {family.name for family in text_string_to_metric_families(service.get("/metrics")[1])}
@@ -153,7 +153,7 @@ def test_the_age_of_the_oldest_pending_file_is_shown(stage: PrivateSite) -> None
         assert service.metric("pending_files") == 1
 
 
-def test_the_status_says_how_things_are_and_never_the_password(stage: PrivateSite) -> None:
+def test_the_status_is_the_current_state_and_never_has_the_password(stage: PrivateSite) -> None:
     with stage.program() as service:
         stage.wait_archived(*stage.register(stage.file("file.npy")))
         status = service.status()
@@ -271,7 +271,7 @@ def test_no_database_while_it_runs(doomed_stage: PrivateSite) -> None:
         eventually(stage.archived_files, "the file is placed")
         stage.server.start()
         stage.wait_archived(id_)
-        # What follows comes by a stream again.
+        # Later files come by a stream again.
         service.wait_state("streaming")
         assert service.metric("stream_reconnects_total") >= 1
         told = service.metric("stream_events_total")
@@ -296,7 +296,7 @@ def test_no_database_at_the_start(doomed_stage: PrivateSite) -> None:
         assert f"127.0.0.1:{stage.server.port}" in body
         assert service.get("/healthz")[0] == 200
         assert service.status()["table"] is None
-        # when it is there, then the service goes on by itself.
+        # when it is there, then the service continues automatically.
         stage.server.start()
         stage.wait_archived(id_)
         service.wait_state("streaming")

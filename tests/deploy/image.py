@@ -314,7 +314,7 @@ def test_kustomize_makes_of_the_base_what_kubernetes_takes(tmp_path: Path) -> No
             kubernetes_validate.validate(document, "1.31", strict=True)
     pod = documents["Deployment"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["image"] == f"cdc_archiver:{VERSION}"
-    # The names that were made are those that the pod asks for: a change of theirs starts it anew.
+    # The names that were made are those that the pod asks for: a change of them restarts it.
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     assert volumes["config"]["configMap"]["name"] == documents["ConfigMap"]["metadata"]["name"] != "cdc-archiver"
     assert volumes["secrets"]["secret"]["secretName"] == documents["Secret"]["metadata"]["name"] != "cdc-archiver"

@@ -117,7 +117,9 @@ def test_the_archivers_variables_are_settings_and_lead_to_what_is_mounted() -> N
     publisher = SERVICES["publisher"]
     files = {name: [v.split(":")[1] for v in SERVICES[name]["volumes"]] for name in ("source", "publisher")}
     assert files["source"] == files["publisher"] == [source.source_root] == [publisher["command"][-1]]
-    assert (DEPLOY / "demo" / Path(publisher["command"][1]).name).exists()
+    program = DEPLOY / "demo" / Path(publisher["command"][1]).name
+    help_ = subprocess.run([sys.executable, program, "--help"], check=True, capture_output=True, text=True).stdout
+    assert [word for word in publisher["command"] if word.startswith("--") and word not in help_.split()] == []
     assert publisher["environment"]["MYSQL_DATABASE"] == settings.mysql_database
     assert SERVICES["mysql"]["environment"]["MYSQL_DATABASE"] == settings.mysql_database
 
@@ -278,8 +280,8 @@ def test_secrets_are_made_once_and_are_all_that_are_asked_for(secrets: Path) -> 
         ),
     ],
 )
-def test_the_key_is_the_archivers_alone_where_that_runs_as_who_made_it(tmp_path: Path, line: str) -> None:
-    """As the environment says it, or a line of .env in any way that compose takes."""
+def test_only_the_owner_may_read_the_key_if_the_archiver_runs_as_its_owner(tmp_path: Path, line: str) -> None:
+    """ARCHIVER_USER is in the environment, or in .env in any form that compose takes."""
     ensure_tools("ssh-keygen")
     directory, uid = tmp_path / "secrets", os.getuid()
     make = [DEPLOY / "make-secrets", directory]
@@ -319,7 +321,7 @@ def test_the_database_is_set_up_for_an_archiver_and_a_monitor_and_they_work_toge
         set_up_database(stage, secrets, **site),
     ):
         password = (secrets / "mysql_password").read_text()
-        # A monitor makes the table where it does not see it, and would make one that nobody else may use.
+        # A monitor that does not see the table would make one that no other account may use.
         account = {
             "user": "monitor",
             "password": (secrets / "monitor_password").read_text(),
@@ -328,7 +330,7 @@ def test_the_database_is_set_up_for_an_archiver_and_a_monitor_and_they_work_toge
         with contextlib.closing(database_server.connect(**account)) as connection, connection.cursor() as cursor:
             cursor.execute("SHOW TABLES")
             assert cursor.fetchall() == ((table,),)
-        # As the archiver's own account sees it: nothing is missing but the history, which it makes itself.
+        # With the archiver's own account only the history is missing, which it makes itself.
         changes = {"mysql_user": "archiver", "mysql_password": password}
         settings = load({**_database(stage), **stage.options(), **changes}, environment=named)
         with Service(settings, "streaming") as service:

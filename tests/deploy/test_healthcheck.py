@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from deploy_files import DEPLOY
 
-from cdc_archiver.observe.http import HttpServer, Views
+from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.sandbox import free_port
 
@@ -70,7 +70,7 @@ def test_a_service_on_all_addresses_is_reached_by_the_old_and_the_new(host: str)
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError as error:
         pytest.skip(f"this machine has no IPv6: {error}")
-    server = HttpServer("::", 0, Views(Metrics(), _not_asked, _not_asked, _not_asked, _not_asked))
+    server = HttpServer("::", 0, HttpQueries(Metrics(), _not_asked, _not_asked, _not_asked, _not_asked))
     thread = threading.Thread(target=server.work, daemon=True)
     thread.start()
     try:
@@ -86,7 +86,7 @@ def _not_asked(*_: object) -> Any:
     raise AssertionError("nobody asks this here")
 
 
-def test_nobody_there_is_no_health() -> None:
+def test_no_answer_is_unhealthy() -> None:
     done = check("127.0.0.1", free_port())
     assert done.returncode == 1
     assert "no answer" in done.stdout

@@ -52,7 +52,7 @@ def test_what_the_pod_mounts_is_what_the_settings_name() -> None:
     kept = {mounts["secrets"] / Path(file).name for file in secret["files"]}
     (source,) = SETTINGS.sources
     assert kept == {SETTINGS.mysql_password_file, source.ssh_key, source.known_hosts}
-    # The disk itself: nobody makes a directory on a new one, and the service does not.
+    # The disk itself: a new one has no directories, and the service makes none.
     assert SETTINGS.data_dir == mounts["archive"]
     (config,) = KUSTOMIZATION["configMapGenerator"]
     assert {mounts["config"] / file for file in config["files"]} == {

@@ -15,12 +15,12 @@ from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.sandbox.packages import find_library
 from cdc_archiver.transfer import nss_account as account
 
-AS_NOBODY_KNOWN = ("unshare", "--user", "--map-user=54321", "--map-group=54321", "--")
+WITHOUT_ACCOUNT = ("unshare", "--user", "--map-user=54321", "--map-group=54321", "--")
 
 
 @pytest.fixture
 def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
-    tried = subprocess.run([*AS_NOBODY_KNOWN, "true"], check=False, capture_output=True, text=True)
+    tried = subprocess.run([*WITHOUT_ACCOUNT, "true"], check=False, capture_output=True, text=True)
     if tried.returncode != 0:
         pytest.skip(f"no other uid is to be had here: {tried.stderr.strip()}")
     with new_private_site(mariadb, ssh_server, tmp_path) as built:
@@ -29,17 +29,17 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[P
 
 def test_a_uid_without_an_account_archives_over_ssh(stage: PrivateSite) -> None:
     libraries = find_library("libnss_wrapper.so").parent
-    interpreter = [*AS_NOBODY_KNOWN, "env", f"LD_LIBRARY_PATH={libraries}", sys.executable, "-m", "cdc_archiver"]
+    interpreter = [*WITHOUT_ACCOUNT, "env", f"LD_LIBRARY_PATH={libraries}", sys.executable, "-m", "cdc_archiver"]
     file = stage.file("a.npy")
     with stage.program(interpreter=interpreter):
         stage.wait_archived(*stage.register(file))
     assert stage.place(file).read_bytes() == file.content
 
 
-def test_without_the_library_the_operator_hears_what_to_do(stage: PrivateSite) -> None:
+def test_without_the_library_the_operator_is_told_the_fix(stage: PrivateSite) -> None:
     environment = stage.environment() | {"LD_LIBRARY_PATH": ""}
     done = subprocess.run(
-        [*AS_NOBODY_KNOWN, sys.executable, "-S", "-c", "import ctypes; ctypes.CDLL('libnss_wrapper.so')"],
+        [*WITHOUT_ACCOUNT, sys.executable, "-S", "-c", "import ctypes; ctypes.CDLL('libnss_wrapper.so')"],
         check=False,
         capture_output=True,
         env=environment,
@@ -47,7 +47,7 @@ def test_without_the_library_the_operator_hears_what_to_do(stage: PrivateSite) -
     if done.returncode == 0:
         pytest.skip("libnss_wrapper is installed on this machine")
     done = subprocess.run(
-        [*AS_NOBODY_KNOWN, sys.executable, "-m", "cdc_archiver", "check", *stage.flags()],
+        [*WITHOUT_ACCOUNT, sys.executable, "-m", "cdc_archiver", "check", *stage.flags()],
         check=False,
         capture_output=True,
         env=environment,

@@ -1,4 +1,4 @@
-"""The service under systemd: what it tells the manager, its unit, the places of its files, and the room that the unit leaves it."""
+"""The service under systemd: its notifications, its unit, the places of its files, and its work under the unit's restrictions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNIT_PROGRAM = "/opt/cdc_archiver/bin/cdc-archiver"
 EXPOSURE = 20
 """In tenths, as systemd-analyze counts; without hardening it is above 90."""
 
-# Enters the room that MemoryDenyWriteExecute= and NoNewPrivileges= leave; prctl(2) numbers them.
+# Applies the restrictions of MemoryDenyWriteExecute= and NoNewPrivileges=; prctl(2) has their numbers.
 _AS_THE_UNIT = (
     "import ctypes, os, sys; prctl = ctypes.CDLL(None, use_errno=True).prctl; "
     "assert prctl(38, 1, 0, 0, 0) == 0 and prctl(65, 1, 0, 0, 0) == 0, ctypes.get_errno(); "
@@ -108,9 +108,9 @@ def test_the_unit_is_hardened(installed: Path, systemd: tuple[list[str], dict[st
     assert "Overall exposure level" in done.stdout
 
 
-def test_the_unit_leaves_what_the_service_does(unit: dict[str, dict[str, str]]) -> None:
+def test_the_unit_permits_what_the_service_does(unit: dict[str, dict[str, str]]) -> None:
     service = unit["Service"]
-    # Placing sets a file's group, which @privileged would forbid, and nobody would hear of it.
+    # Placing sets a file's group. ~@privileged would forbid that without a message.
     filters = re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert filters.index("@chown") > filters.index("~@privileged @resources")
     # The metrics of the process itself are read from /proc/stat, too.
@@ -119,10 +119,10 @@ def test_the_unit_leaves_what_the_service_does(unit: dict[str, dict[str, str]]) 
     assert {"AF_UNIX", "AF_INET", "AF_INET6"} <= set(service["RestrictAddressFamilies"].split())
 
 
-def test_a_file_takes_the_group_of_a_directory_that_says_so(stage: PrivateSite) -> None:
+def test_a_file_takes_the_group_of_a_setgid_directory(stage: PrivateSite) -> None:
     groups = [group for group in os.getgroups() if group != os.getegid()]
     if not groups and os.getuid() != 0:
-        pytest.skip("this account has one group alone")
+        pytest.skip("this account has only one group")
     group = groups[0] if groups else 9000
     file = stage.file("a.npy")
     directory = stage.place(file).parent
@@ -204,7 +204,7 @@ def test_commands_run_as_the_service_with_its_settings_and_password_or_one_that_
     }
     lines = "".join(f"{name}={written}\n" for name, (written, _) in values.items())
     default.write_text(f"{default.read_text()}\n# A=1\n; B=2\nno assignment\nC-D=3\n{lines}LAST=1")
-    # What it asks the machine, and whom it runs: here they say what they were given.
+    # Fakes of the programs that it runs: they print their arguments and environment.
     for name, words in {
         "systemctl": 'case "$*" in *=User*) echo ocs;; *=Group*) echo smurf;; esac',
         "getent": 'echo "$2:x:9000:9000::/home/$2:/bin/sh"',
@@ -249,7 +249,7 @@ def test_commands_run_as_the_service_with_its_settings_and_password_or_one_that_
     assert "MYSQL_PASSWORD" not in told(MYSQL_PASSWORD_FILE="/another")
 
 
-def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: PrivateSite) -> None:
+def test_the_manager_is_told_the_state_of_the_service_from_its_start_to_its_stop(stage: PrivateSite) -> None:
     with NotifySocket(stage.directory) as manager:
         interpreter = [
             *_with(NOTIFY_SOCKET=str(manager.path), WATCHDOG_USEC="900000"),
@@ -266,7 +266,7 @@ def test_the_manager_hears_how_the_service_is_from_its_start_to_its_stop(stage: 
             assert program.wait() == 0
 
 
-def test_files_are_archived_in_the_room_that_the_unit_leaves(stage: PrivateSite) -> None:
+def test_files_are_archived_under_the_units_restrictions(stage: PrivateSite) -> None:
     if ctypes.CDLL(None).prctl(66, 0, 0, 0, 0) < 0:
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
     files = stage.files(3)

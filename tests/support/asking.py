@@ -1,4 +1,4 @@
-"""Commands that are asked beside a service in a thread of the test: what it logs meanwhile is not theirs."""
+"""Runs commands while a service runs in a thread of the test, without the service's log lines in their output."""
 
 from __future__ import annotations
 

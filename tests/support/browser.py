@@ -1,4 +1,4 @@
-"""A browser without a screen, spoken to by the DevTools protocol over two pipes: no port, and nothing more to install."""
+"""A headless browser, driven by the DevTools protocol over two pipes: no port, and nothing more to install."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Browser:
         fonts.write_text(_FONTS.format(directories=directories, cache=directory / "fonts"))
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
-        # It reads from descriptor 3 and writes to 4, whatever ours are called.
-        words = tool.command(
+        # It reads from descriptor 3 and writes to 4, whatever the numbers here.
+        command = tool.command(
             "--remote-debugging-pipe",
-            "--no-sandbox",  # root may have none; all that it sees is our own page
+            "--no-sandbox",  # root may have none; it opens only the page under test
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--disable-background-networking",
@@ -69,7 +69,7 @@ class Browser:
         )
         self._log = (directory / "browser.log").open("w")
         self._process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(to_browser), str(from_browser), *words],
+            [sys.executable, "-I", "-S", "-c", _LAUNCH, str(to_browser), str(from_browser), *command],
             env=tool.environ() | {"FONTCONFIG_FILE": str(fonts), "HOME": str(directory)},
             pass_fds=(to_browser, from_browser),
             stdin=subprocess.DEVNULL,
@@ -89,7 +89,7 @@ class Browser:
             raise
 
     def close(self) -> None:
-        """Ends it and all its helpers."""
+        """Ends it and all its child processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(_PATIENCE)
@@ -98,7 +98,7 @@ class Browser:
         self._log.close()
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        """A method of the protocol, and its result."""
+        """Calls a method of the protocol; returns its result."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": arguments}
         if self._session is not None:
@@ -131,7 +131,7 @@ class Browser:
         self.call("Page.navigate", url=address)
 
     def look(self, *, width: int = 1280, height: int = 900, dark: bool = False, phone: bool = False) -> None:
-        """How the person who looks has set up screen and system."""
+        """Sets screen and colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -144,17 +144,17 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     def ask(self, expression: str) -> Any:
-        """What an expression of JavaScript is worth there."""
+        """The value of a JavaScript expression in the page."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, f"{expression}: {answer['exceptionDetails']}"
         return answer["result"].get("value")
 
     def text(self, selector: str = "body") -> str:
-        """What a person reads there; empty where there is no such element or it is hidden."""
+        """The visible text of an element; empty if there is none or it is hidden."""
         return str(self.ask(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     def wait_text(self, wanted: str, selector: str = "body", within: float = _PATIENCE) -> str:
-        """Waits until a person reads it there."""
+        """Waits until an element shows a text; returns all its text."""
         deadline = time.monotonic() + within
         while wanted not in (seen := self.text(selector)):
             assert time.monotonic() < deadline, f"{selector} does not say {wanted!r} within {within} s, but: {seen}"
@@ -182,17 +182,17 @@ class Browser:
                 self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def picture(self, file: Path, *, whole: bool = True) -> None:
-        """A PNG of what is seen.
+        """Saves a PNG of the page.
 
         Arguments:
-            whole: the page to its end, not the window's height alone.
+            whole: the whole page, not only the window.
         """
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         file.write_bytes(base64.b64decode(answer["data"]))
 
     def complaints(self) -> list[str]:
-        """What its console would show in red: errors of scripts, and what the page's own policy has forbidden."""
-        self.ask("0")  # what it has to say is read with the answer
+        """Errors in its console: of scripts, and violations of the page's content policy."""
+        self.ask("0")  # pending events are read with the answer
         found = []
         for event in self.events:
             match event.get("method"):
@@ -205,7 +205,7 @@ class Browser:
         return found
 
     def requests(self) -> list[str]:
-        """The addresses that it has asked for."""
+        """The addresses that it has requested."""
         self.ask("0")
         return [
             event["params"]["request"]["url"]
@@ -216,7 +216,7 @@ class Browser:
 
 @contextlib.contextmanager
 def new_browser() -> Iterator[Browser]:
-    """A browser of one's own; SandboxError where none can be had."""
+    """A new browser; SandboxError if none is available."""
     tool = find(_PROGRAM)
     directory = Path(tempfile.mkdtemp(prefix="cdc-browser-", dir="/tmp"))
     try:

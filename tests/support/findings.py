@@ -1,4 +1,4 @@
-"""What the tests of `check` ask of its findings."""
+"""Helpers for tests of the findings of `check`."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def not_ok(findings: list[Finding]) -> list[Finding]:
 
 
 def the_only(findings: list[Finding]) -> Finding:
-    """The one finding that is not ok. It says how to fix it."""
+    """The one finding that is not ok. It has a fix."""
     wrong = not_ok(findings)
     assert len(wrong) == 1, wrong
     assert wrong[0].fix

@@ -1,4 +1,4 @@
-"""A terminal for a command: what a person sees, who types the answers."""
+"""Runs a command on a terminal: what it prints, and answers typed to it."""
 
 from __future__ import annotations
 
@@ -43,18 +43,20 @@ class Terminal:
         self._process.wait()
         os.close(self._ours)
 
-    def wait_for(self, words: str) -> str:
-        """Waits until it has printed something; all that it printed."""
-        eventually(lambda: words in self._read(), f"{words!r} is printed, and not {self.seen!r}")
+    def wait_for(self, text: str) -> str:
+        """Waits until it has printed a text; returns all that it printed."""
+        eventually(lambda: text in self._read(), f"{text!r} is printed, and not {self.seen!r}")
         return self.seen
 
-    def type(self, words: str) -> None:
+    def type(self, text: str) -> None:
         """Types a line."""
-        os.write(self._ours, words.encode() + b"\n")
+        os.write(self._ours, text.encode() + b"\n")
 
     def interrupt(self) -> Done:
-        """Ctrl-C, and again after some seconds, as a person does it: one that comes in the very moment in which a read begins does
-        not end that read. Its end."""
+        """Presses Ctrl-C, and again after some seconds, as a person does; returns its end.
+
+        A signal that arrives at the very moment a read begins does not end that read.
+        """
         for _ in range(_CTRL_CS):
             self._process.send_signal(signal.SIGINT)
             with suppress(AssertionError):

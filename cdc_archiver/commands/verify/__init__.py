@@ -1,1 +1,1 @@
-"""The verb `verify`: archived files are read again and compared with their rows."""
+"""The verb `verify`: compares archived files with their rows."""

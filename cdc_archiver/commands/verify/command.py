@@ -1,12 +1,13 @@
-"""`cdc-archiver verify`: is what was archived still what was registered?"""
+"""`cdc-archiver verify`: flags, state file, printing."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -15,14 +16,28 @@ from typing import Annotated, Any, Final
 import typer
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from cdc_archiver.commands import options as choose
+from cdc_archiver.commands import options
 from cdc_archiver.commands.archive_access import require_directory
 from cdc_archiver.commands.context import CommandContext, open_context
-from cdc_archiver.commands.output import Page, complain, counting, files_words, print_json, size_words
-from cdc_archiver.commands.verify.progress_file import read_progress, write_whole
+from cdc_archiver.commands.output import (
+    INTERRUPTED,
+    Printer,
+    format_file_count,
+    format_size,
+    print_json,
+    print_to_stderr,
+    progress_bar,
+)
 from cdc_archiver.commands.verify.requeue import Requeue
-from cdc_archiver.commands.verify.unregistered import require_rows_below, unregistered
-from cdc_archiver.commands.verify.verification import Problem, Tally, Verdict, Verification, VerificationPlan, draw
+from cdc_archiver.commands.verify.unregistered import find_unregistered, require_rows_below
+from cdc_archiver.commands.verify.verification import (
+    FileVerdict,
+    Problem,
+    Verification,
+    VerificationPlan,
+    VerificationProgress,
+    draw_sample,
+)
 from cdc_archiver.database.search import Criteria, RowState
 from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.observe.logs import set_up_logs
@@ -30,15 +45,16 @@ from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
 
 HELP: Final = """
-Read archived files again.
+Compare archived files with their rows.
 
-Compares them with their rows: missing, changed, unreadable; elsewhere are rows whose place is not below --data-dir.
+Reads the files again, and prints those that are missing, changed or unreadable. A file is elsewhere if its row's path is not below
+--data-dir.
 
-Works beside the running service, and changes nothing; with --requeue it has missing and changed files archived anew, where the
-history knows where they came from and their source still has them. A damaged file stays where it is, and the new one becomes name.1.
-What cannot be read is left as it is.
+The running service goes on meanwhile, and nothing is changed. --requeue has missing and changed files archived again, if the history
+knows their path on the source and the source still has them. A damaged file stays in its place, and the new one becomes name.1.
+Unreadable files are never requeued.
 
-FILE is an id or an archived path, which may have * and ? in quotes; with none, all are read.
+FILE is an id or an archived path; * and ? in quotes are wildcards. Without FILE, all files are read.
 
 Examples:
 
@@ -52,45 +68,54 @@ Examples:
 
   cdc-archiver verify --unregistered --json | jq 'select(.verdict == "unregistered").path'
 
-With --json one object a line for each file that is not right, and a last one with the sums.
+--json prints one object a line for each file with a problem, then one with the sums.
 
-Exit status: 0 all is right; 2 wrong usage; 3 something is not right; 4 the database, or the archive's disk, cannot be reached;
-130 it was interrupted: with --state, the next run goes on.
+Exit status: 0 no problem; 2 wrong usage; 3 some files have a problem; 4 the database or the archive's disk cannot be reached;
+130 interrupted: with --state, the next run continues.
 """
 
-_SAVE_EVERY: Final = 5.0
-_INTERRUPTED: Final = 130
+_SAVE_INTERVAL: Final = 5.0
 _STYLES: Final = {
-    Verdict.MISSING: "bold red",
-    Verdict.CHANGED: "bold red",
-    Verdict.UNREADABLE: "red",
-    Verdict.ELSEWHERE: "yellow",
+    FileVerdict.MISSING: "bold red",
+    FileVerdict.CHANGED: "bold red",
+    FileVerdict.UNREADABLE: "red",
+    FileVerdict.ELSEWHERE: "yellow",
 }
 
 
 @dataclass
-class _State:
-    """The file that an interrupted run goes on from."""
+class _StateFile:
+    """The file from which an interrupted run continues.
+
+    Attributes:
+        path: None to keep no state.
+        run_parameters: what must be the same in both runs.
+    """
 
     path: Path | None
-    kind: dict[str, Any]
+    run_parameters: dict[str, Any]
     plan: VerificationPlan
     saved_at: float = 0.0
 
     def save(self, *, now: bool = False, complete: bool = False) -> None:
-        if self.path is None or (not now and time.monotonic() - self.saved_at < _SAVE_EVERY):
+        """Writes the plan's progress.
+
+        Args:
+            now: even if it was saved a moment ago.
+        """
+        if self.path is None or (not now and time.monotonic() - self.saved_at < _SAVE_INTERVAL):
             return
         self.saved_at = time.monotonic()
         criteria = self.plan.criteria
         values = {
-            "kind": self.kind,
+            "kind": self.run_parameters,
             "complete": complete,
             "since": criteria.since.isoformat() if criteria.since else None,
             "until": criteria.until.isoformat() if criteria.until else None,
             "sample": self.plan.sample,
-            "tally": asdict(self.plan.tally),
+            "tally": asdict(self.plan.progress),
         }
-        write_whole(self.path, json.dumps(values) + "\n")
+        _write_atomically(self.path, json.dumps(values) + "\n")
 
 
 def verify(
@@ -98,83 +123,87 @@ def verify(
     files: Annotated[
         list[str] | None, typer.Argument(metavar="FILE...", help="Ids or archived paths.", show_default=False)
     ] = None,
-    since: choose.Since = None,
-    until: choose.Until = None,
-    source: choose.Source = None,
-    target: choose.Target = None,
+    since: options.Since = None,
+    until: options.Until = None,
+    source: options.Source = None,
+    target: options.Target = None,
     sample: Annotated[
-        str, typer.Option("--sample", metavar="N|N%", help="Some files, drawn by lot: a number, or a share.")
+        str, typer.Option("--sample", metavar="N|N%", help="Read a random sample: a number of files, or a percentage.")
     ] = "",
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Files that are read at a time.")] = 2,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="Files to read at the same time.")] = 2,
     state: Annotated[
-        Path | None, typer.Option("--state", metavar="FILE", help="Keep here how far it is, and go on from there.")
+        Path | None, typer.Option("--state", metavar="FILE", help="Save the progress here, and continue from it.")
     ] = None,
-    requeue: Annotated[bool, typer.Option("--requeue", help="Have missing and changed files archived anew.")] = False,
+    requeue: Annotated[bool, typer.Option("--requeue", help="Have missing and changed files archived again.")] = False,
     no_row: Annotated[
         bool,
-        typer.Option("--unregistered", help="Look for files of the archive that no row names, too: walks all of it."),
+        typer.Option("--unregistered", help="Also find files of the archive without a row; reads all its directories."),
     ] = False,
     metrics_file: Annotated[
         Path | None,
         typer.Option("--metrics-file", metavar="FILE", help="Write the sums for node_exporter's textfile collector."),
     ] = None,
-    as_json: choose.AsJson = False,
+    as_json: options.AsJson = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
     require_directory(settings.data_dir)
-    with open_context(settings) as desk:
+    with open_context(settings) as context:
         if no_row:
             assert settings.data_dir is not None
-            require_rows_below(desk, settings.data_dir)
-        again = Requeue(desk) if requeue else None
-        named = choose.files_named(files or ())
-        targets = () if files and not (source or target) else choose.scope(desk, source, target)
-        kept = _state(desk, state, since, until, replace(named, targets=targets), sample, as_json=as_json)
-        if files and not kept.plan.tally.total:
-            raise Misconfigured(f"no archived file is {' or '.join(files)}", "`cdc-archiver why FILE` says what it is")
-        page = Page()
-        with counting("verify", kept.plan.tally.total) as show:
-            began, before = time.monotonic(), kept.plan.tally.size
+            require_rows_below(context, settings.data_dir)
+        requeuer = Requeue(context) if requeue else None
+        named = options.criteria_of(files or ())
+        targets = () if files and not (source or target) else options.selected_targets(context, source, target)
+        state_file = _open_state(context, state, since, until, replace(named, targets=targets), sample, as_json=as_json)
+        if files and not state_file.plan.progress.total:
+            raise Misconfigured(f"no archived file matches {' or '.join(files)}", f"cdc-archiver why {files[0]}")
+        printer = Printer()
+        with progress_bar("verify", state_file.plan.progress.total) as show:
+            began, size_before = time.monotonic(), state_file.plan.progress.size
 
-            def on_progress(tally: Tally) -> None:
-                rate = (tally.size - before) / max(0.001, time.monotonic() - began)
-                show(tally.done, total=max(tally.total, tally.done), beside=f"{size_words(rate)}/s")
-                kept.save()
+            def on_progress(progress: VerificationProgress) -> None:
+                rate = (progress.size - size_before) / max(0.001, time.monotonic() - began)
+                show(progress.done, total=max(progress.total, progress.done), extra=f"{format_size(rate)}/s")
+                state_file.save()
 
-            run = Verification(desk, kept.plan, jobs, again, lambda problem: _tell(page, problem, as_json), on_progress)
-            stopped = _on_signals(run.stop)
+            def on_problem(problem: Problem) -> None:
+                _print_problem(printer, problem, as_json)
+
+            run = Verification(context, state_file.plan, jobs, requeuer, on_problem, on_progress)
+            signals = _stop_on_signals(run.stop)
             try:
                 complete = run.run()
             finally:
-                kept.save(now=True)
-        strangers: list[Path] = []
-        unseen: list[Path] = []
+                state_file.save(now=True)
+        unregistered: list[Path] = []
+        skipped: list[Path] = []
 
-        def on_unseen(directory: Path, words: str) -> None:
-            unseen.append(directory)
-            complain(f"{directory} was not looked into: {words}")
+        def on_skipped(directory: Path, reason: str) -> None:
+            skipped.append(directory)
+            print_to_stderr(f"skipped directory {directory}: {reason}")
 
         if no_row and complete:
             assert settings.data_dir is not None
-            with counting("look for files without a row", None) as count:
-                strangers = unregistered(desk, settings.data_dir, lambda: bool(stopped), on_unseen, count)
-            complete = not stopped
-            for path in strangers:
-                _tell_stranger(page, path, as_json)
+            with progress_bar("files without a row", None) as count:
+                unregistered = find_unregistered(context, settings.data_dir, lambda: bool(signals), on_skipped, count)
+            complete = not signals
+            for path in unregistered:
+                _print_unregistered(printer, path, as_json)
     if complete:
-        kept.save(now=True, complete=True)
-    tally = run.tally
+        state_file.save(now=True, complete=True)
+    progress = run.progress
     if metrics_file:
-        write_whole(metrics_file, _metrics(tally, len(strangers) if no_row else None, complete=complete))
-    _sum_up(page, tally, strangers if no_row else None, len(unseen), complete=complete, as_json=as_json)
+        _write_atomically(metrics_file, _metrics(progress, len(unregistered) if no_row else None, complete=complete))
+    _print_totals(printer, progress, unregistered if no_row else None, len(skipped), complete=complete, as_json=as_json)
     if not complete:
-        complain(f"interrupted; {'the next run with this --state goes on' if state else 'with --state it could go on'}")
-        raise typer.Exit(_INTERRUPTED)
-    return ExitStatus.NOT_RIGHT if tally.wrong or strangers or unseen else ExitStatus.DONE
+        advice = "run the same command to continue" if state else "add --state FILE to be able to continue a run"
+        print_to_stderr(f"interrupted; {advice}")
+        raise typer.Exit(INTERRUPTED)
+    return ExitStatus.NOT_RIGHT if progress.wrong or unregistered or skipped else ExitStatus.DONE
 
 
-def _state(
-    desk: CommandContext,
+def _open_state(
+    context: CommandContext,
     path: Path | None,
     since: str | None,
     until: str | None,
@@ -182,111 +211,176 @@ def _state(
     sample: str,
     *,
     as_json: bool,
-) -> _State:
-    kind = {
+) -> _StateFile:
+    """The plan: of an interrupted run, if the state file has one, or a new one."""
+    run_parameters = {
         "command": "verify",
-        "database": f"{desk.database.address}/{desk.database.name}",
-        "table": desk.files.name,
-        "data_dir": str(desk.settings.data_dir),
+        "database": f"{context.database.address}/{context.database.name}",
+        "table": context.files.name,
+        "data_dir": str(context.settings.data_dir),
         "targets": sorted(named.targets),
         "files": [*named.ids, *named.paths],
         "since": since,
         "until": until,
         "sample": sample,
     }
-    before = read_progress(path, kind) if path else None
+    before = _read_state(path, run_parameters) if path else None
     archived = frozenset({RowState.ARCHIVED})
     if before is not None:
         try:
             begin, end = (datetime.fromisoformat(before[key]) if before[key] else None for key in ("since", "until"))
             drawn = before["sample"]
-            tally = Tally(**before["tally"])
+            progress = VerificationProgress(**before["tally"])
         except (KeyError, TypeError, ValueError) as error:
-            raise Misconfigured(f"the state {path} is of another version", "remove it to begin anew") from error
+            raise Misconfigured(
+                f"the state file {path} is of another version", f"remove it to start again: rm {path}"
+            ) from error
         criteria = replace(named, states=archived, since=begin, until=end)
         if not as_json:
-            complain(f"going on behind the file {tally.after}: {files_words(tally.done)} of {tally.total} are done")
-        return _State(path, kind, VerificationPlan(criteria, tuple(drawn) if drawn is not None else None, tally))
-    begin, end = choose.times(since, until)
+            print_to_stderr(
+                f"continuing after file {progress.after}: {format_file_count(progress.done)} of {progress.total} are done"
+            )
+        plan = VerificationPlan(criteria, tuple(drawn) if drawn is not None else None, progress)
+        return _StateFile(path, run_parameters, plan)
+    begin, end = options.times(since, until)
     criteria = replace(named, states=archived, since=begin, until=end)
-    ids = draw(desk, criteria, sample)
+    ids = draw_sample(context, criteria, sample)
     if ids is None:
-        with desk.database.connect() as connection:
-            total = desk.files.count(connection, *criteria.conditions(desk.files))
+        with context.database.connect() as connection:
+            total = context.files.count(connection, *criteria.conditions(context.files))
     else:
         total = len(ids)
-    kept = _State(path, kind, VerificationPlan(criteria, ids, Tally(total=total)))
-    kept.save(now=True)
-    return kept
+    plan = VerificationPlan(criteria, ids, VerificationProgress(total=total))
+    state_file = _StateFile(path, run_parameters, plan)
+    state_file.save(now=True)
+    return state_file
 
 
-def _on_signals(stop: Callable[[], None]) -> list[int]:
-    """Has an interruption end the run in good order; the list has the signal then."""
-    seen: list[int] = []
+def _read_state(path: Path, run_parameters: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of an interrupted run; None if there was no run, or it completed.
+
+    Args:
+        run_parameters: what must be the same in both runs.
+
+    Raises:
+        Misconfigured: the file cannot be read, or belongs to another run.
+    """
+    start_again = f"remove it to start again: rm {path}"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Misconfigured(f"the state file {path} cannot be read: {error}", start_again) from error
+    if not isinstance(found, dict) or "kind" not in found:
+        raise Misconfigured(f"{path} is not a state file of verify", "name another file in --state")
+    if found.get("complete"):
+        return None
+    if found["kind"] != run_parameters:
+        differs = [key for key in run_parameters if found["kind"].get(key) != run_parameters[key]]
+        raise Misconfigured(
+            f"the state file {path} is of a run with other values: {', '.join(differs) or 'command'}",
+            f"use the flags of that run, or {start_again}",
+        )
+    return found
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Writes a file; no reader ever sees a part of it.
+
+    Raises:
+        Misconfigured: it cannot be written.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise Misconfigured(f"{path} cannot be written: {error}", "name a file in a directory that you own") from error
+
+
+def _stop_on_signals(stop: Callable[[], None]) -> list[int]:
+    """Lets SIGTERM or SIGINT end the run in good order. The list holds the signal from then on."""
+    received: list[int] = []
 
     def handle(number: int, _frame: object) -> None:
-        if seen:  # a disk that hangs holds the reader for ever
-            os._exit(_INTERRUPTED)
-        seen.append(number)
+        if received:  # the reader of a disk that hangs never ends
+            os._exit(INTERRUPTED)
+        received.append(number)
         stop()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
-    return seen
+    return received
 
 
-def _tell(page: Page, problem: Problem, as_json: bool) -> None:
+def _print_problem(printer: Printer, problem: Problem, as_json: bool) -> None:
     if as_json:
         print_json(problem, line=True)
         return
-    again = "; it is archived anew" if problem.requeued else f"; not archived anew: {problem.requeue_note}"
-    page.line(
+    requeued = "; requeued" if problem.requeued else f"; not requeued: {problem.requeue_note}"
+    printer.line(
         (f"{problem.verdict:11}", _STYLES[problem.verdict]),
         f"{problem.id}  {problem.path}: {problem.detail}",
-        again if problem.requeued or problem.requeue_note else "",
+        requeued if problem.requeued or problem.requeue_note else "",
     )
 
 
-def _tell_stranger(page: Page, path: Path, as_json: bool) -> None:
+def _print_unregistered(printer: Printer, path: Path, as_json: bool) -> None:
     if as_json:
         print_json({"id": None, "path": path, "verdict": "unregistered"}, line=True)
     else:
-        page.line(("unregistered ", "yellow"), f"{path}: no row names it")
+        printer.line(("unregistered ", "yellow"), f"{path}: no row names it")
 
 
-def _sum_up(
-    page: Page, tally: Tally, strangers: list[Path] | None, unseen: int, *, complete: bool, as_json: bool
+def _print_totals(
+    printer: Printer,
+    progress: VerificationProgress,
+    unregistered: Sequence[Path] | None,
+    skipped: int,
+    *,
+    complete: bool,
+    as_json: bool,
 ) -> None:
     if as_json:
-        unnamed = None if strangers is None else len(strangers)
-        sums = {**asdict(tally), "unregistered": unnamed, "folders_not_seen": unseen, "complete": complete}
+        count = None if unregistered is None else len(unregistered)
+        sums = {**asdict(progress), "unregistered": count, "folders_not_seen": skipped, "complete": complete}
         print_json({"sums": sums}, line=True)
         return
-    shown = [Verdict.MISSING, Verdict.CHANGED, Verdict.UNREADABLE]
-    shown += [Verdict.ELSEWHERE] if tally.verdicts[Verdict.ELSEWHERE] else []
-    kinds = ", ".join(f"{tally.verdicts[kind]} {kind}" for kind in shown)
-    more = f", {len(strangers)} unregistered" if strangers is not None else ""
-    more += f", {unseen} directories not looked into" if unseen else ""
-    again = f"; {tally.requeued} are archived anew" if tally.requeued else ""
-    moved = f"; {files_words(tally.moved_on)} changed meanwhile" if tally.moved_on else ""
-    page.line(
-        (f"verified {files_words(tally.done)}, {size_words(tally.size)}: {tally.verdicts[Verdict.OK]} right, ", "bold"),
-        (kinds + more, "bold red" if tally.wrong or strangers or unseen else "bold"),
-        again + moved,
+    shown = [FileVerdict.MISSING, FileVerdict.CHANGED, FileVerdict.UNREADABLE]
+    shown += [FileVerdict.ELSEWHERE] if progress.verdicts[FileVerdict.ELSEWHERE] else []
+    kinds = ", ".join(f"{progress.verdicts[kind]} {kind}" for kind in shown)
+    more = f", {len(unregistered)} unregistered" if unregistered is not None else ""
+    more += f", {skipped} skipped directories" if skipped else ""
+    requeued = f"; {progress.requeued} requeued" if progress.requeued else ""
+    moved_on = f"; {format_file_count(progress.moved_on)} changed meanwhile" if progress.moved_on else ""
+    right = progress.verdicts[FileVerdict.OK]
+    printer.line(
+        (f"verified {format_file_count(progress.done)}, {format_size(progress.size)}: {right} right, ", "bold"),
+        (kinds + more, "bold red" if progress.wrong or unregistered or skipped else "bold"),
+        requeued + moved_on,
     )
 
 
-def _metrics(tally: Tally, strangers: int | None, *, complete: bool) -> str:
+def _metrics(progress: VerificationProgress, unregistered: int | None, *, complete: bool) -> str:
     registry = CollectorRegistry()
     files = Gauge("cdc_archiver_verify_files", "Files of the last verify, by result.", ["result"], registry=registry)
-    for verdict in Verdict:
-        files.labels(verdict.value).set(tally.verdicts[verdict])
-    if strangers is not None:
-        files.labels("unregistered").set(strangers)
+    for verdict in FileVerdict:
+        files.labels(verdict.value).set(progress.verdicts[verdict])
+    if unregistered is not None:
+        files.labels("unregistered").set(unregistered)
     for name, text, value in (
-        ("bytes", "Bytes that the last verify read.", tally.size),
-        ("complete", "Whether it came to its end.", complete),
-        ("timestamp_seconds", "When it ended.", time.time()),
+        ("bytes", "Bytes that the last verify read.", progress.size),
+        ("complete", "Whether the last verify completed.", complete),
+        ("timestamp_seconds", "Time at which the last verify ended.", time.time()),
     ):
         Gauge(f"cdc_archiver_verify_{name}", text, registry=registry).set(value)
     return generate_latest(registry).decode()

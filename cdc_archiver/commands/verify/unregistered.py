@@ -1,4 +1,4 @@
-"""Files of the archive that no row names: what a crash of another program left, or somebody put there."""
+"""Finds files of the archive that no row names: left by a crash of another program, or put there by a person."""
 
 from __future__ import annotations
 
@@ -17,49 +17,51 @@ from cdc_archiver.transfer import layout
 from cdc_archiver.transfer.staging import INCOMING, MARKER
 
 _OURS: Final = frozenset({INCOMING, MARKER})
-_FILE_SYSTEMS: Final = "lost+found"
-"""At the top of a disk, for root alone."""
+_LOST_AND_FOUND: Final = "lost+found"
+"""At the top of a file system, readable only by root."""
+_CHECK_EVERY: Final = 1000
 
 _FileId: TypeAlias = tuple[int, int]
+"""Device and inode."""
 
 
-def require_rows_below(desk: CommandContext, data_dir: Path) -> None:
-    """Asks whether this is the directory that rows name: under another name of it, every good file would have no row.
+def require_rows_below(context: CommandContext, data_dir: Path) -> None:
+    """Checks that rows name this directory: under another name of it, every file would have no row.
 
     Raises:
-        Misconfigured: it is not, or this is not the table.
+        Misconfigured: no archived row names it: it is another directory, or this is another table.
     """
     archived = Criteria(paths=(f"{data_dir}/*",), states=frozenset({RowState.ARCHIVED}))
-    if next(walk(desk.database, desk.files, archived, limit=1), None) is None:
+    if next(walk(context.database, context.files, archived, limit=1), None) is None:
         raise Misconfigured(
-            f"no archived row of {desk.files.name} is below {data_dir}, so nobody can say which files have none",
-            "--data-dir is the archive's directory as the rows name it",
+            f"files without a row cannot be found: no archived row of {context.files.name} is below {data_dir}",
+            "set --data-dir to the archive's directory as the rows name it: cdc-archiver list --state archived --limit 1",
         )
 
 
-def unregistered(
-    desk: CommandContext,
+def find_unregistered(
+    context: CommandContext,
     data_dir: Path,
     stopped: Callable[[], bool],
-    on_unseen: Callable[[Path, str], None],
+    on_skipped: Callable[[Path, str], None],
     on_progress: Callable[[int], None] = lambda files: None,
 ) -> list[Path]:
-    """The files below data_dir that no row of any table of files names, in order.
+    """The files below data_dir that no row of any table of files names, sorted.
 
-    A row that waits names the place that its file will have: the running service places files before it says so. Some 80 bytes
-    of memory for each row.
+    A pending row counts with its future archived path: the running service places a file before it writes its row. Takes
+    about 80 bytes of memory for each row.
 
     Args:
-        stopped: asked now and then whether to give up.
-        on_unseen: told of each directory that cannot be looked into, and why.
-        on_progress: told how many files were seen.
+        stopped: called now and then; True ends the search, with an empty result.
+        on_skipped: called for each directory that cannot be read, with the reason.
+        on_progress: called with the number of files seen.
     """
-    named, _ = _named(desk, data_dir, stopped)
+    named, _ = _named(context, data_dir, stopped)
     seen = 0
     candidates = []
-    for path in _files(data_dir, on_unseen, top=True):
+    for path in _files(data_dir, on_skipped, top=True):
         seen += 1
-        if seen % 1000 == 0:
+        if seen % _CHECK_EVERY == 0:
             on_progress(seen)
             if stopped():
                 return []
@@ -68,30 +70,30 @@ def unregistered(
     on_progress(seen)
     if not candidates:
         return []
-    # What was archived while we looked has a row by now.
-    named, elsewhere = _named(desk, data_dir, stopped)
+    # A file that was archived meanwhile has a row by now.
+    named, elsewhere = _named(context, data_dir, stopped)
     return sorted(
         path
         for path in candidates
-        if _digest(str(path)) not in named and (file := _file(path)) and file not in elsewhere
+        if _digest(str(path)) not in named and (file := _file_id(path)) and file not in elsewhere
     )
 
 
-def _named(desk: CommandContext, data_dir: Path, stopped: Callable[[], bool]) -> tuple[set[int], set[_FileId]]:
-    """What rows name: paths; and the files that they name under another directory's name, a link or a second mount."""
+def _named(context: CommandContext, data_dir: Path, stopped: Callable[[], bool]) -> tuple[set[int], set[_FileId]]:
+    """Digests of the paths that rows name, and the files that they name through a link or a second mount of data_dir."""
     names: set[int] = set()
     elsewhere: set[_FileId] = set()
     below = f"{data_dir}/"
-    with desk.database.connect() as connection:
-        older = schema.older_versions(connection, desk.database.name, desk.files.name)
-    tables = [desk.files, *(FilesTable(name, 0, desk.settings.max_attempts) for name in older)]
+    with context.database.connect() as connection:
+        older = schema.older_versions(connection, context.database.name, context.files.name)
+    tables = [context.files, *(FilesTable(name, 0, context.settings.max_attempts) for name in older)]
     for files in tables:
-        for number, row in enumerate(walk(desk.database, files, Criteria(), newest_first=False)):
-            if number % 1000 == 0 and stopped():
+        for number, row in enumerate(walk(context.database, files, Criteria(), newest_first=False)):
+            if number % _CHECK_EVERY == 0 and stopped():
                 break
             if row.copied:
                 names.add(_digest(row.record.path))
-                if not row.record.path.startswith(below) and (file := _file(row.record.path)):
+                if not row.record.path.startswith(below) and (file := _file_id(row.record.path)):
                     elsewhere.add(file)
                 continue
             try:
@@ -101,8 +103,8 @@ def _named(desk: CommandContext, data_dir: Path, stopped: Callable[[], bool]) ->
     return names, elsewhere
 
 
-def _file(path: Path | str) -> _FileId | None:
-    """The file itself, whatever its path is called."""
+def _file_id(path: Path | str) -> _FileId | None:
+    """The file itself, whatever its path; None if it does not exist."""
     try:
         found = os.lstat(path)
     except (OSError, ValueError):
@@ -110,22 +112,22 @@ def _file(path: Path | str) -> _FileId | None:
     return found.st_dev, found.st_ino
 
 
-def _files(directory: Path, on_unseen: Callable[[Path, str], None], *, top: bool = False) -> Iterator[Path]:
+def _files(directory: Path, on_skipped: Callable[[Path, str], None], *, top: bool = False) -> Iterator[Path]:
     try:
         with os.scandir(directory) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):  # tidied up while we looked
+    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
         return
     except OSError as error:
-        on_unseen(directory, error.strerror or str(error))
+        on_skipped(directory, error.strerror or str(error))
         return
     for entry in listed:
         if top and (
-            entry.name in _OURS or (entry.name == _FILE_SYSTEMS and not os.access(entry.path, os.R_OK | os.X_OK))
+            entry.name in _OURS or (entry.name == _LOST_AND_FOUND and not os.access(entry.path, os.R_OK | os.X_OK))
         ):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path), on_unseen)
+            yield from _files(Path(entry.path), on_skipped)
         else:
             yield Path(entry.path)
 

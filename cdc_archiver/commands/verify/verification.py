@@ -1,4 +1,4 @@
-"""`verify`: archived files are read again and compared with their rows; can be stopped at any time, and goes on from there."""
+"""Reads archived files and compares them with their rows. Can be stopped at any time, and continued."""
 
 from __future__ import annotations
 
@@ -13,120 +13,124 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from cdc_archiver.commands.archive_access import ArchiveAway, require_directory, require_mounted
+from cdc_archiver.commands.archive_access import ArchiveUnavailable, require_directory, require_mounted
 from cdc_archiver.commands.context import CommandContext
-from cdc_archiver.commands.hashing import NoFile, Stopped, hash_file
+from cdc_archiver.commands.hashing import NotARegularFile, Stopped, hash_file
 from cdc_archiver.commands.verify.requeue import Requeue
 from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.search import Criteria, walk
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import Reason
 
-_AHEAD: Final = 4
-"""Files in hand for each job: enough that none waits, few enough that little is done twice after a stop."""
-_REQUEUE_AT: Final = 100
-"""Files that are asked for on their source together: each question is a login."""
-_REQUEUE_AFTER: Final = 15.0
-"""Seconds that a file waits for others to be asked for with: a run that goes on reads these seconds' files again."""
+_FILES_PER_JOB: Final = 4
+"""Files under way for each job: enough that no job waits, few enough that little is read twice after a stop."""
+_REQUEUE_BATCH: Final = 100
+"""Files to look for on their source together: each look is a login."""
+_REQUEUE_DELAY: Final = 15.0
+"""Seconds that a file waits for others of its batch: a continued run reads these seconds' files again."""
 _PAGE: Final = 500
 _TICK: Final = 0.5
 
 
-class Verdict(StrEnum):
-    """What came of one file."""
+class FileVerdict(StrEnum):
+    """The result for one file. The values are values of ``--json`` and labels of a metric."""
 
     OK = "ok"
     MISSING = "missing"
     CHANGED = "changed"
     UNREADABLE = "unreadable"
     ELSEWHERE = "elsewhere"
-    """The row names a place that is not below data_dir: another archive's file, and not read."""
+    """The row's path is not below data_dir: a file of another archive, which is not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A file that is not right.
+    """A file that is not as its row says. Field names are keys of ``--json``.
 
     Attributes:
-        requeued: whether it is archived anew; why not, in ``requeue_note``, where that was asked for.
+        requeued: whether it was requeued.
+        requeue_note: if requested and not done, the reason.
     """
 
     id: int
     path: str
-    verdict: Verdict
+    verdict: FileVerdict
     detail: str
     requeued: bool = False
     requeue_note: str = ""
 
 
 @dataclass(slots=True)
-class Tally:
-    """How far it is.
+class VerificationProgress:
+    """The progress of a run. Field names are keys of ``--json`` and of the state file.
 
     Attributes:
-        total: files that are to be read.
+        total: files to read.
         after: all files up to this id are done.
-        moved_on: rows that were made pending, or archived anew, while their file was read.
+        moved_on: rows that were changed while their file was read.
+        size: bytes read.
     """
 
     total: int = 0
     after: int = 0
-    verdicts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((verdict.value for verdict in Verdict), 0))
+    verdicts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys((verdict.value for verdict in FileVerdict), 0)
+    )
     moved_on: int = 0
     requeued: int = 0
     size: int = 0
 
     @property
     def done(self) -> int:
-        """Files that were read, or found not to be there."""
+        """Files that have a verdict, or changed meanwhile."""
         return sum(self.verdicts.values()) + self.moved_on
 
     @property
     def wrong(self) -> int:
-        """Files that are not right."""
-        return sum(count for verdict, count in self.verdicts.items() if verdict != Verdict.OK)
+        """Files with a problem."""
+        return sum(count for verdict, count in self.verdicts.items() if verdict != FileVerdict.OK)
 
 
 @dataclass(slots=True)
 class VerificationPlan:
-    """What is to be read.
+    """What to read.
 
     Attributes:
-        sample: the ids drawn by lot, ascending; None for all that the criteria mean.
-        tally: how far a run has come with nothing left to say or to do for the files before: where another goes on.
+        sample: the ids of a random sample, ascending; None for all files that match the criteria.
+        progress: the last one with no problem left to report or requeue: a continued run starts there.
     """
 
     criteria: Criteria
     sample: tuple[int, ...] | None
-    tally: Tally
+    progress: VerificationProgress
 
 
-def draw(desk: CommandContext, criteria: Criteria, sample: str) -> tuple[int, ...] | None:
-    """The ids of a sample.
+def draw_sample(context: CommandContext, criteria: Criteria, sample: str) -> tuple[int, ...] | None:
+    """The ids of a random sample; None for all files.
 
     Args:
-        sample: a number of files, or a share of them (``1%``); empty for all.
+        sample: a number of files, or a percentage (``1%``); empty for all.
 
     Raises:
         Misconfigured: it is neither.
     """
     if not sample:
         return None
-    conditions = criteria.conditions(desk.files)
+    conditions = criteria.conditions(context.files)
     try:
-        share = float(sample[:-1]) if sample.endswith("%") else None
-        size = int(sample) if share is None else 0
+        percentage = float(sample[:-1]) if sample.endswith("%") else None
+        size = int(sample) if percentage is None else 0
     except ValueError:
-        share, size = None, 0
-    if not (size > 0 if share is None else 0 < share <= 100):
-        raise Misconfigured(f"{sample!r} is no sample", "say a number of files, or a share: 1000, 0.5%")
-    with desk.database.connect() as connection:
-        if share is not None:
-            size = max(1, round(desk.files.count(connection, *conditions) * share / 100))
-        return tuple(sorted(desk.files.sample(connection, *conditions, size=size)))
+        percentage, size = None, 0
+    if not (size > 0 if percentage is None else 0 < percentage <= 100):
+        raise Misconfigured(f"invalid sample: {sample!r}", "use a number of files or a percentage: 1000, 0.5%")
+    with context.database.connect() as connection:
+        if percentage is not None:
+            size = max(1, round(context.files.count(connection, *conditions) * percentage / 100))
+        return tuple(sorted(context.files.sample(connection, *conditions, size=size)))
 
 
-class _NotBelow(Exception):
+class _NotBelowDataDir(Exception):
     """A row's path is not below data_dir."""
 
 
@@ -134,36 +138,39 @@ class Verification:
     """One run.
 
     Args:
-        plan: what to read, and what was read before.
-        jobs: files that are read at a time.
-        requeue: None to leave files as they are.
-        on_problem: told of each file that is not right.
-        on_progress: told how far it is, a few times a second.
+        plan: what to read, and what an earlier run has done.
+        jobs: files to read at the same time.
+        requeue: None to requeue nothing.
+        on_problem: called with each file that has a problem.
+        on_progress: called after each file.
+
+    Raises:
+        ArchiveUnavailable: the archive's disk is not mounted.
     """
 
     def __init__(
         self,
-        desk: CommandContext,
+        context: CommandContext,
         plan: VerificationPlan,
         jobs: int,
         requeue: Requeue | None,
         on_problem: Callable[[Problem], None],
-        on_progress: Callable[[Tally], None] = lambda tally: None,
+        on_progress: Callable[[VerificationProgress], None] = lambda progress: None,
     ) -> None:
-        self._desk = desk
+        self._context = context
         self._plan = plan
         self._jobs = jobs
         self._requeue = requeue
         self._on_problem = on_problem
         self._on_progress = on_progress
         self._stop = threading.Event()
-        self._marked = require_mounted(desk)
-        self._wrong: list[tuple[Row, Problem]] = []
-        self._settle_at = 0.0
-        self.tally = copy.deepcopy(plan.tally)
+        self._marked = require_mounted(context)
+        self._unreported: list[tuple[Row, Problem]] = []
+        self._report_at = 0.0
+        self.progress = copy.deepcopy(plan.progress)
 
     def stop(self) -> None:
-        """Asks it to end; may be called from a signal handler."""
+        """Requests the end; may be called from a signal handler."""
         self._stop.set()
 
     def run(self) -> bool:
@@ -173,17 +180,17 @@ class Verification:
             Whether all of them; False after a stop.
 
         Raises:
-            ArchiveAway: the archive's disk went away.
+            ArchiveUnavailable: the archive's disk was unmounted.
         """
         try:
             self._read()
-            self._settle()
+            self._report()
         except BaseException:
-            # Whoever goes on finds them again, by VerificationPlan.tally; nobody may.
-            for _, problem in self._wrong:
-                self._on_problem(replace(problem, requeue_note="the run ended before that was done"))
+            # A continued run finds these again, by VerificationPlan.progress; but there may be none.
+            for _, problem in self._unreported:
+                self._on_problem(replace(problem, requeue_note="the run ended before that"))
             raise
-        self._on_progress(self.tally)
+        self._on_progress(self.progress)
         return not self._stop.is_set()
 
     def _read(self) -> None:
@@ -192,7 +199,7 @@ class Verification:
             try:
                 for row in self._rows():
                     waiting.append((row, pool.submit(self._hash, row.record.path)))
-                    if len(waiting) >= self._jobs * _AHEAD:
+                    if len(waiting) >= self._jobs * _FILES_PER_JOB:
                         self._judge(*waiting.popleft())
                     if self._stop.is_set():
                         break
@@ -204,10 +211,10 @@ class Verification:
                 self._stop_reading(waiting)
 
     def _hash(self, path: str) -> tuple[bytes, int]:
-        below = os.path.join(os.path.normpath(self._desk.settings.data_dir or "/"), "")
+        below = os.path.join(os.path.normpath(self._context.settings.data_dir or "/"), "")
         if not os.path.normpath(path).startswith(below):
-            raise _NotBelow
-        return hash_file(path, self._stop, aside=True)
+            raise _NotBelowDataDir
+        return hash_file(path, self._stop, drop_cache=True)
 
     def _stop_reading(self, waiting: deque[tuple[Row, Future[tuple[bytes, int]]]]) -> None:
         if waiting:
@@ -216,83 +223,88 @@ class Verification:
             future.cancel()
 
     def _rows(self) -> Iterator[Row]:
-        desk, plan = self._desk, self._plan
+        context, plan = self._context, self._plan
         if plan.sample is None:
-            yield from walk(desk.database, desk.files, plan.criteria, newest_first=False, after=self.tally.after)
+            after = self.progress.after
+            yield from walk(context.database, context.files, plan.criteria, newest_first=False, after=after)
             return
-        left = [id_ for id_ in plan.sample if id_ > self.tally.after]
+        left = [id_ for id_ in plan.sample if id_ > self.progress.after]
         for start in range(0, len(left), _PAGE):
-            with desk.database.connect() as connection:
-                rows = desk.files.load(connection, left[start : start + _PAGE])
+            with context.database.connect() as connection:
+                rows = context.files.load(connection, left[start : start + _PAGE])
             yield from (rows[id_] for id_ in sorted(rows) if rows[id_].copied)
 
     def _judge(self, row: Row, future: Future[tuple[bytes, int]]) -> None:
         verdict, detail, size = self._verdict(row, future)
-        if verdict is not Verdict.OK and self._moved_on(row):
-            self.tally.moved_on += 1
+        if verdict is not FileVerdict.OK and self._has_changed(row):
+            self.progress.moved_on += 1
         else:
-            self.tally.verdicts[verdict] += 1
-            self.tally.size += size
-            if verdict is not Verdict.OK:
-                self._settle_at = self._settle_at if self._wrong else time.monotonic() + _REQUEUE_AFTER
-                self._wrong.append((row, Problem(row.record.id, row.record.path, verdict, detail)))
-        self.tally.after = row.record.id
-        if self._requeue is None or len(self._wrong) >= _REQUEUE_AT or time.monotonic() > self._settle_at:
-            self._settle()
-        self._on_progress(self.tally)
+            self.progress.verdicts[verdict] += 1
+            self.progress.size += size
+            if verdict is not FileVerdict.OK:
+                self._report_at = self._report_at if self._unreported else time.monotonic() + _REQUEUE_DELAY
+                self._unreported.append((row, Problem(row.record.id, row.record.path, verdict, detail)))
+        self.progress.after = row.record.id
+        if self._requeue is None or len(self._unreported) >= _REQUEUE_BATCH or time.monotonic() > self._report_at:
+            self._report()
+        self._on_progress(self.progress)
 
-    def _verdict(self, row: Row, future: Future[tuple[bytes, int]]) -> tuple[Verdict, str, int]:
+    def _verdict(self, row: Row, future: Future[tuple[bytes, int]]) -> tuple[FileVerdict, str, int]:
+        """The verdict, its detail, and the bytes read."""
         md5 = row.record.md5sum
         try:
             seen, size = _result(future)
-        except _NotBelow:
-            data_dir = self._desk.settings.data_dir
-            return Verdict.ELSEWHERE, f"it is not below {data_dir}: is --data-dir the directory that rows name?", 0
+        except _NotBelowDataDir:
+            data_dir = self._context.settings.data_dir
+            return FileVerdict.ELSEWHERE, f"it is not below {data_dir}: set --data-dir as the rows name it", 0
         except (FileNotFoundError, NotADirectoryError):
             self._require_still_mounted()
-            return Verdict.MISSING, "it is not there", 0
-        except NoFile as error:
-            return Verdict.CHANGED, str(error), 0
+            return FileVerdict.MISSING, "it does not exist", 0
+        except NotARegularFile as error:
+            return FileVerdict.CHANGED, str(error), 0
         except OSError as error:
-            return Verdict.UNREADABLE, error.strerror or str(error), 0
+            return FileVerdict.UNREADABLE, error.strerror or str(error), 0
         except ValueError:
-            return Verdict.MISSING, "no file can have that name", 0
+            return FileVerdict.MISSING, "no file can have that name", 0
         if seen == md5:
-            return Verdict.OK, "", size
-        return Verdict.CHANGED, f"md5 {seen.hex()}, the row says {md5.hex() or 'none'}", size
+            return FileVerdict.OK, "", size
+        return FileVerdict.CHANGED, f"its md5 is {seen.hex()}, in the row {md5.hex() or 'none'}", size
 
     def _require_still_mounted(self) -> None:
-        if not require_directory(self._desk.settings.data_dir) and self._marked:
-            raise ArchiveAway(
+        data_dir = self._context.settings.data_dir
+        if not require_directory(data_dir) and self._marked:
+            raise ArchiveUnavailable(
                 Reason.DESTINATION_MISSING,
-                f"{self._desk.settings.data_dir} has lost its marker file while it was read: its disk was unmounted",
-                "mount it, and go on",
+                f"data_dir {data_dir} lost its marker file during the run: its disk was unmounted",
+                f"mount its disk: mount {data_dir}; then run the same command",
             )
 
-    def _moved_on(self, row: Row) -> bool:
-        with self._desk.database.connect() as connection:
-            now = self._desk.files.load(connection, [row.record.id]).get(row.record.id)
+    def _has_changed(self, row: Row) -> bool:
+        with self._context.database.connect() as connection:
+            now = self._context.files.load(connection, [row.record.id]).get(row.record.id)
         return now != row
 
-    def _settle(self) -> None:
-        """Says what is wrong, and has it archived anew where that is wanted. What cannot be read here may be as good as ever: its row
-        is all that names it."""
-        again = [row for row, problem in self._wrong if problem.verdict is not Verdict.UNREADABLE]
-        notes = self._requeue.ask_again(again) if self._requeue and again else {}
-        wrong, self._wrong = self._wrong, []
-        for row, problem in wrong:
+    def _report(self) -> None:
+        """Requeues the files with a problem, if requested, and reports them.
+
+        Unreadable files are not requeued: such a file may be intact, and only its row names it.
+        """
+        candidates = [row for row, problem in self._unreported if problem.verdict is not FileVerdict.UNREADABLE]
+        notes = self._requeue.requeue(candidates) if self._requeue and candidates else {}
+        problems, self._unreported = self._unreported, []
+        for row, problem in problems:
             note = notes.get(row.record.id)
             if note is None:
-                unread = "it cannot be read here: fix that first" if self._requeue else ""
+                unread = "it cannot be read here; fix that first" if self._requeue else ""
                 self._on_problem(replace(problem, requeue_note=unread))
                 continue
-            self.tally.requeued += note == ""
+            self.progress.requeued += note == ""
             self._on_problem(replace(problem, requeued=note == "", requeue_note=note))
-        self._plan.tally = copy.deepcopy(self.tally)
+        self._plan.progress = copy.deepcopy(self.progress)
 
 
 def _result(future: Future[tuple[bytes, int]]) -> tuple[bytes, int]:
-    """What a file's reader says. No wait is without an end: a signal that came to another thread is heeded between two."""
+    """What a file's reader returns. Each wait is short: Python handles a signal between two of them."""
     while not wait([future], _TICK).done:
         pass
     return future.result()

@@ -1,1 +1,1 @@
-"""The verb `why`: facts about one file, a diagnosis of them, and how it is printed."""
+"""The verb `why`: gathers facts about one file, derives a diagnosis, prints both."""

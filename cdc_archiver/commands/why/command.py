@@ -1,26 +1,27 @@
-"""`cdc-archiver why`: why is this file not here?"""
+"""`cdc-archiver why`: flags and printing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Final
 
 import typer
 
 from cdc_archiver.commands.context import open_context
-from cdc_archiver.commands.output import STATE_STYLES, Page, complain, print_json, size_words
-from cdc_archiver.commands.why import lookup as inquiry
-from cdc_archiver.commands.why.diagnosis import Diagnosis, at_source_words, diagnose, reason_words
+from cdc_archiver.commands.output import STATE_STYLES, Printer, format_size, print_json, print_to_stderr
+from cdc_archiver.commands.why import lookup
+from cdc_archiver.commands.why.diagnosis import Diagnosis, at_source_text, diagnose, reason_text
 from cdc_archiver.commands.why.facts import (
-    MOST_MATCHES,
-    AtSource,
-    Facts,
+    MAX_MATCHES,
+    FileFacts,
     OlderRow,
     PlaceState,
-    find,
-    look,
+    SourceObservation,
+    find_rows,
+    gather_facts,
+    observe_at_sources,
     older_rows,
-    seen_at_sources,
 )
 from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import Row
@@ -32,11 +33,11 @@ from cdc_archiver.settings.types import LogLevel
 from cdc_archiver.timespec import clock
 
 HELP: Final = """
-Say why a file is not here.
+Explain why a file is not in the archive.
 
-Looks at the row, the archive, the history, the source and the running service.
+Reads the row, the archive, the history, the source and the running service.
 
-FILE is an id, a path on the source, an archived path, or a part of one. Where several match, they are listed.
+FILE is an id, a path on the source, an archived path, or a part of a path. If several files match, they are listed.
 
 Examples:
 
@@ -46,149 +47,157 @@ Examples:
 
   cdc-archiver why 1589517300_iv.npy --json
 
-It needs the database alone; what else it can look at, it does: the archive with --data-dir, the source with --host and --target,
-and says what it could not.
+Only the database is required. The archive is read with --data-dir, the source with --host and --target; the output names what could
+not be read.
 
-Exit status: 0 told; 2 several files match; 3 no row names it; 4 the database cannot be reached.
+Exit status: 0 done; 2 several files match; 3 no row matches; 4 the database cannot be reached.
 """
 
 
 def why(
     settings: Settings,
     file: Annotated[str, typer.Argument(metavar="FILE", help="An id, a path, or a part of a path.")],
-    hash_all: Annotated[bool, typer.Option("--hash", help="Hash the archived file however large it is.")] = False,
+    hash_all: Annotated[bool, typer.Option("--hash", help="Hash the archived file whatever its size.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
     now = datetime.now(UTC)
-    with open_context(settings) as desk:
-        rows = find(desk, file)
+    with open_context(settings) as context:
+        rows = find_rows(context, file)
         if not rows:
-            return _nobody(desk.files.name, file, older_rows(desk, file), seen_at_sources(desk, file), as_json=as_json)
+            older, observations = older_rows(context, file), observe_at_sources(context, file)
+            return _print_no_match(context.files.name, file, older, observations, as_json=as_json)
         if len(rows) > 1:
-            return _which(rows, file, settings.max_attempts, as_json=as_json)
-        facts = look(desk, rows[0], hash_all=hash_all)
-    told = diagnose(facts, now)
+            return _print_several_matches(rows, file, settings.max_attempts, as_json=as_json)
+        facts = gather_facts(context, rows[0], hash_all=hash_all)
+    diagnosis = diagnose(facts, now)
     if as_json:
-        print_json(inquiry.told(facts, told))
+        print_json(lookup.one_match(facts, diagnosis))
     else:
-        _print(Page(), facts, told)
+        _print(Printer(), facts, diagnosis)
     return ExitStatus.DONE
 
 
-def _nobody(table: str, wanted: str, older: list[OlderRow], seen: list[AtSource], *, as_json: bool) -> ExitStatus:
+def _print_no_match(
+    table: str,
+    wanted: str,
+    older: Sequence[OlderRow],
+    observations: Sequence[SourceObservation],
+    *,
+    as_json: bool,
+) -> ExitStatus:
     if as_json:
-        print_json(inquiry.nobody(table, wanted, older, seen))
+        print_json(lookup.no_match(table, wanted, older, observations))
         return ExitStatus.NOT_RIGHT
-    page = Page()
-    page.line(inquiry.nobody_words(table, wanted, older))
-    for each in seen:
-        page.line(f"on the source: {each.path}: {each.state.value if each.state else each.note}")
+    printer = Printer()
+    printer.line(lookup.no_match_text(table, wanted, older))
+    for each in observations:
+        printer.line(f"on the source: {each.path}: {each.state.value if each.state else each.note}")
     if older:
-        page.line(f"to look at it there: cdc-archiver why {older[0].id} --table {older[0].table}")
+        printer.line(f"to examine the older row: cdc-archiver why {older[0].id} --table {older[0].table}")
     elif not is_id(wanted):
-        page.line("if it should be: `cdc-archiver register` does it by hand, where the file is")
+        printer.line("to register it by hand, on the machine that has the file: cdc-archiver register")
     return ExitStatus.NOT_RIGHT
 
 
-def _which(rows: list[Row], wanted: str, max_attempts: int, *, as_json: bool) -> ExitStatus:
-    shown, more = rows[:MOST_MATCHES], len(rows) > MOST_MATCHES
-    listed = [(row, state_of(row, max_attempts)) for row in shown]
+def _print_several_matches(rows: list[Row], wanted: str, max_attempts: int, *, as_json: bool) -> ExitStatus:
+    shown, more = rows[:MAX_MATCHES], len(rows) > MAX_MATCHES
+    with_state = [(row, state_of(row, max_attempts)) for row in shown]
     if as_json:
-        print_json(inquiry.which(rows, max_attempts))
+        print_json(lookup.several_matches(rows, max_attempts))
     else:
-        Page().table(
+        Printer().table(
             ("ID", "STATE", "PATH"),
-            ((str(row.record.id), (state, STATE_STYLES[state]), row.record.path) for row, state in listed),
+            ((str(row.record.id), (state, STATE_STYLES[state]), row.record.path) for row, state in with_state),
         )
-    many = f"more than {MOST_MATCHES}" if more else str(len(shown))
-    complain(f"{many} files match {wanted!r}: which one? Say its id: cdc-archiver why {shown[0].record.id}")
+    count = f"more than {MAX_MATCHES}" if more else str(len(shown))
+    print_to_stderr(f"{count} files match {wanted!r}; give the id of one: cdc-archiver why {shown[0].record.id}")
     return ExitStatus.USAGE
 
 
-def _print(page: Page, facts: Facts, told: Diagnosis) -> None:
+def _print(printer: Printer, facts: FileFacts, diagnosis: Diagnosis) -> None:
     record = facts.record
-    page.line((told.sentence, "bold"))
-    page.line()
+    printer.line((diagnosis.sentence, "bold"))
+    printer.line()
     time = clock(record.timestamp) if record.timestamp else "none"
     attempts = "none" if record.failed_copy_attempts is None else str(record.failed_copy_attempts)
-    page.facts(
+    printer.facts(
         [
             ("row", f"{record.id} of {facts.table}"),
             ("state", (f"{facts.state}", STATE_STYLES[facts.state])),
             ("path", record.path),
             ("target", f"{record.instance_id}{f' of the source {facts.source}' if facts.source else ''}"),
             ("registered", f"timestamp {time}, action {record.action}, pub_id {record.pub_id}"),
-            ("failed attempts", f"{attempts} (given up at {facts.max_attempts})"),
+            ("failed attempts", f"{attempts} (quarantined at {facts.max_attempts})"),
             ("md5 of the row", record.md5sum.hex() or "none"),
             ("in the archive", _place(facts)),
             *([("md5 there", facts.place.md5.hex())] if facts.place.md5 else []),
             ("on the source", _source(facts)),
-            ("the service", _service(facts)),
+            ("in the service", _service(facts)),
         ]
     )
-    page.line()
+    printer.line()
     if facts.no_history:
-        page.line(f"What was tried is not known: {facts.no_history}")
+        printer.line(f"Attempts are not known: {facts.no_history}")
     elif not facts.attempts:
-        page.line("The history has nothing about it.")
+        printer.line("The history has no entry for it.")
     else:
-        page.line(f"What was tried ({len(facts.attempts)}):")
+        printer.line(f"History ({len(facts.attempts)}):")
         for attempt in facts.attempts:
-            _print_attempt(page, attempt)
-    page.line()
-    page.line(("next  ", "dim"), told.following)
-    for when, command in told.advice:
-        page.line(("do    ", "dim"), f"{when}: ", (command, "bold"))
+            _print_attempt(printer, attempt)
+    printer.line()
+    printer.line(("next  ", "dim"), diagnosis.following)
+    for when, command in diagnosis.advice:
+        printer.line(("do    ", "dim"), f"{when}: ", (command, "bold"))
 
 
-def _place(facts: Facts) -> str:
+def _place(facts: FileFacts) -> str:
     place = facts.place
     if place.path is None:
-        return f"nowhere: {place.refused_why}"
-    size = f", {size_words(place.size)} ({place.size} bytes)" if place.size is not None else ""
-    words = {
-        PlaceState.RIGHT: "is there, with the row's md5",
-        PlaceState.THERE: "is there",
-        PlaceState.WRONG: "is there, and is not the row's file",
-        PlaceState.ABSENT: "is not there",
-        PlaceState.UNREADABLE: "is there, and cannot be read",
-        PlaceState.NOT_LOOKED: "was not looked at",
+        return f"no place: {place.refused_why}"
+    size = f", {format_size(place.size)} ({place.size} bytes)" if place.size is not None else ""
+    text = {
+        PlaceState.RIGHT: "exists, with the row's md5",
+        PlaceState.THERE: "exists",
+        PlaceState.WRONG: "exists, but is not the row's file",
+        PlaceState.ABSENT: "does not exist",
+        PlaceState.UNREADABLE: "exists, but cannot be read",
+        PlaceState.NOT_LOOKED: "was not examined",
     }[place.state]
     note = f" ({place.note})" if place.note else ""
     refused = f"; {place.refused_why}" if place.refused else ""
-    return f"{place.path} {words}{size}{note}{refused}"
+    return f"{place.path} {text}{size}{note}{refused}"
 
 
-def _source(facts: Facts) -> str:
-    seen = facts.at_source
-    if seen.path is None:
-        return f"not looked at: {seen.note}"
-    if seen.state is None:
-        return f"{seen.path} was not looked at: {seen.note}"
-    return f"{seen.path}: {at_source_words(facts)}"
+def _source(facts: FileFacts) -> str:
+    observation = facts.at_source
+    if observation.path is None:
+        return f"not examined: {observation.note}"
+    if observation.state is None:
+        return f"{observation.path} was not examined: {observation.note}"
+    return f"{observation.path}: {at_source_text(facts)}"
 
 
-def _service(facts: Facts) -> str:
+def _service(facts: FileFacts) -> str:
     service = facts.service
     if not service.answered:
         return f"not asked: {service.note}"
-    hand = service.in_hand
-    if hand is None:
-        return f"{service.state}; it does not have this file in hand"
-    again = f", again in {hand['retry_in']:.0f} s" if hand.get("retry_in") is not None else ""
-    return f"{service.state}; it has this file in hand: {hand['state']}{again}, told of it by the {hand['origin']}"
+    in_hand = service.in_hand
+    if in_hand is None:
+        return f"{service.state}; this file is not in its pipeline"
+    retry = f", next attempt in {in_hand['retry_in']:.0f} s" if in_hand.get("retry_in") is not None else ""
+    return f"{service.state}; this file is in its pipeline: {in_hand['state']}{retry}, found by the {in_hand['origin']}"
 
 
-def _print_attempt(page: Page, attempt: Attempt) -> None:
-    words = [attempt.result]
+def _print_attempt(printer: Printer, attempt: Attempt) -> None:
+    parts = [attempt.result]
     if attempt.reason:
-        words.append(f"{attempt.reason} ({reason_words(attempt.reason)})")
+        parts.append(f"{attempt.reason} ({reason_text(attempt.reason)})")
     if attempt.archived_path:
-        words.append(f"from {attempt.source_path} to {attempt.archived_path}")
-    page.line(f"  {clock(attempt.at)}  {', '.join(words)}")
+        parts.append(f"from {attempt.source_path} to {attempt.archived_path}")
+    printer.line(f"  {clock(attempt.at)}  {', '.join(parts)}")
     if attempt.detail:
-        page.line(f"      {attempt.detail}")
+        printer.line(f"      {attempt.detail}")
     if attempt.md5_seen:
         registered = attempt.md5_row.hex() if attempt.md5_row else "none"
-        page.line(f"      md5 registered {registered}, md5 of what arrived {attempt.md5_seen.hex()}")
+        printer.line(f"      md5 registered {registered}, md5 of what arrived {attempt.md5_seen.hex()}")

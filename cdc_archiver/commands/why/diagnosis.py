@@ -1,4 +1,4 @@
-"""From what is known of a file to an answer: one sentence, what happens next, what a person can do. Pure."""
+"""Derives a diagnosis from the facts about a file: one sentence, what happens next, what an operator can do. Pure."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
-from cdc_archiver.commands.why.facts import Facts, PlaceState
+from cdc_archiver.commands.why.facts import FileFacts, PlaceState
 from cdc_archiver.database.attempts import IGNORED, Attempt
 from cdc_archiver.database.search import RowState
 from cdc_archiver.model import Reason, Scope
 from cdc_archiver.timespec import ago, clock, span
 from cdc_archiver.transfer.probe import FileState
 
-_WORDS: Final = MappingProxyType(
+_REASONS: Final = MappingProxyType(
     {
         Reason.MISSING: "it was not on its source",
-        Reason.UNREADABLE: "the account on the source may not read it",
-        Reason.CHANGED: "it was not the file that was registered: its md5 was another",
-        Reason.NOT_A_FILE: "its path on the source is no regular file",
-        Reason.BAD_PATH: "its path cannot be a file's",
-        Reason.BAD_NAME: "its name cannot be a file's",
+        Reason.UNREADABLE: "the account on the source had no permission to read it",
+        Reason.CHANGED: "its md5 was not the registered one",
+        Reason.NOT_A_FILE: "its path on the source is not a regular file",
+        Reason.BAD_PATH: "its path is not a valid file path",
+        Reason.BAD_NAME: "its name is not a valid file name",
         Reason.NO_PUB_ID: "the row has no pub_id",
-        Reason.BAD_PUB_ID: "its pub_id is no directory's name",
-        Reason.BAD_ACTION: "its action is no directory's name",
+        Reason.BAD_PUB_ID: "its pub_id is not a valid directory name",
+        Reason.BAD_ACTION: "its action is not a valid directory name",
         Reason.NO_TIMESTAMP: "the row has no timestamp",
         Reason.NO_MD5: "the row has no md5sum",
         Reason.PATH_TOO_LONG: "its archived path does not fit into the column",
@@ -48,25 +48,25 @@ _COLUMNS: Final = MappingProxyType(
 
 _AT_SOURCE: Final = MappingProxyType(
     {
-        FileState.OK: "it is there now",
-        FileState.MISSING: "it is not there now",
-        FileState.UNREADABLE: "it is there now, and the account may not read it",
-        FileState.NOT_A_FILE: "what is there now is no regular file",
+        FileState.OK: "it exists now",
+        FileState.MISSING: "it does not exist now",
+        FileState.UNREADABLE: "it exists now, but the account has no permission to read it",
+        FileState.NOT_A_FILE: "it is not a regular file now",
         FileState.ROOT_GONE: "the source's root is missing or empty now: its disk is not mounted",
     }
 )
 
-_UNLESS: Final = ", unless it runs with a lower --max-attempts than this command."
+_DOES_NOT_COUNT: Final = "this does not count as a failed attempt"
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What a person is told.
+    """The diagnosis of a file.
 
     Attributes:
-        sentence: why the file is (not) here.
-        following: what happens next, by itself.
-        advice: what to do, and the command that does it.
+        sentence: why the file is, or is not, in the archive.
+        following: what happens next without an operator.
+        advice: pairs of a purpose and the command for it.
     """
 
     sentence: str
@@ -74,22 +74,22 @@ class Diagnosis:
     advice: tuple[tuple[str, str], ...]
 
 
-def reason_words(reason: str | None) -> str:
-    """A reason in words."""
+def reason_text(reason: str | None) -> str:
+    """A sentence for a reason; the reason itself if there is none."""
     try:
-        return _WORDS.get(Reason(reason or ""), reason or "").strip()
+        return _REASONS.get(Reason(reason or ""), reason or "").strip()
     except ValueError:
         return reason or ""
 
 
-def at_source_words(facts: Facts) -> str:
-    """What is to be seen of the file on its source."""
-    seen = facts.at_source
-    return seen.note if seen.state is None else _AT_SOURCE[seen.state]
+def at_source_text(facts: FileFacts) -> str:
+    """A sentence for the file's state on its source."""
+    observation = facts.at_source
+    return observation.note if observation.state is None else _AT_SOURCE[observation.state]
 
 
-def diagnose(facts: Facts, now: datetime) -> Diagnosis:
-    """The answer.
+def diagnose(facts: FileFacts, now: datetime) -> Diagnosis:
+    """The diagnosis.
 
     Args:
         now: aware.
@@ -103,210 +103,229 @@ def diagnose(facts: Facts, now: datetime) -> Diagnosis:
             return _refused(facts)
         case RowState.QUARANTINED if facts.service.in_hand is None:
             return _quarantined(facts, now)
-        case _:  # pending; or our --max-attempts is lower than that of the service, which has it in hand
+        case _:  # pending; or --max-attempts is lower here than in the service, which has the file in its pipeline
             return _pending(facts, now)
 
 
-def _archived(facts: Facts) -> Diagnosis:
+def _archived(facts: FileFacts) -> Diagnosis:
     id_ = facts.record.id
-    anew = ("to have it archived anew, where its source still has it", f"cdc-archiver verify --requeue {id_}")
-    others = ("look at the archive's disk, and at what else it holds", "cdc-archiver verify --sample 1%")
+    requeue = ("to have it archived again, if its source still has it", f"cdc-archiver verify --requeue {id_}")
+    sample = ("to check the archive's disk and its other files", "cdc-archiver verify --sample 1%")
+    done = "Nothing: the file is done."
+    done_for_service = "Nothing: for the service the file is done."
     match facts.place.state:
         case PlaceState.RIGHT:
-            return Diagnosis("It is here: archived, and the file has the row's md5.", "Nothing: it is done.", ())
+            return Diagnosis("It is here: archived, and the file has the row's md5.", done, ())
         case PlaceState.THERE:
-            whole = ("to be sure of its content", f"cdc-archiver why {id_} --hash")
-            return Diagnosis("It is here: archived, and the file is in its place.", "Nothing: it is done.", (whole,))
+            hash_it = ("to check its content", f"cdc-archiver why {id_} --hash")
+            return Diagnosis("It is here: archived, and the file is in its place.", done, (hash_it,))
         case PlaceState.WRONG:
             return Diagnosis(
-                "It was archived, and what is in its place now is another file: its md5 is not the row's.",
-                "Nothing by itself: for the service it is done.",
-                (anew, others),
+                "It was archived, but another file is in its place now: the md5 is not the row's.",
+                done_for_service,
+                (requeue, sample),
             )
         case PlaceState.ABSENT:
-            return Diagnosis(
-                "It was archived, and is not in its place any more.",
-                "Nothing by itself: for the service it is done.",
-                (anew, others),
-            )
+            return Diagnosis("It was archived, but is no longer in its place.", done_for_service, (requeue, sample))
         case _:
             return Diagnosis(
-                f"The row says that it is archived; whether the file is there cannot be seen from here: {facts.place.note}.",
-                "Nothing: for the service it is done.",
+                f"It is archived according to its row; the file cannot be examined from here: {facts.place.note}.",
+                done_for_service,
                 (),
             )
 
 
-def _ignored(facts: Facts) -> Diagnosis:
+def _ignored(facts: FileFacts) -> Diagnosis:
     notes = [attempt for attempt in facts.attempts if attempt.result == IGNORED]
-    who = f": {notes[-1].detail}, on {clock(notes[-1].at)}" if notes else "; nobody noted why"
+    who = f": {notes[-1].detail}, on {clock(notes[-1].at)}" if notes else "; the reason is not in the history"
     return Diagnosis(
-        f"It is not here because an operator said to ignore it{who}.",
-        "Nothing: an ignored file is tried no more, and is no alarm.",
-        (("if it is wanted after all", f"cdc-archiver ignore --undo {facts.record.id}"),),
+        f"It is not here because an operator marked it as ignored{who}.",
+        "Nothing: an ignored file is not tried again, and raises no alert.",
+        (("to have it archived after all", f"cdc-archiver ignore --undo {facts.record.id}"),),
     )
 
 
-def _refused(facts: Facts) -> Diagnosis:
+def _refused(facts: FileFacts) -> Diagnosis:
     last = _last_failure(facts)
-    told = last.detail or reason_words(last.reason) if last else _unknown(facts)
+    why = last.detail or reason_text(last.reason) if last else _why_unknown(facts)
     if facts.place.refused is None and not (last and last.reason == Reason.NOT_A_FILE.value):
         return Diagnosis(
-            f"It is not here because its row was refused ({told}); the row as it is now names a place.",
-            "Nothing: a refused file is tried no more, until somebody says so.",
-            (_retry(facts, "to have it tried"), _ignore(facts)),
+            f"It is not here because its row was refused ({why}); the row was corrected since.",
+            "Nothing: a refused file is not tried again until an operator resets its counter.",
+            (_retry(facts, "to have it tried again"), _ignore(facts)),
         )
     reason = facts.place.refused.value if facts.place.refused else Reason.NOT_A_FILE.value
     return Diagnosis(
-        f"It is not here because its row was refused: {facts.place.refused_why or told}.",
-        "Nothing: no try can succeed with the row as it is.",
-        (*_fix_row(facts, reason), _retry(facts, "when the row is right"), _ignore(facts)),
+        f"It is not here because its row was refused: {facts.place.refused_why or why}.",
+        "Nothing: no attempt can succeed with this row.",
+        (*_fix_row(facts, reason), _retry(facts, "when the row is correct"), _ignore(facts)),
     )
 
 
-def _quarantined(facts: Facts, now: datetime) -> Diagnosis:
+def _quarantined(facts: FileFacts, now: datetime) -> Diagnosis:
     last = _last_failure(facts)
-    why = f", the last time {ago(last.at, now)}: {_said(last)}" if last else f"; why is not known: {_unknown(facts)}"
+    count = facts.record.attempts
+    attempts = f"{count} failed attempt{'' if count == 1 else 's'}"
+    why = (
+        f", the last one {ago(last.at, now)}: {_failure_text(last)}"
+        if last
+        else f"; the reason is not known: {_why_unknown(facts)}"
+    )
     return Diagnosis(
-        f"It is not here because it was given up after {facts.record.attempts} failed attempts{why}.",
-        "Nothing: a quarantined file is tried no more, until somebody says so.",
+        f"It is not here because it was quarantined after {attempts}{why}.",
+        "Nothing: a quarantined file is not tried again until an operator resets its counter.",
         (*_fix_file(facts, last), _retry(facts, _when_to_retry(facts, last)), _ignore(facts)),
     )
 
 
-def _pending(facts: Facts, now: datetime) -> Diagnosis:
+def _pending(facts: FileFacts, now: datetime) -> Diagnosis:
     record, service = facts.record, facts.service
     if facts.targets and facts.source is None:
         return Diagnosis(
-            f"It is not here because nobody was asked to archive it: its instance_id {record.instance_id!r} is none of the "
-            f"configured targets ({', '.join(facts.targets)}).",
+            f"It is not here because its instance_id {record.instance_id!r} is not a configured target "
+            f"({', '.join(facts.targets)}).",
             "Nothing, unless another archiver has that target.",
-            (("to have it archived here, run the service with it too", f"--target {shlex.quote(record.instance_id)}"),),
+            (("to have it archived here, run the service with", f"--target {shlex.quote(record.instance_id)}"),),
         )
     if facts.place.refused is not None:
         return Diagnosis(
-            f"It is not here, and cannot be: {facts.place.refused_why}.",
-            "It is refused at its next try.",
+            f"It is not here, and cannot be archived: {facts.place.refused_why}.",
+            "Its row is refused at the next attempt.",
             (*_fix_row(facts, facts.place.refused.value), _ignore(facts)),
         )
     if facts.at_source.outside:
         return Diagnosis(
-            f"It is not here because nobody reads it: {facts.at_source.note}",
-            "Nothing: it is left as it is, and nobody is charged.",
+            f"It is not here because no service reads it: {facts.at_source.note}",
+            f"Nothing: it is left pending, and {_DOES_NOT_COUNT}.",
             (
                 *_fix_row(facts, Reason.BAD_PATH.value),
-                ("or, where the directory is meant to be read", "--source-root PATH"),
+                ("or, if the service shall read that directory, run it with", "--source-root PATH"),
             ),
         )
     last = _last_failure(facts)
-    tried = ""
-    if record.attempts:
-        said = f": {_said(last)}" if last else ""
-        when = f", the last time {ago(last.at, now)}" if last else ""
-        of = f" of {facts.max_attempts}" if record.attempts < facts.max_attempts else ""
-        tried = f" It was tried {record.attempts}{of} times{when}{said}."
-    sentence, following = _waits(facts)
+    sentence, following = _waiting(facts)
     advice = [*_fix_file(facts, last)] if record.attempts else []
     if record.attempts:
         advice.append(_retry(facts, "to have it tried at once"))
     if not service.answered:
-        advice.append(("to see whether a service runs", "cdc-archiver status"))
+        advice.append(("to see whether a service is running", "cdc-archiver status"))
     elif service.source is not None and not service.source.get("up", True):
-        advice.append(("to see what fixes it", "cdc-archiver check"))
-    return Diagnosis(sentence + tried, following, tuple(advice))
+        advice.append(("to see the fix", "cdc-archiver check"))
+    return Diagnosis(sentence + _attempts_so_far(facts, last, now), following, tuple(advice))
 
 
-def _waits(facts: Facts) -> tuple[str, str]:
-    """Whom a pending file waits for, and what comes then."""
+def _attempts_so_far(facts: FileFacts, last: Attempt | None, now: datetime) -> str:
+    attempts = facts.record.attempts
+    if not attempts:
+        return ""
+    limit = f" of at most {facts.max_attempts}" if attempts < facts.max_attempts else ""
+    when = f", the last one {ago(last.at, now)}: {_failure_text(last)}" if last else ""
+    return f" Failed attempts: {attempts}{limit}{when}."
+
+
+def _waiting(facts: FileFacts) -> tuple[str, str]:
+    """What a pending file waits for, and what happens then."""
     service = facts.service
     if not service.answered:
         return (
-            f"It is not here yet: it waits to be archived, and no service can be asked about it ({service.note}).",
-            "The running service takes it up at its next sweep, a new one at its start.",
+            f"It is not here yet: it is pending, and no service can be asked about it ({service.note}).",
+            "A running service takes it up at its next sweep, a new one at its start.",
         )
     if service.nobodys:
-        return f"It is not here yet: {service.nobodys}.", "Nothing here; the archiver that has its target archives it."
+        return f"It is not here yet: {service.nobodys}.", "Nothing here: the archiver with its target archives it."
     hand, source, destination = service.in_hand or {}, service.source or {}, service.destination or {}
     if destination and not destination.get("up", True):
         return (
-            f"It is not here yet because the archive's disk takes no files: {_of(destination)}.",
-            "It is archived when the disk is well again; nobody is charged.",
+            f"It is not here yet because the archive's disk takes no files: {_trouble(destination)}.",
+            f"It is archived when the disk takes files again; {_DOES_NOT_COUNT}.",
         )
     if source and not source.get("up", True):
+        when = (
+            "is being tried now"
+            if hand.get("state") == "in_flight"
+            else f"is tried again in {span(float(source.get('retry_in') or 0.0))}"
+        )
         return (
-            f"It is not here yet because its source {source.get('name')} is in trouble: {_of(source)}.",
-            "The source is tried again "
-            + ("just now" if hand.get("state") == "in_flight" else f"in {span(float(source.get('retry_in') or 0.0))}")
-            + "; nobody is charged.",
+            f"It is not here yet because its source {source.get('name')} is down: {_trouble(source)}.",
+            f"The source {when}; {_DOES_NOT_COUNT}.",
         )
     match hand.get("state"):
         case "in_flight":
-            return "It is being copied just now.", "It is archived in a moment, or charged with an attempt."
+            return "It is being copied now.", "It is archived in a moment, or has one more failed attempt."
         case "waiting":
-            if not facts.record.attempts:
-                return (
-                    "It is not here yet: it was put off, by no fault of its own (the service's log says why; a path outside its "
-                    + "--source-root would do this).",
-                    f"It is tried again in {span(float(hand.get('retry_in') or 0.0))}; nobody is charged.",
-                )
-            return (
-                "It is not here yet: it waits for its next try.",
-                f"It is tried again in {span(float(hand.get('retry_in') or 0.0))}.",
-            )
+            return _waiting_for_next_attempt(facts, hand)
         case "queued" | "offered":
             queued = source.get("queued")
             return (
-                "It is not here yet: it is in the queue" + (f", with {queued} in all." if queued else "."),
+                "It is not here yet: it is in the queue" + (f", which has {queued} files." if queued else "."),
                 "It is copied as soon as a worker is free.",
             )
+    return _not_taken_up(facts)
+
+
+def _waiting_for_next_attempt(facts: FileFacts, hand: dict[str, Any]) -> tuple[str, str]:
+    again = f"It is tried again in {span(float(hand.get('retry_in') or 0.0))}"
+    if facts.record.attempts:
+        return "It is not here yet: it waits for its next attempt.", f"{again}."
+    sentence = (
+        "It is not here yet: it was deferred, for a reason that does not concern the file (the service's log names it; a path "
+        "outside --source-root is one)."
+    )
+    return sentence, f"{again}; {_DOES_NOT_COUNT}."
+
+
+def _not_taken_up(facts: FileFacts) -> tuple[str, str]:
+    service = facts.service
     if service.state == "standby":
         return (
-            f"It is not here yet; the service that answers stands by: {service.why}.",
+            f"It is not here yet; the service that answers is on standby: {service.why}.",
             "The archiver that holds its target archives it.",
         )
     why = f": {service.why}" if service.why else ""
+    at_next_sweep = "It is taken up at the next sweep"
+    unless = ", unless the service has a lower --max-attempts than this command" if facts.record.attempts else ""
     return (
         f"It is not here yet: the service ({service.state}{why}) has not taken it up.",
         {
-            "starting": "It does when it has started.",
-            "no database": "It does when the database answers.",
-            "stopping": "The next service does, at its start.",
-            "failed": "The next service does, at its start.",
-        }.get(service.state, "Its next sweep does" + (_UNLESS if facts.record.attempts else ".")),
+            "starting": "It is taken up when the service has started.",
+            "no database": "It is taken up when the database answers.",
+            "stopping": "The next service takes it up, at its start.",
+            "failed": "The next service takes it up, at its start.",
+        }.get(service.state, f"{at_next_sweep}{unless}."),
     )
 
 
-def _of(state: dict[str, object]) -> str:
+def _trouble(state: dict[str, object]) -> str:
     return ": ".join(str(part) for part in (state.get("reason"), state.get("detail")) if part)
 
 
-def _last_failure(facts: Facts) -> Attempt | None:
+def _last_failure(facts: FileFacts) -> Attempt | None:
     return next((each for each in reversed(facts.attempts) if each.result in ("charged", "refused")), None)
 
 
-def _said(attempt: Attempt) -> str:
-    return f"{attempt.reason}: {reason_words(attempt.reason)}" if attempt.reason else attempt.detail
+def _failure_text(attempt: Attempt) -> str:
+    return f"{attempt.reason}: {reason_text(attempt.reason)}" if attempt.reason else attempt.detail
 
 
-def _unknown(facts: Facts) -> str:
-    return facts.no_history or "the history has nothing about it"
+def _why_unknown(facts: FileFacts) -> str:
+    return facts.no_history or "the history has no entry for it"
 
 
-def _when_to_retry(facts: Facts, last: Attempt | None) -> str:
+def _when_to_retry(facts: FileFacts, last: Attempt | None) -> str:
     if facts.at_source.state is FileState.OK and last and last.reason in ("missing", "unreadable"):
-        return "the file can be had now: to have it tried again"
+        return "the source has the file now; to have it tried again"
     return "when the cause is fixed"
 
 
-def _retry(facts: Facts, when: str) -> tuple[str, str]:
+def _retry(facts: FileFacts, when: str) -> tuple[str, str]:
     return when, f"cdc-archiver retry --id {facts.record.id}"
 
 
-def _ignore(facts: Facts) -> tuple[str, str]:
+def _ignore(facts: FileFacts) -> tuple[str, str]:
     return "if it will never come", f"cdc-archiver ignore {facts.record.id} --reason '…'"
 
 
-def _fix_row(facts: Facts, reason: str) -> Iterator[tuple[str, str]]:
+def _fix_row(facts: FileFacts, reason: str) -> Iterator[tuple[str, str]]:
     try:
         column = _COLUMNS.get(Reason(reason))
     except ValueError:
@@ -315,24 +334,24 @@ def _fix_row(facts: Facts, reason: str) -> Iterator[tuple[str, str]]:
         # An old server's timestamp moves with every UPDATE that does not name it.
         keep = "" if column == "timestamp" else ", timestamp = timestamp"
         yield (
-            f"correct the row's {column}",
+            f"to correct the row's {column}",
             f"UPDATE {facts.table} SET {column} = …{keep} WHERE id = {facts.record.id}",
         )
     elif reason == Reason.PATH_TOO_LONG.value:
-        # Whatever a MODIFY does not repeat is lost: type, character set, collation.
+        # A MODIFY loses whatever it does not repeat: type, character set, collation.
         yield (
-            "give the column path more room, with the type and character set that it has",
+            "to widen the column path, first look up its type and character set, and repeat them",
             f"SHOW CREATE TABLE {facts.table}",
         )
 
 
-def _fix_file(facts: Facts, last: Attempt | None) -> Iterator[tuple[str, str]]:
+def _fix_file(facts: FileFacts, last: Attempt | None) -> Iterator[tuple[str, str]]:
     if last is None or last.reason is None:
         return
     match last.reason:
         case "changed" if last.md5_seen:
             yield (
-                "if the file as it is now is the right one, let the row say so",
+                "if the present file is the right one, correct the row's md5sum",
                 (
                     f"UPDATE {facts.table} SET md5sum = 0x{last.md5_seen.hex()}, timestamp = timestamp "
                     f"WHERE id = {facts.record.id} AND COALESCE(copied, 0) = 0"
@@ -340,11 +359,11 @@ def _fix_file(facts: Facts, last: Attempt | None) -> Iterator[tuple[str, str]]:
             )
         case "unreadable" if facts.at_source.state is not FileState.OK:
             yield (
-                "let the archiver's account on the source read it",
+                "to let the account on the source read it",
                 f"chmod a+r {shlex.quote(facts.at_source.path or '')}",
             )
     try:
         if Reason(last.reason).scope in (Scope.SOURCE, Scope.CONFIGURATION):
-            yield "to see what fixes it", "cdc-archiver check"
+            yield "to see the fix", "cdc-archiver check"
     except ValueError:
         return

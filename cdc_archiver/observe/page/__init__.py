@@ -1,4 +1,4 @@
-"""The status page: static files, sent as they are; no build step, nothing from outside."""
+"""The status page: static files, sent unchanged; no build step, nothing from another site."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TYPES: Final = MappingProxyType(
         INDEX: "text/html",
         "page.css": "text/css",
         "theme.js": "text/javascript",
-        "words.js": "text/javascript",
+        "format.js": "text/javascript",
         "plot.js": "text/javascript",
         "page.js": "text/javascript",
         "answer.js": "text/javascript",

@@ -1,13 +1,14 @@
-// The page: asks the service every few seconds, shows what it says, and says so when it says nothing.
+// The page: asks the service every few seconds, shows the answers, and reports a service that does not answer.
 
 import { answerOf } from "./answer.js";
 import { Board } from "./plot.js";
-import { ago, count, element, files, latency, minute, moment, shown, size, time } from "./words.js";
+import { ago, count, element, files, latency, minute, moment, shown, size, time } from "./format.js";
 
-const EVERY = 3000;
-const PATIENCE = 8000;
+const INTERVAL = 3000;
+const TIMEOUT = 8000;
+const SEARCH_TIMEOUT = 40000;
 const SYMBOLS = { good: "✓", warning: "!", bad: "✕", idle: "○", unknown: "?" };
-const FAULTS = { file: "the file's", row: "the row's", source: "the source's", operator: "its set-up", destination: "this machine's", nobody: "nobody's" };
+const SCOPES = { file: "file", row: "row", source: "source", operator: "configuration", destination: "destination", nobody: "none" };
 
 const place = (id) => document.getElementById(id);
 const inside = (id) => document.querySelector(`#${id} > div`);
@@ -32,38 +33,38 @@ async function refresh() {
     offset = Date.parse(activity.at) - answered.getTime();
     show(status, activity);
   } catch (error) {
-    sayNoAnswer(error);
+    showNoAnswer(error);
   } finally {
     asking = false;
     clearTimeout(timer);
-    if (!document.hidden) timer = setTimeout(refresh, EVERY);
+    if (!document.hidden) timer = setTimeout(refresh, INTERVAL);
   }
 }
 
 async function fetched(address) {
-  const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+  const answer = await fetch(address, { cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
   const value = await answer.json();
-  if (!answer.ok) throw new Error(value.error ?? `it answers ${answer.status}`);
+  if (!answer.ok) throw new Error(value.error ?? `HTTP status ${answer.status}`);
   return value;
 }
 
-// Nobody looks at a hidden tab: it asks for nothing, and at once when it is looked at again.
+// A hidden tab asks for nothing, and at once when it is visible again.
 document.addEventListener("visibilitychange", refresh);
 
-function sayNoAnswer(error) {
+function showNoAnswer(error) {
   document.body.classList.add("stale");
   const since = answered ? `No answer since ${moment(new Date(answered.getTime() + offset)).slice(11)}` : "No answer from the service";
-  say("unknown", since);
-  const words = error.name === "TimeoutError" ? "It takes too long" : error.name === "TypeError" ? "It cannot be reached" : error.message;
-  place("subline").textContent = `${shown(words)}. ${answered ? "What follows is how things were then. " : ""}Asking again every ${EVERY / 1000} s.`;
+  showBanner("unknown", since);
+  const reason = error.name === "TimeoutError" ? "The request timed out" : error.name === "TypeError" ? "The service cannot be reached" : error.message;
+  place("subline").textContent = `${shown(reason)}. ${answered ? "The values below are from that time. " : ""}Next attempt every ${INTERVAL / 1000} s.`;
 }
 
-function say(tone, words) {
+function showBanner(tone, headline) {
   const banner = place("banner");
   banner.dataset.tone = tone;
   banner.querySelector(".badge").textContent = SYMBOLS[tone];
-  if (place("headline").textContent !== words) place("headline").textContent = words;
-  document.title = `${SYMBOLS[tone]} ${words.slice(0, 60)} · cdc_archiver`;
+  if (place("headline").textContent !== headline) place("headline").textContent = headline;
+  document.title = `${SYMBOLS[tone]} ${headline.slice(0, 60)} · cdc_archiver`;
 }
 
 // Showing.
@@ -72,22 +73,22 @@ function show(status, activity) {
   const now = new Date(Date.parse(activity.at));
   document.body.classList.remove("stale");
   place("rest").hidden = false;
-  say(status.words.headline.tone, shown(status.words.headline.text));
+  showBanner(status.words.headline.tone, shown(status.words.headline.text));
   place("version").textContent = status.version;
   place("clock").textContent = `${time(now)} UTC`;
   const table = status.table ? `, table ${status.table}` : "";
   place("subline").textContent = shown(`Up for ${ago(new Date(status.started), now).replace(" ago", "")} · database ${status.database}${table}`);
   board ??= new Board(document.querySelector(".plots"));
   board.show(activity.minutes);
-  renew(place("numbers"), numbers(status, now), (all) => all.map((each) => number(...each)));
-  renew(inside("sources"), [status.sources, status.elsewhere, status.destination, status.words, status.state], () => sources(status, now));
-  renew(inside("failing"), [activity.failing, activity.forgotten, givenUp(status), status.state], () => failing(activity, status, now));
-  renew(inside("newest"), activity.newest, () => newest(activity.newest, status));
-  if (place("minutes").open) renew(place("minutes").querySelector("div"), activity.minutes, () => minutesTable(activity.minutes));
+  rebuild(place("numbers"), numbers(status, now), (all) => all.map((each) => number(...each)));
+  rebuild(inside("sources"), [status.sources, status.elsewhere, status.destination, status.words, status.state], () => sources(status, now));
+  rebuild(inside("failing"), [activity.failing, activity.forgotten, quarantinedAndRefused(status), status.state], () => failing(activity, status, now));
+  rebuild(inside("newest"), activity.newest, () => newest(activity.newest, status));
+  if (place("minutes").open) rebuild(place("minutes").querySelector("div"), activity.minutes, () => minutesTable(activity.minutes));
 }
 
-/** Builds a part of the page anew where it has changed, and leaves the keyboard where it was. */
-function renew(home, data, build) {
+/** Rebuilds a part of the page if its data changed, and keeps the keyboard focus. */
+function rebuild(home, data, build) {
   const key = JSON.stringify(data);
   if (last.get(home) === key) return;
   last.set(home, key);
@@ -101,23 +102,23 @@ function total(status, kind) {
   return counted.length ? counted.reduce((sum, each) => sum + each, 0) : null;
 }
 
-const givenUp = (status) => [total(status, "quarantined"), total(status, "refused")];
+const quarantinedAndRefused = (status) => [total(status, "quarantined"), total(status, "refused")];
 
 function numbers(status, now) {
-  const mine = status.sources;
-  const sum = (kind) => (mine.length ? mine.reduce((all, source) => all + source.state[kind], 0) : null);
-  const times = mine.map((source) => source.files?.oldest_pending).filter(Boolean).sort();
+  const own = status.sources;
+  const sum = (kind) => (own.length ? own.reduce((all, source) => all + source.state[kind], 0) : null);
+  const times = own.map((source) => source.files?.oldest_pending).filter(Boolean).sort();
   const oldest = times.length ? `oldest: ${ago(new Date(times[0]), now)}` : "";
-  const [quarantined, refused] = givenUp(status);
+  const [quarantined, refused] = quarantinedAndRefused(status);
   const free = status.destination?.free_bytes;
   const { stream } = status;
   return [
     ["Pending", count(total(status, "pending")), oldest],
-    ["In flight", count(sum("in_flight")), mine.length ? `${count(sum("queued"))} queued` : ""],
-    ["Quarantined", count(quarantined), quarantined ? "no tries left" : "", quarantined ? "bad" : ""],
+    ["In flight", count(sum("in_flight")), own.length ? `${count(sum("queued"))} queued` : ""],
+    ["Quarantined", count(quarantined), quarantined ? "no attempts left" : "", quarantined ? "bad" : ""],
     ["Refused", count(refused), refused ? "rows to correct" : "", refused ? "warning" : ""],
-    ["Ignored", count(total(status, "ignored")), "by a person"],
-    ["Archived", count(status.archived), "since its start"],
+    ["Ignored", count(total(status, "ignored")), "by an operator"],
+    ["Archived", count(status.archived), "since the service's start"],
     ["Disk free", size(free), status.destination ? shown(status.destination.path) : ""],
     ["Last sweep", status.last_sweep ? ago(new Date(status.last_sweep), now) : "–", status.last_sweep ? "" : "none yet"],
     ["Stream", stream ? (stream.connected ? "open" : "none") : "–", stream?.connected ? stream.position : shown(stream?.why ?? ""), stream && !stream.connected ? "warning" : ""],
@@ -134,11 +135,11 @@ function cell(label, ...children) {
 
 function sources(status, now) {
   const rows = status.sources.map(({ state, targets, host, files: counted }) => {
-    const said = status.words.sources[state.name];
+    const sentence = status.words.sources[state.name];
     const oldest = counted?.oldest_pending ? new Date(counted.oldest_pending) : null;
     return element("tr", {},
       element("th", { scope: "row" }, shown(state.name), element("span", { class: "more" }, shown(`${host && host !== state.name ? `${host}: ` : ""}${targets.join(", ")}`))),
-      cell("State", badge(said.tone), element("span", { class: "words" }, shown(said.text))),
+      cell("State", badge(sentence.tone), element("span", { class: "state-text" }, shown(sentence.text))),
       cell("Queued", count(state.queued)),
       cell("In flight", count(state.in_flight)),
       ...["pending", "quarantined", "refused", "ignored"].map((kind) => cell(kind[0].toUpperCase() + kind.slice(1), count(counted?.[kind]))),
@@ -146,14 +147,14 @@ function sources(status, now) {
     );
   });
   for (const other of status.elsewhere) {
-    rows.push(element("tr", {}, element("th", { scope: "row" }, shown(other.name)), element("td", { colspan: 8, "data-label": "State" }, badge("idle"), element("span", { class: "words" }, shown(`another archiver's: ${other.holder}`)))));
+    rows.push(element("tr", {}, element("th", { scope: "row" }, shown(other.name)), element("td", { colspan: 8, "data-label": "State" }, badge("idle"), element("span", { class: "state-text" }, shown(`held by another archiver: ${other.holder}`)))));
   }
   if (status.destination) {
-    const said = status.words.destination;
+    const sentence = status.words.destination;
     const free = status.destination.free_bytes === null ? "" : `, ${size(status.destination.free_bytes)} free`;
-    rows.push(element("tr", {}, element("th", { scope: "row" }, "Archive", element("span", { class: "more" }, shown(status.destination.path))), element("td", { colspan: 8, "data-label": "State" }, badge(said.tone), element("span", { class: "words" }, shown(said.text) + free))));
+    rows.push(element("tr", {}, element("th", { scope: "row" }, "Archive", element("span", { class: "more" }, shown(status.destination.path))), element("td", { colspan: 8, "data-label": "State" }, badge(sentence.tone), element("span", { class: "state-text" }, shown(sentence.text) + free))));
   }
-  if (!rows.length) return element("p", { class: "quiet" }, status.state === "standby" ? "Another archiver has them." : "None is this service's yet.");
+  if (!rows.length) return element("p", { class: "quiet" }, status.state === "standby" ? "Another archiver holds all sources." : "This service holds no source yet.");
   const heads = ["Source", "State", "Queued", "In flight", "Pending", "Quarantined", "Refused", "Ignored", "Oldest pending"];
   return table(heads, rows, "sources");
 }
@@ -162,9 +163,9 @@ function table(heads, rows, kind) {
   return element("table", { class: kind }, element("thead", {}, element("tr", {}, heads.map((head) => element("th", { scope: "col" }, head)))), element("tbody", {}, rows));
 }
 
-/** A button that asks why. */
-function asks(id, kind) {
-  return element("button", { type: "button", class: "link", "data-key": `${kind}-${id}`, "aria-label": `Why? Tell of file ${id}`, click: () => search(String(id), true) }, String(id));
+/** A button that searches for a file. */
+function whyButton(id, kind) {
+  return element("button", { type: "button", class: "link", "data-key": `${kind}-${id}`, "aria-label": `Why is file ${id} not in the archive?`, click: () => search(String(id), true) }, String(id));
 }
 
 function path(text) {
@@ -173,81 +174,81 @@ function path(text) {
 }
 
 function failing(activity, status, now) {
-  const [quarantined, refused] = givenUp(status);
+  const [quarantined, refused] = quarantinedAndRefused(status);
   const known = activity.failing.filter((each) => ["file", "row"].includes(each.fault)).reduce((sum, each) => sum + each.files, 0);
-  const before = (quarantined ?? 0) + (refused ?? 0) > known ? element("p", { class: "note" }, `${files((quarantined ?? 0) + (refused ?? 0))} given up in all, some of them before this service's start: `, element("code", {}, "cdc-archiver list")) : "";
+  const before = (quarantined ?? 0) + (refused ?? 0) > known ? element("p", { class: "note" }, `${files((quarantined ?? 0) + (refused ?? 0))} quarantined or refused in all, some before this service's start: `, element("code", {}, "cdc-archiver list")) : "";
   if (!activity.failing.length) {
     const elsewhere = status.state === "standby";
-    const words = elsewhere ? "Not known: another archiver has these files." : "Nothing: whatever failed since this service's start is archived, or was given up, by now.";
-    return [element("p", { class: "quiet" }, words), before];
+    const text = elsewhere ? "Not known: another archiver has these files." : "None: every file that failed since this service's start has been archived or ignored by now.";
+    return [element("p", { class: "quiet" }, text), before];
   }
   const groups = activity.failing.map((each) => element("li", {},
-    element("h3", {}, badge(each.fault === "nobody" ? "warning" : "bad"), `${files(each.files)}: `, element("code", {}, each.reason), element("span", {}, each.words !== each.reason ? ` (${each.words}), ` : ", "), element("span", { class: "quiet" }, `${FAULTS[each.fault]} fault`)),
-    element("p", {}, `Newest, ${moment(new Date(each.newest.at))}, of ${shown(each.newest.source)}: `, asks(each.newest.id, "failing"), " ", path(each.newest.path)),
+    element("h3", {}, badge(each.fault === "nobody" ? "warning" : "bad"), `${files(each.files)}: `, element("code", {}, each.reason), element("span", {}, each.words !== each.reason ? ` (${each.words}), ` : ", "), element("span", { class: "quiet" }, `scope: ${SCOPES[each.fault]}`)),
+    element("p", {}, `Newest, ${moment(new Date(each.newest.at))}, of ${shown(each.newest.source)}: `, whyButton(each.newest.id, "failing"), " ", path(each.newest.path)),
     each.newest.detail ? element("p", { class: "detail" }, shown(each.newest.detail)) : "",
   ));
-  const more = activity.forgotten ? element("p", { class: "note" }, "There were more than are kept in memory; the table has all of them.") : "";
+  const more = activity.forgotten ? element("p", { class: "note" }, "More files failed than are kept in memory; the table has all of them.") : "";
   return [element("ul", { class: "groups" }, groups), more, before];
 }
 
 function newest(found, status) {
-  if (!found.length) return element("p", { class: "quiet" }, status.archived ? "None that is remembered." : "None since this service's start.");
+  if (!found.length) return element("p", { class: "quiet" }, status.archived ? "None in memory." : "None since this service's start.");
   const rows = found.map((each) => element("tr", {},
     cell("Time", time(new Date(each.at))),
-    cell("Id", asks(each.id, "newest")),
+    cell("Id", whyButton(each.id, "newest")),
     cell("Source", shown(each.source)),
     cell("Path", path(each.path)),
     cell("Size", size(each.size)),
-    cell("After", each.adopted ? "was here already" : each.latency === null ? "found by a sweep" : latency(each.latency)),
+    cell("After", each.adopted ? "adopted" : each.latency === null ? "found by a sweep" : latency(each.latency)),
   ));
   return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-labelledby": "newest-title" }, table(["Time", "Id", "Source", "Path", "Size", "After"], rows, "newest"));
 }
 
 function minutesTable(minutes) {
   const rows = minutes.toReversed().map((each) => element("tr", {},
-    element("th", { scope: "row" }, minute(new Date(each.at))), cell("Files", count(each.files)), cell("Failed tries", count(each.failed)), cell("Bytes", size(each.size)), cell("50 % within", latency(each.p50)), cell("99 % within", latency(each.p99))));
-  return table(["Minute", "Files", "Failed tries", "Bytes", "50 % within", "99 % within"], rows, "minutes");
+    element("th", { scope: "row" }, minute(new Date(each.at))), cell("Files", count(each.files)), cell("Failed attempts", count(each.failed)), cell("Bytes", size(each.size)), cell("50 % within", latency(each.p50)), cell("99 % within", latency(each.p99))));
+  return table(["Minute", "Files", "Failed attempts", "Bytes", "50 % within", "99 % within"], rows, "minutes");
 }
 
 // Searching.
 
-let asked = 0;
+let searches = 0;
 
-async function search(question, move = false) {
-  place("question").value = question;
-  history.replaceState(null, "", `#why=${encodeURIComponent(question)}`);
+async function search(query, move = false) {
+  place("question").value = query;
+  history.replaceState(null, "", `#why=${encodeURIComponent(query)}`);
   const home = place("answer");
-  const mine = ++asked;
-  home.replaceChildren(element("p", { class: "quiet" }, "Looking …"));
+  const turn = ++searches;
+  home.replaceChildren(element("p", { class: "quiet" }, "Searching …"));
   if (move) place("search").scrollIntoView({ block: "start" });
   let found;
   try {
-    const answer = await fetch(`api/why?q=${encodeURIComponent(question)}`, { cache: "no-store", signal: AbortSignal.timeout(40000) });
+    const answer = await fetch(`api/why?q=${encodeURIComponent(query)}`, { cache: "no-store", signal: AbortSignal.timeout(SEARCH_TIMEOUT) });
     found = await answer.json();
   } catch {
-    found = { error: "The service gives no answer." };
+    found = { error: "The service does not answer." };
   }
-  if (mine !== asked) return;
+  if (turn !== searches) return;
   home.replaceChildren(...answerOf(found, (id) => search(String(id))));
 }
 
-function searchAsAddressed() {
-  const question = /^#why=(.+)$/.exec(location.hash);
-  if (!question) return;
+function searchFromAddress() {
+  const found = /^#why=(.+)$/.exec(location.hash);
+  if (!found) return;
   try {
-    search(decodeURIComponent(question[1]), true);
+    search(decodeURIComponent(found[1]), true);
   } catch {
-    // no question that anybody typed
+    // not a valid encoding
   }
 }
 
 document.querySelector("#search form").addEventListener("submit", (event) => {
   event.preventDefault();
-  const question = place("question").value.trim();
-  if (question) search(question);
+  const query = place("question").value.trim();
+  if (query) search(query);
 });
 place("minutes").addEventListener("toggle", refresh);
-addEventListener("hashchange", searchAsAddressed);
+addEventListener("hashchange", searchFromAddress);
 
 await refresh();
-searchAsAddressed();
+searchFromAddress();

@@ -1,6 +1,6 @@
-// The last hour as drawings: one minute, one place on the x axis, the same in every plot; pointer, tap and arrow keys choose one.
+// Plots of the last hour. All have the same x axis of minutes; pointer, tap and arrow keys select one minute in all of them.
 
-import { count, drawn, element, files, latency, minute, size } from "./words.js";
+import { count, drawn, element, files, latency, minute, size } from "./format.js";
 
 const MINUTES = 60;
 const HEIGHT = 170;
@@ -9,7 +9,7 @@ const RIGHT = 12;
 const TOP = 10;
 const BOTTOM = 24;
 
-/** Round numbers from 0 to at least the highest value, whole ones. */
+/** Round integers from 0 to at least the highest value. */
 function ticks(highest, least) {
   const most = Math.max(highest, least);
   const power = 10 ** Math.floor(Math.log10(most / 3));
@@ -26,7 +26,7 @@ class Plot {
     this.drawing = drawn("svg", {
       tabindex: "0",
       role: "slider",
-      "aria-label": `${title}, by the minute; arrow keys choose one`,
+      "aria-label": `${title}, by the minute; arrow keys select one`,
       "aria-valuemin": "0",
       "aria-valuemax": String(MINUTES - 1),
       pointermove: (event) => board.choose(this.at(event)),
@@ -35,11 +35,11 @@ class Plot {
       blur: () => board.choose(null),
       keydown: (event) => this.key(event),
     });
-    const words = element("p", { class: "legend" }, legend.map(([kind, text]) => element("span", { class: `key ${kind}` }, text)));
-    this.figure = element("figure", {}, element("figcaption", {}, element("h3", {}, title), words), this.output, this.drawing);
+    const caption = element("p", { class: "legend" }, legend.map(([kind, text]) => element("span", { class: `key ${kind}` }, text)));
+    this.figure = element("figure", {}, element("figcaption", {}, element("h3", {}, title), caption), this.output, this.drawing);
   }
 
-  /** How much larger than usual everything is drawn: text on a wall is read from afar. */
+  /** Magnification: text on a wall display is read from afar. */
   get scale() {
     return parseFloat(getComputedStyle(document.documentElement).fontSize) / 15;
   }
@@ -72,16 +72,16 @@ class Plot {
 
   draw() {
     const { minutes } = this.board;
-    const { marks, words, y } = this.axis(minutes);
+    const { marks, labels, y } = this.axis(minutes);
     const width = this.width;
     const bottom = HEIGHT - BOTTOM;
     const parts = [];
     const first = minutes.findIndex((each) => each.there);
     if (first > 0) parts.push(drawn("rect", { class: "before", x: LEFT, y: TOP, width: this.x(first) - LEFT, height: bottom - TOP }));
-    if (first > 11) parts.push(drawn("text", { class: "before-words", x: (LEFT + this.x(first)) / 2, y: TOP + (bottom - TOP) * 0.3 }, "before its start"));
+    if (first > 11) parts.push(drawn("text", { class: "before-text", x: (LEFT + this.x(first)) / 2, y: TOP + (bottom - TOP) * 0.3 }, "before the service's start"));
     marks.forEach((mark, index) => {
       parts.push(drawn("line", { class: "grid", x1: LEFT, x2: width - RIGHT, y1: y(mark), y2: y(mark) }));
-      parts.push(drawn("text", { class: "y", x: LEFT - 6, y: y(mark) + 4 }, words[index]));
+      parts.push(drawn("text", { class: "y", x: LEFT - 6, y: y(mark) + 4 }, labels[index]));
     });
     minutes.forEach((each, index) => {
       if (each.at.getUTCMinutes() % 15) return;
@@ -98,24 +98,24 @@ class Plot {
     this.drawing.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     this.drawing.setAttribute("height", String(Math.round(HEIGHT * this.scale)));
     this.drawing.replaceChildren(...parts);
-    this.say(minutes, chosen);
+    this.describeMinute(minutes, chosen);
   }
 
-  say(minutes, chosen) {
+  describeMinute(minutes, chosen) {
     const index = chosen ?? MINUTES - 1;
     const each = minutes[index];
     const when = `${minute(each.at)}${index === MINUTES - 1 ? " so far" : ""}`;
-    const words = `${when}: ${each.there ? this.describe(each) : "before its start"}`;
-    this.output.textContent = words;
+    const text = `${when}: ${each.there ? this.describe(each) : "before the service's start"}`;
+    this.output.textContent = text;
     this.drawing.setAttribute("aria-valuenow", String(index));
-    this.drawing.setAttribute("aria-valuetext", words);
+    this.drawing.setAttribute("aria-valuetext", text);
   }
 
-  linear(highest, least, word) {
+  linear(highest, least, label) {
     const marks = ticks(highest, least);
     const top = marks.at(-1);
     const y = (value) => HEIGHT - BOTTOM - (value / top) * (HEIGHT - BOTTOM - TOP);
-    return { marks, words: marks.map(word), y };
+    return { marks, labels: marks.map(label), y };
   }
 
   bar(kind, index, from, to) {
@@ -154,8 +154,8 @@ class LatencyPlot extends Plot {
     const high = Math.max(low + 2, Math.ceil(Math.log10(Math.max(1, ...seen)) - 1e-9));
     const marks = Array.from({ length: high - low + 1 }, (_, index) => 10 ** (low + index));
     const y = (value) => HEIGHT - BOTTOM - ((Math.log10(value) - low) / (high - low)) * (HEIGHT - BOTTOM - TOP);
-    const word = (mark) => (mark < 1 ? `${Math.round(mark * 1000)} ms` : `${count(Math.round(mark))} s`);
-    return { marks, words: marks.map(word), y };
+    const label = (mark) => (mark < 1 ? `${Math.round(mark * 1000)} ms` : `${count(Math.round(mark))} s`);
+    return { marks, labels: marks.map(label), y };
   }
 
   shapes(minutes, y) {
@@ -179,13 +179,13 @@ class LatencyPlot extends Plot {
   }
 }
 
-/** All plots, side by side, and the minute that is chosen in them. */
+/** All plots, and the minute that is selected in them. */
 export class Board {
   constructor(home) {
     this.chosen = null;
     this.minutes = [];
     this.plots = [
-      new FilesPlot(this, "Files per minute", [["bar", "archived"], ["bar failed", "tries that failed"]], (each) => `${files(each.files)}${each.failed ? `, ${count(each.failed)} failed` : ""}`),
+      new FilesPlot(this, "Files per minute", [["bar", "archived"], ["bar failed", "failed attempts"]], (each) => `${files(each.files)}${each.failed ? `, ${count(each.failed)} failed` : ""}`),
       new BytesPlot(this, "Bytes per minute", [["bar", "copied"]], (each) => size(each.size)),
       new LatencyPlot(this, "From event to archived", [["p50", "50 % of files"], ["p99", "99 %"]], (each) => (each.p50 === null ? "no events" : `${latency(each.p50)} (50 %), ${latency(each.p99)} (99 %)`)),
     ];
@@ -193,7 +193,7 @@ export class Board {
     new ResizeObserver(() => this.draw()).observe(home);
   }
 
-  /** What /api/activity says of the minutes. */
+  /** Shows the minutes of /api/activity. */
   show(minutes) {
     if (!minutes.length) return;
     const known = new Map(minutes.map((each) => [Date.parse(each.at), each]));

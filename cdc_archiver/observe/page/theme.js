@@ -1,4 +1,4 @@
-// Light or dark: the system's choice, until somebody makes one here. Runs before anything is drawn, so that nothing flashes.
+// Light or dark: the system's choice, or the one made here. Runs before the first paint, so that nothing flashes.
 "use strict";
 
 (() => {
@@ -7,7 +7,7 @@
   try {
     choice = localStorage.getItem("theme") ?? "system";
   } catch {
-    // a browser that keeps nothing: the choice lasts as long as the page
+    // without storage, the choice lasts as long as the page
   }
   if (!CHOICES.includes(choice)) choice = "system";
 

@@ -1,4 +1,4 @@
-"""What is printed: no name does harm, a pipe gets plain text; and the times that an operator writes."""
+"""Printed values are escaped, a pipe gets plain text; and the times that an operator types."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cdc_archiver.commands.output import Page, size_words
+from cdc_archiver.commands.output import Printer, format_size
 from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.text import escape_unprintable, to_jsonable
@@ -25,14 +25,14 @@ NOW = datetime(2026, 5, 15, 12, 30, 15, tzinfo=UTC)
         ("\udcff\u2028\x9b", r"\udcff\u2028\x9b"),
     ],
 )
-def test_what_cannot_be_printed_is_escaped(text: str, shown: str) -> None:
+def test_unprintable_characters_are_escaped(text: str, shown: str) -> None:
     assert escape_unprintable(text) == shown
 
 
 def test_a_pipe_gets_fields_without_colours_or_titles(capsys: pytest.CaptureFixture[str]) -> None:
-    page = Page()
-    assert page.table(("A", "B"), [["1", ("red\t", "bold red")], ["2", "x" * 300]]) == 2
-    page.line(("[bold]", "bold"), " :smile: ", "x" * 300)
+    printer = Printer()
+    assert printer.table(("A", "B"), [["1", ("red\t", "bold red")], ["2", "x" * 300]]) == 2
+    printer.line(("[bold]", "bold"), " :smile: ", "x" * 300)
     assert capsys.readouterr().out == f"1\tred\\t\n2\t{'x' * 300}\n[bold] :smile: {'x' * 300}\n"
 
 
@@ -69,7 +69,7 @@ def test_what_is_no_time(text: str) -> None:
 
 
 def test_sizes_and_durations_for_people() -> None:
-    assert [size_words(size) for size in (0, 999, 1500, 2.5e9, 3e15)] == [
+    assert [format_size(size) for size in (0, 999, 1500, 2.5e9, 3e15)] == [
         "0 B",
         "999 B",
         "1.5 kB",

@@ -1,4 +1,4 @@
-"""What is asked over HTTP, by whom, and what is refused in which words."""
+"""The HTTP endpoints: which requests are answered, which are refused, and with which message."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ import pytest
 from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.observe import http, page
 from cdc_archiver.observe.host_guard import is_loopback
-from cdc_archiver.observe.http import Views, application
+from cdc_archiver.observe.http import HttpQueries, application
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.query_pool import AT_ONCE, Inquirer
+from cdc_archiver.observe.query_pool import MAX_QUERIES, QueryPool
 
 
 def nothing(_: object) -> Any:
-    raise AssertionError("nobody asks this here")
+    raise AssertionError("no test calls this")
 
 
 class Client:
     """Asks an application in an event loop of its own, as the server has one; from any thread."""
 
-    def __init__(self, views: Views, host: str, address: str) -> None:
+    def __init__(self, queries: HttpQueries, host: str, address: str) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(application(views, host, address)), base_url="http://127.0.0.1:9184"
+            transport=httpx.ASGITransport(application(queries, host, address)), base_url="http://127.0.0.1:9184"
         )
 
     def request(self, method: str, path: str, **more: Any) -> httpx.Response:
@@ -54,12 +54,12 @@ class Client:
 def asking(
     why: Callable[[str], Any] = nothing, *, host: str = "127.0.0.1", address: str = "127.0.0.1"
 ) -> Iterator[Client]:
-    views = Views(Metrics(), lambda: nothing(None), nothing, nothing, why)
-    with closing(Client(views, host, address)) as client:
+    queries = HttpQueries(Metrics(), lambda: nothing(None), nothing, nothing, why)
+    with closing(Client(queries, host, address)) as client:
         yield client
 
 
-# Who is answered.
+# The Host header.
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_server_on_this_machine_answers_to_its_own_names(name: str) -> None:
     ["evil.example", "evil.example:9184", "127.0.0.1.evil.example", "localhost.evil.example", "[::2]", "x@[::1]"],
 )
 @pytest.mark.parametrize("path", ["/", "/page/page.js", "/metrics", "/api/activity", "/api/why?q=1", "/nothing"])
-def test_another_name_is_a_site_elsewhere_that_has_taken_this_address(name: str, path: str) -> None:
+def test_another_host_name_is_refused(name: str, path: str) -> None:
     with asking() as client:
         answer = client.get(path, headers={"Host": name})
     assert answer.status_code == 421
@@ -99,12 +99,12 @@ def test_a_server_that_others_reach_answers_to_any_name(address: str) -> None:
         ("10.0.0.1", False),
     ],
 )
-def test_what_only_this_machine_reaches(address: str, is_it: bool) -> None:
+def test_loopback_addresses(address: str, is_it: bool) -> None:
     assert is_loopback(address) is is_it
 
 
 @pytest.mark.parametrize("path", ["/", "/page/page.css", "/metrics", "/api/activity", "/api/why", "/nothing"])
-def test_every_answer_forbids_a_browser_all_but_what_comes_from_here(path: str) -> None:
+def test_every_answer_allows_a_browser_only_content_of_this_service(path: str) -> None:
     with asking() as client:
         headers = client.get(path).headers
     policy = dict(part.strip().split(" ", 1) for part in headers["Content-Security-Policy"].split(";"))
@@ -117,7 +117,7 @@ def test_every_answer_forbids_a_browser_all_but_what_comes_from_here(path: str) 
 
 
 @pytest.mark.parametrize("id_", ["x", "-1", "1.5", "٤", "9" * 21, "9" * 5000])
-def test_what_is_no_id_is_no_file(id_: str) -> None:
+def test_an_invalid_id_is_not_found(id_: str) -> None:
     with asking() as client:
         assert client.get(f"/api/file/{id_}").status_code == 404
 
@@ -125,7 +125,7 @@ def test_what_is_no_id_is_no_file(id_: str) -> None:
 # The page.
 
 
-def test_the_page_and_all_that_it_names_is_there() -> None:
+def test_the_page_and_all_its_files_exist() -> None:
     with asking() as client:
         for name, media_type in page.TYPES.items():
             answer = client.get("/" if name == page.INDEX else f"/page/{name}")
@@ -140,7 +140,7 @@ def test_the_page_and_all_that_it_names_is_there() -> None:
 @pytest.mark.parametrize(
     "path", ["/nothing", "/page/", "/page/__init__.py", "/page/../http.py", "/page/%2e%2e/http.py"]
 )
-def test_there_is_nothing_else(path: str) -> None:
+def test_other_paths_are_not_found(path: str) -> None:
     with asking() as client:
         answer = client.get(path)
     assert answer.status_code == 404
@@ -159,7 +159,7 @@ def test_it_is_read_only(method: str, path: str) -> None:
 # The search.
 
 
-def test_what_is_asked_is_answered_in_ascii() -> None:
+def test_answers_are_ascii() -> None:
     with asking(lambda wanted: {"answer": f"{wanted} \udc80"}) as client:
         answer = client.get("/api/why", params={"q": " ü.npy "})
     assert answer.status_code == 200
@@ -168,14 +168,14 @@ def test_what_is_asked_is_answered_in_ascii() -> None:
 
 
 @pytest.mark.parametrize("query", ["", "?q=", "?q=%20", "?q=" + "x" * 1025])
-def test_no_question_and_one_too_long(query: str) -> None:
+def test_an_empty_query_and_one_that_is_too_long(query: str) -> None:
     with asking() as client:
         answer = client.get(f"/api/why{query}")
     assert answer.status_code == 400
     assert "?q=" in answer.json()["error"]
 
 
-def test_a_few_are_answered_at_once_and_others_are_asked_to_come_again() -> None:
+def test_a_few_queries_run_at_the_same_time_and_more_are_refused_for_now() -> None:
     asked, go_on = threading.Semaphore(0), threading.Event()
 
     def why(wanted: str) -> dict[str, str]:
@@ -184,8 +184,8 @@ def test_a_few_are_answered_at_once_and_others_are_asked_to_come_again() -> None
         return {"answer": wanted}
 
     with asking(why) as client, ThreadPoolExecutor() as pool:
-        # Given as many questions as may be,
-        waiting = [pool.submit(client.get, f"/api/why?q={number}") for number in range(AT_ONCE)]
+        # Given as many queries as the pool runs,
+        waiting = [pool.submit(client.get, f"/api/why?q={number}") for number in range(MAX_QUERIES)]
         for _ in waiting:
             assert asked.acquire(timeout=30)
         # when there is one more, then it is refused, and all else is answered meanwhile;
@@ -193,16 +193,18 @@ def test_a_few_are_answered_at_once_and_others_are_asked_to_come_again() -> None
         assert refused.status_code == 429
         assert "again" in refused.json()["error"]
         assert client.get("/api/activity").status_code == 200
-        # when they are through, there is room again.
+        # when they are done, there are free slots again.
         go_on.set()
-        assert [each.result(30).json() for each in waiting] == [{"answer": str(number)} for number in range(AT_ONCE)]
+        assert [each.result(30).json() for each in waiting] == [
+            {"answer": str(number)} for number in range(MAX_QUERIES)
+        ]
         assert client.get("/api/why?q=again").status_code == 200
 
 
-def test_an_answer_that_takes_too_long_is_waited_for_no_longer_and_keeps_its_place(
+def test_a_query_that_takes_too_long_times_out_and_keeps_its_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http, "Inquirer", partial(Inquirer, at_once=1, patience=0.05))
+    monkeypatch.setattr(http, "QueryPool", partial(QueryPool, max_queries=1, timeout=0.05))
     go_on, ended = threading.Event(), threading.Event()
 
     def why(_: str) -> dict[str, str]:
@@ -219,7 +221,7 @@ def test_an_answer_that_takes_too_long_is_waited_for_no_longer_and_keeps_its_pla
         assert ended.wait(30)
 
 
-def test_trouble_is_told_in_a_sentence_and_a_fault_of_ours_tells_no_secret() -> None:
+def test_an_error_is_a_sentence_and_an_internal_error_reveals_no_secret() -> None:
     def away(_: str) -> Any:
         raise DatabaseUnavailable("the database db:3306 does not answer", "is it there?")
 
@@ -231,7 +233,7 @@ def test_trouble_is_told_in_a_sentence_and_a_fault_of_ours_tells_no_secret() -> 
         assert answer.status_code == 503
         assert "db:3306 does not answer" in answer.json()["error"]
     with asking(broken) as client:
-        for _ in range(2 * AT_ONCE):  # and a place is free again after each
+        for _ in range(2 * MAX_QUERIES):  # and a slot is free again after each
             answer = client.get("/api/why?q=1")
             assert answer.status_code == 500
             assert "tr0ub4dor" not in answer.text

@@ -15,7 +15,7 @@ from cdc_archiver.observe.service_status import (
     SourceStatus,
     StreamStatus,
 )
-from cdc_archiver.observe.summary import Severity, of_source, summarize
+from cdc_archiver.observe.summary import Severity, source_headline, summarize
 
 OPEN = StreamStatus(True, "", "binlog.000001:4", 0.0)
 
@@ -54,7 +54,7 @@ def status(
 
 
 @pytest.mark.parametrize(
-    ("given", "tone", "sentence"),
+    ("given", "severity", "sentence"),
     [
         (status(ServiceState.STREAMING, stream=OPEN), Severity.GOOD, "Streaming, 0 s behind"),
         (
@@ -65,7 +65,7 @@ def status(
         (
             status(ServiceState.STREAMING, stream=OPEN, sources=(source(), source("other", up=False))),
             Severity.WARNING,
-            "Streaming, 0 s behind; other: left alone",
+            "Streaming, 0 s behind; down: other",
         ),
         (
             status(ServiceState.POLLING, stream=StreamStatus(False, "there is no binary log", None, None)),
@@ -75,7 +75,7 @@ def status(
         (
             status(ServiceState.STANDBY, elsewhere=(HeldByOther("a", "storage2"), HeldByOther("b", "storage2"))),
             Severity.IDLE,
-            "Standing by for storage2",
+            "On standby for storage2",
         ),
         (status(ServiceState.STARTING), Severity.IDLE, "Starting"),
         (status(ServiceState.NO_DATABASE, "it does not answer"), Severity.BAD, "No database: it does not answer"),
@@ -83,23 +83,26 @@ def status(
         (status(ServiceState.FAILED, "the router died"), Severity.BAD, "Failed: the router died"),
     ],
 )
-def test_the_headline(given: ServiceStatus, tone: Severity, sentence: str) -> None:
-    said = summarize(given, 5.0).headline
-    assert (said.tone, said.text) == (tone, sentence)
+def test_the_headline(given: ServiceStatus, severity: Severity, sentence: str) -> None:
+    headline = summarize(given, 5.0).headline
+    assert (headline.tone, headline.text) == (severity, sentence)
 
 
-def test_a_source_is_up_or_left_alone_for_a_while_or_tried_again_now() -> None:
-    assert of_source(source()).text == "up"
-    assert of_source(source(up=False, retry_in=12)).text == "left alone for 12 s: host_unreachable: Connection refused"
-    assert of_source(source(up=False)).text == "tried again now: host_unreachable: Connection refused"
-    assert of_source(source(up=False)).tone is Severity.BAD
+def test_a_source_is_up_or_paused_or_being_tried_again() -> None:
+    assert source_headline(source()).text == "up"
+    assert (
+        source_headline(source(up=False, retry_in=12)).text
+        == "down, tried again in 12 s: host_unreachable: Connection refused"
+    )
+    assert source_headline(source(up=False)).text == "down, being tried again: host_unreachable: Connection refused"
+    assert source_headline(source(up=False)).tone is Severity.BAD
 
 
 def test_the_archive_takes_files_or_says_why_not() -> None:
     up = DestinationStatus("/data", True, None, "", 10)
     down = DestinationStatus("/data", False, "no_space", "0 B are free", 0)
     assert summarize(status(ServiceState.STREAMING, destination=up), 5.0).destination is not None
-    said = summarize(status(ServiceState.NO_DESTINATION, destination=down), 5.0).destination
-    assert said is not None
-    assert (said.tone, said.text) == (Severity.BAD, "takes no files: no_space: 0 B are free")
+    found = summarize(status(ServiceState.NO_DESTINATION, destination=down), 5.0).destination
+    assert found is not None
+    assert (found.tone, found.text) == (Severity.BAD, "takes no files: no_space: 0 B are free")
     assert summarize(status(ServiceState.STANDBY), 5.0).destination is None

@@ -1,10 +1,10 @@
-// Values in words, as the commands write them; and elements, whose text is never markup.
+// Formats values as the commands print them, and makes elements, whose text is never markup.
 
-const UNSEEN = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+const UNPRINTABLE = /[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
 
-/** A text from a row or a file's name: on one line, in its own direction, hiding nothing. */
+/** A text from a row or a file's name, with unprintable characters escaped. */
 export function shown(text) {
-  return String(text).replace(UNSEEN, (character) => {
+  return String(text).replace(UNPRINTABLE, (character) => {
     const number = character.codePointAt(0);
     return number < 0x100 ? `\\x${number.toString(16).padStart(2, "0")}` : `\\u{${number.toString(16)}}`;
   });
@@ -29,15 +29,15 @@ export function files(number) {
   return number === 1 ? "1 file" : `${count(number)} files`;
 }
 
-/** A duration in one or two words. */
+/** A duration: `12 s`, `3 min`, `5 h`, `2 days`. */
 export function span(seconds) {
-  for (const [limit, unit, word] of [[120, 1, "s"], [7200, 60, "min"], [172800, 3600, "h"]]) {
-    if (seconds < limit) return `${Math.round(seconds / unit)} ${word}`;
+  for (const [limit, unit, name] of [[120, 1, "s"], [7200, 60, "min"], [172800, 3600, "h"]]) {
+    if (seconds < limit) return `${Math.round(seconds / unit)} ${name}`;
   }
   return `${Math.round(seconds / 86400)} days`;
 }
 
-/** A latency: short ones in milliseconds. */
+/** A latency, below a second in milliseconds. */
 export function latency(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   if (seconds < 0.9995) return `${Math.max(1, Math.round(seconds * 1000))} ms`;
@@ -53,7 +53,7 @@ export function moment(date) {
   return `${date.toISOString().slice(0, 19).replace("T", " ")}Z`;
 }
 
-/** The time alone, UTC, to the second. */
+/** The time of day, UTC, to the second. */
 export function time(date) {
   return date.toISOString().slice(11, 19);
 }
