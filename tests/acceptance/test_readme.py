@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cdc_archiver.sandbox.process import free_port
 from waiting import eventually
 
-from cdc_archiver.sandbox import DatabaseServer, SshServer
+from cdc_archiver.sandbox import DatabaseServer, SshServer, free_port
 
 README = Path(__file__).parents[2] / "README.md"
 ADMINISTRATOR = "readme_root"
