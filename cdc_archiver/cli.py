@@ -12,8 +12,8 @@ from cdc_archiver import __version__
 from cdc_archiver.commands import check, init_db, register, retry, run, shadow, status
 from cdc_archiver.commands import list as list_
 from cdc_archiver.commands.output import print_to_stderr
-from cdc_archiver.commands.verify import command as verify
-from cdc_archiver.commands.why import command as why
+from cdc_archiver.commands.verify import verify
+from cdc_archiver.commands.why import why
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.settings.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
 from cdc_archiver.transfer import nss_account
