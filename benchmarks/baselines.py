@@ -43,7 +43,7 @@ class BareRsync:
         try:
             self._control_path = master.ensure()
             if self._control_path is None:
-                raise SandboxError(f"no warm connection: {master.words}")
+                raise SandboxError(f"no warm connection: {master.output}")
             self._master = master
             yield
         finally:
@@ -96,7 +96,7 @@ class BareRsync:
 
     def _require_warm(self) -> None:
         if self._master is not None and self._master.ensure() != self._control_path:
-            raise SandboxError(f"the warm connection has ended: {self._master.words}")
+            raise SandboxError(f"the warm connection has ended: {self._master.output}")
 
 
 def cpu_of_children() -> float:

@@ -16,9 +16,9 @@ from pymysqlreplication import binlogstream
 from pymysqlreplication.row_event import RowsEvent
 
 from benchmarks.measurements import OURS
-from cdc_archiver.database import server as servers
+from cdc_archiver.database import server_features
 from cdc_archiver.database.connections import Database
-from cdc_archiver.events.binlog import BinlogStream, Pace
+from cdc_archiver.events.binlog import BinlogStream, StreamTiming
 from cdc_archiver.events.reader import _EVENTS
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import load
@@ -104,7 +104,7 @@ def read_ours(settings: dict[str, Any], table: str, count: RowCounter, look: flo
         table,
         CountingListener(count),
         Metrics(),
-        pace=Pace(heartbeat=HEARTBEAT, settle=0.1, look=look),
+        timing=StreamTiming(heartbeat=HEARTBEAT, settle=0.1, look=look),
     )
     count.settled = lambda: stream.anchor_max_id is not None  # its first check is over
     stream.on_end = lambda part: count.done.set()
@@ -120,7 +120,7 @@ def read_bare(settings: dict[str, Any], table: str, count: RowCounter) -> None:
     """Reads with the library and the same filters, in a loop that only counts the rows."""
     database = Database(load(settings, environment={}))
     with database.connect() as connection:
-        start = servers.position(connection, servers.identify(connection))
+        start = server_features.position(connection, server_features.identify(connection))
     reader = _LIBRARY(
         connection_settings={**database.connection_settings(), "read_timeout": _SILENCE},
         server_id=4_000_000_001,

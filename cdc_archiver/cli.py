@@ -78,7 +78,7 @@ def common(
 
 def main() -> None:
     """The entry point: an error becomes one line on standard error and its exit status."""
-    environment = nss_account.variables_of_a_lent_one()
+    environment = nss_account.passwd_entry_environment()
     if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8 in the product, whatever the locale
         environment["PYTHONUTF8"] = "1"
     if environment:

@@ -1,4 +1,4 @@
-"""Every error that a part raises on purpose: one tree, named by what to do about it."""
+"""Every error that is raised on purpose: one hierarchy, named by the reaction that it calls for."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from cdc_archiver.model import Reason
 
 
 class ExitStatus(IntEnum):
-    """What the process tells its caller. A contract: others' scripts use it."""
+    """Exit status of the process. A contract: users' scripts depend on it."""
 
     DONE = 0
     INTERNAL_ERROR = 1
     USAGE = 2
-    NOT_RIGHT = 3
+    INCOMPLETE = 3
     UNREACHABLE = 4
 
 
 class ArchiverError(Exception):
-    """Base of all. Its text says what happened and to what.
+    """Base class. Its text names the event and the object.
 
     Args:
         message: one sentence, for a person.
-        hint: what that person can do, a statement or a command where there is one; may be empty.
+        hint: the fix, as a statement or a command where there is one; may be empty.
     """
 
     exit_status = ExitStatus.INTERNAL_ERROR
@@ -37,34 +37,34 @@ class ArchiverError(Exception):
 
 
 class Misconfigured(ArchiverError):
-    """A setting, a table or a directory is not what it has to be. Nothing was touched; a person must fix it."""
+    """A setting, a table or a directory is not as required. Nothing was changed; a person must fix it."""
 
     exit_status = ExitStatus.USAGE
 
 
 class NoSuchTable(Misconfigured):
-    """There is no table of files, or none that we may see."""
+    """There is no table of files, or none that this user may see."""
 
 
 class DatabaseUnavailable(ArchiverError):
-    """The database does not answer, or not us. Wait and try again."""
+    """The database does not answer, or refuses this client. Wait and try again."""
 
     exit_status = ExitStatus.UNREACHABLE
 
 
 class RowLocked(DatabaseUnavailable):
-    """Somebody else's open transaction holds a row that we would write. The others can be written."""
+    """Another client's open transaction locks a row to be written. Other rows can be written."""
 
 
 class StatementRefused(ArchiverError):
-    """The database answers, and does not take a value: a column too small, a constraint, a trigger. It never will."""
+    """The database rejects a value: a column too small, a constraint, a trigger. Another attempt cannot succeed."""
 
 
 class StreamLost(ArchiverError):
-    """The binlog connection ended, or its position is gone. Anchor again, sweep.
+    """The binlog connection ended, or its position is gone. Anchor again and sweep.
 
     Args:
-        reason: one word for the metric: shutdown, link, position, stalled, killed, decode.
+        reason: label of the metric: shutdown, link, position, stalled, killed, decode, server_id.
     """
 
     def __init__(self, message: str, reason: str) -> None:
@@ -73,22 +73,22 @@ class StreamLost(ArchiverError):
 
 
 class StreamUnavailable(ArchiverError):
-    """This server gives no usable binlog stream now (no binlog, no grant, compression). Poll, and ask again later."""
+    """The server offers no usable binlog stream now (no binlog, no grant, compression). Poll, and try again later."""
 
 
 class ServerIdTaken(Misconfigured):
-    """Another replica has the server_id that the operator set."""
+    """Another replica uses the server_id that the operator set."""
 
 
 class LockLost(ArchiverError):
-    """Another archiver may hold these targets now: stop copying, discard what is under way."""
+    """Another archiver may hold these targets now: stop copying, discard the copies under way."""
 
 
-class CopyTrouble(ArchiverError):
-    """A copy failed by no file's fault; nobody is charged.
+class TransferError(ArchiverError):
+    """A transfer failed for a reason outside its files; it does not count as a failed attempt.
 
     Args:
-        reason: which one; its ``fault`` says who has to wait.
+        reason: its ``scope`` decides what waits.
     """
 
     def __init__(self, reason: Reason, message: str, hint: str = "") -> None:
@@ -96,18 +96,18 @@ class CopyTrouble(ArchiverError):
         self.reason = reason
 
 
-class HostUnavailable(CopyTrouble):
-    """A source cannot be reached, or the link to it broke: leave that source alone for a while."""
+class HostUnavailable(TransferError):
+    """A source cannot be reached, or the link to it broke: pause the source."""
 
     exit_status = ExitStatus.UNREACHABLE
 
 
-class DestinationUnavailable(CopyTrouble):
-    """data_dir cannot take files: full, read-only, not mounted. Copy nothing from anywhere for a while."""
+class DestinationUnavailable(TransferError):
+    """data_dir cannot take files: full, read-only, not mounted. Pause all sources."""
 
 
 class LayoutRefused(ArchiverError):
-    """A row whose values lead nowhere: its reason says whether that is the row's fault or a setting's."""
+    """A row whose values give no path in the archive: the reason's scope is the row, or none where a setting is the cause."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)

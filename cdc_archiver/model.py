@@ -1,4 +1,4 @@
-"""What flows through the house: records in, outcomes out. Frozen values, no I/O."""
+"""The values that flow between packages: records in, outcomes out. Frozen, no I/O."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 REFUSED_FROM: Final = 1000
-"""``failed_copy_attempts`` from here on: the row itself is impossible. The polling agent leaves such rows alone too."""
+"""``failed_copy_attempts`` of a refused row, and above: the row itself is impossible. The polling agent ignores such rows too."""
 
 IGNORED_FROM: Final = 2000
-"""``failed_copy_attempts`` from here on: an operator said that the file will never come."""
+"""``failed_copy_attempts`` of an ignored row, and above: an operator has marked the file as one that will never come."""
 
 
 class Lane(StrEnum):
-    """Which queue of a source a file waits in."""
+    """The queue of a source in which a file waits."""
 
     SMALL = "small"
     BULK = "bulk"
 
 
 class Origin(StrEnum):
-    """What told us of an id."""
+    """Where a wake-up comes from."""
 
     STREAM = "stream"
     SWEEP = "sweep"
 
 
 class Scope(StrEnum):
-    """What a failure concerns. It decides whether a failed attempt counts, and what waits."""
+    """What a failure concerns. It decides whether the failed attempt counts, and what waits."""
 
     FILE = "file"
     """Counts as a failed attempt of the file, which is tried again later."""
@@ -47,7 +47,7 @@ class Scope(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a file is not archived (yet). The words appear in metrics, history, logs and the runbook."""
+    """Why a file is not archived (yet). The values appear in metrics, history, logs and the runbook."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"
@@ -129,13 +129,13 @@ class FileRecord:
 
     Attributes:
         id: primary key.
-        path: the file on its source, as the row has it.
-        md5sum: 16 bytes, or what the row has instead.
+        path: of the file on its source, as the row has it.
+        md5sum: 16 bytes, or whatever the row has.
         timestamp: aware, UTC; None where the row has none.
         action_timestamp: seconds since the epoch, or None.
-        failed_copy_attempts: as read, None included: the write-back names it.
-        image: the columns that we use but id and attempts, in one word, for a comparison with what they are later; empty where it
-            was not asked for.
+        failed_copy_attempts: as read, None included: the write-back compares it.
+        row_image: the columns in use except id and attempts, as one text, for comparison with the row at write-back; empty where
+            it was not requested.
     """
 
     id: int
@@ -148,27 +148,27 @@ class FileRecord:
     pub_id: str | None
     instance_id: str
     failed_copy_attempts: int | None
-    image: str = field(default="", compare=False, repr=False)
+    row_image: str = field(default="", compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.timestamp is None or self.timestamp.tzinfo is UTC:  # almost always, and much cheaper to ask
+        if self.timestamp is None or self.timestamp.tzinfo is UTC:  # almost always, and much cheaper to test
             return
         if self.timestamp.utcoffset() != UTC.utcoffset(None):
-            raise ValueError(f"row {self.id}: a record's timestamp is aware and in UTC, not {self.timestamp!r}")
+            raise ValueError(f"row {self.id}: the timestamp must be aware and in UTC, not {self.timestamp!r}")
 
     @property
     def attempts(self) -> int:
-        """Attempts charged so far; NULL counts as none, and so does the credit of a number below zero."""
+        """Failed attempts so far; NULL and negative numbers count as none."""
         return max(0, self.failed_copy_attempts or 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one worker takes at once: records of one source and one lane.
+    """The records that one worker copies at once: of one source and one lane.
 
     Attributes:
-        source: the source's name.
-        worker: a name that no other worker has, at any time, for this source: it names the staging directory.
+        source: name of the source.
+        worker: a name that no other worker of this source has or had: the name of the staging directory.
     """
 
     source: str
@@ -178,8 +178,8 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """How long each step of a file's way took, in seconds. A step shared by several files counts for each."""
+class StepDurations:
+    """Duration of each step of a copy, in seconds. A step shared by several files counts in full for each."""
 
     transferred: float = 0.0
     verified: float = 0.0
@@ -193,36 +193,36 @@ class Archived:
     Attributes:
         path: absolute, below data_dir.
         size: bytes.
-        adopted: it was there already.
+        adopted: it was in place already.
     """
 
     record: FileRecord
     path: str
     size: int
     adopted: bool = False
-    steps: Steps = field(default_factory=Steps)
+    steps: StepDurations = field(default_factory=StepDurations)
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """A try that failed by the file's own fault.
+    """A copy that failed for a reason within the file; it counts as a failed attempt.
 
     Attributes:
-        detail: one sentence for a person; rsync's own words where there are any.
-        md5_seen: what arrived instead, where that is known.
-        disk_seen: the directory that a missing file should lie in was seen, with files in it: its disk is mounted.
+        detail: one sentence for a person; rsync's message where there is one.
+        md5_seen: of the bytes that arrived, where that is known.
+        mount_confirmed: the directory of a missing file exists and holds files: its disk is mounted.
     """
 
     record: FileRecord
     reason: Reason
     detail: str
     md5_seen: bytes | None = None
-    disk_seen: bool = False
+    mount_confirmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The row is impossible; no try was or will be made."""
+    """The row is impossible; no copy was or will be attempted."""
 
     record: FileRecord
     reason: Reason
@@ -231,7 +231,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """Not archived, by nobody's fault; again later."""
+    """Not archived, and not counted as a failed attempt; tried again later."""
 
     record: FileRecord
     reason: Reason
@@ -240,7 +240,7 @@ class Deferred:
 
 @dataclass(frozen=True, slots=True)
 class Oversize:
-    """Too big for the small lane; not tried there."""
+    """Too large for the small lane; not copied there."""
 
     record: FileRecord
 

@@ -1,4 +1,4 @@
-"""Text and JSON for people and programs: unprintable characters escaped, values in JSON's types. Pure."""
+"""Text for people and JSON for programs: unprintable characters escaped, values in JSON's types. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def escape_unprintable(text: str) -> str:
-    """The text on one line, moving no cursor, hiding nothing, and in UTF-8: what is not so is escaped as Python does it."""
+    """The text on one line, in valid UTF-8, without control or invisible characters: these are escaped in Python's notation."""
     if text.isprintable():
         return text
     return "".join(
@@ -21,8 +21,8 @@ def escape_unprintable(text: str) -> str:
 
 
 def to_jsonable(value: Any) -> Any:
-    """JSON's types: dataclasses as objects, but for fields that they do not show themselves; times in ISO 8601, md5 sums in
-    hexadecimal digits, what is no number as null."""
+    """A value in JSON's types: dataclasses as objects without their ``repr=False`` fields, times in ISO 8601, bytes in hexadecimal,
+    NaN and infinities as null."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: to_jsonable(getattr(value, field.name)) for field in fields(value) if field.repr}
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""One contract for every thread of the service: start, stop, join, and what it died of."""
+"""One contract for every thread of the service: start, stop, join, and the error that ended it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 
-class Part(ABC):
-    """A part of the service with a thread of its own.
+class StoppableThread(ABC):
+    """A thread of the service.
 
-    ``work`` runs until ``stopping`` is set. An exception that leaves it is kept in ``failure``; so is a return without a stop
-    having been asked for. Either is unexpected, and whoever supervises the part ends the service.
+    ``work`` runs until ``stopping`` is set. An exception that it raises is kept in ``failure``; a return before ``stop`` counts as
+    one. Either is unexpected, and makes the supervisor end the service.
 
     Args:
         name: the thread's name, as logs show it.
@@ -22,22 +22,22 @@ class Part(ABC):
         self.name = name
         self.stopping = threading.Event()
         self.failure: BaseException | None = None
-        self.on_end: Callable[[Part], None] = lambda part: None
+        self.on_end: Callable[[StoppableThread], None] = lambda thread: None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @abstractmethod
     def work(self) -> None:
-        """The part's loop."""
+        """The thread's loop."""
 
     def interrupt(self) -> None:
-        """Wakes ``work`` where it waits for something other than ``stopping``. Called once, after that is set."""
+        """Wakes ``work`` where it waits for anything but ``stopping``. Called once, after ``stopping`` is set."""
 
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Asks the thread to end; returns at once. May be called often, from any thread."""
+        """Asks the thread to end; returns at once. May be called repeatedly, from any thread."""
         if not self.stopping.is_set():
             self.stopping.set()
             self.interrupt()
@@ -59,15 +59,15 @@ class Part(ABC):
         try:
             self.work()
             if not self.stopping.is_set():
-                raise RuntimeError(f"{self.name} returned although nobody had asked it to stop")
+                raise RuntimeError(f"{self.name} returned before it was asked to stop")
         except BaseException as error:
             self.failure = error
         finally:
             self.on_end(self)
 
 
-def join_all(parts: Sequence[Part], seconds: float) -> bool:
-    """Waits for all of them together; returns whether all have ended."""
+def join_all(threads: Sequence[StoppableThread], seconds: float) -> bool:
+    """Waits for all threads together; returns whether all have ended."""
     deadline = time.monotonic() + seconds
-    ended = [part.join(max(0.0, deadline - time.monotonic())) for part in parts]  # each gets its turn
+    ended = [thread.join(max(0.0, deadline - time.monotonic())) for thread in threads]  # each, even past the deadline
     return all(ended)

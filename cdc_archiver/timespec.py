@@ -1,4 +1,4 @@
-"""Times as an operator writes and reads them: ``2h``, ``3d ago``, ``2026-05-15``; pure."""
+"""Times as operators write and read them: ``2h``, ``3d ago``, ``2026-05-15``. Pure."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 864
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)(?:\s+ago)?")
 
 
-def moment(text: str, now: datetime) -> datetime:
-    """A point in time: so long ago (``2h``, ``3d ago``), or ISO 8601, in UTC where it names no zone.
+def parse_time(text: str, now: datetime) -> datetime:
+    """Parses a point in time: an age (``2h``, ``3d ago``), ``now``, ``today``, ``yesterday``, or ISO 8601, in UTC where it names no zone.
 
     Args:
         now: aware.
 
     Raises:
-        Misconfigured: it is neither.
+        Misconfigured: the text has no such format.
     """
     wanted = text.strip().lower()
     try:
@@ -31,22 +31,22 @@ def moment(text: str, now: datetime) -> datetime:
         found = datetime.fromisoformat(text.strip())
         return (found.replace(tzinfo=UTC) if found.tzinfo is None else found).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise Misconfigured(f"{text!r} is no time", "say 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30") from None
+        raise Misconfigured(f"invalid time: {text!r}", "use 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30") from None
 
 
-def span(seconds: float) -> str:
-    """A duration in one or two words: ``12 s``, ``3 min``, ``5 h``, ``2 days``."""
-    for limit, unit, word in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+def format_duration(seconds: float) -> str:
+    """A duration for a person, in one unit: ``12 s``, ``3 min``, ``5 h``, ``2 days``."""
+    for limit, unit, symbol in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
         if seconds < limit:
-            return f"{seconds / unit:.0f} {word}"
+            return f"{seconds / unit:.0f} {symbol}"
     return f"{seconds / 86400:.0f} days"
 
 
-def ago(then: datetime, now: datetime) -> str:
-    """How long ago something was."""
-    return f"{span(max(0.0, (now - then).total_seconds()))} ago"
+def format_age(then: datetime, now: datetime) -> str:
+    """The age of an event for a person: ``5 h ago``."""
+    return f"{format_duration(max(0.0, (now - then).total_seconds()))} ago"
 
 
-def clock(moment: datetime) -> str:
-    """A time for a person: to the second, UTC."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+def format_time(when: datetime) -> str:
+    """A time for a person: in UTC, to the second."""
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -13,11 +13,11 @@ from typing import Final
 import sqlalchemy as sa
 
 from cdc_archiver.database import schema
-from cdc_archiver.database.attempts import Attempts, why_not_readable
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import HISTORY_ERRORS
-from cdc_archiver.dispatch.targets import Targets
+from cdc_archiver.database.operator_history import OperatorHistory, why_not_readable
+from cdc_archiver.dispatch.router import Targets
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import FileRecord
 from cdc_archiver.settings import Settings, SourceSettings
@@ -37,7 +37,7 @@ class CommandContext:
     settings: Settings
     database: Database
     files: FilesTable
-    history: Attempts | None
+    history: OperatorHistory | None
     no_history: str
 
     def source_of(self, instance_id: str) -> SourceSettings | None:
@@ -75,7 +75,7 @@ class CommandContext:
         if self.history is None:
             return self.no_history
         try:
-            self.history.note(connection, records, result, text)
+            self.history.record_operator_action(connection, records, result, text)
         except sa.exc.DBAPIError as error:
             if error_code(error) not in HISTORY_ERRORS:
                 raise
@@ -103,12 +103,12 @@ def open_context(settings: Settings, answer_timeout: float = _ANSWER_TIMEOUT) ->
             files = FilesTable(name, schema.path_width(connection, database.name, name), settings.max_attempts)
             files.rows(connection, newest_first=True, limit=1)  # fails without the privilege to read
             no_history = why_not_readable(connection)
-        yield CommandContext(settings, database, files, None if no_history else Attempts(name), no_history)
+        yield CommandContext(settings, database, files, None if no_history else OperatorHistory(name), no_history)
     finally:
         database.close()
 
 
-def require_history(context: CommandContext, feature: str) -> Attempts:
+def require_history(context: CommandContext, feature: str) -> OperatorHistory:
     """The history, for a feature that needs it.
 
     Args:

@@ -14,14 +14,14 @@ from cdc_archiver.commands import options
 from cdc_archiver.commands.context import CommandContext, open_context, require_history
 from cdc_archiver.commands.output import STATE_STYLES, Cell, Printer, print_json, print_to_stderr
 from cdc_archiver.commands.service_client import ServiceUnavailable, address, describe_other_table, fetch_status
-from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import Row
+from cdc_archiver.database.operator_history import HistoryEntry
 from cdc_archiver.database.search import NOT_ARCHIVED, Criteria, RowState, state_of, walk
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.timespec import clock
+from cdc_archiver.timespec import format_time
 
 HELP: Final = """
 List files, newest first.
@@ -80,7 +80,7 @@ class ListedFile:
     row: Row
     state: RowState
     source: str | None
-    last: Attempt | None
+    last: HistoryEntry | None
 
 
 def list_files(
@@ -167,7 +167,7 @@ def _with_state(context: CommandContext, criteria: Criteria, state: StateFilter 
         case StateFilter.ALL:
             return criteria
         case StateFilter.CHARGED:
-            return replace(criteria, states=frozenset({RowState.PENDING}), charged=True)
+            return replace(criteria, states=frozenset({RowState.PENDING}), has_failed_attempts=True)
         case StateFilter.DEFERRED:
             return _deferred(context, criteria)
         case _:
@@ -198,7 +198,7 @@ def _deferred(context: CommandContext, criteria: Criteria) -> Criteria:
     return replace(criteria, targets=tuple(selected) or _NO_TARGET, states=frozenset({RowState.PENDING}))
 
 
-def _last_failures(context: CommandContext, rows: list[Row]) -> dict[int, Attempt]:
+def _last_failures(context: CommandContext, rows: list[Row]) -> dict[int, HistoryEntry]:
     ids = [row.record.id for row in rows if row.record.attempts and not row.copied]
     if context.history is None or not ids:
         return {}
@@ -213,7 +213,7 @@ def _cells(file: ListedFile) -> list[Cell]:
         (file.state.value, STATE_STYLES[file.state]),
         str(record.failed_copy_attempts or 0),
         record.instance_id,
-        clock(record.timestamp) if record.timestamp else "-",
+        format_time(record.timestamp) if record.timestamp else "-",
         (file.last.reason if file.last and file.last.reason else "-"),
         record.path,
     ]

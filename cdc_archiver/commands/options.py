@@ -12,7 +12,7 @@ from cdc_archiver.commands.context import CommandContext
 from cdc_archiver.database.search import Criteria, is_id
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import Reason, Scope
-from cdc_archiver.timespec import moment
+from cdc_archiver.timespec import parse_time
 
 Source: TypeAlias = Annotated[
     list[str] | None, typer.Option("--source", metavar="NAME", help="Files of this source's targets; may be repeated.")
@@ -55,7 +55,7 @@ def selected_targets(
 def times(since: str | None, until: str | None) -> tuple[datetime | None, datetime | None]:
     """``--since`` and ``--until``; None for one that was not given."""
     now = datetime.now(UTC)
-    return (moment(since, now) if since else None, moment(until, now) if until else None)
+    return (parse_time(since, now) if since else None, parse_time(until, now) if until else None)
 
 
 def criteria_of(arguments: Sequence[str]) -> Criteria:

@@ -27,7 +27,7 @@ from cdc_archiver.model import FileRecord
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.timespec import moment
+from cdc_archiver.timespec import parse_time
 from cdc_archiver.transfer import layout
 
 HELP: Final = """
@@ -161,7 +161,7 @@ def register(
             (f"{verb} {format_file_count(outcomes[RegistrationOutcome.REGISTERED])}", "bold"),
             f", {outcomes[RegistrationOutcome.KNOWN]} already known, {outcomes[RegistrationOutcome.UNUSABLE]} unusable",
         )
-    return ExitStatus.NOT_RIGHT if outcomes[RegistrationOutcome.UNUSABLE] else ExitStatus.DONE
+    return ExitStatus.INCOMPLETE if outcomes[RegistrationOutcome.UNUSABLE] else ExitStatus.DONE
 
 
 def _only_target(context: CommandContext) -> str:
@@ -183,7 +183,7 @@ def _time(text: str) -> datetime | None:
             return datetime.fromtimestamp(int(text), UTC)
         except (OverflowError, ValueError, OSError):
             raise Misconfigured(f"invalid time: {text}", "use seconds since 1970, or 2026-05-15T04:30") from None
-    return moment(text, datetime.now(UTC))
+    return parse_time(text, datetime.now(UTC))
 
 
 def _print_result(printer: Printer, result: RegistrationResult, *, dry_run: bool) -> None:

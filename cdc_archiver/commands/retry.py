@@ -23,7 +23,7 @@ from cdc_archiver.commands.output import (
     progress_bar,
 )
 from cdc_archiver.commands.selection import ChangePlan, Selection, apply_change, plan_change
-from cdc_archiver.database.attempts import IGNORED, RESTORED, RETRIED
+from cdc_archiver.database.operator_history import IGNORED, RESTORED, RETRIED
 from cdc_archiver.database.search import Criteria, RowState
 from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.model import IGNORED_FROM
@@ -241,7 +241,7 @@ def _carry_out(
     for path in plan.unknown_paths:
         print_to_stderr(f"no row has the path {path}; if it is archived: cdc-archiver why {path}")
     incomplete = result.moved_on or result.locked or plan.unknown or plan.unknown_paths
-    return ExitStatus.NOT_RIGHT if incomplete else ExitStatus.DONE
+    return ExitStatus.INCOMPLETE if incomplete else ExitStatus.DONE
 
 
 def _as_object(plan: ChangePlan, result: ChangePlan, *, dry_run: bool) -> dict[str, object]:

@@ -14,7 +14,7 @@ from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.service.reconciliation import ReconcileProgress, ReconcileResult, Reconciliation
 from cdc_archiver.service.supervisor import Supervisor
-from cdc_archiver.settings import Settings, duration
+from cdc_archiver.settings import Settings, parse_duration
 
 HELP: Final = """
 Archive files as they are registered, until SIGTERM.
@@ -43,7 +43,7 @@ def run(
 ) -> ExitStatus:
     set_up_logs(settings.log_format, settings.log_level)
     if reconcile:
-        return _reconcile(settings, duration(wait))
+        return _reconcile(settings, parse_duration(wait))
     archiver = Supervisor(settings, load_again)
     _on_signals(archiver.stop)
     at_a_terminal = sys.stdin is not None and sys.stdin.isatty()

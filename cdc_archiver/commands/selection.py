@@ -154,7 +154,7 @@ def _named_rows(context: CommandContext, selection: Selection) -> Iterator[tuple
     """The named rows, each with whether it is selected. Without ids or paths, all rows are selected ones."""
     criteria = selection.criteria
     if not criteria.names_files:
-        criteria = replace(criteria, states=selection.states, charged=selection.failed_only)
+        criteria = replace(criteria, states=selection.states, has_failed_attempts=selection.failed_only)
     after = None if selection.newest is None else selection.newest + 1  # walk goes down
     for rows in _chunks(walk(context.database, context.files, criteria, after=after)):
         yield from _with_decision(context, selection, rows)

@@ -160,7 +160,7 @@ def shadow(
     _print_totals(printer, run.totals, hashed=here is not None, as_json=as_json)
     if not complete:
         raise typer.Exit(INTERRUPTED)
-    return ExitStatus.NOT_RIGHT if run.totals.differ else ExitStatus.DONE
+    return ExitStatus.INCOMPLETE if run.totals.differ else ExitStatus.DONE
 
 
 def _archive_here(directory: Path, *, requested: bool | None, once: bool) -> Path | None:

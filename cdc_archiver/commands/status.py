@@ -22,9 +22,9 @@ from cdc_archiver.database.search import waiting_targets
 from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
-from cdc_archiver.settings import Settings, duration
+from cdc_archiver.settings import Settings, parse_duration
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.timespec import ago, clock, span
+from cdc_archiver.timespec import format_age, format_duration, format_time
 
 HELP: Final = """
 Print the current state.
@@ -90,7 +90,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts; with --watch, one line each time.")] = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
-    interval = max(0.2, duration(every))
+    interval = max(0.2, parse_duration(every))
     if not watch:
         overview = get_overview(settings, datetime.now(UTC))
         if as_json:
@@ -187,7 +187,7 @@ def _watch(settings: Settings, interval: float, *, as_json: bool) -> None:
             try:
                 lines = list(_lines(get_overview(settings, datetime.now(UTC))))
             except ArchiverError as error:  # it may come back; until then a person watches the message
-                lines = [[(f"{clock(datetime.now(UTC))}  {error}", "bold red")]]
+                lines = [[(f"{format_time(datetime.now(UTC))}  {error}", "bold red")]]
             texts = [styled_text(line, no_wrap=True, overflow="ellipsis") for line in lines]
             live.update(Group(*texts), refresh=True)
             time.sleep(interval)
@@ -233,7 +233,7 @@ def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Lin
         ("service      ", "dim"),
         (state, style),
         f" {why}" if why else "",
-        f"  (up for {span((overview.at - since).total_seconds())})",
+        f"  (up for {format_duration((overview.at - since).total_seconds())})",
     ]
     yield [("database     ", "dim"), f"{service['database']}, table {service.get('table') or 'not known yet'}"]
     stream = service.get("stream")
@@ -245,7 +245,7 @@ def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Lin
         else:
             yield [("stream       ", "dim"), ("none", "yellow"), f": {stream['why']}"]
     last = service.get("last_sweep")
-    as_of = f", as of the last sweep, {clock(datetime.fromisoformat(last))}" if last else ""
+    as_of = f", as of the last sweep, {format_time(datetime.fromisoformat(last))}" if last else ""
     for source in service["sources"]:
         yield from _source_lines(source["state"]["name"], source, overview.at, as_of)
     for other in service.get("elsewhere", ()):
@@ -254,7 +254,7 @@ def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Lin
     if destination is not None:
         yield [("archive      ", "dim"), f"{destination['path']}", *_destination_parts(destination)]
     if state != "standby":
-        yield [("last sweep   ", "dim"), ago(datetime.fromisoformat(last), overview.at) if last else "none yet"]
+        yield [("last sweep   ", "dim"), format_age(datetime.fromisoformat(last), overview.at) if last else "none yet"]
     yield [("archived     ", "dim"), f"{format_file_count(service['archived'])} since the service's start"]
 
 
@@ -271,7 +271,7 @@ def _source_lines(name: str, source: dict[str, Any], now: datetime, as_of: str =
     if state is not None:
         line.append((" up", "green") if state["up"] else (" DOWN", "bold red"))
         if not state["up"]:
-            line.append(f" {state['reason']}: {state['detail']} (next attempt in {span(state['retry_in'])})")
+            line.append(f" {state['reason']}: {state['detail']} (next attempt in {format_duration(state['retry_in'])})")
         line.append(f", {state['queued']} queued, {state['in_flight']} in flight")
     yield line
     if files is None:
@@ -283,5 +283,5 @@ def _source_lines(name: str, source: dict[str, Any], now: datetime, as_of: str =
     oldest = files.get("oldest_pending")
     if oldest is not None:
         then = datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest
-        counted.append(f"; oldest pending: {clock(then)}, {ago(then, now)}")
+        counted.append(f"; oldest pending: {format_time(then)}, {format_age(then, now)}")
     yield [*counted, as_of]

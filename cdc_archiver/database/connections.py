@@ -1,4 +1,4 @@
-"""Connections to the database, and its errors in our words."""
+"""Connections to the database, and its errors translated to ours."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from cdc_archiver.settings import Settings
 CONNECT_TIMEOUT: Final = 10
 """Seconds."""
 ANSWER_TIMEOUT: Final = 60
-"""Seconds that one statement may stay without an answer: a half-open connection is noticed by it."""
+"""Seconds that a statement may take to answer: detects a half-open connection."""
 PING_TIMEOUT: Final = 4
-"""Seconds after which a connection that was idle is taken for dead, and all others of its pool with it."""
+"""Seconds without an answer after which an idle connection counts as dead, and with it all others of its pool."""
 
-# The server answered, and its answer is about what we asked or who we are: waiting does not help.
-_ASK_A_PERSON: Final = {
+# The fix by the server's error number: errors of the request or the account, where waiting does not help.
+_FIXES: Final = {
     1044: "grant the user access to the database",
     1045: "check MYSQL_USER and MYSQL_PASSWORD (or MYSQL_PASSWORD_FILE)",
     1049: "check MYSQL_DATABASE",
-    1054: "the table is not what a pysmurf monitor makes: see `cdc-archiver check`",
+    1054: "the table differs from the one that a pysmurf monitor creates: see `cdc-archiver check`",
     1142: "`cdc-archiver check` names the GRANT that `run` needs; `init-db` needs CREATE and INDEX",
     1143: "`cdc-archiver check` names the GRANT that `run` needs; `init-db` needs CREATE and INDEX",
     1146: "the table is gone: see `cdc-archiver check`, or `cdc-archiver init-db` to create it",
-    1227: "grant the user what `cdc-archiver check` names",
-    1298: "check --db-time-zone; a zone's name needs the server's time zone tables, +00:00 does not",
+    1227: "run the GRANT that `cdc-archiver check` names",
+    1298: "check --db-time-zone; the name of a zone needs the server's time zone tables, +00:00 does not",
     1698: "check MYSQL_USER and MYSQL_PASSWORD (or MYSQL_PASSWORD_FILE)",
     3118: "the account is locked: unlock it",
 }
@@ -42,16 +42,16 @@ _ASK_A_PERSON: Final = {
 _LOCKED: Final = {1205, 1213}
 _REFUSED: Final = {1048, 1062, 1264, 1265, 1292, 1364, 1366, 1406, 1442, 1644, 3819, 4025}
 _LOCK_WAIT: Final = 5
-"""Seconds that a write waits for a row that somebody else's transaction holds."""
-_GROUP_CONCAT_MOST: Final = 1_000_000
-"""MariaDB's default, in bytes; MySQL's, 1,024, would cut the digests of a write-back's rows short."""
+"""Seconds that a write waits for a row locked by another transaction."""
+_GROUP_CONCAT_BYTES: Final = 1_000_000
+"""MariaDB's default; MySQL's default, 1,024, would truncate the digests of a write-back's rows."""
 
 
-class OurConnection(RawConnection):
-    """PyMySQL's, but that the TLS context of connections for which no TLS is set is made once.
+class SharedContextConnection(RawConnection):
+    """PyMySQL's connection, with one TLS context shared by all connections without TLS settings.
 
-    It is made for each connection otherwise, and reads the system's certificates, which it does not use: 24 to 35 ms of CPU,
-    most of what a connection costs.
+    PyMySQL makes a context for each connection, and reads the system's certificates, which it does not use: 24 to 35 ms of CPU,
+    most of the cost of a connection.
     """
 
     _context: ClassVar[ssl.SSLContext | None] = None
@@ -60,17 +60,17 @@ class OurConnection(RawConnection):
         make: Callable[[Any], ssl.SSLContext] = super()._create_ssl_ctx  # type: ignore[misc]
         if options:
             return make(options)
-        if OurConnection._context is None:  # two at the same time make two, and one of them is kept
-            OurConnection._context = make(options)
-        return OurConnection._context
+        if SharedContextConnection._context is None:  # two threads at once make two, of which one is kept
+            SharedContextConnection._context = make(options)
+        return SharedContextConnection._context
 
 
 class Database:
-    """The database that one archiver works with. Safe to share between threads.
+    """The database of one archiver. Safe to share between threads.
 
     Args:
-        settings: where it is and who we are.
-        answer_timeout: seconds that one statement may stay without an answer; None for as long as it takes.
+        settings: its address and account.
+        answer_timeout: seconds that a statement may take to answer; None for no limit.
     """
 
     def __init__(self, settings: Settings, answer_timeout: float | None = ANSWER_TIMEOUT) -> None:
@@ -79,26 +79,26 @@ class Database:
         self.name = settings.mysql_database
         self.address = f"{settings.mysql_host}:{settings.mysql_port}"
         self._reading = self._engine(autocommit=True)
-        # Of its own, since a connection that changes its mode costs two statements at each turn. REPEATABLE READ, the
-        # servers' default: READ COMMITTED cannot write under STATEMENT format.
+        # A separate pool, since a change of a connection's mode costs two statements each time. REPEATABLE READ, the servers'
+        # default: READ COMMITTED cannot write in STATEMENT format.
         self._writing = self._engine(autocommit=False)
 
     def raw_connection(self, **options: Any) -> RawConnection[Any]:
-        """A PyMySQL connection of its own, outside the pool: for the lock.
+        """A PyMySQL connection outside the pools: for the locks.
 
         Args:
-            options: PyMySQL's, over ours.
+            options: PyMySQL's; they override :meth:`connection_settings`.
         """
-        return OurConnection(**{**self.connection_settings(), **options})
+        return SharedContextConnection(**{**self.connection_settings(), **options})
 
     def connection_settings(self) -> dict[str, Any]:
-        """PyMySQL's arguments, the password among them: a new dict each time, and never to be logged."""
+        """PyMySQL's arguments, including the password: a new dict each time, never to be logged."""
         settings = self._settings
         arguments: dict[str, Any] = {
             "host": settings.mysql_host,
             "port": settings.mysql_port,
             "user": settings.mysql_user,
-            # As bytes: PyMySQL would take a text for Latin-1.
+            # As bytes: PyMySQL would encode a text as Latin-1.
             "password": settings.password.encode("utf-8", "surrogateescape"),
             "database": settings.mysql_database,
             "charset": "utf8mb4",
@@ -111,7 +111,7 @@ class Database:
             try:
                 context = ssl.create_default_context(cafile=settings.mysql_ssl_ca)
                 if settings.mysql_ssl_cert:
-                    # An encrypted key would make OpenSSL ask at a terminal.
+                    # With an encrypted key, OpenSSL would prompt on a terminal.
                     context.load_cert_chain(settings.mysql_ssl_cert, settings.mysql_ssl_key, password=lambda: b"")
             except (OSError, ssl.SSLError) as error:
                 raise Misconfigured(
@@ -123,13 +123,13 @@ class Database:
 
     @contextmanager
     def connect(self) -> Iterator[sa.Connection]:
-        """A connection where each statement is its own transaction: what is read is what is there now.
+        """A connection where each statement is a transaction: it reads the current rows.
 
         Raises:
-            DatabaseUnavailable: it does not answer.
+            DatabaseUnavailable: the database does not answer.
             Misconfigured: it answers, and a person must fix something.
         """
-        with self._in_our_words(), self._reading.connect() as connection:
+        with self._translated_errors(), self._reading.connect() as connection:
             yield connection
 
     @contextmanager
@@ -137,14 +137,14 @@ class Database:
         """A connection with one transaction, committed at the end. Keep it short.
 
         Raises:
-            DatabaseUnavailable: it does not answer; whether a commit arrived is unknown.
+            DatabaseUnavailable: the database does not answer; whether a commit arrived is unknown.
             Misconfigured: it answers, and a person must fix something.
         """
-        with self._in_our_words(), self._writing.begin() as connection:
+        with self._translated_errors(), self._writing.begin() as connection:
             yield connection
 
     def close(self) -> None:
-        """Closes what is idle."""
+        """Closes the idle connections."""
         self._reading.dispose()
         self._writing.dispose()
 
@@ -166,15 +166,15 @@ class Database:
             with connection.cursor() as cursor:
                 cursor.execute(
                     "SET SESSION innodb_lock_wait_timeout = %s, SESSION group_concat_max_len = %s",
-                    (_LOCK_WAIT, _GROUP_CONCAT_MOST),
+                    (_LOCK_WAIT, _GROUP_CONCAT_BYTES),
                 )
                 if self._settings.db_time_zone:
                     cursor.execute("SET SESSION time_zone = %s", (self._settings.db_time_zone,))
 
-        # SQLAlchemy's own `pool_pre_ping` waits for as long as a statement may take: a link that fell silent while the
-        # connection was idle would hang whoever takes it for a minute.
+        # SQLAlchemy's `pool_pre_ping` waits for as long as a statement may take: a link that fell silent while the connection was
+        # idle would block its next user for a minute.
         @event.listens_for(engine, "checkout")
-        def _ask_whether_it_lives(connection: Any, record: Any, _proxy: Any) -> None:
+        def _ping(connection: Any, record: Any, _proxy: Any) -> None:
             if record.info.pop("fresh", False):
                 return
             limit, connection._read_timeout = connection._read_timeout, PING_TIMEOUT
@@ -188,44 +188,46 @@ class Database:
         return engine
 
     @contextmanager
-    def _in_our_words(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         try:
             yield
         except sa.exc.TimeoutError as error:
-            raise DatabaseUnavailable(f"the database {self.address} keeps all our connections busy") from error
+            raise DatabaseUnavailable(f"all connections to the database {self.address} are busy") from error
         except (sa.exc.DBAPIError, pymysql.MySQLError, OSError, UnicodeError) as error:
-            raise in_our_words(error, self.address) from error
+            raise translate_error(error, self.address) from error
         except sa.exc.InvalidRequestError as error:
             if "connection is closed" not in str(error):
                 raise
-            # The pool tried twice, and each time the connection was dead when it was handed out.
-            raise DatabaseUnavailable(f"the database {self.address} takes connections and does not answer") from error
+            # The pool tried twice, and both times the new connection was dead at check-out.
+            raise DatabaseUnavailable(f"the database {self.address} accepts connections and does not answer") from error
 
 
 def error_code(error: BaseException) -> int:
-    """The server's error number, 0 where there is none."""
+    """The server's error number; 0 where there is none."""
     original = getattr(error, "orig", None) or error
     code = original.args[0] if isinstance(original, pymysql.MySQLError) and original.args else 0
     return code if isinstance(code, int) else 0
 
 
-def in_our_words(error: BaseException, address: str) -> DatabaseUnavailable | Misconfigured | StatementRefused:
-    """A driver's error as ours.
+def translate_error(error: BaseException, address: str) -> DatabaseUnavailable | Misconfigured | StatementRefused:
+    """Translates a driver's error to ours.
 
     Args:
-        error: PyMySQL's, SQLAlchemy's or the socket's.
-        address: host and port, for the sentence.
+        error: of PyMySQL, SQLAlchemy or the socket.
+        address: host and port, for the message.
     """
     code = error_code(error)
     original = getattr(error, "orig", None) or error
-    words = original.args[1] if code and len(original.args) > 1 else original
-    if code in _ASK_A_PERSON:
-        return Misconfigured(f"the database {address} says: {words}", _ASK_A_PERSON[code])
+    message = original.args[1] if code and len(original.args) > 1 else original
+    if code in _FIXES:
+        return Misconfigured(f"the database {address} says: {message}", _FIXES[code])
     if code in _LOCKED:
-        return RowLocked(f"the database {address}: {words}", "which transaction is open there?")
+        return RowLocked(f"the database {address}: {message}", "find the open transaction that holds the row")
     if code in _REFUSED or isinstance(original, pymysql.DataError | pymysql.IntegrityError | UnicodeError):
-        return StatementRefused(f"the database {address} does not take it: {words}", "compare the column with `check`")
+        return StatementRefused(
+            f"the database {address} rejects the value: {message}", "compare the column with `cdc-archiver check`"
+        )
     return DatabaseUnavailable(
-        f"the database {address} cannot be used: {words}",
+        f"the database {address} cannot be used: {message}",
         "is it running, and are MYSQL_HOST and MYSQL_PORT right?" if code in (2002, 2003, 0) else "",
     )

@@ -1,4 +1,4 @@
-"""The rows: which wait, what they say, and the two writes that an outcome makes of them."""
+"""The table of files: reads and counts rows, and writes outcomes back to them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from cdc_archiver.database import schema
 from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM, FileRecord
 
 _NO_CHANGE: Final = frozenset({"id", "failed_copy_attempts"})
-"""Columns that make a row no other file when they change: somebody may have charged it meanwhile."""
+"""Columns whose change does not make the row another file: a failed attempt may have been counted meanwhile."""
 _CHUNK: Final = 200
-"""Rows that one UPDATE names: its CASE is searched row by row, so its cost grows with the square."""
+"""Maximum number of rows of one UPDATE: its CASE is searched for each row, so the cost grows with the square."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A record, and whether the row is done."""
+    """A record, and whether the row is copied."""
 
     record: FileRecord
     copied: bool
@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Pending:
-    """A row that waits, and how often it was charged."""
+    """A pending row, and its failed attempts."""
 
     id: int
     attempts: int
@@ -38,10 +38,10 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """How many rows of some targets are in which state.
+    """Numbers of rows of some targets, by state.
 
     Attributes:
-        oldest_pending: of the pending row with the lowest id; None where nothing is pending or the row has no time.
+        oldest_pending: timestamp of the pending row with the lowest id; None where nothing is pending or the row has none.
     """
 
     pending: int = 0
@@ -52,12 +52,12 @@ class Census:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """What became of a write-back, by id.
+class WriteResult:
+    """The result of a write-back, as ids.
 
     Attributes:
         changed: rows that this write changed.
-        already: rows that said the same before: an earlier write whose acknowledgement was lost, or an equal of ours.
+        already: rows that had the new values before: by an earlier write whose acknowledgement was lost, or by another archiver.
     """
 
     changed: set[int]
@@ -67,13 +67,13 @@ class Written:
 class FilesTable:
     """The table of files. Each method takes the connection that it works on.
 
-    Each write sets ``timestamp`` to itself: where a server made the column with explicit_defaults_for_timestamp=OFF, the
-    default of old ones, an UPDATE that does not name it sets it to now, and with it the file's place in the archive.
+    Each write sets ``timestamp`` to itself: in a table created with explicit_defaults_for_timestamp=OFF, the default of old servers,
+    an UPDATE without the column sets it to the current time, which would change the file's path in the archive.
 
     Args:
         name: of the table.
         path_width: of the column ``path``, in characters.
-        max_attempts: charged attempts from which a row is quarantined.
+        max_attempts: failed attempts from which a row is quarantined.
     """
 
     def __init__(self, name: str, path_width: int, max_attempts: int) -> None:
@@ -81,22 +81,22 @@ class FilesTable:
         self.path_width = path_width
         self.max_attempts = max_attempts
         self._table = schema.files_table(name)
-        # Doubled, since the driver takes a single % for the place of a value.
+        # Doubled, since the driver takes a single % for a placeholder.
         self._quoted = "`" + name.replace("`", "``").replace("%", "%%") + "`"
-        # All that a row is to us, exactly and in one value, whatever the columns' types, character sets and collations.
-        image = [
+        # All columns in use, exactly and as one value, whatever their types, character sets and collations.
+        columns = [
             f"IFNULL(HEX(CAST(`{name}` AS BINARY)), '-')" for name in schema.USED_COLUMNS if name not in _NO_CHANGE
         ]
-        self._image = f"CONCAT_WS(',', {', '.join(image)})"
+        self._row_image = f"CONCAT_WS(',', {', '.join(columns)})"
         self._columns = [self._table.c[column] for column in schema.USED_COLUMNS]
 
-    def load(self, connection: sa.Connection, ids: Sequence[int], *, image: bool = False) -> dict[int, Row]:
-        """The rows with these ids; those that are not there, or not visible yet, are left out.
+    def load(self, connection: sa.Connection, ids: Sequence[int], *, row_image: bool = False) -> dict[int, Row]:
+        """The rows with these ids, without those that do not exist or are not visible yet.
 
         Args:
-            image: with what a write-back compares: for records that are to be archived.
+            row_image: whether the records include the image that a write-back compares: for records to be archived.
         """
-        return self._by_id(connection, ids, self._image if image else "''") if ids else {}
+        return self._by_id(connection, ids, self._row_image if row_image else "''") if ids else {}
 
     def pending(
         self, connection: sa.Connection, targets: Sequence[str], after: int, until: int, limit: int
@@ -105,11 +105,11 @@ class FilesTable:
 
         Args:
             after: ids above this one.
-            until: up to and with this one.
-            limit: that many at the most.
+            until: ids up to and including this one.
+            limit: maximum number of rows.
         """
         table = self._table
-        # One branch for each value, so that each is one range of the index; `copied = 0 OR copied IS NULL` is none.
+        # A query for each value, so that each reads one range of the index; `copied = 0 OR copied IS NULL` does not use it.
         pages = [
             sa.select(table.c.id, self._attempts())
             .where(
@@ -155,7 +155,7 @@ class FilesTable:
         return Census(pending, quarantined, refused, ignored, _utc(oldest))
 
     def pending_of_others(self, connection: sa.Connection, targets: Sequence[str]) -> dict[str, int]:
-        """How many rows wait that are of none of these targets, by instance_id."""
+        """Numbers of pending rows of other targets than these, by instance_id."""
         table = self._table
         waiting = sa.select(table.c.instance_id, sa.func.count()).where(
             sa.func.coalesce(table.c.copied, 0) == 0,
@@ -165,7 +165,7 @@ class FilesTable:
         return {_text(name) or "": count for name, count in connection.execute(waiting.group_by(table.c.instance_id))}
 
     def pending_outside(self, connection: sa.Connection, targets: Sequence[str], root: str) -> int:
-        """How many rows of these targets wait whose path is absolute and not below a directory."""
+        """Number of pending rows of these targets with an absolute path outside a directory."""
         table = self._table
         prefix = root.rstrip("/") + "/"
         waiting = sa.select(sa.func.count()).where(
@@ -173,7 +173,7 @@ class FilesTable:
             self._attempts() < self.max_attempts,
             table.c.instance_id.in_(targets),
             table.c.path.startswith("/"),
-            table.c.path.not_like(escaped(prefix) + "%", escape="!"),
+            table.c.path.not_like(escape_like(prefix) + "%", escape="!"),
         )
         return int(connection.execute(waiting).scalar_one())
 
@@ -181,8 +181,8 @@ class FilesTable:
         """The highest id that is visible; 0 in an empty table."""
         return int(connection.execute(sa.select(sa.func.max(self._table.c.id))).scalar() or 0)
 
-    def mark_copied(self, connection: sa.Connection, places: Mapping[FileRecord, str]) -> Written:
-        """Says of each record that it is archived at its place, unless the row has moved on since it was read.
+    def mark_copied(self, connection: sa.Connection, places: Mapping[FileRecord, str]) -> WriteResult:
+        """Marks each record as archived at its path, unless the row changed since it was read.
 
         Args:
             places: archived path, by record.
@@ -190,46 +190,48 @@ class FilesTable:
         changed: set[int] = set()
         already: set[int] = set()
         for chunk in _chunks(places):
-            unmoved = {record.id for record in chunk}
-            if not self._lock_same(connection, chunk):
+            unchanged = {record.id for record in chunk}
+            if not self._lock_if_unchanged(connection, chunk):
                 rows = self._lock(connection, chunk)
-                unmoved = {record.id for record in chunk if _is_unmoved(rows.get(record.id), record)}
-                already |= {record.id for record in chunk if _says_so(rows.get(record.id), record, places[record])}
-            if unmoved:
-                paths = {record.id: _storable(places[record]) for record in chunk if record.id in unmoved}
+                unchanged = {record.id for record in chunk if _is_unchanged(rows.get(record.id), record)}
+                already |= {
+                    record.id for record in chunk if _is_marked_already(rows.get(record.id), record, places[record])
+                }
+            if unchanged:
+                paths = {record.id: _storable(places[record]) for record in chunk if record.id in unchanged}
                 self._set(connection, "path", paths, copied=1)
-            changed |= unmoved
-        return Written(changed, already)
+            changed |= unchanged
+        return WriteResult(changed, already)
 
-    def charge(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
-        """Counts one failed attempt for each record, unless the row has moved on since it was read."""
+    def count_failed_attempt(self, connection: sa.Connection, records: Sequence[FileRecord]) -> WriteResult:
+        """Counts one failed attempt for each record, unless the row changed since it was read."""
         return self.set_attempts(connection, {record: record.attempts + 1 for record in records})
 
-    def refuse(self, connection: sa.Connection, records: Sequence[FileRecord]) -> Written:
-        """Takes impossible rows out of the queue, unless they have moved on since they were read."""
+    def refuse(self, connection: sa.Connection, records: Sequence[FileRecord]) -> WriteResult:
+        """Marks impossible rows as refused, unless they changed since they were read."""
         return self.set_attempts(connection, dict.fromkeys(records, REFUSED_FROM))
 
-    def requeue(self, connection: sa.Connection, sources: Mapping[FileRecord, str]) -> Written:
-        """Makes archived rows pending again, unless they have moved on since they were read.
+    def requeue(self, connection: sa.Connection, sources: Mapping[FileRecord, str]) -> WriteResult:
+        """Makes archived rows pending again, unless they changed since they were read.
 
         Args:
-            sources: the file on its source, by record.
+            sources: path of the file on its source, by record.
         """
         changed: set[int] = set()
         for chunk in _chunks(sources):
             rows = self._lock(connection, chunk)
-            unmoved = {
+            unchanged = {
                 record.id: _storable(sources[record])
                 for record in chunk
                 if rows.get(record.id) == Row(record, copied=True)
             }
-            if unmoved:
-                self._set(connection, "path", unmoved, copied=0, failed_copy_attempts=0)
-            changed.update(unmoved)
-        return Written(changed, already=set())
+            if unchanged:
+                self._set(connection, "path", unchanged, copied=0, failed_copy_attempts=0)
+            changed.update(unchanged)
+        return WriteResult(changed, already=set())
 
     def register(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Inserts rows, as a monitor does it.
+        """Inserts rows, as a monitor does.
 
         Args:
             rows: values by column, the same columns in each.
@@ -246,52 +248,52 @@ class FilesTable:
         """Rows that meet all conditions, by id.
 
         Args:
-            limit: that many at the most.
+            limit: maximum number of rows.
         """
         id_ = self._table.c.id
         found = sa.select(*self._columns).where(*conditions).order_by(id_.desc() if newest_first else id_)
         return [_row(*row) for row in connection.execute(found.limit(limit))]
 
     def count(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> int:
-        """How many rows meet all conditions."""
+        """Number of rows that meet all conditions."""
         return int(
             connection.execute(sa.select(sa.func.count()).select_from(self._table).where(*conditions)).scalar_one()
         )
 
     def sample(self, connection: sa.Connection, *conditions: sa.ColumnElement[bool], size: int) -> list[int]:
-        """The ids of some rows that meet all conditions, drawn by lot.
+        """The ids of a random sample of the rows that meet all conditions.
 
         Args:
-            size: that many at the most.
+            size: maximum number of rows.
         """
         drawn = sa.select(self._table.c.id).where(*conditions).order_by(sa.func.rand()).limit(size)
         return [int(id_) for id_ in connection.execute(drawn).scalars()]
 
-    def set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> Written:
-        """Sets the counter as an operator wants it, unless a row has moved on since it was read; archived rows stay as they are.
+    def set_attempts(self, connection: sa.Connection, attempts: Mapping[FileRecord, int]) -> WriteResult:
+        """Sets the attempt counter, unless a row changed since it was read; archived rows stay unchanged.
 
         Args:
-            attempts: what ``failed_copy_attempts`` becomes, by record.
+            attempts: new values of ``failed_copy_attempts``, by record.
         """
         changed: set[int] = set()
         for chunk in _chunks(attempts):
             rows = self._lock(connection, chunk)
-            unmoved = {
+            unchanged = {
                 record.id: attempts[record]
                 for record in chunk
                 if (row := rows.get(record.id)) is not None and row == Row(record, copied=False)
             }
-            if unmoved:
-                self._set(connection, "failed_copy_attempts", unmoved)
-            changed.update(unmoved)
-        return Written(changed, already=set())
+            if unchanged:
+                self._set(connection, "failed_copy_attempts", unchanged)
+            changed.update(unchanged)
+        return WriteResult(changed, already=set())
 
     def _set(
         self, connection: sa.Connection, column: str, values: Mapping[int, str | bytes | int], **same: int
     ) -> None:
-        """Writes one column of each row, by id, and these others, which are the same for all.
+        """Writes one column of each row, by id, and further columns with one value for all rows.
 
-        By hand: an expression for each row, built and compiled anew each time, cost more than the rest of a write-back.
+        In plain SQL: SQLAlchemy's expression for each row, built and compiled each time, took longer than the rest of a write-back.
         """
         of_each = " ".join([f"WHEN {id_:d} THEN %s" for id_ in values])
         of_all = "".join([f", `{name}` = {value:d}" for name, value in same.items()])
@@ -301,29 +303,33 @@ class FilesTable:
             tuple(values.values()),
         )
 
-    def _lock_same(self, connection: sa.Connection, records: Sequence[FileRecord]) -> bool:
-        """Locks the records' rows, and asks whether all are pending and byte for byte what was read, as they almost always are:
-        to read them whole once more cost more than the rest of a write-back."""
-        images = {record.id: record.image for record in records}
+    def _lock_if_unchanged(self, connection: sa.Connection, records: Sequence[FileRecord]) -> bool:
+        """Locks the records' rows; returns whether all are pending and byte for byte as read, which they almost always are.
+
+        The server returns one digest: reading the whole rows again took longer than the rest of a write-back.
+        """
+        images = {record.id: record.row_image for record in records}
         ((digest,),) = connection.exec_driver_sql(
-            f"SELECT SHA2(GROUP_CONCAT(SHA2({self._image}, 256) ORDER BY `id` SEPARATOR ''), 256) FROM {self._quoted} "
+            f"SELECT SHA2(GROUP_CONCAT(SHA2({self._row_image}, 256) ORDER BY `id` SEPARATOR ''), 256) FROM {self._quoted} "
             f"WHERE `id` IN ({_listed(images)}) AND COALESCE(`copied`, 0) = 0 FOR UPDATE"
         )
         return bool(digest == _digest("".join([_digest(images[id_]) for id_ in sorted(images)])))
 
     def _lock(self, connection: sa.Connection, records: Sequence[FileRecord]) -> dict[int, Row]:
-        """Locks the records' rows and reads them: what a compare-and-set compares.
+        """Locks the records' rows and reads them, for a compare-and-set.
 
-        All of a row counts, the md5 and what decides the place among it: a file that was registered anew while its old version
-        was copied is another file. The comparison is made here and not in the UPDATE: exact, whatever a column's character set
-        and collation, and it says which rows it was.
+        All columns in use are compared, the md5 and those that determine the archived path included: a file registered again while
+        its old version was copied is another file. The comparison is made in Python, not in the UPDATE: it is exact, whatever a
+        column's character set and collation, and tells which rows differ.
         """
         return self._by_id(connection, [record.id for record in records], how="FOR UPDATE")
 
-    def _by_id(self, connection: sa.Connection, ids: Sequence[int], image: str = "''", how: str = "") -> dict[int, Row]:
+    def _by_id(
+        self, connection: sa.Connection, ids: Sequence[int], row_image: str = "''", how: str = ""
+    ) -> dict[int, Row]:
         columns = ", ".join(f"`{name}`" for name in schema.USED_COLUMNS)
         rows = connection.exec_driver_sql(
-            f"SELECT {columns}, {image} FROM {self._quoted} WHERE `id` IN ({_listed(ids)}) {how}"
+            f"SELECT {columns}, {row_image} FROM {self._quoted} WHERE `id` IN ({_listed(ids)}) {how}"
         )
         return {row[0]: _row(*row) for row in rows}
 
@@ -336,15 +342,15 @@ def _chunks(records: Mapping[FileRecord, Any]) -> list[list[FileRecord]]:
     return [listed[start : start + _CHUNK] for start in range(0, len(listed), _CHUNK)]
 
 
-def _is_unmoved(row: Row | None, record: FileRecord) -> bool:
-    """Whether a row waits, and is what was read. Somebody may have charged it meanwhile; that makes it no other file."""
+def _is_unchanged(row: Row | None, record: FileRecord) -> bool:
+    """Whether a row is pending and as read. A failed attempt counted meanwhile does not make it another file."""
     if row is None or row.copied:
         return False
     return replace(row.record, failed_copy_attempts=record.failed_copy_attempts) == record
 
 
-def _says_so(row: Row | None, record: FileRecord, place: str) -> bool:
-    """Whether a row says already that this file is archived at this place."""
+def _is_marked_already(row: Row | None, record: FileRecord, place: str) -> bool:
+    """Whether a row is already marked as archived at this path."""
     if row is None or not row.copied or row.record.path != place:
         return False
     return replace(row.record, path=record.path, failed_copy_attempts=record.failed_copy_attempts) == record
@@ -371,10 +377,10 @@ def _row(
     copied: Any,
     attempts: int | None,
     md5sum: Any,
-    image: str = "",
+    row_image: str = "",
 ) -> Row:
-    """The values of ``schema.USED_COLUMNS``, in their order, as a row of ours, whatever the columns' types and NULLs: what cannot
-    be is refused later, with its reason."""
+    """Converts the values of ``schema.USED_COLUMNS``, in their order, whatever the columns' types and NULLs. Impossible values are
+    refused later, with a reason."""
     record = FileRecord(
         id=id_,
         path=_text(path) or "",
@@ -386,18 +392,18 @@ def _row(
         pub_id=_text(pub_id),
         instance_id=_text(instance_id) or "",
         failed_copy_attempts=attempts,
-        image=image,
+        row_image=row_image,
     )
     return Row(record, _truth(copied))
 
 
-def escaped(text: str) -> str:
-    """A text as a pattern of LIKE with ``!`` as its escape, that matches it alone."""
+def escape_like(text: str) -> str:
+    """A pattern of LIKE, with ``!`` as its escape character, that matches only this text."""
     return text.replace("!", "!!").replace("%", "!%").replace("_", "!_")
 
 
 def _storable(path: str) -> str | bytes:
-    """A path whose bytes are no UTF-8 can only have come from a column of bytes, and goes back as such."""
+    """A path with invalid UTF-8 can only come from a binary column, and is written back as bytes."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -416,5 +422,5 @@ def _truth(value: object) -> bool:
 
 
 def _utc(value: object) -> datetime | None:
-    """The column's naive value, which its writers mean as UTC. MySQL's zero date comes as text: no time."""
+    """The column's naive value as UTC, which its writers mean. MySQL's zero date is returned as text, and becomes None."""
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) else None

@@ -1,4 +1,4 @@
-"""The side table: what was tried, what came of it, where a file came from. Convenience, never needed to be correct."""
+"""The history, a side table: every attempt, its result, and the source path of each file. Correctness never depends on it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from cdc_archiver.model import Archived, AttemptFailed, Refused
 
 NAME: Final = "cdc_archiver_history"
 _DETAIL_CHARACTERS: Final = 4000
-_WAITED_MOST: Final = 2**31 - 1
-"""What the column holds: 25 days in milliseconds. A source may be away for longer."""
-_STATEMENT_MOST: Final = 200_000
-"""Characters of the rows that one statement inserts."""
+_WAITED_LIMIT: Final = 2**31 - 1
+"""Maximum of the column: 25 days in milliseconds. A source may be down for longer."""
+_STATEMENT_LIMIT: Final = 200_000
+"""Maximum number of characters of the rows in one INSERT."""
 _PRUNE_ROWS: Final = 2000
 _PRUNE_ON: Final = 1.0
-"""Seconds from one portion to the next where there is more to delete: 2,000 files/s can be archived for ever."""
+"""Seconds from one chunk to the next where there is more to delete: enough for 2,000 archived files/s for ever."""
 _PRUNE_LOCKED: Final = 60.0
 _PRUNE_AGAIN: Final = 3600.0
 
 _LOCKED: Final = frozenset({1205, 1213})
 _FORBIDDEN: Final = frozenset({1451, 1644})
-"""By a foreign key, or a trigger, of the site's own."""
+"""Forbidden by a foreign key or a trigger that the site added."""
 HISTORY_ERRORS: Final = frozenset({1054, 1114, 1142, 1143, 1146, 1264, 1265, 1292, 1364, 1366, 1406})
-"""What a statement on the side table may say without more being lost than a convenience: no right, no table, no such column,
-full, a value that it does not take."""
+"""Errors of a statement on the side table that cost no more than the history: no permission, no table, no such column, table full,
+value rejected."""
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ TABLE: Final = sa.Table(
     sa.Column("transferred_ms", sa.Integer),
     sa.Column("verified_ms", sa.Integer),
     sa.Column("placed_ms", sa.Integer),
-    # Indexes in the guise of constraints: these are part of CREATE TABLE, an index would need the INDEX right as well.
+    # Constraints serve as indexes: they are part of CREATE TABLE, whereas an index would need the INDEX privilege as well.
     sa.UniqueConstraint("file_table", "file_id", "id", name="of_file"),
     sa.UniqueConstraint("at", "id", name="at_time"),
     mysql_engine="InnoDB",
@@ -86,10 +86,11 @@ _WRITTEN: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One thing that happened to one file.
+class OutcomeEntry:
+    """An outcome to be recorded.
 
     Attributes:
+        source: name of the source.
         waited: seconds between the wake-up and a worker.
     """
 
@@ -99,11 +100,11 @@ class Entry:
 
 
 class History:
-    """The side table of one table of files.
+    """The history of one table of files, for the service: written and pruned.
 
     Args:
-        file_table: the table of files that the entries are about.
-        retention: seconds that entries are kept; 0 for ever.
+        file_table: name of the table of files.
+        retention: seconds for which entries are kept; 0 for ever.
     """
 
     def __init__(self, file_table: str, retention: float) -> None:
@@ -113,21 +114,21 @@ class History:
         self._behind = False
         self._pruning = threading.Lock()
 
-    def write(self, connection: sa.Connection, entries: Sequence[Entry]) -> None:
-        """Appends entries, as part of the caller's transaction."""
+    def write(self, connection: sa.Connection, entries: Sequence[OutcomeEntry]) -> None:
+        """Appends entries, within the caller's transaction."""
         now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
         literal = _Literals(connection)
         rows = [f"({', '.join(map(literal, self._values(entry, now)))})" for entry in entries]
-        for portion in _portions(rows):
-            # Without values of its own, a statement's single % would still be taken for the place of one.
-            values = ", ".join(portion).replace("%", "%%")
+        for chunk in _chunks(rows):
+            # The driver takes a single % for a placeholder, even in a statement without parameters.
+            values = ", ".join(chunk).replace("%", "%%")
             connection.exec_driver_sql(f"INSERT INTO {NAME} ({', '.join(_WRITTEN)}) VALUES {values}")
 
     def prune(self, connection: sa.Connection) -> int:
-        """Deletes entries past the retention, two thousand at the most. What keeps it from doing so is logged.
+        """Deletes at most 2,000 entries past the retention. A failure is logged.
 
         Returns:
-            How many.
+            The number of deleted entries.
         """
         if not self._retention or time.monotonic() < self._prune_from or not self._pruning.acquire(blocking=False):
             return 0
@@ -138,14 +139,14 @@ class History:
 
     @property
     def prune_in(self) -> float | None:
-        """Seconds until the next portion is to be deleted; None where none was left over that is past the retention."""
+        """Seconds until the next chunk is due to be deleted; None where no entry past the retention was left."""
         return max(0.0, self._prune_from - time.monotonic()) if self._behind else None
 
     def _prune(self, connection: sa.Connection) -> int:
         began = time.monotonic()
         before = datetime.now(UTC).replace(tzinfo=None) - timedelta(seconds=self._retention)
         old = sa.delete(TABLE).where(TABLE.c.at < before)
-        self._behind = False  # where this fails, a sweep begins anew
+        self._behind = False  # after a failure, a sweep starts again
         try:
             deleted = connection.execute(
                 old.with_dialect_options(mysql_limit=_PRUNE_ROWS, mariadb_limit=_PRUNE_ROWS)
@@ -164,34 +165,34 @@ class History:
         return deleted
 
     def knows_archived(self, connection: sa.Connection, below: str) -> bool:
-        """Whether any file was ever archived below this directory (a prefix of the path, ending in a slash)."""
+        """Whether the history has a file archived below this directory (a prefix of the path that ends in a slash)."""
         query = sa.select(sa.literal(1)).where(
             TABLE.c.file_table == self._file_table,
             TABLE.c.archived_path.startswith(below, autoescape=True),
         )
         return connection.execute(query.limit(1)).first() is not None
 
-    def _values(self, entry: Entry, now: str) -> tuple[_Value, ...]:
+    def _values(self, entry: OutcomeEntry, now: str) -> tuple[_Value, ...]:
         """The values of ``_WRITTEN``, in their order."""
         outcome = entry.outcome
         record = outcome.record
-        about = (now, self._file_table, record.id, record.instance_id, entry.source, _storable(record.path))
-        waited = min(round(entry.waited * 1000), _WAITED_MOST)
+        about = (now, self._file_table, record.id, record.instance_id, entry.source, to_stored_text(record.path))
+        waited = min(round(entry.waited * 1000), _WAITED_LIMIT)
         match outcome:
             case Archived(path=path, size=size, adopted=adopted, steps=steps):
                 times = (round(step * 1000) for step in (steps.transferred, steps.verified, steps.placed))
                 result = "adopted" if adopted else "archived"
-                return (*about, record.md5sum, waited, result, None, None, None, _storable(path), size, *times)
+                return (*about, record.md5sum, waited, result, None, None, None, to_stored_text(path), size, *times)
             case AttemptFailed(reason=reason, detail=detail, md5_seen=md5_seen):
-                failed = ("charged", reason.value, _storable(detail[:_DETAIL_CHARACTERS]), md5_seen)
+                failed = ("charged", reason.value, to_stored_text(detail[:_DETAIL_CHARACTERS]), md5_seen)
             case Refused(reason=reason, detail=detail):
-                failed = ("refused", reason.value, _storable(detail[:_DETAIL_CHARACTERS]), None)
+                failed = ("refused", reason.value, to_stored_text(detail[:_DETAIL_CHARACTERS]), None)
         return (*about, record.md5sum, waited, *failed, *(None,) * 5)
 
 
 class _Literals:
-    """Values as SQL, by the driver's own rules. Escaping is half of what a row costs, and half of its values are those of the
-    row before."""
+    """Values as SQL literals, by the driver's rules. Escaping takes half of the time for a row, and half of a row's values equal those
+    of the row before, so literals are cached."""
 
     def __init__(self, connection: sa.Connection) -> None:
         cursor: Any = connection.connection.cursor()
@@ -203,42 +204,41 @@ class _Literals:
             return str(value)
         known = self._known.get(value)
         if known is None:
-            # What has nothing to escape, as almost every path.
+            # Almost every path has nothing to escape.
             plain = isinstance(value, str) and _PLAIN.fullmatch(value)
             known = self._known[value] = f"'{value!s}'" if plain else self._escape("%s", (value,))
         return known
 
 
-def _portions(rows: Sequence[str]) -> Iterator[list[str]]:
-    """Rows in portions that a server takes as one statement, even with the smallest ``max_allowed_packet`` that was ever a
-    default, 1 MB."""
-    portion: list[str] = []
+def _chunks(rows: Sequence[str]) -> Iterator[list[str]]:
+    """Splits rows into chunks that fit in one statement even with the smallest ``max_allowed_packet`` that was ever a default, 1 MB."""
+    chunk: list[str] = []
     size = 0
     for row in rows:
-        if portion and size + len(row) > _STATEMENT_MOST:
-            yield portion
-            portion, size = [], 0
-        portion.append(row)
+        if chunk and size + len(row) > _STATEMENT_LIMIT:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
         size += len(row)
-    if portion:
-        yield portion
+    if chunk:
+        yield chunk
 
 
-def _storable(text: str) -> str:
-    """Bytes of a name that are no UTF-8 are written as escapes: the column takes text."""
+def to_stored_text(text: str) -> str:
+    """A text as the history stores it: bytes of a name that are not UTF-8 as escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def open_history(connection: sa.Connection) -> str:
-    """Makes the side table ready, creating it where the grants allow.
+    """Creates the side table where it is missing and the grants allow it, and tests access to it.
 
     Returns:
-        Nothing when it is ready, else why there is none: one sentence.
+        An empty text where the history can be written, else the reason why not: one sentence.
     """
     try:
         TABLE.create(connection, checkfirst=True)
         connection.execute(sa.select(TABLE.c.id).limit(1))
-        # An INSERT that inserts nothing asks for the right to insert and leaves no trace.
+        # An INSERT of no rows tests the INSERT privilege and leaves no trace.
         columns = [column for column in TABLE.c if column.name != "id"]
         connection.execute(sa.insert(TABLE).from_select(columns, sa.select(*columns).where(sa.false())))
     except sa.exc.DBAPIError as error:

@@ -1,4 +1,4 @@
-"""The tables: which one holds the files, what its columns are, how a new site gets it, and the index of a sweep."""
+"""The schema of the table of files: which table it is, its columns, its creation at a new site, and the index for sweeps."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from cdc_archiver.errors import Misconfigured, NoSuchTable
 
 DEFAULT_TABLE: Final = "pysmurf_files"
 INDEX: Final = "cdc_archiver_pending"
-"""The index that makes a sweep's cost depend on the pending rows alone."""
+"""The index with which a sweep's cost depends only on the number of pending rows."""
 
 _NO_TABLE_HINT: Final = (
-    "check MYSQL_DATABASE and --table; a table without a GRANT SELECT, UPDATE for this user is not seen either; a new site "
-    "makes it with `cdc-archiver init-db`"
+    "check MYSQL_DATABASE and --table; a table without GRANT SELECT, UPDATE for this user is invisible too; a new site "
+    "creates it with `cdc-archiver init-db`"
 )
 _INDEX_COLUMNS: Final = ("copied", "instance_id", "id", "failed_copy_attempts")
 _VERSIONED: Final = re.compile(rf"{DEFAULT_TABLE}_v(\d+)")
 
 
 def files_table(name: str) -> sa.Table:
-    """The table of files, as its writers make it (``pysmurf_files_v1`` of the Simons Observatory's socs).
+    """The table of files, as its writers create it (``pysmurf_files_v1`` of the Simons Observatory's socs).
 
     Args:
-        name: what it is called here.
+        name: of the table at this site.
     """
     return sa.Table(
         name,
@@ -65,19 +65,19 @@ USED_COLUMNS: Final = (
     "failed_copy_attempts",
     "md5sum",
 )
-"""The columns without which nothing can be archived."""
+"""The columns in use, without which nothing can be archived."""
 
 
 def resolve_table(connection: sa.Connection, database: str, wanted: str = "") -> str:
     """The name of the table of files.
 
     Args:
-        database: where it is looked for.
-        wanted: the operator's choice; empty: ``pysmurf_files`` or, where that is no table, the newest
+        database: to search.
+        wanted: the operator's choice; empty: ``pysmurf_files`` or, where that is not a base table, the newest
             ``pysmurf_files_v<N>``.
 
     Raises:
-        NoSuchTable: there is none, or none that we may see.
+        NoSuchTable: there is none, or none that this user may see.
         Misconfigured: it is a view.
     """
     kinds = _tables(connection, database)
@@ -85,7 +85,9 @@ def resolve_table(connection: sa.Connection, database: str, wanted: str = "") ->
         if wanted not in kinds:
             raise NoSuchTable(f"there is no table {wanted} in the database {database}", _NO_TABLE_HINT)
         if kinds[wanted] != "BASE TABLE":
-            raise Misconfigured(f"{wanted} is a view; its base table is what the binary log names", "check --table")
+            raise Misconfigured(
+                f"{wanted} is a view; the binary log names its base table", "set --table to the base table"
+            )
         return wanted
     if kinds.get(DEFAULT_TABLE) == "BASE TABLE":
         return DEFAULT_TABLE
@@ -98,7 +100,7 @@ def resolve_table(connection: sa.Connection, database: str, wanted: str = "") ->
 
 
 def require_columns(connection: sa.Connection, database: str, table: str) -> None:
-    """Asks whether the table has what an archiver needs.
+    """Requires the columns in use.
 
     Raises:
         Misconfigured: a column is missing.
@@ -110,16 +112,16 @@ def require_columns(connection: sa.Connection, database: str, table: str) -> Non
         ),
         {"database": database, "table": table},
     )
-    there = {row.name.lower() for row in rows}
-    if missing := [column for column in USED_COLUMNS if column not in there]:
+    present = {row.name.lower() for row in rows}
+    if missing := [column for column in USED_COLUMNS if column not in present]:
         raise Misconfigured(
             f"the table {table} has no column {', '.join(missing)}",
-            "it is not a table of files: check --table and MYSQL_DATABASE; `cdc-archiver check` names each column",
+            "check --table and MYSQL_DATABASE: this may not be the table of files; `cdc-archiver check` names each column",
         )
 
 
 def older_versions(connection: sa.Connection, database: str, current: str) -> list[str]:
-    """Other tables of files beside the current one: their pending rows are nobody's work, and said so."""
+    """Tables of files other than the current one: their pending rows are not archived, which is reported."""
     kinds = _tables(connection, database)
     return sorted(
         name
@@ -129,7 +131,7 @@ def older_versions(connection: sa.Connection, database: str, current: str) -> li
 
 
 def has_index(connection: sa.Connection, database: str, table: str) -> bool:
-    """Whether an index begins as a sweep needs it, under whatever name."""
+    """Whether an index of any name begins with the columns that a sweep needs."""
     rows = connection.execute(
         sa.text(
             "SELECT index_name AS name, column_name AS col FROM information_schema.statistics "
@@ -144,18 +146,22 @@ def has_index(connection: sa.Connection, database: str, table: str) -> bool:
 
 
 def table_statement(table: sa.Table) -> str:
-    """The statement that creates a table, for a person or for us."""
+    """The statement that creates a table, to be shown or executed."""
     return str(CreateTable(table).compile(dialect=mysql.dialect())).strip()
 
 
 def index_statement(table: str) -> str:
-    """The statement that makes the index, for a person or for us."""
+    """The statement that creates the index, to be shown or executed."""
     columns = ", ".join(f"`{column}`" for column in _INDEX_COLUMNS)
     return f"CREATE INDEX `{INDEX}` ON `{table}` ({columns})"
 
 
 def path_width(connection: sa.Connection, database: str, table: str) -> int:
-    """Width of the column ``path``, in characters."""
+    """Width of the column ``path``, in characters.
+
+    Raises:
+        Misconfigured: there is no such text column.
+    """
     width = connection.execute(
         sa.text(
             "SELECT character_maximum_length FROM information_schema.columns "

@@ -1,4 +1,4 @@
-"""Which rows an operator means: by state, target, time, path; read page by page, so that a million of them cost no memory."""
+"""Selects rows for an operator, by state, target, time, path; reads them page by page, so that a million take no memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from cdc_archiver.database.connections import Database
-from cdc_archiver.database.files_table import FilesTable, Row, escaped
+from cdc_archiver.database.files_table import FilesTable, Row, escape_like
 from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM
 
 _PAGE: Final = 1000
 
 
 class RowState(StrEnum):
-    """What a row says of its file, in design.md's words."""
+    """The state of a file, derived from its row."""
 
     PENDING = "pending"
     QUARANTINED = "quarantined"
@@ -34,10 +34,10 @@ NOT_ARCHIVED: Final = frozenset(RowState) - {RowState.ARCHIVED}
 
 
 def state_of(row: Row, max_attempts: int) -> RowState:
-    """What a row says of its file.
+    """The state of a row's file.
 
     Args:
-        max_attempts: charged attempts from which it is quarantined.
+        max_attempts: failed attempts from which a file is quarantined.
     """
     attempts = row.record.attempts
     if row.copied:
@@ -51,20 +51,20 @@ def state_of(row: Row, max_attempts: int) -> RowState:
 
 @dataclass(frozen=True, slots=True)
 class Criteria:
-    """Which rows are meant; what is empty asks for nothing.
+    """Conditions on rows; an empty field is no condition.
 
     Attributes:
-        ids, paths: the row is one of these. A path may have ``*``, which matches ``/`` as well, and ``?``.
-        part: a part of the path.
-        charged: only with failed attempts.
-        since, until: of the column timestamp, aware.
+        ids, paths: the row has one of these. A path may contain ``*``, which matches ``/`` as well, and ``?``.
+        part: the path contains this text.
+        has_failed_attempts: only rows with failed attempts.
+        since, until: limits of the column timestamp, aware.
     """
 
     ids: tuple[int, ...] = ()
     paths: tuple[str, ...] = ()
     part: str = ""
     states: frozenset[RowState] = frozenset()
-    charged: bool = False
+    has_failed_attempts: bool = False
     targets: tuple[str, ...] = ()
     actions: tuple[str, ...] = ()
     pub_ids: tuple[str, ...] = ()
@@ -73,11 +73,11 @@ class Criteria:
 
     @property
     def names_files(self) -> bool:
-        """Whether single files are named, and not a kind of them."""
+        """Whether single files are named."""
         return bool(self.ids or self.paths)
 
     def conditions(self, files: FilesTable) -> list[sa.ColumnElement[bool]]:
-        """The same for the database."""
+        """The criteria as SQL conditions."""
         found: list[sa.ColumnElement[bool]] = []
         timestamp = files.column("timestamp")
         named = [_equal("path", path) if not is_pattern(path) else _alike("path", _like(path)) for path in self.paths]
@@ -86,7 +86,7 @@ class Criteria:
         if named:
             found.append(sa.or_(*named))
         if self.part:
-            found.append(_alike("path", f"%{escaped(self.part)}%"))
+            found.append(_alike("path", f"%{escape_like(self.part)}%"))
         for name, values in (("instance_id", self.targets), ("action", self.actions), ("pub_id", self.pub_ids)):
             if values:
                 plain = [value for value in values if value.isascii()]
@@ -101,15 +101,15 @@ class Criteria:
             found.append(timestamp < self.until.replace(tzinfo=None))
         if self.states:
             found.append(sa.or_(*(_condition(files, state) for state in sorted(self.states))))
-        if self.charged:
+        if self.has_failed_attempts:
             found.append(sa.func.coalesce(files.column("failed_copy_attempts"), 0) > 0)
         return found
 
-    def means(self, row: Row) -> bool:
-        """Whether a row that the database found is really named: it compares without case, a file system does not."""
+    def matches(self, row: Row) -> bool:
+        """Whether a row that the database found really has one of the paths: it may compare without case, a file system does not."""
         if not self.paths or row.record.id in self.ids:
             return True
-        return any(_matches(row.record.path, path) for path in self.paths)
+        return any(_matches_path(row.record.path, path) for path in self.paths)
 
 
 def walk(
@@ -121,25 +121,25 @@ def walk(
     after: int | None = None,
     limit: int | None = None,
 ) -> Iterator[Row]:
-    """The rows, page by page; no connection is kept busy while the caller works.
+    """Yields the rows, read page by page; no connection is held while the caller works.
 
     Args:
-        after: beyond this id, in the order asked for.
-        limit: that many at the most.
+        after: only rows beyond this id, in the requested order.
+        limit: maximum number of rows.
     """
     branches = (
         _pages(database, files, branch, newest_first=newest_first, after=after, first=min(_PAGE, limit or _PAGE))
         for branch in _branches(files, criteria)
     )
     rows = heapq.merge(*branches, key=lambda row: row.record.id, reverse=newest_first)
-    # Two spellings that the database takes for one target find each row twice.
+    # Two spellings of a target that the database considers equal find each row twice.
     once = (next(same) for _, same in itertools.groupby(rows, key=lambda row: row.record.id))
-    yield from itertools.islice((row for row in once if criteria.means(row)), limit)
+    yield from itertools.islice((row for row in once if criteria.matches(row)), limit)
 
 
 def _branches(files: FilesTable, criteria: Criteria) -> list[list[sa.ColumnElement[bool]]]:
-    """The conditions, in parts of which each is one range of the index for what is not archived; `copied = 0 OR copied IS NULL` is
-    none, nor are several targets."""
+    """The conditions, split so that each part reads one range of the index of pending rows; `copied = 0 OR copied IS NULL` does not
+    use the index, and neither do several targets."""
     conditions = criteria.conditions(files)
     if not criteria.states or RowState.ARCHIVED in criteria.states:
         return [conditions]
@@ -162,7 +162,7 @@ def _pages(
     after: int | None,
     first: int,
 ) -> Iterator[Row]:
-    """Pages, of which the first is as small as the caller may want: to fill one, a server reads on to the table's end."""
+    """Yields rows page by page. The first page is as small as the caller's limit: to fill one, a server may read to the table's end."""
     id_ = files.column("id")
     size = first
     while True:
@@ -177,7 +177,7 @@ def _pages(
 
 
 def waiting_targets(connection: sa.Connection, files: FilesTable) -> list[str]:
-    """Every instance_id that has a row which is not archived; each question is one range of the index for what is not archived."""
+    """Every instance_id with a row that is not archived; each query reads one range of the index of pending rows."""
     copied, target = files.column("copied"), files.column("instance_id")
     names = {
         name
@@ -188,28 +188,28 @@ def waiting_targets(connection: sa.Connection, files: FilesTable) -> list[str]:
     return sorted(name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else str(name) for name in names)
 
 
-def is_id(word: str) -> bool:
-    """Whether a word can be a row's id, and not a part of a path."""
-    return word.isascii() and word.isdigit() and len(word) < 20 and int(word) < 2**63
+def is_id(text: str) -> bool:
+    """Whether a text is a row's id rather than a part of a path."""
+    return text.isascii() and text.isdigit() and len(text) < 20 and int(text) < 2**63
 
 
 def _equal(name: str, value: str) -> sa.ColumnElement[bool]:
-    column, value_there = _comparable(name, value)
-    return column == value_there
+    column, comparable_value = _comparable(name, value)
+    return column == comparable_value
 
 
 def _alike(name: str, pattern: str) -> sa.ColumnElement[bool]:
-    column, pattern_there = _comparable(name, pattern)
-    return column.like(pattern_there, escape="!")
+    column, comparable_pattern = _comparable(name, pattern)
+    return column.like(comparable_pattern, escape="!")
 
 
 def _comparable(name: str, value: str) -> tuple[sa.ColumnElement[Any], str | bytes]:
-    """A column and a value that can be compared: a table in Latin-1 takes a text that it cannot hold for an error."""
+    """A column and a value that can be compared: a Latin-1 table rejects a text that it cannot hold."""
     if value.isascii():
         return sa.column(name, sa.String()), value
     try:
         value.encode()
-    except UnicodeEncodeError:  # a name that is no UTF-8, as only a binary column holds it
+    except UnicodeEncodeError:  # invalid UTF-8, which only a binary column holds
         binary: sa.ColumnElement[Any] = sa.literal_column(f"CAST(`{name}` AS BINARY)", sa.String())
         return binary, value.encode("utf-8", "surrogateescape")
     return sa.literal_column(f"CONVERT(`{name}` USING utf8mb4)", sa.String()), value
@@ -218,14 +218,14 @@ def _comparable(name: str, value: str) -> tuple[sa.ColumnElement[Any], str | byt
 def _condition(files: FilesTable, state: RowState) -> sa.ColumnElement[bool]:
     copied, attempts = files.column("copied"), sa.func.coalesce(files.column("failed_copy_attempts"), 0)
     waits = sa.or_(copied == 0, copied.is_(None))
-    most = files.max_attempts
+    limit = files.max_attempts
     match state:
         case RowState.ARCHIVED:
             return copied != 0
         case RowState.PENDING:
-            return sa.and_(waits, attempts < most)
+            return sa.and_(waits, attempts < limit)
         case RowState.QUARANTINED:
-            return sa.and_(waits, attempts >= most, attempts < REFUSED_FROM)
+            return sa.and_(waits, attempts >= limit, attempts < REFUSED_FROM)
         case RowState.REFUSED:
             return sa.and_(waits, attempts >= REFUSED_FROM, attempts < IGNORED_FROM)
         case RowState.IGNORED:
@@ -233,15 +233,15 @@ def _condition(files: FilesTable, state: RowState) -> sa.ColumnElement[bool]:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a path that an operator has typed stands for several."""
+    """Whether a path typed by an operator may match several."""
     return "*" in path or "?" in path
 
 
 def _like(pattern: str) -> str:
-    return escaped(pattern).replace("*", "%").replace("?", "_")
+    return escape_like(pattern).replace("*", "%").replace("?", "_")
 
 
-def _matches(path: str, wanted: str) -> bool:
+def _matches_path(path: str, wanted: str) -> bool:
     if not is_pattern(wanted):
         return path == wanted
     regular = re.escape(wanted).replace(r"\*", ".*").replace(r"\?", ".")

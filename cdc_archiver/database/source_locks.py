@@ -1,4 +1,4 @@
-"""One archiver for a target: the database's own locks, on a connection that dies with whoever holds them.
+"""One archiver for each target: the database's named locks, on a connection that ends with its holder.
 
 A ``GET_LOCK`` is known to one server only: it does not span the nodes of a Galera cluster.
 """
@@ -14,7 +14,7 @@ from typing import Any, Final
 import pymysql
 from pymysql.connections import Connection
 
-from cdc_archiver.database.connections import Database, in_our_words
+from cdc_archiver.database.connections import Database, translate_error
 from cdc_archiver.errors import LockLost
 
 _PREFIX: Final = "cdc_archiver:"
@@ -22,21 +22,23 @@ _PREFIX: Final = "cdc_archiver:"
 
 @dataclass(frozen=True, slots=True)
 class LockTiming:
-    """How long what may take, in seconds, such that a loss is noticed before another can hold the lock.
+    """Time limits of the locks, in seconds, such that a loss is noticed before another archiver can hold the lock.
 
-    The server ends a silent session after ``session_limit``: so a dead host's lock dies. It last heard of us when the last
-    check that was answered was sent. The answer took ``answer_limit`` at the most; ``check_interval`` later the next check is
-    sent, and given up after ``answer_limit``. So a loss is known ``check_interval + 2 * answer_limit`` after the server last
-    heard of us, and what that leaves of ``session_limit`` is the time to kill what is under way.
+    The server ends a silent session after ``session_limit``, so that a dead host's locks are released. It heard of us last when the
+    last answered check was sent. The answer took at most ``answer_limit``; ``check_interval`` later the next check is sent, and
+    fails after ``answer_limit``. So a loss is known ``check_interval + 2 * answer_limit`` after the server heard of us last; the rest
+    of ``session_limit`` is left to kill the copies under way.
 
-    Two cases are outside: a KILL of the session, noticed at the next check, and a machine that slept. For these there is the
-    write-back, which names what it read.
+    Two cases are not covered: a KILL of the session, noticed at the next check, and a machine that was suspended. For these the
+    write-back compares the row with what was read.
 
     Attributes:
-        session_limit: whole seconds, as the server counts them.
-        try_interval: between two tries for a lock that another holds.
-        spare_after: how long a source must have been nobody's before one takes it who has as many as it should: longer than
-            it takes those who have room for it.
+        session_limit: in whole seconds, as the server counts.
+        check_interval: between two checks of the locks held.
+        answer_limit: for the answer to one statement.
+        try_interval: between two attempts to take a lock that another archiver holds.
+        spare_after: for which no archiver has held a source before one at its maximum number of sources takes it: longer than
+            an archiver below its maximum needs to take it.
     """
 
     session_limit: int = 15
@@ -51,13 +53,13 @@ class LockTiming:
 
 
 class SourceLocks:
-    """The locks of some sources, on one session: of each source all its targets, or none. For one thread.
+    """The locks of some sources, on one session: of each source all its targets, or none. For use by one thread.
 
     Args:
-        database: where the table is.
-        table: the files table.
-        sources: their names, and whose files are archived from each.
-        timing: how long what may take.
+        database: that holds the table.
+        table: of files.
+        sources: targets, by name of the source.
+        timing: time limits.
     """
 
     def __init__(
@@ -71,37 +73,37 @@ class SourceLocks:
         self._database = database
         self._table = table
         self._connection: Connection | None = None
-        # Their locks' names, each with its target. What is held is read by other threads, and so replaced as a whole.
+        # By source, the names of its locks, each with its target. Other threads read `_held`, so it is replaced as a whole.
         self._described: dict[str, dict[str, str]] = {}
         self._held: dict[str, dict[str, str]] = {}
         self.losses = 0
-        """How often all that we held was lost."""
-        self._wishes: set[str] = set()
+        """How often all held locks were lost."""
+        self._requests: set[str] = set()
         self.describe(sources)
 
     def describe(self, sources: Mapping[str, Sequence[str]]) -> None:
-        """Other sources from now on. One that is held is held with the targets that it was taken with until it is released."""
+        """Replaces the sources. One that is held keeps the targets with which it was acquired until it is released."""
         self._described = {}
         for source, targets in sources.items():
             names = {lock_name(self._database.name, self._table, target): target for target in targets}
-            # In one order for everybody: of two that want some of the same, one gets the first that both want, and goes on.
+            # In the same order in all archivers: of two that want some of the same locks, one gets the first of these, and continues.
             self._described[source] = dict(sorted(names.items()))
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """All that are described."""
+        """Names of all sources, held or not."""
         return tuple(self._described)
 
     @property
     def held(self) -> tuple[str, ...]:
-        """The sources that we took, and have not heard of a loss of since; the newest last."""
+        """Names of the sources that are held, as far as is known; the newest last."""
         return tuple(self._held)
 
     def acquire(self, source: str) -> bool:
-        """Tries to take a source, and does not wait for it.
+        """Tries to take a source, without waiting.
 
         Returns:
-            Whether we hold it now.
+            Whether it is held now.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
@@ -109,7 +111,7 @@ class SourceLocks:
         """
         if source not in self._held:
             taken: list[str] = []
-            # One after the other: in one statement some would be taken although an earlier one is not to be had.
+            # One by one: a single statement would take some locks although an earlier one is not available.
             for name in self._described[source]:
                 if self._ask("SELECT GET_LOCK(%s, 0)", name) != (1,):
                     self._free(taken)
@@ -119,7 +121,7 @@ class SourceLocks:
         return True
 
     def acquire_all(self) -> bool:
-        """Tries to take every source; where one is not to be had, none is held.
+        """Tries to take every source; where one is not available, none is held.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
@@ -131,7 +133,7 @@ class SourceLocks:
         return False
 
     def holder(self, source: str) -> str | None:
-        """Which other session holds one of its locks: for a person. None where none does.
+        """The other session that holds a lock of a source, for a person; None where there is none.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
@@ -142,14 +144,14 @@ class SourceLocks:
         for name, target in self._described[source].items():
             (session,) = self._ask("SELECT IS_USED_LOCK(%s)", name)
             if session is not None:
-                return f"{self._who(int(session))} (target {target})"
+                return f"{self._describe_session(int(session))} (target {target})"
         return None
 
     def check(self) -> None:
-        """Asks the server whether we still hold what we hold, which also keeps the session alive.
+        """Asks the server whether all held locks are still ours, which also keeps the session alive.
 
         Raises:
-            LockLost: of some we do not, or there was no answer in time. Then we hold nothing.
+            LockLost: a lock is not, or the answer did not come in time. Then none is held any more.
         """
         locks = {name: target for held in self._held.values() for name, target in held.items()}
         if not locks:
@@ -160,41 +162,41 @@ class SourceLocks:
             ((me, *holders),) = _rows(self._connection, f"SELECT CONNECTION_ID(), {questions}", list(locks))
         except (pymysql.MySQLError, OSError) as error:
             self._forget()
-            raise LockLost(f"the connection that holds the lock is gone: {_words(error)}") from error
+            raise LockLost(f"the connection that holds the lock is gone: {_message(error)}") from error
         for target, holder in zip(locks.values(), holders, strict=True):
             if holder != me:
                 self._forget()
                 raise LockLost(f"the lock of the target {target} is no longer ours")
 
-    def wish_for(self, sources: Collection[str]) -> None:
-        """Says to whoever holds these sources that we have room for them, and of all others that we have none.
+    def request_sources(self, sources: Collection[str]) -> None:
+        """Requests these sources from their holders, and withdraws requests for others.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
             Misconfigured: it answers, and a person must fix something.
         """
-        wishes = {_wish(self._described[source]) for source in sources}
-        for name in self._wishes - wishes:
-            self._wishes.discard(name)
+        requests = {_request_name(self._described[source]) for source in sources}
+        for name in self._requests - requests:
+            self._requests.discard(name)
             self._free([name])
-        for name in wishes - self._wishes:
+        for name in requests - self._requests:
             if self._ask("SELECT GET_LOCK(%s, 0)", name) == (1,):
-                self._wishes.add(name)
+                self._requests.add(name)
 
-    def is_wanted(self, source: str) -> bool:
-        """Whether another has room for a source of ours.
+    def is_requested(self, source: str) -> bool:
+        """Whether another archiver requests a source that we hold.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
             Misconfigured: it answers, and a person must fix something.
         """
-        return self._ask("SELECT IS_USED_LOCK(%s)", _wish(self._held[source])) != (None,)
+        return self._ask("SELECT IS_USED_LOCK(%s)", _request_name(self._held[source])) != (None,)
 
     def release(self, source: str) -> None:
-        """Lets go of one source.
+        """Releases one source.
 
         Raises:
-            DatabaseUnavailable: the database does not answer: with its session the lock ends anyway.
+            DatabaseUnavailable: the database does not answer; the lock ends with the session anyway.
             Misconfigured: it answers, and a person must fix something.
         """
         if source in self._held:
@@ -203,10 +205,10 @@ class SourceLocks:
             self._free(list(locks))
 
     def close(self) -> None:
-        """Lets go of everything. Never raises: with its session a lock ends anyway."""
+        """Releases all sources. Never raises: the locks end with the session anyway."""
         if self._connection is not None:
             names = [name for held in self._held.values() for name in held]
-            # The answer says that they are free, which the end of a session alone does not.
+            # The answer confirms the release; the end of a session does not.
             with contextlib.suppress(pymysql.MySQLError, OSError):
                 for name in names:
                     _rows(self._connection, "SELECT RELEASE_LOCK(%s)", [name])
@@ -226,12 +228,12 @@ class SourceLocks:
                 self._connection = self._connect()
             return _rows(self._connection, statement, arguments)
         except (pymysql.MySQLError, OSError) as error:
-            if not self._held:  # otherwise it is for :meth:`check` to find out, and to say
+            if not self._held:  # otherwise :meth:`check` notices and reports it
                 self._forget()
-            raise in_our_words(error, self._database.address) from error
+            raise translate_error(error, self._database.address) from error
 
     def covers(self, source: str, targets: Sequence[str]) -> bool:
-        """Whether we hold a source, and with exactly these targets."""
+        """Whether a source is held with exactly these targets."""
         return set(self._held.get(source, ())) == {
             lock_name(self._database.name, self._table, target) for target in targets
         }
@@ -240,7 +242,7 @@ class SourceLocks:
         self.losses += bool(self._held)
         connection, self._connection = self._connection, None
         self._held = {}
-        self._wishes.clear()
+        self._requests.clear()
         if connection is not None:
             with contextlib.suppress(pymysql.MySQLError, OSError):
                 connection.close()
@@ -257,8 +259,9 @@ class SourceLocks:
             raise
         return connection
 
-    def _who(self, session: int) -> str:
-        """A session, for a person. Without PROCESS we see those of our own account: which another archiver's is."""
+    def _describe_session(self, session: int) -> str:
+        """Describes a session for a person. Without the PROCESS privilege, only sessions of our own account are visible, as another
+        archiver's is."""
         for row in self._rows("SHOW PROCESSLIST"):
             if row[0] == session:
                 return f"connection {session} of {row[1]} from {row[2]}"
@@ -266,9 +269,9 @@ class SourceLocks:
 
 
 def lock_name(database: str, table: str, target: str) -> str:
-    """What a target's lock is called: MySQL takes 64 characters, and names of any length and script go into it.
+    """The name of a target's lock: a digest, since MySQL limits it to 64 characters.
 
-    Two spellings that most collations take for the same target share a lock.
+    Two spellings of a target that most collations consider equal share a lock.
     """
     digest = hashlib.sha256(repr((database, table, target.rstrip().casefold())).encode()).hexdigest()
     return f"{_PREFIX}{digest[:48]}"
@@ -280,10 +283,10 @@ def _rows(connection: Connection, statement: str, arguments: Sequence[object]) -
         return cursor.fetchall()
 
 
-def _words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return str(error.args[1]) if len(error.args) > 1 else str(error)
 
 
-def _wish(locks: Mapping[str, str]) -> str:
-    """The lock by which one who has room for a source says so: of its first target's lock."""
+def _request_name(locks: Mapping[str, str]) -> str:
+    """The name of the lock that signals a request for a source, derived from the lock of its first target."""
     return f"cdc_archiver_w:{min(locks).removeprefix(_PREFIX)}"

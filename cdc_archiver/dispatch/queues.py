@@ -1,4 +1,4 @@
-"""One source's queues and what is known of it. Plain state, behind the dispatcher's lock."""
+"""The queues and the state of one source. Plain values, owned by the scheduler."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from cdc_archiver.dispatch.health import Health
 from cdc_archiver.model import FileRecord, Lane
-from cdc_archiver.transfer.mount_heuristic import MissingFiles
+from cdc_archiver.transfer.mount_heuristic import UnmountedDiskDetector
 
 _BULK_FILES: Final = 8
 """Files of a bulk batch: few, so that several bulk workers share them."""
@@ -16,7 +16,7 @@ _BULK_FILES: Final = 8
 
 @dataclass(slots=True)
 class Queue:
-    """What waits in one lane of a source."""
+    """The records that wait in one lane of a source."""
 
     fresh: deque[FileRecord] = field(default_factory=deque)
     backlog: deque[FileRecord] = field(default_factory=deque)
@@ -29,7 +29,7 @@ class Queue:
         (self.fresh if fresh else self.backlog).append(record)
 
     def pop(self) -> FileRecord:
-        """The next one: fresh ones first."""
+        """The next record: fresh ones first."""
         return (self.fresh or self.backlog).popleft()
 
 
@@ -38,7 +38,7 @@ class SourceState:
     """A source as an operator sees it.
 
     Attributes:
-        reason, detail: why it is left alone; None and empty while it is up.
+        reason, detail: why it is paused; None and empty while it is up.
         retry_in: seconds until it is tried again.
     """
 
@@ -53,13 +53,14 @@ class SourceState:
 
 @dataclass(slots=True)
 class SourceQueues:
-    """One source's queues and state.
+    """The queues and the state of one source.
 
     Attributes:
-        batch_files: files that one rsync takes at the most.
+        batch_files: the most files of one rsync.
         retired: nothing of it is handed out any more.
-        starved: a sweep left rows behind for want of room, or an id was dropped: it wants to be refilled.
-        absences: its missing files of late.
+        in_flight: files with a worker or on their way back to the table.
+        needs_refill: a sweep left rows behind because the queue was full, or an id was dropped.
+        unmounted_disk: watches its recently missing files.
     """
 
     name: str
@@ -68,39 +69,39 @@ class SourceQueues:
     health: Health = field(default_factory=Health)
     lanes: dict[Lane, Queue] = field(default_factory=lambda: {lane: Queue() for lane in Lane})
     in_flight: int = 0
-    starved: bool = False
-    absences: MissingFiles = field(default_factory=MissingFiles)
+    needs_refill: bool = False
+    unmounted_disk: UnmountedDiskDetector = field(default_factory=UnmountedDiskDetector)
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self.lanes.values())
 
     def __bool__(self) -> bool:
-        return True  # empty or not, it is there
+        return True  # it exists, whether anything waits or not
 
-    def most(self, lane: Lane) -> int:
-        """Files of one batch at the most."""
+    def batch_limit(self, lane: Lane) -> int:
+        """The most files of one batch."""
         return self.batch_files if lane is Lane.SMALL else min(self.batch_files, _BULK_FILES)
 
-    def wants_refill(self, below: int) -> bool:
-        """Whether a sweep left rows behind and there is room for them now: said once."""
-        wants = self.starved and len(self) < below
-        if wants:
-            self.starved = False
-        return wants
+    def take_refill_request(self, below: int) -> bool:
+        """Whether a refill is needed and fewer than ``below`` records wait; true once for each need."""
+        wanted = self.needs_refill and len(self) < below
+        if wanted:
+            self.needs_refill = False
+        return wanted
 
     def clear(self) -> list[FileRecord]:
-        """Takes out all that waits."""
+        """Takes out all records that wait."""
         return [queue.pop() for queue in self.lanes.values() for _ in range(len(queue))]
 
     def up(self) -> float:
         """1 or 0, for a metric."""
         return float(self.health.up)
 
-    def seen_at(self, now: float) -> SourceState:
-        """How it is, for an operator.
+    def snapshot(self, now: float) -> SourceState:
+        """Its current state, for an operator.
 
         Args:
-            now: seconds of the clock that its health goes by.
+            now: seconds of the clock that its health uses.
         """
         return SourceState(
             name=self.name,

@@ -1,32 +1,60 @@
-"""Ids to records: one SELECT for what waits; rows that are no work are dropped, invisible ones looked for again."""
+"""Ids to records: one SELECT for what waits; rows that are not pending are dropped, invisible ones read again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
-
-import structlog
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
 
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable, Row
-from cdc_archiver.dispatch.dispatcher import Dispatcher
-from cdc_archiver.dispatch.targets import Targets
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
-from cdc_archiver.model import IGNORED_FROM
-from cdc_archiver.threads import Part
+from cdc_archiver.model import IGNORED_FROM, FileRecord
+from cdc_archiver.settings import SourceSettings
+from cdc_archiver.threads import StoppableThread
 
 _IDS: Final = 1000
 _WAIT: Final = 1.0
 _LONGEST_PAUSE: Final = 5.0
 
-_log = structlog.get_logger(__name__)
+
+class Targets:
+    """The source that a row's ``instance_id`` belongs to."""
+
+    def __init__(self, sources: Iterable[SourceSettings] = ()) -> None:
+        self.set(sources)
+
+    def set(self, sources: Iterable[SourceSettings]) -> None:
+        """Replaces the sources."""
+        sources = tuple(sources)
+        self._exact = {target: source.name for source in sources for target in source.target}
+        self._folded = {target.casefold().rstrip(): name for target, name in self._exact.items()}
+
+    def source_of(self, instance_id: str) -> str | None:
+        """The source of this target; None if it belongs to another service.
+
+        Compares as the database does, and therefore as the polling agent did: case and trailing spaces are ignored.
+        """
+        return self._exact.get(instance_id) or self._folded.get(instance_id.casefold().rstrip())
 
 
-class Router(Part):
-    """Reads the rows of offered ids and queues those that are work.
+class RecordSink(Protocol):
+    """Where ids come from, and where what their rows say goes: the dispatcher."""
+
+    def take_ids(self, limit: int, wait: float) -> list[int]: ...
+    def put_back(self, ids: Sequence[int]) -> None: ...
+    def atomically(self) -> AbstractContextManager[object]: ...
+    def enqueue(self, source: str, record: FileRecord) -> None: ...
+    def dismiss(self, id_: int, *, failed: bool = False) -> None: ...
+    def not_visible(self, id_: int) -> None: ...
+    def not_pending(self, id_: int, *, failed: bool = False) -> None: ...
+
+
+class Router(StoppableThread):
+    """Reads the rows of offered ids and queues those that are pending.
 
     Args:
-        on_database: told whether the database answers, each time that this changes or may have changed.
+        on_database: called with whether the database answers, each time that this changes or may have changed.
     """
 
     def __init__(
@@ -34,7 +62,7 @@ class Router(Part):
         database: Database,
         files: FilesTable,
         targets: Targets,
-        dispatcher: Dispatcher,
+        dispatcher: RecordSink,
         on_database: Callable[[bool, str], None] = lambda up, why: None,
     ) -> None:
         super().__init__("router")
@@ -52,7 +80,7 @@ class Router(Part):
                 continue
             try:
                 with self._database.connect() as connection:
-                    rows = self._files.load(connection, ids, image=True)
+                    rows = self._files.load(connection, ids, row_image=True)
             except (DatabaseUnavailable, Misconfigured) as error:
                 self._dispatcher.put_back(ids)
                 self._on_database(False, str(error))
@@ -61,7 +89,7 @@ class Router(Part):
                 continue
             self._on_database(True, "")
             pause = 0.1
-            with self._dispatcher.at_once():
+            with self._dispatcher.atomically():
                 for id_ in ids:
                     self._route(id_, rows.get(id_))
 
@@ -74,6 +102,6 @@ class Router(Part):
             self._dispatcher.dismiss(id_)
         elif row.copied or row.record.attempts >= self._files.max_attempts:
             given_up = not row.copied and row.record.attempts < IGNORED_FROM
-            self._dispatcher.seems_no_work(id_, failed=given_up)
+            self._dispatcher.not_pending(id_, failed=given_up)
         else:
             self._dispatcher.enqueue(source, row.record)

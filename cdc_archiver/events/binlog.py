@@ -1,53 +1,94 @@
-"""The stream: takes the binary log's wake-ups to their listener, and sees to it that there is a stream wherever there can be."""
+"""The binlog stream: passes the binary log's wake-ups to a listener, and opens a new stream whenever one ends."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import pymysql
 import sqlalchemy as sa
 import structlog
 from sqlalchemy.pool import NullPool
 
-from cdc_archiver.database import server as servers
-from cdc_archiver.database.connections import Database, in_our_words
-from cdc_archiver.database.server import KeyColumn, Position, Server
+from cdc_archiver.database import server_features
+from cdc_archiver.database.connections import Database, translate_error
+from cdc_archiver.database.server_features import KeyColumn, Position, ServerInfo
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, ServerIdTaken, StreamLost, StreamUnavailable
 from cdc_archiver.events.interruptible import InterruptibleConnections
 from cdc_archiver.events.interval_set import IntervalSet
-from cdc_archiver.events.listener import StreamListener
-from cdc_archiver.events.progress import StreamProgress
-from cdc_archiver.events.reader import Mark, Reader, Rows
+from cdc_archiver.events.reader import BinlogReader, ChangedRows, StreamMark
+from cdc_archiver.events.stream_progress import StreamProgress
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _CHUNK: Final = 10_000
-"""Ids of one transaction that are kept before they are handed over."""
+"""Number of ids of one transaction from which they are handed over before its end."""
 _ANSWER_TIMEOUT: Final = 10
-"""Seconds for our questions beside the stream: well below the net_write_timeout (60 s) after which it would be dropped."""
+"""Seconds for a query alongside the stream: well below the net_write_timeout (60 s) after which the stream is disconnected."""
 _SERVER_IDS: Final = (2**31, 2**32 - 1)
-"""Where a random server_id comes from: people number their replicas from 1."""
+"""Range of random server_ids: operators number their replicas from 1."""
 
 _log = structlog.get_logger(__name__)
 
 
+class StreamListener(Protocol):
+    """Receives the wake-ups of a stream, and the changes of its state.
+
+    Every call comes from the stream's own thread, and **none may block**: no SQL, no wait for space in a queue. During a call
+    nothing is read, and the server disconnects a reader that pauses for longer than its ``net_write_timeout``. Where a queue is
+    full, drop the ids and request a sweep.
+
+    A row becomes visible some milliseconds after its event, so a row that cannot be read yet is not gone. A sweep after
+    ``on_anchor`` or ``on_gap`` is sure to find the last rows only when it is repeated about a second later.
+    """
+
+    def on_ids(self, ids: Sequence[int]) -> None:
+        """Rows were written or changed.
+
+        Called at the end of a transaction, and within a large one for each 10,000 ids. An id may come twice, and may belong to a
+        row that never becomes visible (XA).
+
+        Args:
+            ids: the rows' primary keys, in the order of the log.
+        """
+
+    def on_anchor(self) -> None:
+        """The stream is open and does not contain what was written before: sweep now, and again a second later."""
+
+    def on_gap(self, why: str) -> None:
+        """An event could not be read: sweep soon. The stream goes on."""
+
+    def on_lost(self, reason: str) -> None:
+        """The stream ended, and a new one is being opened. ``on_anchor`` or ``on_unavailable`` follows.
+
+        Args:
+            reason: a value of the label of the metric ``stream_reconnects_total``.
+        """
+
+    def on_unavailable(self, why: str) -> None:
+        """No stream is possible now: poll. Called once for each reason; ``on_anchor`` follows when a stream is open again.
+
+        Args:
+            why: for a person: what is wrong, and the fix.
+        """
+
+
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How long the stream waits for what, in seconds.
+class StreamTiming:
+    """Times of the stream, in seconds.
 
     Attributes:
-        heartbeat: after which an idle server says that it is there; three and a half without a word end the connection.
-        first_retry: before the first new attempt when a connection broke; doubled each time.
-        last_retry: what that grows to.
-        first_ask: before we ask again whether a stream can be had that could not; doubled each time.
-        last_ask: what that grows to.
-        settle: after which a row that was committed before the anchor is surely visible.
-        look: between two looks whether the stream is still what it should be.
+        heartbeat: interval of an idle server's heartbeats; after 3.5 intervals of silence the connection counts as dead.
+        first_retry: wait before the first new attempt after a connection broke; doubled each time.
+        last_retry: maximum of that wait.
+        first_ask: wait before the first new attempt where no stream was possible; doubled each time.
+        last_ask: maximum of that wait.
+        settle: time after which a row committed before the anchor is certainly visible.
+        look: interval of checks whether a stream is still possible and at the right position.
     """
 
     heartbeat: float = 2.0
@@ -59,43 +100,43 @@ class Pace:
     look: float = 30.0
 
 
-class Wait:
-    """How long to wait before the next attempt: longer each time, and never quite as long as somebody else.
+class Backoff:
+    """Waits before new attempts, which grow exponentially with jitter.
 
     Args:
-        first: seconds, at the most, of the first wait.
-        last: seconds, at the most, of any.
-        chance: where the jitter comes from: a wait is between half of its length and all of it.
+        first: maximum of the first wait, in seconds.
+        last: maximum of any wait, in seconds.
+        rng: source of the jitter: a wait lasts between half of its maximum and the maximum.
     """
 
-    def __init__(self, first: float, last: float, chance: random.Random) -> None:
-        self._first, self._last, self._chance = first, last, chance
-        self._now = first
+    def __init__(self, first: float, last: float, rng: random.Random) -> None:
+        self._first, self._last, self._rng = first, last, rng
+        self._maximum = first
 
     def next(self) -> float:
-        """Seconds to wait now."""
-        now, self._now = self._now, min(self._now * 2, self._last)
-        return now * self._chance.uniform(0.5, 1.0)
+        """Seconds of the next wait."""
+        maximum, self._maximum = self._maximum, min(self._maximum * 2, self._last)
+        return maximum * self._rng.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """All is well: the next wait is a first one."""
-        self._now = self._first
+        """An attempt succeeded: the next wait is a first one."""
+        self._maximum = self._first
 
 
-class BinlogStream(Part):
-    """Reads the binary log for as long as the service runs, or says why it cannot.
+class BinlogStream(StoppableThread):
+    """Reads the binary log while the service runs, or reports why it cannot.
 
-    It anchors: takes the server's position, opens the stream there, tells the listener to sweep. Whatever ends the stream, it
-    anchors anew; no position is kept. It dies of one thing only that can be foreseen: ``ServerIdTaken``.
+    It anchors: takes the server's position, opens the stream there, tells the listener to sweep. After any end of the stream it
+    anchors again; no position is kept. The only expected error that ends the thread is ``ServerIdTaken``.
 
     Args:
-        database: where the table is.
-        table: the files table.
-        listener: is told of everything; see :class:`StreamListener` for what it must not do.
+        database: that holds the table.
+        table: of files.
+        listener: receives wake-ups and state; :class:`StreamListener` has its restrictions.
         metrics: of the service.
-        server_id: ours, among the server's replicas; None: a random one at each connect.
-        pace: how long it waits for what.
-        chance: where server_ids and jitter come from.
+        server_id: ours, among the server's replicas; None for a random one at each connect.
+        timing: waits and intervals.
+        rng: source of server_ids and jitter.
     """
 
     def __init__(
@@ -106,8 +147,8 @@ class BinlogStream(Part):
         metrics: Metrics,
         *,
         server_id: int | None = None,
-        pace: Pace | None = None,
-        chance: random.Random | None = None,
+        timing: StreamTiming | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         super().__init__("binlog")
         self._database = database
@@ -115,35 +156,35 @@ class BinlogStream(Part):
         self._listener = listener
         self._metrics = metrics
         self._server_id = server_id
-        self._pace = pace or Pace()
-        self._chance = chance or random.Random()
-        self._retry = Wait(self._pace.first_retry, self._pace.last_retry, self._chance)
-        self._ask_again = Wait(self._pace.first_ask, self._pace.last_ask, self._chance)
+        self._timing = timing or StreamTiming()
+        self._rng = rng or random.Random()
+        self._retry = Backoff(self._timing.first_retry, self._timing.last_retry, self._rng)
+        self._ask_again = Backoff(self._timing.first_ask, self._timing.last_ask, self._rng)
         self._progress = StreamProgress()
         self._anchored = False
-        self._told = ""
-        self._line = InterruptibleConnections()
+        self._reported = ""
+        self._connections = InterruptibleConnections()
         self._engine = sa.create_engine(
-            "mysql+pymysql://", creator=self._dial, isolation_level="AUTOCOMMIT", poolclass=NullPool
+            "mysql+pymysql://", creator=self._connect, isolation_level="AUTOCOMMIT", poolclass=NullPool
         )
         for reason in ("shutdown", "link", "position", "stalled", "killed", "decode", "server_id", "unavailable"):
             metrics.stream_reconnects.labels(reason)
-        progress = self._progress  # and not all of a stream, which has its day
+        progress = self._progress  # a reference to `self` would keep the whole stream alive
         metrics.stream_lag.set_function(lambda: progress.lag)
 
     @property
     def position(self) -> Position | None:
-        """Everything before it was handed over; None without a stream."""
+        """The position up to which everything was handed over; None without a stream."""
         return self._progress.position
 
     @property
     def anchor_max_id(self) -> int | None:
-        """The highest id that the anchor's sweep answers for; None until it is known, about a second after the anchor."""
+        """The highest id that the sweep of the anchor covers; None until it is known, about a second after the anchor."""
         return self._progress.anchor_max_id
 
     @property
     def delivered(self) -> IntervalSet:
-        """The ids that were handed over since the anchor: a copy."""
+        """A copy of the ids handed over since the anchor."""
         return self._progress.delivered
 
     def suspect(self, ids: Iterable[int], position: Position) -> None:
@@ -155,14 +196,14 @@ class BinlogStream(Part):
         return self._progress.take_missed()
 
     def interrupt(self) -> None:
-        """Wakes it from whatever it waits for of the database."""
-        self._line.cut()
+        """Ends any wait for the database."""
+        self._connections.interrupt()
 
     def work(self) -> None:
-        """Streams; where there is no stream, waits and tries again.
+        """Streams; where no stream is possible, waits and tries again.
 
         Raises:
-            ServerIdTaken: another replica has the server_id that the operator set.
+            ServerIdTaken: another replica uses the server_id that the operator set.
         """
         try:
             while not self.stopping.is_set():
@@ -171,7 +212,7 @@ class BinlogStream(Part):
             self._engine.dispose()
 
     def _stream_until_it_ends(self) -> float:
-        """One stream from its anchor to its end.
+        """Runs one stream from its anchor to its end.
 
         Returns:
             Seconds to wait before the next.
@@ -184,104 +225,104 @@ class BinlogStream(Part):
             return self._recover(lost)
         except (StreamUnavailable, Misconfigured) as error:
             if self._anchored:
-                self._lose("unavailable", str(error))
-            self._say_unavailable(str(error))
+                self._report_lost("unavailable", str(error))
+            self._report_unavailable(str(error))
             return self._ask_again.next()
         except DatabaseUnavailable as error:
             if not self.stopping.is_set():
-                self._say_unavailable(str(error))
+                self._report_unavailable(str(error))
             return self._retry.next()
         finally:
             self._anchored = False
             self._progress.end()
             self._metrics.stream_connected.set(0)
-            self._line.hang_up()
+            self._connections.close_all()
         return 0.0
 
     def _recover(self, lost: StreamLost) -> float:
         if lost.reason == "server_id" and self._server_id is not None:
             raise ServerIdTaken(
-                f"another replica of the database has our server_id {self._server_id}: {lost}",
-                "set --server-id to one that nobody has, or leave it out for a random one",
+                f"another replica of the database uses the server_id {self._server_id}: {lost}",
+                "set --server-id to an unused one, or omit it for a random one",
             ) from lost
         if self._anchored:
-            self._lose(lost.reason, str(lost))
+            self._report_lost(lost.reason, str(lost))
         else:
-            self._say_unavailable(str(lost))
+            self._report_unavailable(str(lost))
         return self._retry.next()
 
-    def _lose(self, reason: str, detail: str) -> None:
-        # The listener says the word; only here is known what the server or the socket said.
+    def _report_lost(self, reason: str, detail: str) -> None:
+        # The listener logs the reason; only this thread has the message of the server or the socket.
         _log.info("stream_ended", reason=reason, detail=detail)
         self._metrics.stream_reconnects.labels(reason).inc()
-        self._told = ""
+        self._reported = ""
         self._listener.on_lost(reason)
 
-    def _say_unavailable(self, why: str) -> None:
-        if why != self._told:
-            self._told = why
+    def _report_unavailable(self, why: str) -> None:
+        if why != self._reported:
+            self._reported = why
             self._ask_again.reset()
             self._listener.on_unavailable(why)
 
     def _stream(self) -> None:
-        with self._questions() as connection:
-            server = servers.identify(connection)
-            self._require_way(connection, server)
-            key = servers.key_column(connection, self._database.name, self._table)
-            # The position before all else: what is written from here on is in the stream, what was written before is in
-            # the sweep that follows.
-            start = servers.position(connection, server)
-        reader = Reader(
-            self._line,
+        with self._query_connection() as connection:
+            server = server_features.identify(connection)
+            self._require_no_obstacle(connection, server)
+            key = server_features.key_column(connection, self._database.name, self._table)
+            # The position is taken before the sweep: rows written from here on are in the stream, rows written before are in the sweep
+            # that follows.
+            start = server_features.position(connection, server)
+        reader = BinlogReader(
+            self._connections,
             self._database.connection_settings(),
             server=server,
             start=start,
             key=key,
-            ask_key=self._ask_key,
-            server_id=self._server_id or self._chance.randint(*_SERVER_IDS),
-            heartbeat=self._pace.heartbeat,
+            look_up_key=self._look_up_key,
+            server_id=self._server_id or self._rng.randint(*_SERVER_IDS),
+            heartbeat=self._timing.heartbeat,
         )
         reader.open()
         self._anchored = True
-        self._told = ""
+        self._reported = ""
         self._progress.begin(start)
         self._metrics.stream_connected.set(1)
         self._listener.on_anchor()
         self._follow(reader, server, key)
 
-    def _follow(self, reader: Reader, server: Server, key: KeyColumn) -> None:
+    def _follow(self, reader: BinlogReader, server: ServerInfo, key: KeyColumn) -> None:
         """Reads until the stream ends.
 
-        What is done here for a transaction of other tables is done as often as the server writes, so it is next to nothing.
+        The loop does as little as possible for transactions of other tables, which may be very many.
         """
         collected: list[int] = []
-        well = False
-        chores = self._chores(server)
-        chore_due = next(chores)
+        is_first_mark = True
+        checks = self._periodic_checks(server)
+        check_due = next(checks)
         while not self.stopping.is_set():
-            seen = reader.next()
-            if isinstance(seen, Mark):
+            item = reader.next()
+            if isinstance(item, StreamMark):
                 if collected:
                     self._hand_over(collected)
                     collected = []
-                self._progress.advance(seen)
-                if not well:
-                    well = True
+                self._progress.advance(item)
+                if is_first_mark:
+                    is_first_mark = False
                     self._retry.reset()
                     self._ask_again.reset()
-            elif isinstance(seen, Rows):
-                collected += seen.ids
-                if seen.doubt:
-                    self._report_gap(seen.doubt)
-                    chore_due = min(chore_due, time.monotonic() + self._pace.settle)
+            elif isinstance(item, ChangedRows):
+                collected += item.ids
+                if item.doubt:
+                    self._report_gap(item.doubt)
+                    check_due = min(check_due, time.monotonic() + self._timing.settle)
                 if len(collected) >= _CHUNK:
                     self._hand_over(collected)
                     collected = []
             else:
-                self._report_gap(seen.why)
-                chore_due = min(chore_due, time.monotonic() + self._pace.settle)
-            if reader.heard_at >= chore_due:
-                chore_due = next(chores)
+                self._report_gap(item.why)
+                check_due = min(check_due, time.monotonic() + self._timing.settle)
+            if reader.heard_at >= check_due:
+                check_due = next(checks)
 
     def _hand_over(self, ids: list[int]) -> None:
         self._listener.on_ids(ids)
@@ -289,61 +330,61 @@ class BinlogStream(Part):
 
     def _report_gap(self, why: str) -> None:
         if self.stopping.is_set():
-            return  # our own doing
+            return  # an interruption may have caused it
         self._metrics.stream_events.labels("unreadable").inc()
         self._progress.unsettle()
         self._listener.on_gap(why)
 
-    def _chores(self, server: Server) -> Iterator[float]:
-        """What is to be done now and then beside the reading; yields when (monotonic seconds) the next thing is due."""
-        yield time.monotonic() + self._pace.settle
+    def _periodic_checks(self, server: ServerInfo) -> Iterator[float]:
+        """Checks the table and the server between reads; yields when the next check is due, in monotonic seconds."""
+        yield time.monotonic() + self._timing.settle
         while True:
             try:
-                with self._questions() as connection:
-                    # Asked anew: the table may have been altered, or be gone, which it says.
-                    key = servers.key_column(connection, self._database.name, self._table)
+                with self._query_connection() as connection:
+                    # Looked up again: the table may have been altered, or be gone, which raises.
+                    key = server_features.key_column(connection, self._database.name, self._table)
                     if self._progress.anchor_max_id is None:
                         self._progress.settle(_max_id(connection, key))
-                    self._require_way(connection, server)
+                    self._require_no_obstacle(connection, server)
                     self._require_position(connection, server)
             except DatabaseUnavailable as error:
-                # The stream knows best whether the server is gone.
-                _log.debug("stream_look_failed", detail=str(error))
+                # Whether the server is gone is for the stream itself to notice.
+                _log.debug("stream_check_failed", detail=str(error))
             settled = self._progress.anchor_max_id is not None
-            yield time.monotonic() + (self._pace.look if settled else self._pace.settle)
+            yield time.monotonic() + (self._timing.look if settled else self._timing.settle)
 
-    def _require_way(self, connection: sa.Connection, server: Server) -> None:
-        obstacles = servers.stream_obstacles(connection, server, self._database.name, self._table)
+    def _require_no_obstacle(self, connection: sa.Connection, server: ServerInfo) -> None:
+        obstacles = server_features.stream_obstacles(connection, server, self._database.name, self._table)
         if fatal := [str(obstacle) for obstacle in obstacles if obstacle.fatal]:
             raise StreamUnavailable("; ".join(fatal))
 
-    def _require_position(self, connection: sa.Connection, server: Server) -> None:
-        """A server whose log ends before what we have read was reset.
+    def _require_position(self, connection: sa.Connection, server: ServerInfo) -> None:
+        """Notices a reset of the log: it ends before the position that was read.
 
-        It says so only to a reader that has to open the next file. One that is in the first file gets heartbeats and none of the
-        new rows, until the new first file is longer than the old one was.
+        The server reports a reset only to a reader that has to open the next file. A reader in the first file receives heartbeats and
+        no new rows, until the new first file is longer than the old one.
         """
         reached = self._progress.position
-        end = servers.position(connection, server)
+        end = server_features.position(connection, server)
         if reached is not None and end < reached:
-            raise StreamLost(f"we have read up to {reached}, and the log ends at {end}: it was reset", "position")
+            raise StreamLost(f"the log was reset: it ends at {end}, and was read up to {reached}", "position")
 
-    def _ask_key(self) -> KeyColumn:
-        with self._questions() as connection:
-            return servers.key_column(connection, self._database.name, self._table)
+    def _look_up_key(self) -> KeyColumn:
+        with self._query_connection() as connection:
+            return server_features.key_column(connection, self._database.name, self._table)
 
     @contextmanager
-    def _questions(self) -> Iterator[sa.Connection]:
-        """A connection beside the stream, on the same line: a stop cuts it too."""
+    def _query_connection(self) -> Iterator[sa.Connection]:
+        """A connection alongside the stream, which a stop interrupts too."""
         try:
             with self._engine.connect() as connection:
                 yield connection
         except (sa.exc.DBAPIError, pymysql.MySQLError, OSError) as error:
-            raise in_our_words(error, self._database.address) from error
+            raise translate_error(error, self._database.address) from error
 
-    def _dial(self) -> pymysql.Connection:
+    def _connect(self) -> pymysql.Connection:
         timeouts = dict.fromkeys(("connect_timeout", "read_timeout", "write_timeout"), _ANSWER_TIMEOUT)
-        return self._line.connect({**self._database.connection_settings(), **timeouts})
+        return self._connections.connect({**self._database.connection_settings(), **timeouts})
 
 
 def _max_id(connection: sa.Connection, key: KeyColumn) -> int:

@@ -1,4 +1,4 @@
-"""Connections that another thread can cut: how a stop reaches a thread that waits for the database."""
+"""Connections that another thread can interrupt: how a stop reaches a thread that waits for the database."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ import pymysql
 from pymysql.connections import Connection
 from pymysql.constants import CR
 
-from cdc_archiver.database.connections import OurConnection
+from cdc_archiver.database.connections import SharedContextConnection
 
 
 class Interrupted(OSError):
-    """Somebody cut the line while, or before, we used it."""
+    """Another thread interrupted the connections before this one was made."""
 
 
 class InterruptibleConnections:
-    """Connections of one thread, which :meth:`cut` ends from any other, whatever they wait for.
+    """Connections of one thread. Any other thread can end them with :meth:`interrupt`, whatever they wait for.
 
-    PyMySQL's ``close()`` from another thread blocks until the next packet arrives. So each socket gets a twin, a second
-    descriptor of the same connection, and cutting shuts the twins down: that wakes whoever connects, shakes hands, with TLS or
-    not, or reads. Looking up a host's name cannot be woken.
+    PyMySQL's ``close()`` from another thread blocks until the next packet arrives. So each socket has a twin, a second descriptor of
+    the same connection, and an interruption shuts the twins down. This wakes a thread in connect, in the handshake, with TLS or
+    without, and in a read. The look-up of a host's name cannot be interrupted.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._cut = False
+        self._interrupted = False
         self._twins: set[socket.socket] = set()
-        self._connections: weakref.WeakSet[_Connection] = weakref.WeakSet()
+        self._connections: weakref.WeakSet[_TwinnedConnection] = weakref.WeakSet()
 
     def connect(self, settings: Mapping[str, Any]) -> Connection:
-        """A connection.
+        """Opens a connection.
 
         Args:
             settings: PyMySQL's, with host and port.
 
         Raises:
-            Interrupted: the line was cut before.
-            pymysql.MySQLError: nobody answers, or not us.
+            Interrupted: the connections were interrupted before.
+            pymysql.MySQLError: the server does not answer, or refuses this client.
         """
-        connection = _Connection(**settings, defer_connect=True)
+        connection = _TwinnedConnection(**settings, defer_connect=True)
         try:
-            sock, twin = self._reach(connection.host, connection.port, connection.connect_timeout)
+            sock, twin = self._open_socket(connection.host, connection.port, connection.connect_timeout)
         except Interrupted:
             raise
         except OSError as error:
@@ -57,41 +57,41 @@ class InterruptibleConnections:
             connection.connect(sock)
         except BaseException:
             sock.close()
-            self._part(twin)
+            self._drop_twin(twin)
             raise
-        connection.after_close = lambda: self._part(twin)
+        connection.after_close = lambda: self._drop_twin(twin)
         with self._lock:
             self._connections.add(connection)
         return connection
 
-    def cut(self) -> None:
-        """Ends every connection, and lets no new one be made. Returns at once; safe from any thread."""
+    def interrupt(self) -> None:
+        """Ends every connection, and prevents new ones. Returns at once; safe from any thread."""
         with self._lock:
-            self._cut = True
+            self._interrupted = True
             for twin in self._twins:
-                # One that is not connected, or no longer, has nobody waiting.
+                # On a socket that is not connected no thread waits.
                 with contextlib.suppress(OSError):
                     twin.shutdown(socket.SHUT_RDWR)
 
-    def hang_up(self) -> None:
-        """Closes what is open. For the thread that dials."""
+    def close_all(self) -> None:
+        """Closes the open connections. For the thread that uses them."""
         with self._lock:
-            open_ones = list(self._connections)
+            connections = list(self._connections)
             self._connections.clear()
-        for connection in open_ones:
+        for connection in connections:
             with contextlib.suppress(pymysql.MySQLError):
                 connection.close()
 
-    def _reach(self, host: str, port: int, timeout: float | None) -> tuple[socket.socket, socket.socket]:
-        trouble: OSError = OSError(f"{host} has no address")
+    def _open_socket(self, host: str, port: int, timeout: float | None) -> tuple[socket.socket, socket.socket]:
+        failure: OSError = OSError(f"{host} has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             try:
                 sock = socket.socket(family, kind, protocol)
-            except OSError as error:  # a kernel without IPv6: the next address may be another kind
-                trouble = error
+            except OSError as error:  # a kernel without IPv6: the next address may be of another family
+                failure = error
                 continue
             try:
-                twin = self._pair(sock)
+                twin = self._add_twin(sock)
             except BaseException:
                 sock.close()
                 raise
@@ -102,27 +102,27 @@ class InterruptibleConnections:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 return sock, twin
             except OSError as error:
-                trouble = error
+                failure = error
                 sock.close()
-                self._part(twin)
-        raise trouble
+                self._drop_twin(twin)
+        raise failure
 
-    def _pair(self, sock: socket.socket) -> socket.socket:
+    def _add_twin(self, sock: socket.socket) -> socket.socket:
         with self._lock:
-            if self._cut:
-                raise Interrupted("the line was cut")
+            if self._interrupted:
+                raise Interrupted("the connections were interrupted")
             twin = sock.dup()
             self._twins.add(twin)
             return twin
 
-    def _part(self, twin: socket.socket) -> None:
+    def _drop_twin(self, twin: socket.socket) -> None:
         with self._lock:
             self._twins.discard(twin)
         twin.close()
 
 
-class _Connection(OurConnection):
-    """A connection whose twin ends with it."""
+class _TwinnedConnection(SharedContextConnection):
+    """A connection whose twin is closed with it."""
 
     after_close = staticmethod(lambda: None)
 

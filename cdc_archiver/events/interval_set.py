@@ -1,4 +1,4 @@
-"""A compact set of row ids: ranges, because ids come almost in order. Pure."""
+"""A compact set of row ids, stored as ranges because ids come almost in order. Pure."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from bisect import bisect_right
 from typing import Final
 
 _RANGES: Final = 10_000
-"""Some 700 kB. Reached only where ten thousand ids in a row of neighbours are missing from the stream."""
+"""Limit of ranges, about 700 kB. Reached only when ids are missing from the stream in ten thousand separate places."""
 
 
 class IntervalSet:
-    """Whole numbers, kept as sorted ranges that neither overlap nor touch.
+    """Integers, stored as sorted ranges that neither overlap nor touch.
 
-    Past the limit the two lowest ranges become one, gap included. So the set never denies a number that was added, and it
-    is exact above its lowest range; in that range it may claim numbers that were never added. The lowest are the oldest
-    ids, of which nobody asks any more.
+    Past the limit the two lowest ranges are joined, gap included. So the set contains every number that was added, and is exact
+    above its lowest range; within that range it may contain numbers that were never added. The lowest are the oldest ids, which are
+    no longer looked up.
 
     Args:
-        limit: ranges that it keeps at the most.
+        limit: maximum number of ranges.
     """
 
     def __init__(self, limit: int = _RANGES) -> None:
         if limit < 1:
-            raise ValueError(f"an interval set of {limit} ranges holds nothing")
+            raise ValueError(f"invalid limit of an interval set: {limit}")
         self._limit = limit
         self._firsts: list[int] = []
         self._lasts: list[int] = []
@@ -54,7 +54,7 @@ class IntervalSet:
         return index > 0 and number <= self._lasts[index - 1]
 
     def copy(self) -> IntervalSet:
-        """A set of its own with the same numbers."""
+        """An independent set of the same numbers."""
         twin = IntervalSet(self._limit)
         twin._firsts, twin._lasts = self._firsts[:], self._lasts[:]
         return twin

@@ -1,4 +1,4 @@
-"""mysql-replication's reader, opened at a position and read one event after the other; its endings in our words."""
+"""Reads events one by one from mysql-replication's stream, opened at a position; translates its errors to ours."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pymysqlreplication.event import (
 )
 from pymysqlreplication.row_event import PartialUpdateRowsEvent, RowsEvent, UpdateRowsEvent, WriteRowsEvent
 
-from cdc_archiver.database.connections import error_code, in_our_words
-from cdc_archiver.database.server import NO_GRANT, KeyColumn, Position, Server
+from cdc_archiver.database.connections import error_code, translate_error
+from cdc_archiver.database.server_features import NO_GRANT, KeyColumn, Position, ServerInfo
 from cdc_archiver.errors import Misconfigured, StreamLost, StreamUnavailable
 from cdc_archiver.events.interruptible import InterruptibleConnections
-from cdc_archiver.events.row_keys import KeyReader, Unreadable
+from cdc_archiver.events.pk_decoder import PrimaryKeyDecoder, UndecodableEvent
 
-# It advises FULL metadata, in several lines, at each connect; what it tells of connections we tell ourselves.
+# It recommends FULL metadata, in several lines, at each connect; connections are logged by us.
 logging.getLogger("pymysqlreplication").setLevel(logging.ERROR)
 
 _LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
 
-# No QueryEvent: on MySQL 9.7 it raises before the position has moved. XidEvents of other tables move the position.
+# No QueryEvent: on MySQL 9.7 it raises before the position has advanced. XidEvents of other tables advance the position.
 _EVENTS: Final = (
     WriteRowsEvent,
     UpdateRowsEvent,
@@ -47,16 +47,16 @@ _EVENTS: Final = (
 
 _MARKS: Final = (XidEvent, XAPrepareEvent, RotateEvent, HeartbeatLogEvent)
 
-# Events that mysql-replication has no class for, and that carry no row: ignorable, GTIDs anonymous and tagged, the two of
-# group replication, another heartbeat; MariaDB's compressed statement. Whatever else we do not know may have been rows: 40 is
-# MySQL's compressed transaction, 0xA6 and its neighbours are MariaDB's compressed rows, 26 says that the log is incomplete.
+# Events without rows for which mysql-replication has no class: ignorable, GTIDs anonymous and tagged, the two of group
+# replication, another heartbeat; MariaDB's compressed statement. Any other unknown event may have contained rows: 40 is MySQL's
+# compressed transaction, 0xA6 and its neighbours are MariaDB's compressed rows, 26 reports that the log is incomplete.
 _WITHOUT_ROWS: Final = frozenset({0x1C, 0x22, 0x24, 0x25, 0x29, 0x2A, 0xA5})
 
-_SILENCE: Final = 3.5
-"""Heartbeats without a word after which the link is taken for dead."""
+_SILENT_HEARTBEATS: Final = 3.5
+"""Heartbeat intervals of silence after which the link counts as dead."""
 _CONNECT_TIMEOUT: Final = 10
-_HOPELESS: Final = 20
-"""Events in a row that cannot be decoded after which the whole connection is not believed any more."""
+_UNREADABLE_LIMIT: Final = 20
+"""Consecutive events that cannot be decoded after which the whole connection is no longer trusted."""
 
 _POSITION_LOST: Final = 1236
 _SAME_SERVER_ID: Final = 4052
@@ -65,29 +65,29 @@ _KILLED: Final = frozenset({1317, 1927, 3169})
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Rows of our table.
+class ChangedRows:
+    """Rows of our table that were written or changed.
 
     Attributes:
-        doubt: why the ids may be wrong; empty almost always.
+        doubt: why the ids may be wrong; almost always empty.
     """
 
     ids: list[int]
     doubt: str = ""
 
 
-class Mark(NamedTuple):
-    """No transaction is under way: everything before this place has been returned.
+class StreamMark(NamedTuple):
+    """A position between two transactions: everything before it has been returned.
 
-    There is one for each transaction of the server, whoever it is of, so it is made of what is at hand; whoever wants to know more
-    computes it.
+    There is one for each transaction of the server, of any table, so it contains only values at hand; the rest is computed on
+    demand.
 
     Attributes:
         file: of the log.
-        offset: in it.
-        written_at: the newest time of a mark: seconds since the epoch by the server's clock; 0 before there was one.
-        heard_at: when it was read: seconds of the monotonic clock.
-        idle: the server had nothing to send for a while.
+        offset: in the file, in bytes.
+        written_at: the newest time of a mark, in seconds since the epoch by the server's clock; 0 before the first.
+        heard_at: when it was read, in seconds of the monotonic clock.
+        idle: whether it is a heartbeat: the server had nothing to send.
     """
 
     file: str
@@ -98,50 +98,51 @@ class Mark(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
-    """Something that may have been rows, and could not be read."""
+class UnreadableEvent:
+    """An event that could not be read, and may have contained rows."""
 
     why: str
 
 
-Seen: TypeAlias = Rows | Mark | Gap
+StreamItem: TypeAlias = ChangedRows | StreamMark | UnreadableEvent
 
 
-class Reader:
-    """One connection's stream. It never reconnects.
+class BinlogReader:
+    """The stream of one connection. It never reconnects.
 
     Args:
-        line: what the connections are made on; the caller hangs up.
-        settings: PyMySQL's connection settings; not kept, not changed.
-        server: as it was identified.
+        connections: opens the connections; the caller closes them.
+        settings: PyMySQL's connection settings; neither kept nor changed.
+        server: as identified.
+        start: position of the first event.
         key: table and key as they are now.
-        ask_key: looks them up again.
+        look_up_key: looks them up again.
         server_id: ours, among the server's replicas.
-        heartbeat: seconds after which a server with nothing to say says so.
+        heartbeat: interval of an idle server's heartbeats, in seconds.
 
     Attributes:
-        heard_at: when an event came last: seconds of the monotonic clock.
+        heard_at: when the last event was read, in seconds of the monotonic clock.
     """
 
     def __init__(
         self,
-        line: InterruptibleConnections,
+        connections: InterruptibleConnections,
         settings: Mapping[str, Any],
         *,
-        server: Server,
+        server: ServerInfo,
         start: Position,
         key: KeyColumn,
-        ask_key: Callable[[], KeyColumn],
+        look_up_key: Callable[[], KeyColumn],
         server_id: int,
         heartbeat: float,
     ) -> None:
-        self._line = line
+        self._connections = connections
         self._server = server
-        self._keys = KeyReader(ask_key)
-        self._silence = heartbeat * _SILENCE
+        self._keys = PrimaryKeyDecoder(look_up_key)
+        self._silence = heartbeat * _SILENT_HEARTBEATS
         self._unreadable = 0
         self._opened = False
-        self._stream_dialled = False
+        self._stream_connected = False
         self._checksum: int | None = None
         self._written_at = 0
         self.heard_at = time.monotonic()
@@ -150,8 +151,8 @@ class Reader:
             # A dict of its own: the library changes it.
             connection_settings={**settings, "read_timeout": self._silence, "connect_timeout": _CONNECT_TIMEOUT},
             server_id=server_id,
-            pymysql_wrapper=self._dial,
-            # With is_mariadb the position would be ignored; without resume_stream the offset.
+            pymysql_wrapper=self._connect,
+            # With is_mariadb the position would be ignored, without resume_stream the offset.
             is_mariadb=False,
             resume_stream=True,
             log_file=start.file,
@@ -162,57 +163,58 @@ class Reader:
             filter_non_implemented_events=False,
             only_schemas=[key.schema],
             only_tables=[key.table],
-            # A table's description is read once for each table id, and an ALTER makes a new id; to read it again with each
-            # transaction is half of the library's work.
+            # A table's description is read once for each table id, and an ALTER makes a new id; reading it for each transaction would
+            # be half of the library's work.
             freeze_schema=True,
-            # The other columns are not looked at, and an md5 is no UTF-8.
+            # The other columns are not used, and an md5 is not valid UTF-8.
             ignore_decode_errors=True,
             # It would log the settings, password included.
             enable_logging=False,
         )
 
     def open(self) -> None:
-        """Connects, and waits for the first event: the server's word that it has the position.
+        """Connects, and waits for the first event, which confirms that the server has the position.
 
         Raises:
-            StreamLost: it has not, or the connection broke.
-            StreamUnavailable: it does not let us.
+            StreamLost: it does not have it, or the connection broke.
+            StreamUnavailable: it denies access.
         """
         event = self._fetch()
         if not isinstance(event, RotateEvent):
             raise StreamLost(f"the stream begins with {type(event).__name__}, not with its file's name", "decode")
         self._opened = True
 
-    def next(self) -> Seen:
-        """Waits for what comes next, which on a healthy link takes no longer than a heartbeat or two.
+    def next(self) -> StreamItem:
+        """Waits for the next item, on a healthy link for at most one or two heartbeats.
 
         Raises:
-            StreamLost: the stream has ended.
-            StreamUnavailable: likewise, and it cannot be had again as things are.
+            StreamLost: the stream ended.
+            StreamUnavailable: the stream ended, and no other is possible in the current state.
         """
         reader = self._reader
         while True:
             try:
                 event = self._fetch()
-            except Unreadable as error:
-                return Gap(str(error))
-            if isinstance(event, _MARKS):  # first of all: most of what a busy server writes is not ours
+            except UndecodableEvent as error:
+                return UnreadableEvent(str(error))
+            if isinstance(event, _MARKS):  # first, since most of a busy server's transactions are of other tables
                 self._written_at = event.timestamp or self._written_at
                 idle = event.__class__ is HeartbeatLogEvent
-                return Mark(reader.log_file, reader.log_pos, self._written_at, self.heard_at, idle)
+                return StreamMark(reader.log_file, reader.log_pos, self._written_at, self.heard_at, idle)
             if isinstance(event, RowsEvent):
                 try:
                     ids = self._keys.ids(event)
-                except Unreadable as error:
-                    return Gap(str(error))
-                return Rows(ids, self._keys.doubt())
+                except UndecodableEvent as error:
+                    return UnreadableEvent(str(error))
+                return ChangedRows(ids, self._keys.take_doubt())
             if isinstance(event, FormatDescriptionEvent):
                 self._require_format(event)
             elif event.event_type not in _WITHOUT_ROWS:
-                return Gap(f"an event of type {event.event_type} that may hold compressed rows")
+                return UnreadableEvent(f"an event of type {event.event_type} that may hold compressed rows")
 
     def _require_format(self, event: Any) -> None:
-        """The library asks for binlog_checksum once, at its connect; with another it would cut four bytes off each event."""
+        """Notices a change of binlog_checksum: the library reads it once, at its connect, and would then cut four bytes too many or too
+        few off each event."""
         if self._checksum is None:
             self._checksum = event.checksum_algorithm
         elif event.checksum_algorithm != self._checksum:
@@ -224,46 +226,46 @@ class Reader:
         except (StreamLost, StreamUnavailable):
             raise
         except (pymysql.MySQLError, OSError) as error:
-            raise self._ending(error) from error
+            raise self._translate(error) from error
         except Exception as error:
-            # The packet has been read, so the next call goes on behind it; but only while there is a connection.
+            # The packet has been read, so the next call continues behind it; but only on an open connection.
             if not self._opened:
                 raise StreamLost(f"the stream cannot be opened: {type(error).__name__}: {error}", "decode") from error
             why = f"{type(error).__name__} while an event was decoded: {error}"
             self.heard_at = time.monotonic()
             self._unreadable += 1
-            if self._unreadable >= _HOPELESS:
-                raise StreamLost(f"{_HOPELESS} events in a row could not be read: {why}", "decode") from error
-            raise Unreadable(why) from error
+            if self._unreadable >= _UNREADABLE_LIMIT:
+                raise StreamLost(f"{_UNREADABLE_LIMIT} events in a row could not be read: {why}", "decode") from error
+            raise UndecodableEvent(why) from error
         self._unreadable = 0
         if event is None:
-            raise StreamLost(f"the server {self._address} ended the stream: it shuts down", "shutdown")
+            raise StreamLost(f"the server {self._address} ended the stream: it is shutting down", "shutdown")
         self.heard_at = time.monotonic()
         return event
 
-    def _dial(self, **settings: Any) -> Any:
-        """What the library calls to connect: once for the stream, once for its questions about tables."""
+    def _connect(self, **settings: Any) -> Any:
+        """Called by the library to connect: once for the stream, once for its queries about tables."""
         if "db" in settings:
             settings["database"] = settings.pop("db")
-        elif self._stream_dialled:
-            # It lost the connection and would go on by itself, past our checks and metrics.
+        elif self._stream_connected:
+            # The library lost the connection and would reconnect on its own, past our checks and metrics.
             silent = time.monotonic() - self.heard_at
             if silent >= self._silence:
-                raise StreamLost(f"nothing was heard of the server {self._address} for {silent:.1f} s", "stalled")
+                raise StreamLost(f"the server {self._address} has been silent for {silent:.1f} s", "stalled")
             raise StreamLost(f"the connection to the server {self._address} broke", "link")
         else:
-            self._stream_dialled = True
-        connection = self._line.connect(settings)
+            self._stream_connected = True
+        connection = self._connections.connect(settings)
         self.heard_at = time.monotonic()
         return connection
 
-    def _ending(self, error: Exception) -> StreamLost | StreamUnavailable:
+    def _translate(self, error: Exception) -> StreamLost | StreamUnavailable:
         code = error_code(error)
-        words = error.args[1] if code and len(error.args) > 1 else str(error)
-        message = f"the server {self._address} says: {words}"
+        text = error.args[1] if code and len(error.args) > 1 else str(error)
+        message = f"the server {self._address} says: {text}"
         if code == NO_GRANT:
             return StreamUnavailable(message, self._server.stream_grant)
-        if code == _SAME_SERVER_ID or re.search("same server_(uuid|id)", str(words)):
+        if code == _SAME_SERVER_ID or re.search("same server_(uuid|id)", str(text)):
             return StreamLost(message, "server_id")
         if code == _POSITION_LOST:
             return StreamLost(message, "position")
@@ -271,7 +273,7 @@ class Reader:
             return StreamLost(message, "shutdown")
         if code in _KILLED:
             return StreamLost(message, "killed")
-        translated = in_our_words(error, self._address)
+        translated = translate_error(error, self._address)
         if isinstance(translated, Misconfigured):
             return StreamUnavailable(translated.message, translated.hint)
         return StreamLost(translated.message, "link")

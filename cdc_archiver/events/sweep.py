@@ -1,7 +1,7 @@
-"""The reconciliation: what the table says is pending, handed to the same door as the stream's wake-ups.
+"""The sweep: reads the ids of pending rows from the table, and offers them to the same sink as the stream's wake-ups.
 
-Either alone is correct; the stream makes it fast. A sweep reads ids by state, in pages, and only as many as there is room
-for: a million pending rows stay in the table, and are fetched as the queue empties.
+Sweep and stream are each correct on their own; the stream is fast. A sweep reads ids by state, in pages, and only as many as the queue
+has space for: a million pending rows stay in the table, and are read as the queue empties.
 """
 
 from __future__ import annotations
@@ -16,43 +16,43 @@ from typing import Final, Protocol
 import sqlalchemy as sa
 import structlog
 
-from cdc_archiver.database import server
+from cdc_archiver.database import server_features
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import Census, FilesTable, Pending
-from cdc_archiver.database.server import Position
+from cdc_archiver.database.server_features import Position
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, StreamUnavailable
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.model import Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _PAGE: Final = 1000
-_SECOND_LOOK: Final = 1.5
-"""Seconds after an anchor when it is swept once more: a row committed just before it may have been invisible."""
+_RESWEEP_DELAY: Final = 1.5
+"""Seconds from an anchor to its second sweep: a row committed just before the anchor may have been invisible at first."""
 _TICK: Final = 1.0
-_BREATH: Final = 0.1
-_LONGEST_BREATH: Final = 5.0
-"""Seconds between two sweeps, however often they are asked for; and twice as long as one took, where it reads a large table."""
+_SHORTEST_GAP: Final = 0.1
+_LONGEST_GAP: Final = 5.0
+"""Limits, in seconds, of the time between two sweeps, however often they are requested: twice the duration of the last sweep."""
 _LONGEST_PAUSE: Final = 30.0
 _CENSUS_EVERY: Final = 10.0
-"""Seconds between counts while a long backlog is fetched piece by piece: counting a million rows takes most of one."""
+"""Seconds between two counts while a long backlog is read in parts: counting a million rows takes most of a second."""
 
 _log = structlog.get_logger(__name__)
 
 
 class WakeupSink(Protocol):
-    """Where ids are handed in: the dispatcher's. It says how much there is room for, and what it had to drop."""
+    """Receives the ids; implemented by the dispatcher. It knows the space in its queues, and what it had to drop."""
 
     def offer(self, ids: Iterable[int], origin: Origin, *, fresh: bool) -> set[int]: ...
     def room(self, source: str) -> int: ...
-    def starve(self, source: str) -> None: ...
+    def request_refill(self, source: str) -> None: ...
     def was_dropped(self, id_: int) -> bool: ...
     def forget_dropped(self) -> None: ...
 
 
 class StreamView(Protocol):
-    """What a sweep wants to know of the stream."""
+    """The state of the stream that a sweep reads."""
 
     @property
     def position(self) -> Position | None: ...
@@ -65,7 +65,7 @@ class StreamView(Protocol):
 
 
 class NoStream:
-    """For `run --reconcile`: nothing was or will be delivered."""
+    """Stands for the stream of a reconciliation, which has none: nothing was or will be delivered."""
 
     position: Position | None = None
     anchor_max_id: int | None = None
@@ -78,14 +78,14 @@ class NoStream:
         return []
 
 
-class Sweeper(Part):
-    """Sweeps: at the start, when asked, and at the interval of the mode.
+class Sweeper(StoppableThread):
+    """Sweeps at the start, on request, and at the interval of the mode.
 
     Args:
-        door: where the ids go.
-        stream: asked what it has delivered.
+        sink: receives the ids.
+        stream: whose deliveries are compared with the table.
         housekeeping: called after a count, with its connection.
-        on_database: told whether the database answers.
+        on_database: is told whether the database answers, and the error.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Sweeper(Part):
         settings: Settings,
         database: Database,
         files: FilesTable,
-        door: WakeupSink,
+        sink: WakeupSink,
         stream: StreamView,
         metrics: Metrics,
         housekeeping: Callable[[sa.Connection], None] = lambda connection: None,
@@ -103,7 +103,7 @@ class Sweeper(Part):
         self._settings = settings
         self._database = database
         self._files = files
-        self._door = door
+        self._sink = sink
         self._stream = stream
         self._metrics = metrics
         self._housekeeping = housekeeping
@@ -114,27 +114,27 @@ class Sweeper(Part):
         self._fresh_above: int | None = None
         self._sources = settings.sources
         self._cursors: dict[str, int] = {}
-        # What was registered before a source became ours is backlog, whatever the stream told of it.
-        self._begins = dict.fromkeys((source.name for source in settings.sources), 0)
+        # Rows registered before a source became ours are backlog, whatever the stream delivered of them.
+        self._backlog_up_to = dict.fromkeys((source.name for source in settings.sources), 0)
         self._delivered = IntervalSet()
         self._census_at = float("-inf")
         self.census: dict[str, Census] = {}
         self.last_sweep: datetime | None = None
         self.exhausted = threading.Event()
-        """Set when a sweep has offered every pending row there was."""
+        """Set when a sweep has offered every pending row."""
 
     def request(self) -> None:
-        """Asks for a sweep now. Never waits."""
+        """Requests a sweep now. Never waits."""
         self._wanted.set()
 
     def anchored(self) -> None:
-        """The stream has a new anchor: whatever was committed before it is for a sweep, at once and a little later."""
+        """The stream has a new anchor: sweeps now, and again a little later, for the rows committed before the anchor."""
         with self._looking:
-            self._second_look_at = min(self._second_look_at, time.monotonic() + _SECOND_LOOK)
+            self._second_look_at = min(self._second_look_at, time.monotonic() + _RESWEEP_DELAY)
         self.request()
 
     def set_sources(self, sources: tuple[SourceSettings, ...]) -> None:
-        """Other sources from now on: swept at once."""
+        """Replaces the sources, and requests a sweep."""
         gone = {source.name for source in self._sources} - {source.name for source in sources}
         with self._looking:
             self._sources = sources
@@ -169,7 +169,7 @@ class Sweeper(Part):
                 pause = min(_LONGEST_PAUSE, pause * 2)
                 continue
             self._on_database(True, "")
-            self.stopping.wait(min(_LONGEST_BREATH, max(_BREATH, 2 * (time.monotonic() - began))))
+            self.stopping.wait(min(_LONGEST_GAP, max(_SHORTEST_GAP, 2 * (time.monotonic() - began))))
             pause = 0.2
             streaming = self._stream.position is not None
             next_sweep = time.monotonic() + (
@@ -179,11 +179,11 @@ class Sweeper(Part):
             )
 
     def sweep(self) -> None:
-        """Offers what is pending, as far as there is room, and counts the rows by state.
+        """Offers pending rows while the queue has space, and counts the rows by state.
 
         Raises:
-            DatabaseUnavailable: it does not answer.
-            Misconfigured: it does, and a person must fix something.
+            DatabaseUnavailable: the database does not answer.
+            Misconfigured: it answers, and a person must fix something.
         """
         began = time.monotonic()
         complete = True
@@ -193,13 +193,13 @@ class Sweeper(Part):
             top = self._files.max_id(connection)
             fresh_above = top if self._fresh_above is None else self._fresh_above
             for source in self._sources:
-                self._begins.setdefault(source.name, top)
-                # What came since the last sweep goes first. Then the older ones, on from where there was no more room.
+                self._backlog_up_to.setdefault(source.name, top)
+                # Rows added since the last sweep first, then older ones, from the id at which the queue was full.
                 newest = self._offer(connection, source, fresh_above, top, found, fresh=True)
                 start = self._cursors.get(source.name, 0)
                 stopped_at = self._offer(connection, source, start, fresh_above, found, fresh=False)
                 self._cursors[source.name] = stopped_at or 0
-                # A round that began in the middle has not seen what became pending below its start meanwhile.
+                # A pass that began in the middle has not seen rows below its start that became pending meanwhile.
                 complete &= newest is None and stopped_at is None and start == 0
                 if stopped_at is None and start > 0:
                     self._wanted.set()
@@ -212,15 +212,15 @@ class Sweeper(Part):
         self._metrics.last_sweep.set_to_current_time()
         self.last_sweep = datetime.now(UTC)
         if complete:
-            self._door.forget_dropped()
+            self._sink.forget_dropped()
             self.exhausted.set()
         self._count_missed()
         if complete or began - self._census_at > _CENSUS_EVERY:
             self._census_at = began
-            self._look_around()
+            self._count_and_prune()
 
-    def _look_around(self) -> None:
-        """Counts and tidies up: what comes of it is told, and undoes no sweep."""
+    def _count_and_prune(self) -> None:
+        """Counts the rows and runs the housekeeping. An error is raised, and does not undo the sweep."""
         with self._database.connect() as connection:
             self._take_census(connection)
             self._housekeeping(connection)
@@ -237,50 +237,56 @@ class Sweeper(Part):
     ) -> int | None:
         """Offers one source's pending rows in a range of ids.
 
+        Args:
+            after: ids above this one.
+            until: ids up to and including this one.
+            found: counts the offered rows by the reason why a sweep found them.
+            fresh: whether the rows were added since the last sweep.
+
         Returns:
-            The last id that was offered where there was no room for more; None if all were.
+            The last offered id where the queue had no space for more; None if all rows were offered.
         """
         while not self.stopping.is_set():
-            room = self._door.room(source.name)
+            room = self._sink.room(source.name)
             if room == 0:
-                self._door.starve(source.name)
+                self._sink.request_refill(source.name)
                 return after
             page = self._files.pending(connection, source.target, after, until, min(room, _PAGE))
-            why = {pending.id: self._why(source.name, pending) for pending in page}
-            # Asked before anybody is told of them: what we do to them ourselves is beyond it.
-            place = self._position(connection) if "" in why.values() else None
-            offered = self._door.offer(why, Origin.SWEEP, fresh=fresh)
+            why = {pending.id: self._classify(source.name, pending) for pending in page}
+            # Taken before the rows are handed on: our own writes to them are behind this position.
+            position = self._position(connection) if "" in why.values() else None
+            offered = self._sink.offer(why, Origin.SWEEP, fresh=fresh)
             found.update(why[id_] for id_ in offered if why[id_])
-            if place is not None:
-                self._stream.suspect(sorted(id_ for id_ in offered if not why[id_]), place)
+            if position is not None:
+                self._stream.suspect(sorted(id_ for id_ in offered if not why[id_]), position)
             if len(page) < min(room, _PAGE):
                 return None
             after = page[-1].id
         return after
 
-    def _why(self, source: str, pending: Pending) -> str:
-        """Why a sweep finds this row; empty where only the stream's further way will tell."""
-        if self._door.was_dropped(pending.id):
+    def _classify(self, source: str, pending: Pending) -> str:
+        """Why a sweep finds this row; empty where the progress of the stream will decide."""
+        if self._sink.was_dropped(pending.id):
             return "overflow"
         if pending.attempts:
             return "retry"
         anchor = self._stream.anchor_max_id
-        if anchor is None or pending.id <= max(anchor, self._begins.get(source, 0)):
+        if anchor is None or pending.id <= max(anchor, self._backlog_up_to.get(source, 0)):
             return "backlog"
         return "requeued" if pending.id in self._delivered else ""
 
     def _position(self, connection: sa.Connection) -> Position | None:
-        """Where the server is; None where that cannot be asked, or is behind the stream: then its log was reset, and the stream
-        will find out."""
+        """The server's position; None where it cannot be read, or is behind the stream: then the log was reset, which the stream will
+        notice."""
         reached = self._stream.position
         try:
-            place = server.position(connection, server.identify(connection))
+            position = server_features.position(connection, server_features.identify(connection))
         except StreamUnavailable:
             return None
-        return None if reached is not None and place < reached else place
+        return None if reached is not None and position < reached else position
 
     def _count_missed(self) -> None:
-        """Those that the stream has told of by now were only fast; those that it has passed without a word were missed."""
+        """Counts the rows that the stream has passed without delivering them. Those delivered since were only found by the sweep first."""
         if missed := self._stream.take_missed():
             self._metrics.sweep_found.labels("stream_missed").inc(len(missed))
             _log.error("stream_missed", files=len(missed), ids=missed[:20])
@@ -291,7 +297,7 @@ class Sweeper(Part):
             census = self._files.census(connection, source.target)
             with self._looking:
                 if source not in self._sources:
-                    continue  # it went away while we counted
+                    continue  # removed during the count
                 self.census[source.name] = census
                 self._metrics.pending.labels(source.name).set(census.pending)
                 self._metrics.quarantined.labels(source.name).set(census.quarantined)
@@ -303,5 +309,5 @@ class Sweeper(Part):
 
     def _forget(self, source: str) -> None:
         self._cursors.pop(source, None)
-        self._begins.pop(source, None)
+        self._backlog_up_to.pop(source, None)
         self.census.pop(source, None)

@@ -1,4 +1,4 @@
-"""What the status page shows of the last hour: rates and latencies by the minute, the newest files, what fails; in memory, bounded."""
+"""The last hour for the status page: rates and latencies by the minute, newest files, failing files; in memory, bounded."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from cdc_archiver.model import Archived, AttemptFailed, Deferred, Reason, Refuse
 
 MINUTES: Final = 60
 NEWEST: Final = 50
-FAILING_MOST: Final = 5000
-"""Files that are known to fail; of more, the longest unheard of are forgotten."""
-_LONGEST_WORDS: Final = 500
+FAILING_LIMIT: Final = 5000
+"""Maximum number of failing files; beyond it, those with the oldest failures are forgotten."""
+_DETAIL_CHARACTERS: Final = 500
 
-# Latencies are kept as counts in classes that grow by a tenth, so that a minute with a million files takes no more room than
-# one with a hundred: a quantile is right to 5 %.
+# Latencies are kept as counts in classes, each 10 % wider than the one before, so that a minute with a million files takes no
+# more memory than one with a hundred. A quantile is accurate to 5 %.
 _SHORTEST: Final = 0.001
 _GROWTH: Final = math.log(1.1)
 _CLASSES: Final = 240
@@ -28,14 +28,14 @@ _CLASSES: Final = 240
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """What was archived within one minute.
+    """The numbers of one minute.
 
     Attributes:
-        at: its begin, UTC.
-        files: archived, the adopted ones among them.
-        size: bytes copied; adopted files were here before.
-        failed: tries that archived nothing.
-        p50, p99: seconds from a file's event to its row saying that it is archived; None where no event told of one.
+        at: its start, UTC.
+        files: archived files, including adopted ones.
+        size: bytes copied, without adopted files.
+        failed: attempts that did not archive the file.
+        p50, p99: quantiles of the seconds from a file's event to the write-back; None where no file had an event.
     """
 
     at: datetime
@@ -47,12 +47,12 @@ class Minute:
 
 
 @dataclass(frozen=True, slots=True)
-class NewFile:
+class ArchivedFile:
     """A file that was archived.
 
     Attributes:
-        path: where it is now.
-        latency: seconds since its event; None where a sweep found it.
+        path: in the archive.
+        latency: seconds from its event to the write-back; None where a sweep found it.
     """
 
     id: int
@@ -66,7 +66,7 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A file's last try, which failed."""
+    """The last attempt of a file, which failed."""
 
     id: int
     at: datetime
@@ -77,12 +77,13 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
-class Failing:
-    """All files whose last try failed for one reason.
+class FailureGroup:
+    """The files whose last attempt failed for one reason.
 
     Attributes:
-        fault: whose it is.
-        newest: of these tries.
+        fault: the reason's scope; named as the JSON key of the status page's API.
+        files: their number.
+        newest: the newest of these failures.
     """
 
     reason: str
@@ -92,32 +93,32 @@ class Failing:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """All of it, as of now.
+class ActivitySnapshot:
+    """The activity at one time. Its fields are the JSON keys of the status page's API.
 
     Attributes:
-        minutes: oldest first, the current one last; none before the service was there.
-        newest: newest first.
+        minutes: oldest first, the current one last; none before the start of the service.
+        newest: archived files, newest first.
         failing: by reason, the most frequent first.
-        forgotten: failing files that there was no room for.
+        forgotten: number of failing files beyond the limit.
     """
 
     at: datetime
     minutes: tuple[Minute, ...]
-    newest: tuple[NewFile, ...]
-    failing: tuple[Failing, ...]
+    newest: tuple[ArchivedFile, ...]
+    failing: tuple[FailureGroup, ...]
     forgotten: int
 
 
 @dataclass(slots=True)
-class _Bucket:
+class _MinuteCounts:
     number: int
     files: int = 0
     size: int = 0
     failed: int = 0
     latencies: Counter[int] = field(default_factory=Counter)
 
-    def seen(self) -> Minute:
+    def summary(self) -> Minute:
         return Minute(
             datetime.fromtimestamp(self.number * 60, UTC),
             self.files,
@@ -129,7 +130,7 @@ class _Bucket:
 
 
 class Activity:
-    """Kept by those who count the outcomes, in any thread; read by the status page.
+    """Collects outcomes from any thread, for the status page.
 
     Args:
         clock: seconds since the epoch.
@@ -139,16 +140,18 @@ class Activity:
         self._clock = clock
         self._lock = threading.Lock()
         self._began = int(clock() // 60)
-        self._buckets: deque[_Bucket] = deque(maxlen=MINUTES)
+        self._buckets: deque[_MinuteCounts] = deque(maxlen=MINUTES)
         self._newest: deque[tuple[float, str, Archived, float | None]] = deque(maxlen=NEWEST)
         self._failing: OrderedDict[int, Failure] = OrderedDict()
         self._forgotten = 0
 
-    def note(self, source: str, outcome: Archived | AttemptFailed | Refused | Deferred, latency: float | None) -> None:
-        """Something came of a file.
+    def record_outcome(
+        self, source: str, outcome: Archived | AttemptFailed | Refused | Deferred, latency: float | None
+    ) -> None:
+        """Counts the outcome of a file.
 
         Args:
-            latency: seconds from the event that told of it, where one did.
+            latency: seconds from the file's event; None without one.
         """
         now = self._clock()
         id_ = outcome.record.id
@@ -163,23 +166,23 @@ class Activity:
                 self._newest.appendleft((now, source, outcome, latency))
             elif outcome.reason is not Reason.STOPPING:
                 bucket.failed += 1
-                at, words = datetime.fromtimestamp(now, UTC), outcome.detail[:_LONGEST_WORDS]
-                self._failing[id_] = Failure(id_, at, source, outcome.record.path, outcome.reason.value, words)
+                at, detail = datetime.fromtimestamp(now, UTC), outcome.detail[:_DETAIL_CHARACTERS]
+                self._failing[id_] = Failure(id_, at, source, outcome.record.path, outcome.reason.value, detail)
                 self._failing.move_to_end(id_)
-                if len(self._failing) > FAILING_MOST:
+                if len(self._failing) > FAILING_LIMIT:
                     self._failing.popitem(last=False)
                     self._forgotten += 1
 
-    def dismissed(self, id_: int) -> None:
-        """A file is no work any more: another archived it, or a person gave it up."""
+    def dismiss(self, id_: int) -> None:
+        """Removes a file that is no longer pending: another archiver archived it, or an operator marked it as ignored."""
         with self._lock:
             self._failing.pop(id_, None)
 
     def forget(self, source: str | None = None) -> None:
-        """What fails is another archiver's concern now.
+        """Removes the failing files of a source that this archiver no longer holds.
 
         Args:
-            source: of this source; None for all.
+            source: its name; None for all sources.
         """
         with self._lock:
             for id_ in [id_ for id_, each in self._failing.items() if source in (None, each.source)]:
@@ -187,36 +190,37 @@ class Activity:
             if not self._failing:
                 self._forgotten = 0
 
-    def seen(self) -> Seen:
-        """How it is now."""
+    def snapshot(self) -> ActivitySnapshot:
+        """The activity now."""
         now = self._clock()
         with self._lock:
             self._bucket(now)
             current = self._buckets[-1].number
             by_number = {bucket.number: bucket for bucket in self._buckets}
             first = max(current - MINUTES + 1, min(self._began, self._buckets[0].number))
-            buckets = [by_number.get(number) or _Bucket(number) for number in range(first, current + 1)]
-            minutes = tuple(bucket.seen() for bucket in buckets)
-            newest = tuple(_new_file(*each) for each in self._newest)
+            buckets = [by_number.get(number) or _MinuteCounts(number) for number in range(first, current + 1)]
+            minutes = tuple(bucket.summary() for bucket in buckets)
+            newest = tuple(_archived_file(*each) for each in self._newest)
             counts = Counter(failure.reason for failure in self._failing.values())
             last = {failure.reason: failure for failure in self._failing.values()}
             forgotten = self._forgotten
         failing = tuple(
-            Failing(reason, Reason(reason).scope.value, files, last[reason]) for reason, files in counts.most_common()
+            FailureGroup(reason, Reason(reason).scope.value, files, last[reason])
+            for reason, files in counts.most_common()
         )
-        return Seen(datetime.fromtimestamp(now, UTC), minutes, newest, failing, forgotten)
+        return ActivitySnapshot(datetime.fromtimestamp(now, UTC), minutes, newest, failing, forgotten)
 
-    def _bucket(self, now: float) -> _Bucket:
+    def _bucket(self, now: float) -> _MinuteCounts:
         number = int(now // 60)
         if not self._buckets or self._buckets[-1].number < number:
-            self._buckets.append(_Bucket(number))
-        # A clock that was set back: the newest minute goes on until it is past it again.
+            self._buckets.append(_MinuteCounts(number))
+        # After the clock was set back, the newest minute continues until the clock has passed it again.
         return self._buckets[-1]
 
 
-def _new_file(now: float, source: str, outcome: Archived, latency: float | None) -> NewFile:
+def _archived_file(now: float, source: str, outcome: Archived, latency: float | None) -> ArchivedFile:
     at = datetime.fromtimestamp(now, UTC)
-    return NewFile(outcome.record.id, at, source, outcome.path, outcome.size, outcome.adopted, latency)
+    return ArchivedFile(outcome.record.id, at, source, outcome.path, outcome.size, outcome.adopted, latency)
 
 
 def _class_of(seconds: float) -> int:

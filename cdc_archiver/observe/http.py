@@ -30,7 +30,7 @@ from cdc_archiver.observe.query_pool import QueryPool, QueryPoolBusy
 from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.observe.summary import Summary
 from cdc_archiver.text import escape_unprintable, to_jsonable
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _MAX_QUERY: Final = 1024
 """Characters: more than a path has."""
@@ -57,7 +57,7 @@ class HttpQueries:
     why: Callable[[str], dict[str, Any]]
 
 
-class HttpServer(Part):
+class HttpServer(StoppableThread):
     """The service's HTTP server.
 
     Args:
@@ -128,7 +128,7 @@ def application(queries: HttpQueries, host: str, address: str) -> Starlette:
         return _Json({**to_jsonable(now), "words": to_jsonable(queries.summary(now))})
 
     def api_activity(_request: Request) -> Response:
-        seen = to_jsonable(metrics.activity.seen())
+        seen = to_jsonable(metrics.activity.snapshot())
         for group in seen["failing"]:
             group["words"] = reason_text(group["reason"])
         return _Json(_shortened(seen))

@@ -1,4 +1,4 @@
-"""structlog set up: one line an event, on standard error; for people or as JSON."""
+"""Sets structlog up: one line for each event, on standard error, for people or as JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import structlog
 from cdc_archiver.settings.types import LogFormat, LogLevel
 from cdc_archiver.text import escape_unprintable
 
-# Libraries whose own lines repeat, at length and with tracebacks, what we say ourselves.
+# Libraries whose log lines repeat ours, at length and with tracebacks.
 _QUIET: Final = ("paramiko", "pymysqlreplication", "uvicorn.access", "asyncio")
 
-_gathered = threading.local()
+_buffered = threading.local()
 _writing = threading.RLock()
-# Made once: json.dumps makes one for each line that has a default.
+# Made once: json.dumps with a default makes an encoder for each line.
 _json = json.JSONEncoder(default=repr)
 
 
@@ -28,7 +28,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
     """Sets logging up for the process.
 
     Args:
-        level: the least severe that is written.
+        level: the lowest severity that is written.
     """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -38,7 +38,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
     ]
     renderer: Any
     if log_format is LogFormat.JSON:
-        # Without the locals that structlog shows by default: a password may be among them.
+        # Without local variables, which structlog shows by default: they may include a password.
         shared.append(
             structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
         )
@@ -51,7 +51,7 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=lambda *_: _Lines(sys.stderr),
+        logger_factory=lambda *_: _LineWriter(sys.stderr),
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -63,31 +63,31 @@ def set_up_logs(log_format: LogFormat, level: LogLevel) -> None:
 
 
 @contextmanager
-def gathered() -> Iterator[None]:
-    """What this thread logs inside the block is written at its end, all at once: for many lines in a row."""
+def buffered_logs() -> Iterator[None]:
+    """Writes this thread's log lines of the block at its end, all at once: for many lines in a row."""
     lines: list[str] = []
-    _gathered.lines = lines
+    _buffered.lines = lines
     try:
         yield
     finally:
-        _gathered.lines = None
+        _buffered.lines = None
         if lines:
-            _Lines(sys.stderr).msg("\n".join(lines))
+            _LineWriter(sys.stderr).msg("\n".join(lines))
 
 
-class _Lines:
-    """Writes lines, each whole: whoever else writes, they do not mix."""
+class _LineWriter:
+    """Writes whole lines: those of different threads do not mix."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def msg(self, line: str) -> None:
-        """Writes a line, or keeps it for the end of :func:`gathered`."""
-        lines = getattr(_gathered, "lines", None)
+        """Writes a line, or keeps it for the end of :func:`buffered_logs`."""
+        lines = getattr(_buffered, "lines", None)
         if lines is not None:
             lines.append(line)
             return
-        # A pipe takes many lines in pieces where Python does not buffer them, as in a container.
+        # Without Python's buffering, as in a container, a pipe receives many lines in pieces.
         with _writing:
             self._file.write(line + "\n")
             self._file.flush()
@@ -96,7 +96,7 @@ class _Lines:
 
 
 def _escape_controls(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A file's name may hold anything; in a log it stays on its line and moves no cursor."""
+    """Escapes control characters: a file's name may contain any, and must stay on one line and move no cursor."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = escape_unprintable(value)

@@ -1,4 +1,4 @@
-"""Every metric, declared once. Their names are a contract: dashboards and alerts use them."""
+"""All metrics. Their names are a contract: dashboards and alerts use them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Metrics:
     """The metrics of one service, in a registry of their own.
 
     Attributes:
-        activity: what the status page shows: told of the same outcomes, so that it never says other than the counters.
+        activity: for the status page; counts the same outcomes, so that it agrees with the counters.
     """
 
     def __init__(self) -> None:
@@ -35,74 +35,82 @@ class Metrics:
         self.stream_connected = self._gauge("stream_connected", "Whether the binlog stream is open (1) or not (0).")
         self.stream_lag = self._gauge(
             "stream_lag_seconds",
-            "Age of the newest event when it was read, from its header (whole seconds); 0 while the server is idle, NaN "
+            "Age of the newest event when it was read, by its header (whole seconds); 0 while the server is idle, NaN "
             "without a stream.",
         )
         self.stream_events = self._counter(
             "stream_events_total",
-            "Rows seen in the stream, by what became of them: offered, echo of our own write, known already, dropped "
-            "because a queue was full (they may have been offered before); and gaps: what could not be read.",
+            "Rows in the stream, by outcome: offered, echo (of our own write), known (already in flight), dropped (the "
+            "queue was full; may have been offered before), unreadable (events that could not be read).",
             "outcome",
         )
         self.stream_reconnects = self._counter("stream_reconnects_total", "Streams that ended, by reason.", "reason")
-        self.mode = self._gauge("mode", "1 for what the service does now: stream, polling or standby.", "mode")
-        self.queue_depth = self._gauge("queue_depth", "Files that wait for a worker.", "source")
-        self.in_flight = self._gauge("in_flight", "Files with a worker or on their way back to the table.", "source")
+        self.mode = self._gauge("mode", "1 for the current mode: stream, polling or standby.", "mode")
+        self.queue_depth = self._gauge("queue_depth", "Files waiting for a worker.", "source")
+        self.in_flight = self._gauge("in_flight", "Files being copied or written back to the table.", "source")
         self.copies = self._counter(
             "copies_total",
-            "Files decided, by result: archived, adopted, charged, refused, deferred.",
+            "Outcomes of files, by result: archived, adopted, charged (a failed attempt), refused, deferred.",
             "source",
             "result",
         )
         self.copied_bytes = self._counter("copied_bytes_total", "Bytes copied.", "source")
         self.copy_failures = self._counter(
-            "copy_failures_total", "Files that were not archived at a try, by reason.", "source", "reason"
+            "copy_failures_total", "Attempts that did not archive the file, by reason.", "source", "reason"
         )
         self.copy_duration = Histogram(
             "cdc_archiver_copy_duration_seconds",
-            "From a batch's start to a file's placement.",
+            "Time from the start of a batch to the placement of a file.",
             registry=self.registry,
             buckets=_SECONDS,
         )
         self.event_to_archived = Histogram(
             "cdc_archiver_event_to_archived_seconds",
-            "From the event's arrival to the committed write-back.",
+            "Time from the arrival of the event to the committed write-back.",
             ["source"],
             registry=self.registry,
             buckets=_SECONDS,
         )
         self.batch_files = Histogram(
-            "cdc_archiver_batch_files", "Files in one rsync.", registry=self.registry, buckets=_FILES
+            "cdc_archiver_batch_files", "Number of files in one rsync.", registry=self.registry, buckets=_FILES
         )
-        self.source_up = self._gauge("source_up", "Whether files can be had from the source.", "source")
-        self.destination_up = self._gauge("destination_up", "Whether data_dir takes files.")
-        self.destination_free = self._gauge("destination_free_bytes", "Free space where data_dir is.")
+        self.source_up = self._gauge("source_up", "Whether the source delivers files (1) or not (0).", "source")
+        self.destination_up = self._gauge("destination_up", "Whether data_dir accepts files (1) or not (0).")
+        self.destination_free = self._gauge("destination_free_bytes", "Free space on the file system of data_dir.")
         self.sweep_found = self._counter(
             "sweep_found_total",
-            "Files that a sweep found and nobody had in hand, by why. stream_missed stays at zero for ever.",
+            "Files found by a sweep and not in flight, by reason. stream_missed must stay at zero.",
             "why",
         )
         self.sweep_duration = Histogram(
-            "cdc_archiver_sweep_duration_seconds", "One sweep.", registry=self.registry, buckets=_SECONDS
+            "cdc_archiver_sweep_duration_seconds", "Duration of a sweep.", registry=self.registry, buckets=_SECONDS
         )
         self.last_sweep = self._gauge(
-            "last_sweep_timestamp_seconds", "When the last sweep was completed; NaN before the first."
+            "last_sweep_timestamp_seconds", "Time of the last completed sweep; NaN before the first."
         )
-        self.pending = self._gauge("pending_files", "Rows that are not archived and not given up.", "source")
-        self.quarantined = self._gauge("quarantined_files", "Rows with no tries left.", "source")
-        self.refused = self._gauge("refused_files", "Rows that no try can archive.", "source")
-        self.ignored = self._gauge("ignored_files", "Rows that an operator gave up.", "source")
+        self.pending = self._gauge(
+            "pending_files", "Rows to be archived: neither archived nor quarantined, refused or ignored.", "source"
+        )
+        self.quarantined = self._gauge("quarantined_files", "Rows that have reached max_attempts.", "source")
+        self.refused = self._gauge("refused_files", "Rows that no attempt can archive.", "source")
+        self.ignored = self._gauge("ignored_files", "Rows that an operator marked as ignored.", "source")
         self.oldest_pending = self._gauge(
-            "oldest_pending_age_seconds", "Age of the oldest pending row by its column timestamp; 0 for none.", "source"
+            "oldest_pending_age_seconds",
+            "Age of the oldest pending row, by its column timestamp; 0 without pending rows.",
+            "source",
         )
-        self.verified_files = self._counter("verified_files_total", "Archived files hashed again, by result.", "result")
-        self.rsync_info = self._gauge("rsync_info", "1, with the version of rsync on each side.", "side", "version")
-        Info("cdc_archiver_build", "The running version.", registry=self.registry).info({"version": __version__})
+        self.verified_files = self._counter(
+            "verified_files_total", "Archived files that were verified again, by result.", "result"
+        )
+        self.rsync_info = self._gauge(
+            "rsync_info", "1, labelled with the version of rsync on each side.", "side", "version"
+        )
+        Info("cdc_archiver_build", "Version of the service.", registry=self.registry).info({"version": __version__})
 
-        self._archived: dict[str, _ArchivedOf] = {}
+        self._archived: dict[str, _ArchivedSeries] = {}
         self.last_sweep.set(math.nan)
         self.stream_lag.set(math.nan)
-        self._of_sources = (
+        self._source_gauges = (
             self.queue_depth,
             self.in_flight,
             self.source_up,
@@ -122,8 +130,8 @@ class Metrics:
             self.stream_events.labels(outcome)
 
     def add_source(self, source: str) -> None:
-        """Makes a source's series exist, at zero."""
-        for gauge in self._of_sources:
+        """Creates the series of a source, at zero."""
+        for gauge in self._source_gauges:
             gauge.labels(source).set(0)
         for result in ("archived", "adopted", "charged", "refused", "deferred"):
             self.copies.labels(source, result)
@@ -133,42 +141,42 @@ class Metrics:
         self.event_to_archived.labels(source)
 
     def forget_source(self, source: str) -> None:
-        """Nothing is known of this source any more: another archiver has it, or nobody."""
-        for gauge in self._of_sources:
+        """Removes the gauges of a source that this archiver no longer holds."""
+        for gauge in self._source_gauges:
             with contextlib.suppress(KeyError):
                 gauge.remove(source)
         self.activity.forget(source)
 
     def forget_sources(self) -> None:
-        """Nothing is known of the sources any more: another archiver has them."""
-        for gauge in self._of_sources:
+        """Removes the gauges of all sources: another archiver holds them."""
+        for gauge in self._source_gauges:
             gauge.clear()
         self.activity.forget()
         self.last_sweep.set(math.nan)
 
     def set_mode(self, mode: str) -> None:
-        """Says what the service does: ``stream``, ``polling``, ``standby``, or nothing of these while it starts."""
+        """Sets the mode: ``stream``, ``polling``, ``standby``, or none of these during the start."""
         for name in ("stream", "polling", "standby"):
             self.mode.labels(name).set(name == mode)
 
     def count(
         self, source: str, outcome: Archived | AttemptFailed | Refused | Deferred, latency: float | None = None
     ) -> None:
-        """Counts what became of a file.
+        """Counts the outcome of a file.
 
         Args:
-            latency: seconds from the event that told of it, where it is archived and one did.
+            latency: seconds from the file's event, where it is archived and had one.
         """
-        self.activity.note(source, outcome, latency)
+        self.activity.record_outcome(source, outcome, latency)
         if isinstance(outcome, Archived):
-            of = self._archived.get(source) or self._archived.setdefault(source, _ArchivedOf(self, source))
+            series = self._archived.get(source) or self._archived.setdefault(source, _ArchivedSeries(self, source))
             if latency is not None:
-                of.latency.observe(latency)
+                series.latency.observe(latency)
             if outcome.adopted:
-                of.adopted.inc()
+                series.adopted.inc()
             else:
-                of.archived.inc()
-                of.bytes.inc(outcome.size)
+                series.archived.inc()
+                series.bytes.inc(outcome.size)
             steps = outcome.steps
             self.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
             return
@@ -182,10 +190,10 @@ class Metrics:
         self.copy_failures.labels(source, outcome.reason.value).inc()
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of a metric's series that have these labels; without the prefix.
+        """The sum of a metric's series with these labels.
 
         Args:
-            name: as exposed, ``copies_total``.
+            name: as exposed, without the prefix: ``copies_total``.
         """
         return sum(
             sample.value
@@ -201,8 +209,8 @@ class Metrics:
         return Counter(f"cdc_archiver_{name}", text, labels, registry=self.registry)
 
 
-class _ArchivedOf:
-    """The series of a source's archived files: to find them by their labels costs more than to count, file by file."""
+class _ArchivedSeries:
+    """The series of a source's archived files: looking them up by label for each file takes longer than counting."""
 
     def __init__(self, metrics: Metrics, source: str) -> None:
         self.archived = metrics.copies.labels(source, "archived")

@@ -8,7 +8,7 @@ from math import isfinite
 
 from cdc_archiver.dispatch.queues import SourceState
 from cdc_archiver.observe.service_status import ServiceState, ServiceStatus
-from cdc_archiver.timespec import span
+from cdc_archiver.timespec import format_duration
 
 
 class Severity(StrEnum):
@@ -65,7 +65,7 @@ def source_headline(state: SourceState) -> Headline:
         return Headline(Severity.GOOD, "up")
     why = f"{state.reason}: {state.detail}"
     if state.retry_in > 0:
-        return Headline(Severity.BAD, f"down, tried again in {span(state.retry_in)}: {why}")
+        return Headline(Severity.BAD, f"down, tried again in {format_duration(state.retry_in)}: {why}")
     return Headline(Severity.BAD, f"down, being tried again: {why}")
 
 
@@ -76,7 +76,7 @@ def _headline(status: ServiceStatus, poll_interval: float) -> Headline:
     match status.state:
         case ServiceState.STREAMING:
             lag = status.stream.lag if status.stream else None
-            behind = "" if lag is None or not isfinite(lag) else f", {span(lag)} behind"
+            behind = "" if lag is None or not isfinite(lag) else f", {format_duration(lag)} behind"
             return Headline(severity, f"Streaming{behind}{sources_down}")
         case ServiceState.POLLING:
             because = f", because {why}" if status.stream and (why := status.stream.why) else ""

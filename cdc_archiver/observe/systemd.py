@@ -11,7 +11,7 @@ from typing import Final, Self
 import structlog
 
 from cdc_archiver.observe.service_status import ServiceStatus
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _INTERVAL: Final = 5.0
 """Seconds between two reports; fewer if the watchdog asks for it."""
@@ -19,7 +19,7 @@ _INTERVAL: Final = 5.0
 _log = structlog.get_logger(__name__)
 
 
-class SystemdNotifier(Part):
+class SystemdNotifier(StoppableThread):
     """Reports the status to the service manager for as long as the service runs.
 
     Ready means that the service serves. It waits for a database that is down at boot; the manager must not restart it over and

@@ -1,6 +1,6 @@
-"""What ``check`` and the start ask of this machine, the database, the sources and the disk, with what fixes each fault.
+"""Checks this machine, the database, the sources and the disk, for ``check`` and the start; each finding has its fix.
 
-Each question stands alone: one that breaks is a finding, and the others are asked all the same.
+The checks are independent: one that raises is a finding, and the others run all the same.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from itertools import chain
 from threading import Thread
 
 from cdc_archiver.database.connections import Database
-from cdc_archiver.preflight.database import database_findings, knows_archived
-from cdc_archiver.preflight.disk import destination_findings
+from cdc_archiver.preflight.database_checks import database_findings, history_has_archived_files
+from cdc_archiver.preflight.disk_checks import destination_findings
 from cdc_archiver.preflight.findings import CheckStatus, Finding, Report, print_report
-from cdc_archiver.preflight.source import machine_findings, source_findings
+from cdc_archiver.preflight.source_checks import machine_findings, source_findings
 from cdc_archiver.settings import Settings
 
 __all__ = [
@@ -31,30 +31,30 @@ __all__ = [
 
 
 def run_checks(settings: Settings) -> Report:
-    """Asks everything, the sources side by side. Never raises."""
+    """Runs all checks, those of the sources in parallel. Never raises."""
     database = Database(settings)
-    about_database, *about_sources = _side_by_side(
+    of_database, *of_sources = _run_in_parallel(
         lambda: database_findings(database, settings),
         *(partial(source_findings, source) for source in settings.sources),
     )
-    about_disk = destination_findings(settings, known=knows_archived(database, settings))
+    of_disk = destination_findings(settings, expect_marker=history_has_archived_files(database, settings))
     database.close()
-    return Report((*machine_findings(settings), *about_database, *chain(*about_sources), *about_disk))
+    return Report((*machine_findings(settings), *of_database, *chain(*of_sources), *of_disk))
 
 
-def _side_by_side(*questions: Callable[[], list[Finding]]) -> list[list[Finding]]:
-    """Asks all at the same time.
+def _run_in_parallel(*checks: Callable[[], list[Finding]]) -> list[list[Finding]]:
+    """Runs all checks at the same time, each in a thread.
 
-    Not with a pool: the end of the process would wait for its threads, and a host that is down answers late.
+    It uses no pool: the process would wait for the pool's threads at its end, and a host that is down answers late.
     """
-    answers: list[list[Finding]] = [[] for _ in questions]
+    findings: list[list[Finding]] = [[] for _ in checks]
 
-    def ask(number: int, question: Callable[[], list[Finding]]) -> None:
-        answers[number] = question()
+    def run(number: int, check: Callable[[], list[Finding]]) -> None:
+        findings[number] = check()
 
-    threads = [Thread(target=ask, args=each, name="preflight", daemon=True) for each in enumerate(questions)]
+    threads = [Thread(target=run, args=each, name="preflight", daemon=True) for each in enumerate(checks)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return answers
+    return findings

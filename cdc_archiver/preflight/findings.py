@@ -1,4 +1,4 @@
-"""What a question was answered with, all answers together, and how a person is shown them."""
+"""The result of a check (finding), the report of all findings, and how it is printed."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from cdc_archiver.text import escape_unprintable
 
 
 class CheckStatus(StrEnum):
-    """How a question was answered."""
+    """Result of a check."""
 
     OK = "ok"
     WARNING = "warning"
-    """It works, and less well than it could."""
+    """It works, but not as well as it could."""
     FAILURE = "failure"
-    """Files are not archived like this."""
+    """Files cannot be archived."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One answer.
+    """Result of one check.
 
     Attributes:
-        subject: what was asked about.
+        subject: the object of the check.
         text: a sentence for a person.
-        fix: the statement or command that fixes it, where there is one, with a remark behind ``#`` or ``--``; empty only
+        fix: the statement or command that fixes it, where there is one, with a remark after ``#`` or ``--``; empty only
             where nothing has to be fixed.
-        exit_status: what this failure makes of the whole; DONE for what is none.
-        rsync: side and version, where this is about an rsync; for the metric.
+        exit_status: exit status of ``check`` because of this failure; DONE where it is not a failure.
+        rsync: side and version for the metric, where the finding concerns an rsync.
     """
 
     subject: str
@@ -47,29 +47,30 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All findings, in the order in which a person reads them."""
+    """All findings, in reading order."""
 
     findings: tuple[Finding, ...]
 
     @property
     def exit_status(self) -> ExitStatus:
-        """What ``check`` ends with: configuration comes before reachability, since a person can do something about it."""
+        """Exit status of ``check``: configuration comes before reachability, since a person can fix it."""
         found = {finding.exit_status for finding in self.findings}
         order = (ExitStatus.USAGE, ExitStatus.UNREACHABLE, ExitStatus.INTERNAL_ERROR)
         return next((status for status in order if status in found), ExitStatus.DONE)
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``--json``."""
+        """For ``--json``; ``mend`` is the former name of ``fix``."""
         return {
             "exit_status": int(self.exit_status),
             "findings": [
-                {"subject": f.subject, "status": f.status.value, "text": f.text, "mend": f.fix} for f in self.findings
+                {"subject": f.subject, "status": f.status.value, "text": f.text, "fix": f.fix, "mend": f.fix}
+                for f in self.findings
             ],
         }
 
 
 def print_report(report: Report, console: Console) -> None:
-    """One line for each finding, and one more for what fixes it."""
+    """Prints one line for each finding and one for its fix."""
     styles = {CheckStatus.OK: "green", CheckStatus.WARNING: "yellow", CheckStatus.FAILURE: "bold red"}
     labels = {CheckStatus.OK: "ok", CheckStatus.WARNING: "warning", CheckStatus.FAILURE: "FAIL"}
     width = max((len(finding.subject) for finding in report.findings), default=0)
@@ -81,27 +82,28 @@ def print_report(report: Report, console: Console) -> None:
             console.print(Text(escape_unprintable(f"{'':8}{'':{width}}  fix: {finding.fix}")), soft_wrap=True)
 
 
-def guarded(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+def run_check(subject: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Runs a check; turns what it raises into a finding."""
     findings: list[Finding] = []
     try:
         findings.extend(check())
     except ArchiverError as error:
-        findings.append(from_error(subject, error))
+        findings.append(finding_from_error(subject, error))
     except Exception as error:
-        findings.append(broken(subject, error))
+        findings.append(internal_error_finding(subject, error))
     return findings
 
 
-def from_error(subject: str, error: ArchiverError) -> Finding:
+def finding_from_error(subject: str, error: ArchiverError) -> Finding:
     status = ExitStatus.USAGE if isinstance(error, DestinationUnavailable) else error.exit_status
     return failure(subject, error.message, error.hint, status)
 
 
-def broken(subject: str, error: Exception) -> Finding:
+def internal_error_finding(subject: str, error: Exception) -> Finding:
     return failure(
         subject,
-        f"this question could not be asked: {type(error).__name__}: {error}",
-        "a fault of cdc_archiver: report it",
+        f"internal error in this check: {type(error).__name__}: {error}",
+        "report this bug of cdc_archiver, with this line",
         ExitStatus.INTERNAL_ERROR,
     )
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.errors import ArchiverError, LockLost
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 
 class Owner(Protocol):
@@ -43,7 +43,7 @@ class _Request:
     sources: Mapping[str, Sequence[str]] | None = None
 
 
-class LockKeeper(Part):
+class LockKeeper(StoppableThread):
     """Gets the sources' locks as soon as they are free, keeps them, and says when they are gone.
 
     With a share, it takes at most that many sources while another archiver is there for the others. A source that nobody
@@ -151,7 +151,7 @@ class LockKeeper(Part):
             if acquired:
                 self._owner.on_acquired(acquired, self._locks.losses)
         for source in self._locks.held[self._share :] if self._share else ():
-            if source not in self._leaving and self._locks.is_wanted(source):
+            if source not in self._leaving and self._locks.is_requested(source):
                 self._leaving.add(source)
                 self._owner.on_wanted(source)
 
@@ -176,7 +176,7 @@ class LockKeeper(Part):
                 self._free_since.pop(source, None)
             else:
                 self._free_since.setdefault(source, now)
-        self._locks.wish_for(wishes)
+        self._locks.request_sources(wishes)
         if holders != self._holders:
             self._holders = holders
             self._owner.on_held_by_other(holders)

@@ -15,8 +15,7 @@ import structlog
 from cdc_archiver.database import schema
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
-from cdc_archiver.dispatch.router import Router
-from cdc_archiver.dispatch.targets import Targets
+from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.events.binlog import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
@@ -25,7 +24,7 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.threads import Part, join_all
+from cdc_archiver.threads import StoppableThread, join_all
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -57,7 +56,7 @@ class Pipeline:
         archive: Archive,
         metrics: Metrics,
         *,
-        on_end: Callable[[Part], None],
+        on_end: Callable[[StoppableThread], None],
         on_database: Callable[[str, bool, str], None] = lambda who, up, why: None,
         on_other_table: Callable[[], None] = lambda: None,
         stream: bool,
@@ -98,7 +97,7 @@ class Pipeline:
             tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router")
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
-        self._readers: list[Part] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
+        self._readers: list[StoppableThread] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
         for part in (self._recorder, *self._readers):
             part.on_end = on_end
         self._stopping = threading.Event()
@@ -130,7 +129,7 @@ class Pipeline:
     def start(self) -> None:
         """Starts the threads."""
         try:
-            self._archive.prepare(known=self._tables.known)
+            self._archive.prepare(expect_marker=self._tables.known)
             self._archive.clear_abandoned()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
@@ -259,7 +258,7 @@ class Pipeline:
     def on_lost(self, reason: str) -> None:
         self.why_no_stream = f"the stream ended ({reason}) and is being opened again"
         self._metrics.set_mode("polling")
-        self.dispatcher.forget_echoes()
+        self.dispatcher.forget_own_writes()
         self.sweeper.request()
         _log.warning("stream_lost", reason=reason)
 

@@ -62,7 +62,7 @@ class ReconcileResult:
         if self.unreachable:
             return ExitStatus.UNREACHABLE
         left = self.left.pending + self.left.quarantined + self.left.refused
-        return ExitStatus.NOT_RIGHT if left else ExitStatus.DONE
+        return ExitStatus.INCOMPLETE if left else ExitStatus.DONE
 
 
 class Reconciliation:

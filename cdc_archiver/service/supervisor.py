@@ -36,7 +36,7 @@ from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.service.reconciliation import Reconciliation
 from cdc_archiver.service.status_builder import Snapshot, build_status
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 _LONGEST_PAUSE: Final = 10.0
 _TICK: Final = 0.1
@@ -112,7 +112,7 @@ class Supervisor:
             self.metrics,
             self.status,
             partial(summarize, poll_interval=self._settings.poll_interval),
-            self.whereabouts,
+            self.file_status,
             self.why,
         )
         self.http = HttpServer(self._settings.http_host, self._settings.http_port, queries)
@@ -176,10 +176,10 @@ class Supervisor:
             )
         )
 
-    def whereabouts(self, id_: int) -> FileStatus | None:
+    def file_status(self, id_: int) -> FileStatus | None:
         """Where a file is on its way through the service; None if it is not. Waits for nothing."""
         pipeline = self._pipeline
-        return None if pipeline is None else pipeline.dispatcher.ledger.whereabouts(id_, time.monotonic())
+        return None if pipeline is None else pipeline.dispatcher.file_status(id_)
 
     def why(self, wanted: str) -> dict[str, Any]:
         """What `why --json` says of a file; asks database, archive and source, by connections of its own.
@@ -306,7 +306,7 @@ class Supervisor:
                     _log.error("thread_crashed", part=event.part.name, exc_info=failure)
                     raise ArchiverError(f"the thread {event.part.name} died of {failure!r}", "this is a bug: report it")
 
-    def _is_unexpected(self, part: Part) -> bool:
+    def _is_unexpected(self, part: StoppableThread) -> bool:
         """Whether a part's death is news: it was not asked to stop, or its source cannot be let go without it."""
         yielding = self._pipeline.yielding if self._pipeline is not None else ()
         return not part.stopping.is_set() or part.name.partition("/")[0] in yielding
@@ -419,7 +419,7 @@ class Supervisor:
             self._keeper.stop()
             self._keeper.join(2.0)
 
-    def _ended(self, part: Part) -> None:
+    def _ended(self, part: StoppableThread) -> None:
         if part.failure is not None:
             self._events.put(_Event("ended", part=part))
 
@@ -478,7 +478,7 @@ class Supervisor:
 class _Event:
     what: str
     why: str = ""
-    part: Part | None = None
+    part: StoppableThread | None = None
     sources: tuple[str, ...] = ()
     losses: int = 0
     pipeline: Pipeline | None = None

@@ -11,7 +11,7 @@ from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Archived, AttemptFailed, Lane, Refused
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 from cdc_archiver.transfer.copier import Copier
 from cdc_archiver.transfer.staging import Archive
 
@@ -19,7 +19,7 @@ _TAKE_LIMIT: Final = 5.0
 """Seconds to wait for a batch."""
 
 
-class Worker(Part):
+class Worker(StoppableThread):
     """Copies one lane of one source.
 
     Args:
@@ -55,7 +55,7 @@ class Worker(Part):
                 for outcome in self._copier.archive(self._source, batch):
                     outcome = self._dispatcher.judge(batch, outcome)
                     if isinstance(outcome, Archived | AttemptFailed | Refused):
-                        waited = self._dispatcher.waited(outcome.record.id)
+                        waited = self._dispatcher.seconds_waited(outcome.record.id)
                         self._recorder.put(self._source.name, outcome, waited)
             finally:
                 self._dispatcher.finish(self._source.name)
@@ -81,7 +81,7 @@ class WorkerPool:
         dispatcher: Dispatcher,
         recorder: Recorder,
         metrics: Metrics,
-        on_end: Callable[[Part], None],
+        on_end: Callable[[StoppableThread], None],
     ) -> None:
         self.source = source
         self._cancel = threading.Event()

@@ -1,12 +1,12 @@
-"""Every setting once: its name, type, default, unit and sentence; and how it is read and shown."""
+"""Every setting once: its name, type, default, unit and description; how it is read and shown."""
 
 from cdc_archiver.settings.definitions import (
     PREFIX,
     Settings,
     SourceOptions,
     SourceSettings,
-    duration,
     load,
+    parse_duration,
 )
 
-__all__ = ["PREFIX", "Settings", "SourceOptions", "SourceSettings", "duration", "load"]
+__all__ = ["PREFIX", "Settings", "SourceOptions", "SourceSettings", "load", "parse_duration"]

@@ -1,7 +1,7 @@
-"""Every setting once: its name, default, unit and sentence; read from flags, environment, TOML file and secret files.
+"""Every setting once: its name, default, unit and description; read from flags, environment, TOML file and secret files.
 
-The last word is a flag's, then the environment's, then the file's. A setting ``some_name`` is the flag ``--some-name``, the
-variable ``CDC_ARCHIVER_SOME_NAME`` (those of the database: ``MYSQL_…``) and the key ``some_name`` of the file.
+Precedence: flags, environment, configuration file. A setting ``some_name`` is the flag ``--some-name``, the variable
+``CDC_ARCHIVER_SOME_NAME`` (``MYSQL_…`` for the database) and the key ``some_name`` of the file.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ from cdc_archiver.settings.types import (
 
 PREFIX: Final = "CDC_ARCHIVER_"
 
-# Variables with our prefix that are no settings.
+# Variables with our prefix that are not settings.
 _OTHER_VARIABLES: Final = {"CDC_ARCHIVER_CACHE", "CDC_ARCHIVER_CONFIG"}
 
 
 class SourceOptions(BaseModel):
-    """What each source has of its own; at the top level, the defaults of all."""
+    """Settings of one source; at the top level, the defaults for all sources."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,36 +65,40 @@ class SourceOptions(BaseModel):
         return _path(value)
 
     host: str = Field("", description="Readout server, [user@]host. Empty: the files are on this machine.")
-    user: str = Field("", description="Login name there; default: OpenSSH's.")
-    target: Names = Field((), description="instance_id whose files are archived; may be repeated.")
-    ssh_port: int = Field(22, ge=1, le=65535, description="Port of its sshd.")
+    user: str = Field("", description="Login name on the readout server. Default: OpenSSH's.")
+    target: Names = Field((), description="instance_id of the files to archive; may be repeated.")
+    ssh_port: int = Field(22, ge=1, le=65535, description="Port of the readout server's sshd.")
     ssh_key: Path | None = Field(None, description="Private key. Default: OpenSSH's choice from ~/.ssh.")
-    known_hosts: Path | None = Field(None, description="Host keys that are trusted. Default: ~/.ssh/known_hosts.")
+    known_hosts: Path | None = Field(None, description="File of trusted host keys. Default: ~/.ssh/known_hosts.")
     ssh_config: Path | None = Field(None, description="OpenSSH client configuration. Default: ~/.ssh/config.")
-    source_root: str = Field("/", description="Directory on the source that all its files lie below.")
+    source_root: str = Field("/", description="Directory on the source that contains all its files.")
     restricted_key: bool = Field(
-        False, description='The key is restricted there with command="rrsync -ro SOURCE_ROOT".'
+        False, description='The source restricts the key with command="rrsync -ro SOURCE_ROOT".'
     )
     bwlimit: str = Field(
         "",
-        description="rsync's --bwlimit, for each rsync: KiB/s, or with a unit (20m); or one for each time of the day "
-        "(08:00,20m 19:00,off). Empty: none.",
+        description="rsync's --bwlimit, for each rsync: KiB/s, or with a unit (20m), or a timetable of limits "
+        "(08:00,20m 19:00,off). Empty: no limit.",
     )
-    compress: bool = Field(False, description="Compress in transfer: for links slower than about 100 MB/s.")
-    workers: int = Field(2, ge=1, le=32, description="Copies at a time from one source, of files up to the limit.")
-    bulk_workers: int = Field(1, ge=1, le=8, description="Copies at a time from one source, of larger files.")
+    compress: bool = Field(False, description="Compress in transfer. Useful on links slower than about 100 MB/s.")
+    workers: int = Field(2, ge=1, le=32, description="Concurrent copies from one source, of files up to small_limit.")
+    bulk_workers: int = Field(
+        1, ge=1, le=8, description="Concurrent copies from one source, of files above small_limit."
+    )
     small_limit: Bytes = Field(
-        64 * 1024**2, ge=1, description="Files above this size go through the bulk lane, so that they hold up no other."
+        64 * 1024**2,
+        ge=1,
+        description="Files above this size use the bulk lane, so that they do not delay smaller files.",
     )
-    batch_files: int = Field(500, ge=1, le=10_000, description="Files that one rsync takes at the most.")
-    io_timeout: Seconds = Field(60.0, ge=1, description="Silence of a link after which rsync gives up.")
-    stall_timeout: Seconds = Field(120.0, ge=1, description="No progress at all for this long: rsync is killed.")
+    batch_files: int = Field(500, ge=1, le=10_000, description="Maximum number of files in one rsync.")
+    io_timeout: Seconds = Field(60.0, ge=1, description="Time without any data on a link after which rsync gives up.")
+    stall_timeout: Seconds = Field(120.0, ge=1, description="Time without progress after which rsync is killed.")
 
     @field_validator("user")
     @classmethod
     def _no_option_user(cls, value: str) -> str:
         if value and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]*", value):
-            raise ValueError(f"{value!r} is no login name")
+            raise ValueError(f"invalid login name: {value!r}")
         return value
 
     @field_validator("host")
@@ -102,14 +106,14 @@ class SourceOptions(BaseModel):
     def _no_option_host(cls, value: str) -> str:
         name = value.rpartition("@")[2]
         if value and (not re.fullmatch(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*", name) or value.startswith(("-", "@"))):
-            raise ValueError(f"{value!r} is no host's name or address")
+            raise ValueError(f"invalid host name or address: {value!r}")
         return value
 
     @field_validator("source_root")
     @classmethod
     def _absolute_root(cls, value: str) -> str:
         if not value.startswith("/") or "\0" in value or "\n" in value:
-            raise ValueError(f"{value!r} is no absolute path")
+            raise ValueError(f"not an absolute path: {value!r}")
         return value
 
     @field_validator("bwlimit")
@@ -119,10 +123,10 @@ class SourceOptions(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _user_said_once(self) -> Self:
+    def _one_user(self) -> Self:
         before_at = self.host.rpartition("@")[0]
         if before_at and self.user and before_at != self.user:
-            raise ValueError(f"the host says user {before_at!r}, the user setting says {self.user!r}")
+            raise ValueError(f"host names the user {before_at!r}, and user names {self.user!r}")
         if before_at:
             type(self)._no_option_user(before_at)
         return self
@@ -132,7 +136,7 @@ class SourceSettings(SourceOptions):
     """One readout server.
 
     Attributes:
-        name: how logs, metrics and the staging directory call it.
+        name: its name in logs, metrics and the staging directory.
     """
 
     name: str
@@ -141,31 +145,31 @@ class SourceSettings(SourceOptions):
     @classmethod
     def _plain_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", value):
-            raise ValueError(f"{value!r}: a source's name has letters, digits, '.', '_' and '-', 64 at most")
+            raise ValueError(f"invalid source name: {value!r}: at most 64 letters, digits, '.', '_' and '-'")
         return value
 
     @model_validator(mode="after")
     def _root_of_restricted_key(self) -> Self:
         if self.restricted_key and self.source_root == "/":
             raise ValueError(
-                f"source {self.name}: restricted_key needs source_root, the directory that the key's rrsync is restricted to"
+                f"source {self.name}: restricted_key needs source_root, the directory to which the key's rrsync is restricted"
             )
         return self
 
     @model_validator(mode="after")
-    def _some_target(self) -> Self:
+    def _at_least_one_target(self) -> Self:
         if not self.target or "" in self.target:
-            raise ValueError(f"source {self.name} has no target: say which instance_id's files are archived")
+            raise ValueError(f"source {self.name} has no target: set target to the instance_id of the files to archive")
         return self
 
     @property
     def timetable(self) -> Timetable:
-        """What ``bwlimit`` says."""
+        """The parsed ``bwlimit``."""
         return parse_timetable(self.bwlimit)
 
     @property
     def staging_name(self) -> str:
-        """What its directory in staging is called: with its targets, which no two archivers hold, and so its own."""
+        """The name of its staging directory. It contains a digest of the targets, which no two archivers hold, so no two share it."""
         digest = hashlib.sha256("\0".join(sorted(self.target)).encode()).hexdigest()
         return f"{self.name}-{digest[:8]}"
 
@@ -181,14 +185,14 @@ class SourceSettings(SourceOptions):
 
     @property
     def login(self) -> str:
-        """The login name, or nothing where OpenSSH's own choice is meant."""
+        """The login name; empty for OpenSSH's choice."""
         return self.user or self.host.rpartition("@")[0]
 
 
 def _path(value: object) -> object:
-    """A path as it was written; an empty one is none."""
+    """A path as it was written; an empty one becomes None."""
     if isinstance(value, str) and "\0" in value:
-        raise ValueError(f"{value!r} is no path")
+        raise ValueError(f"invalid path: {value!r}")
     return None if value == "" else value
 
 
@@ -197,51 +201,61 @@ def _mysql(variable: str, default: Any, description: str, **more: Any) -> Any:
 
 
 class Settings(SourceOptions, BaseSettings):
-    """All of it. Build with :func:`load`."""
+    """All settings. Built by :func:`load`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True
     )
 
     mysql_host: str = _mysql("HOST", "127.0.0.1", "Database server.")
-    mysql_port: int = _mysql("PORT", 3306, "Its port.", ge=1, le=65535)
+    mysql_port: int = _mysql("PORT", 3306, "Port of the database server.", ge=1, le=65535)
     mysql_database: str = _mysql("DATABASE", "files", "Database that holds the table.", min_length=1)
     mysql_user: str = _mysql("USER", "cdc_archiver", "Database user.")
-    mysql_password: SecretStr = _mysql("PASSWORD", SecretStr(""), "Its password. No flag: process lists are public.")
-    mysql_password_file: Path | None = _mysql("PASSWORD_FILE", None, "File that holds the password instead.")
-    mysql_ssl_ca: Path | None = _mysql("SSL_CA", None, "CA certificate; with it, TLS is required and checked.")
-    mysql_ssl_cert: Path | None = _mysql("SSL_CERT", None, "Client certificate.")
-    mysql_ssl_key: Path | None = _mysql("SSL_KEY", None, "Client key.")
-
-    table: str = Field("", description="Table. Default: pysmurf_files, or the newest pysmurf_files_v<N>.")
-    db_time_zone: str = Field("", description="Time zone that the column timestamp is read in. Default: the server's.")
-    server_id: int | None = Field(
-        None, ge=1, le=2**32 - 1, description="Replica id of the stream. Default: a random one at each start."
+    mysql_password: SecretStr = _mysql(
+        "PASSWORD", SecretStr(""), "Password of the database user. No flag: process lists are public."
     )
-    history_retention: Seconds = Field(365 * 86400.0, description="How long the history is kept. 0: for ever.")
+    mysql_password_file: Path | None = _mysql(
+        "PASSWORD_FILE", None, "File that holds the password, instead of MYSQL_PASSWORD."
+    )
+    mysql_ssl_ca: Path | None = _mysql("SSL_CA", None, "CA certificate. Set it to require TLS and verify the server.")
+    mysql_ssl_cert: Path | None = _mysql("SSL_CERT", None, "TLS client certificate.")
+    mysql_ssl_key: Path | None = _mysql("SSL_KEY", None, "TLS client key.")
+
+    table: str = Field("", description="Table of files. Default: pysmurf_files, or the newest pysmurf_files_v<N>.")
+    db_time_zone: str = Field("", description="Time zone in which the column timestamp is read. Default: the server's.")
+    server_id: int | None = Field(
+        None, ge=1, le=2**32 - 1, description="server_id of the binlog stream. Default: random, at each start."
+    )
+    history_retention: Seconds = Field(365 * 86400.0, description="Time for which the history is kept. 0: for ever.")
 
     data_dir: Path | None = Field(None, description="Directory of the archive on this machine.")
-    chmod: str = Field("D755,F644", description="Modes of archived directories (D) and files (F), octal.")
-    min_free: Bytes = Field(1024**3, description="Free space below which nothing is copied.")
-    verify: Verify = Field(Verify.STAGED, description="Prove the md5 from the staged file too, or in transfer only.")
+    chmod: str = Field("D755,F644", description="Octal modes of archived directories (D) and files (F).")
+    min_free: Bytes = Field(1024**3, description="Free space on the destination below which nothing is copied.")
+    verify: Verify = Field(
+        Verify.STAGED, description="Verify the md5 in transfer and again from the staged file, or in transfer only."
+    )
 
-    sweep_interval: Seconds = Field(60.0, ge=0.2, description="Time between sweeps while the stream flows.")
+    sweep_interval: Seconds = Field(60.0, ge=0.2, description="Time between sweeps while the stream is open.")
     poll_interval: Seconds = Field(5.0, ge=0.1, description="Time between sweeps while there is no stream.")
-    max_attempts: int = Field(5, ge=1, le=999, description="Charged attempts after which a file is quarantined.")
+    max_attempts: int = Field(5, ge=1, le=999, description="Failed attempts after which a file is quarantined.")
     max_sources: int = Field(
         0,
         ge=0,
-        description="Sources that this service takes while others with the same configuration are there to share them. "
-        "0: all.",
+        description="Maximum number of sources that this service holds while other services with the same configuration "
+        "run. 0: all.",
     )
-    drain_timeout: Seconds = Field(10.0, description="How long running copies may finish at a stop.")
+    drain_timeout: Seconds = Field(10.0, description="Time that running copies have to finish at a stop.")
 
     http_host: str = Field("127.0.0.1", description="Address of the status page, /metrics, /healthz, /readyz, /api.")
-    http_port: int = Field(9184, ge=0, le=65535, description="Its port. 0: any free one, named in the log.")
-    log_format: LogFormat = Field(LogFormat.CONSOLE, description="Lines for people or JSON.")
-    log_level: LogLevel = Field(LogLevel.INFO, description="Least severe line that is logged.")
+    http_port: int = Field(
+        9184, ge=0, le=65535, description="Port of the status page. 0: any free port, named in the log."
+    )
+    log_format: LogFormat = Field(LogFormat.CONSOLE, description="Format of log lines: for people, or JSON.")
+    log_level: LogLevel = Field(LogLevel.INFO, description="Lowest severity that is logged.")
 
-    sources: tuple[SourceSettings, ...] = Field((), description="Several readout servers: [[sources]] in the file.")
+    sources: tuple[SourceSettings, ...] = Field(
+        (), description="Several readout servers: [[sources]] in the configuration file."
+    )
 
     @field_validator("mysql_host")
     @classmethod
@@ -250,21 +264,21 @@ class Settings(SourceOptions, BaseSettings):
             not re.fullmatch(r"[A-Za-z0-9_:]([A-Za-z0-9_:%-]|\.(?!\.)){0,253}", value)
             or max(map(len, value.split("."))) > 63
         ):
-            raise ValueError(f"{value!r} is no host's name or address")
+            raise ValueError(f"invalid host name or address: {value!r}")
         return value
 
     @field_validator("table")
     @classmethod
     def _plain_table(cls, value: str) -> str:
         if value and not re.fullmatch(r"[A-Za-z0-9_$]{1,64}", value):
-            raise ValueError(f"{value!r} is no plain table name")
+            raise ValueError(f"invalid table name: {value!r}: at most 64 letters, digits, '_' and '$'")
         return value
 
     @field_validator("db_time_zone")
     @classmethod
     def _time_zone(cls, value: str) -> str:
         if value and not re.fullmatch(r"[+-]\d{1,2}:\d{2}|[A-Za-z0-9_/+-]+", value):
-            raise ValueError(f"{value!r} is no time zone of a database server, such as +00:00 or UTC")
+            raise ValueError(f"invalid time zone of a database server: {value!r}: use +00:00 or UTC, for instance")
         return value
 
     @field_validator("chmod")
@@ -276,14 +290,14 @@ class Settings(SourceOptions, BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _merge_sources(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Gives each source the top level's values, or makes the one source that the top level describes."""
+        """Lets each source inherit the top-level settings, or makes the one source that the top level describes."""
         values = dict(values)
         common = {name: values[name] for name in SourceOptions.model_fields if name in values}
         listed = values.get("sources") or ()
         if not isinstance(listed, list | tuple) or not all(
             isinstance(entry, dict | SourceSettings) for entry in listed
         ):
-            raise ValueError("sources: write each as a [[sources]] table")
+            raise ValueError("sources: write each source as a [[sources]] table")
         if listed:
             values["sources"] = [
                 {**{k: v for k, v in common.items() if k not in ("host", "target")}, **entry}
@@ -307,34 +321,34 @@ class Settings(SourceOptions, BaseSettings):
         return _path(value)
 
     @model_validator(mode="after")
-    def _whole_tls(self) -> Self:
+    def _key_with_certificate(self) -> Self:
         if self.mysql_ssl_key and not self.mysql_ssl_cert:
-            raise ValueError("mysql_ssl_key is given without mysql_ssl_cert")
+            raise ValueError("mysql_ssl_key is set without mysql_ssl_cert")
         return self
 
     @model_validator(mode="after")
     def _distinct_sources(self) -> Self:
         names = [source.name for source in self.sources]
         targets = [target for source in self.sources for target in source.target]
-        for kind, words in (("name", names), ("target", targets)):
-            twice = {word for word in words if words.count(word) > 1}
+        for kind, values in (("name", names), ("target", targets)):
+            twice = {value for value in values if values.count(value) > 1}
             if twice:
                 raise ValueError(f"two sources have the {kind} {min(twice)!r}")
         return self
 
     @property
     def targets(self) -> list[str]:
-        """Of all sources."""
+        """The targets of all sources."""
         return [target for source in self.sources for target in source.target]
 
     @property
     def modes(self) -> FileModes:
-        """What ``chmod`` says, as numbers."""
+        """The parsed ``chmod``."""
         return parse_modes(self.chmod)
 
     @property
     def password(self) -> str:
-        """The database password, from its file where one is named.
+        """The database password, read from ``mysql_password_file`` where that is set.
 
         Raises:
             Misconfigured: the file cannot be read.
@@ -346,7 +360,7 @@ class Settings(SourceOptions, BaseSettings):
         except (OSError, UnicodeDecodeError) as error:
             raise Misconfigured(
                 f"the database password cannot be read from {self.mysql_password_file}: {error}",
-                "MYSQL_PASSWORD_FILE names a file that this user can read",
+                "set MYSQL_PASSWORD_FILE to a file that this user can read",
             ) from error
 
 
@@ -358,15 +372,15 @@ def load(
     """Reads the settings.
 
     Args:
-        flags: by setting name; None where a flag was not given.
+        flags: values by setting name; None where a flag was not given.
         config: TOML file.
         environment: default: the process's.
 
     Raises:
-        Misconfigured: a value, a key or the file is not what it has to be; one line says which.
+        Misconfigured: a value, a key or the file is invalid; one line says which.
     """
     environment = os.environ if environment is None else environment
-    # An empty variable is one that was not set: Docker Compose hands `${NAME:-}` on like that.
+    # An empty variable counts as unset: Docker Compose passes `${NAME:-}` on like that.
     variables = {name.lower(): value for name, value in environment.items() if value != ""}
     if config is None and (named := variables.get(f"{PREFIX}CONFIG".lower())):
         config = Path(named)
@@ -374,10 +388,10 @@ def load(
     file_values = _read_toml(config) if config else {}
     given = {name for name, value in (flags or {}).items() if value is not None}
     given |= {name for name in Settings.model_fields if f"{PREFIX}{name}".lower() in variables}
-    _let_sources_hear(file_values, given, flags or {}, variables)
+    _override_sources(file_values, given, flags or {}, variables)
     if "mysql_password" in variables and "mysql_password_file" in variables:
-        raise Misconfigured("MYSQL_PASSWORD and MYSQL_PASSWORD_FILE are both set", "leave one of them out")
-    if "mysql_password" in variables:  # the environment's word comes after the file's
+        raise Misconfigured("MYSQL_PASSWORD and MYSQL_PASSWORD_FILE are both set", "set only one of them")
+    if "mysql_password" in variables:  # the environment overrides the file
         file_values.pop("mysql_password_file", None)
 
     class Loaded(Settings):
@@ -400,17 +414,17 @@ def load(
         raise Misconfigured(_first_error(error)) from None
 
 
-def _let_sources_hear(
+def _override_sources(
     file_values: dict[str, Any], given: set[str], flags: Mapping[str, Any], variables: Mapping[str, str]
 ) -> None:
-    """What a flag or a variable says of all sources is the last word over what the file says of each."""
+    """Lets a flag or a variable override the file's setting of each source."""
     listed = file_values.get("sources")
     if not isinstance(listed, list):
         return
-    if alone := sorted(given & {"host", "target"}):
+    if conflicting := sorted(given & {"host", "target"}):
         raise Misconfigured(
-            f"{alone[0]} is given, by a flag or by {PREFIX}{alone[0].upper()}, beside the [[sources]] of the configuration file",
-            "each source has its own: say it in the file, or leave the [[sources]] out",
+            f"{conflicting[0]} is set by a flag or by {PREFIX}{conflicting[0].upper()}, and the configuration file has [[sources]]",
+            f"set {conflicting[0]} in each of the [[sources]], or remove them",
         )
     for entry in listed:
         for name in given & SourceOptions.model_fields.keys() if isinstance(entry, dict) else ():
@@ -418,25 +432,28 @@ def _let_sources_hear(
             entry[name] = variables[f"{PREFIX}{name}".lower()] if flag is None else flag
 
 
-def duration(text: str) -> float:
-    """Seconds of a duration as settings take it: ``90``, ``500ms``, ``5m``.
+def parse_duration(text: str) -> float:
+    """Seconds of a duration in the settings' format: ``90``, ``500ms``, ``5m``.
 
     Raises:
-        Misconfigured: it is none.
+        Misconfigured: the text has another format.
     """
     try:
         return TypeAdapter[float](Seconds).validate_python(text)
     except ValidationError:
-        raise Misconfigured(f"{text!r} is no duration, such as 90, 500ms, 5m, 2h or 30d") from None
+        raise Misconfigured(f"invalid duration: {text!r}", "use 90, 500ms, 5m, 2h or 30d") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise Misconfigured(f"the configuration {path} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:  # TOML's own, an endless number, a nesting without end
-        raise Misconfigured(f"the configuration {path} is no TOML: {error}") from error
+        raise Misconfigured(f"the configuration file {path} cannot be read: {error}") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # of the TOML parser, a number with too many digits, a nesting too deep
+        raise Misconfigured(f"the configuration file {path} is not valid TOML: {error}") from error
     known = {*Settings.model_fields}
     for key in values:
         _require_known(key, known, f"{path}: key")
@@ -458,7 +475,7 @@ def _require_known(name: str, known: set[str], what: str) -> None:
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=1)
-    raise Misconfigured(f"{what} {name!r} is no setting", f"did you mean {near[0]!r}?" if near else "")
+    raise Misconfigured(f"unknown setting: {what} {name!r}", f"did you mean {near[0]!r}?" if near else "")
 
 
 def _first_error(error: ValidationError) -> str:

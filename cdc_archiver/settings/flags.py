@@ -1,4 +1,4 @@
-"""The settings as flags of a command: each once, from :mod:`cdc_archiver.settings`."""
+"""The settings as flags of a command, generated from :mod:`cdc_archiver.settings`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.settings import PREFIX, Settings, load
 from cdc_archiver.settings.reference import default_text
-from cdc_archiver.settings.types import Bytes, Seconds, is_kind
+from cdc_archiver.settings.types import Bytes, Seconds, is_of_type
 
 Command: TypeAlias = Callable[..., ExitStatus]
 
@@ -24,31 +24,31 @@ DATABASE: Final = frozenset(name for name in Settings.model_fields if name.start
     "db_time_zone",
     "max_attempts",
 }
-"""Settings that every command needs which looks at the table."""
+"""Settings of every command that reads the table."""
 SERVICE: Final = frozenset({"http_host", "http_port"})
-"""Settings that say where the running service answers."""
+"""Settings for the address of the running service."""
 SOURCE: Final = frozenset(
     {"host", "user", "target", "ssh_port", "ssh_key", "known_hosts", "ssh_config", "source_root", "restricted_key"}
 )
-"""Settings that say how a source is looked at."""
+"""Settings for access to a source."""
 
 
 def with_settings(command: Command) -> Callable[..., None]:
-    """A command that takes each setting as a flag, and gets them all as its first argument, a :class:`Settings`.
+    """Adds a flag for each setting to a command, whose first argument is the loaded :class:`Settings`.
 
-    One with a parameter ``load_again`` gets a function there that reads them anew.
+    A parameter ``load_again`` of the command receives a function that loads the settings again.
     """
     return _with_settings(command, Settings.model_fields.keys())
 
 
 def with_settings_of(shown: Collection[str]) -> Callable[[Command], Callable[..., None]]:
-    """The same for a command that needs some of them: it takes all, so that the flags of `run` do, and its help shows these.
+    """Like :func:`with_settings`, for a command that needs some settings: it takes the flags of all, as `run` does.
 
-    An argument of its own with a setting's name goes before. A ``target`` of its own says which files are meant; where no
-    source is configured otherwise, it is the setting as well.
+    A parameter of the command with a setting's name takes precedence over the setting. A parameter ``target`` selects files; where
+    no source is configured, it is the setting as well.
 
     Args:
-        shown: names of settings.
+        shown: names of the settings that the command's help shows.
     """
     return lambda command: _with_settings(command, shown)
 
@@ -98,12 +98,12 @@ def _setting_parameters(taken: Collection[str], shown: Collection[str]) -> list[
 
 
 def _metavar(name: str, field: FieldInfo) -> str:
-    """What stands for the value in a help text. Values are read, and complained of, by the settings themselves."""
+    """The placeholder of a value in a help text. The settings themselves parse and validate values."""
     if isinstance(field.annotation, type) and issubclass(field.annotation, StrEnum):
         return "|".join(field.annotation)
-    if is_kind(field, Seconds):
+    if is_of_type(field, Seconds):
         return "TIME"
-    if is_kind(field, Bytes):
+    if is_of_type(field, Bytes):
         return "SIZE"
     if Path in (field.annotation, *get_args(field.annotation)):
         return "PATH"

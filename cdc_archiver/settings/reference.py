@@ -1,4 +1,4 @@
-"""The settings as a Markdown table: what docs/configuration.md shows, and a test keeps true.
+"""The settings as a Markdown table for docs/configuration.md; a test compares the two.
 
 ``python -m cdc_archiver.settings.reference docs/configuration.md`` writes it between the two markers there.
 """
@@ -15,14 +15,14 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from cdc_archiver.settings import PREFIX, Settings
-from cdc_archiver.settings.types import Bytes, Seconds, duration_text, is_kind, size_text
+from cdc_archiver.settings.types import Bytes, Seconds, duration_text, is_of_type, size_text
 
 _BETWEEN_MARKERS: Final = re.compile(r"(<!-- settings -->\n).*?(<!-- end of settings -->)", re.DOTALL)
 
 
 def settings_table() -> str:
-    """A row for each setting."""
-    rows = ["| flag | variable | default | |", "|---|---|---|---|"]
+    """The table, a row for each setting."""
+    rows = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
     rows.append(f"| `--config` | `{PREFIX}CONFIG` |  | TOML file with settings. |")
     for name, field in Settings.model_fields.items():
         if name == "sources":
@@ -34,12 +34,12 @@ def settings_table() -> str:
 
 
 def with_settings_table(text: str) -> str:
-    """A document with its table renewed."""
+    """A document with its table regenerated."""
     return _BETWEEN_MARKERS.sub(lambda match: match[1] + settings_table() + match[2], text)
 
 
 def default_text(field: FieldInfo) -> str:
-    """A setting's default as a person would write it; empty where there is none."""
+    """A setting's default in the format in which it is set; empty where there is none."""
     value = field.default
     if value is None or value == "" or value == () or isinstance(value, SecretStr):
         return ""
@@ -47,9 +47,9 @@ def default_text(field: FieldInfo) -> str:
         return "yes" if value else "no"
     if isinstance(value, StrEnum):
         return f"`{value.value}`"
-    if is_kind(field, Seconds):
+    if is_of_type(field, Seconds):
         return f"`{duration_text(value)}`"
-    return f"`{size_text(value) if is_kind(field, Bytes) else value}`"
+    return f"`{size_text(value) if is_of_type(field, Bytes) else value}`"
 
 
 if __name__ == "__main__":

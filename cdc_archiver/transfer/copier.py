@@ -1,4 +1,4 @@
-"""A batch from records to outcomes: planned, brought by one rsync, verified, placed; an outcome as soon as one is known."""
+"""Copies a batch: plans it, fetches it with one rsync, verifies and places the files. Yields an outcome as soon as it is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 import tenacity
 
-from cdc_archiver.errors import CopyTrouble, DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured
+from cdc_archiver.errors import DestinationUnavailable, HostUnavailable, LayoutRefused, Misconfigured, TransferError
 from cdc_archiver.model import (
     Archived,
     AttemptFailed,
@@ -29,31 +29,30 @@ from cdc_archiver.model import (
     Reason,
     Refused,
     Scope,
-    Steps,
+    StepDurations,
 )
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.settings.types import Verify
 from cdc_archiver.transfer import layout, mount_heuristic, rsync_output
 from cdc_archiver.transfer.probe import FileState, Probe
-from cdc_archiver.transfer.rsync import Limits, RsyncRun, common_directory, rsync_command
-from cdc_archiver.transfer.ssh import ControlMaster, peer
+from cdc_archiver.transfer.rsync import RsyncLimits, RsyncRun, common_directory, rsync_command
+from cdc_archiver.transfer.ssh import ControlMaster, ssh_endpoint
 from cdc_archiver.transfer.staging import Archive, Placed, Staged
 
-_TRIES: Final = 3
-_PATIENCE: Final = 10.0
-"""Seconds that one call may spend on trying a batch again; trouble that lasts longer is the dispatcher's to wait for."""
+_MAX_TRIES: Final = 3
+_RETRY_SECONDS: Final = 10.0
+"""Seconds that one call may spend on trying a batch again; the dispatcher waits for a failure that lasts longer."""
 
-_LOOKS: Final = 20
-_LOOK_AGAIN: Final = 0.001
-"""How often, and after how many seconds, we look whether a file has got its name."""
+_RENAME_CHECKS: Final = 20
+_RENAME_CHECK_SECONDS: Final = 0.001
+"""How many times, and after how many seconds, to check whether rsync has given a staged file its name."""
 
-_DIRECTORIES_LOOKED_AT: Final = 5
-_LOOKED_AT: Final = 100
-"""Files that a diagnosis looks at, at the most."""
+_MAX_CHECKED_DIRECTORIES: Final = 5
+_MAX_DIAGNOSED_FILES: Final = 100
 
 _log = structlog.get_logger(__name__)
 
-_SEEN: Final = {
+_REASON_OF_STATE: Final = {
     FileState.MISSING: Reason.MISSING,
     FileState.UNREADABLE: Reason.UNREADABLE,
     FileState.NOT_A_FILE: Reason.NOT_A_FILE,
@@ -66,9 +65,9 @@ class Copier:
 
     Args:
         settings: limits, modes, how to verify.
-        archive: where to.
-        path_width: characters that the row's column ``path`` holds.
-        cancel: set from elsewhere to give up what is under way.
+        archive: the destination.
+        path_width: width of the column ``path``, in characters.
+        cancel: set it to give up the copies under way.
     """
 
     def __init__(self, settings: Settings, archive: Archive, path_width: int, cancel: threading.Event) -> None:
@@ -77,23 +76,23 @@ class Copier:
         self._path_width = path_width
         self._cancel = cancel
         self._masters: dict[str, ControlMaster] = {}
-        self._mastering = threading.Lock()
+        self._masters_lock = threading.Lock()
         self._closed = False
 
     def archive(self, source: SourceSettings, batch: Batch) -> Iterator[Outcome]:
         """Archives a batch's files.
 
         Args:
-            source: where they are.
-            batch: of that source; its worker's name is used by no other call at the same time.
+            source: the source of the files.
+            batch: of that source; no other call uses its worker's name at the same time.
 
         Yields:
             One outcome for each record, as soon as it is known.
         """
-        work = _Work(self._settings, self._archive, self._path_width, self._cancel, source, batch)
+        work = _BatchCopy(self._settings, self._archive, self._path_width, self._cancel, source, batch)
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_may_pass_soon),
-            stop=tenacity.stop_after_attempt(_TRIES) | tenacity.stop_before_delay(_PATIENCE),
+            retry=tenacity.retry_if_exception(_is_transient),
+            stop=tenacity.stop_after_attempt(_MAX_TRIES) | tenacity.stop_before_delay(_RETRY_SECONDS),
             wait=tenacity.wait_exponential(multiplier=0.2, max=2.0) + tenacity.wait_random(0.0, 0.2),
             sleep=self._pause,
             reraise=True,
@@ -104,23 +103,23 @@ class Copier:
                 with attempt:
                     if work.wanted and not self._cancel.is_set():
                         yield from work.run(self._control_path(source))
-        except CopyTrouble as trouble:
-            if trouble.reason.scope is Scope.CONFIGURATION or trouble.reason is Reason.STALLED:
+        except TransferError as error:
+            if error.reason.scope is Scope.CONFIGURATION or error.reason is Reason.STALLED:
                 self._renew_connection(source)
-            yield from work.defer(trouble.reason, str(trouble))
-        except Misconfigured as error:  # ssh cannot even be asked: no account for this uid, an unusable path
+            yield from work.defer(error.reason, str(error))
+        except Misconfigured as error:  # ssh cannot run: no account for this uid, an unusable path
             yield from work.defer(Reason.LOGIN_REFUSED, str(error))
-        except OSError as error:  # no process, no descriptor, no memory to be had
+        except OSError as error:  # no process, no descriptor or no memory available
             yield from work.defer(Reason.DESTINATION_UNWRITABLE, f"this machine: {error}")
         if self._cancel.is_set():
-            yield from work.defer(Reason.STOPPING, "the service stops")
-        yield from work.defer(Reason.UNDECIDED, "rsync gave neither the file nor a reason")
-        with contextlib.suppress(DestinationUnavailable, OSError):  # said with the next batch
+            yield from work.defer(Reason.STOPPING, "the service is stopping")
+        yield from work.defer(Reason.UNDECIDED, "rsync reported neither the file nor an error")
+        with contextlib.suppress(DestinationUnavailable, OSError):  # the next batch reports it
             work.clear()
 
     def close(self) -> None:
-        """Ends the connections."""
-        with self._mastering:
+        """Closes the connections to the sources."""
+        with self._masters_lock:
             self._closed = True
             for master in self._masters.values():
                 master.close()
@@ -133,7 +132,7 @@ class Copier:
             master.renew()
 
     def _master_of(self, source: SourceSettings) -> ControlMaster | None:
-        with self._mastering:
+        with self._masters_lock:
             if source.is_local or self._closed:
                 return None
             return self._masters.setdefault(source.name, ControlMaster(source))
@@ -142,12 +141,12 @@ class Copier:
         master = self._master_of(source)
         path = master.ensure() if master else None
         if master and path is None:
-            _log.debug("no_shared_connection", source=source.name, detail=master.words)
+            _log.debug("no_shared_connection", source=source.name, detail=master.output)
         return path
 
 
-class _Work:
-    """One call's work: what is still to be decided of its batch."""
+class _BatchCopy:
+    """One call's work: the records of its batch that have no outcome yet."""
 
     def __init__(
         self,
@@ -166,7 +165,7 @@ class _Work:
         self._bulk = batch.lane is Lane.BULK
         self._worker = batch.worker
         self._undecided = {record.id: record for record in batch.records}
-        self._entries_at_first = 0
+        self._wanted_at_start = 0
         self._finals: dict[int, str] = {}
         self._top = os.path.join(archive.data_dir, "")
         self._entries: dict[int, bytes] = {}
@@ -174,18 +173,18 @@ class _Work:
         self.wanted: dict[bytes, list[FileRecord]] = {}
 
     def plan(self) -> Iterator[Outcome]:
-        """Finds out where each file belongs, and takes what lies there already.
+        """Determines each file's archived path, and adopts a file that is there already.
 
         Raises:
-            DestinationUnavailable: nothing can be written now.
+            DestinationUnavailable: the archive cannot be written to now.
         """
         self._archive.require_ready()
         directories: dict[str, bool] = {}
         for record in list(self._undecided.values()):
             try:
-                self._plan(record)
+                self._plan_record(record)
             except LayoutRefused as refusal:
-                yield self._decide(_outcome(record, rsync_output.Verdict(refusal.reason, refusal.message)))
+                yield self._decide(_failure_outcome(record, rsync_output.CopyFailure(refusal.reason, refusal.message)))
                 continue
             final = self._finals[record.id]
             directory = os.path.dirname(final)
@@ -196,78 +195,78 @@ class _Work:
                 yield self._decide(Archived(record, placed.path, placed.size, adopted=True))
             else:
                 self.wanted.setdefault(self._entries[record.id], []).append(record)
-        self._entries_at_first = len(self.wanted)
+        self._wanted_at_start = len(self.wanted)
 
     def run(self, control_path: Path | None) -> Iterator[Outcome]:
-        """Brings what is wanted with one rsync, from the directory that all of it lies below.
+        """Fetches the wanted files with one rsync, starting in the deepest directory that contains them all.
 
-        Where that directory cannot be entered, from the source root: what that says is about each file.
+        Where rsync cannot enter that directory, it runs again from the source root, and then reports each file.
 
         Raises:
-            CopyTrouble: it failed by no file's fault; what arrived before counts.
+            TransferError: the failure concerns no single file; files that arrived before it count.
         """
         directory = common_directory(list(self.wanted))
-        if not (yield from self._run(directory, control_path)):
-            yield from self._run(b"", control_path)
+        if not (yield from self._run_rsync(directory, control_path)):
+            yield from self._run_rsync(b"", control_path)
 
-    def _run(self, directory: bytes, control_path: Path | None) -> Generator[Outcome, None, bool]:
-        """One rsync; False where it did not begin, and nothing is decided."""
-        limits = Limits(
+    def _run_rsync(self, directory: bytes, control_path: Path | None) -> Generator[Outcome, None, bool]:
+        """One rsync; False where it could not start in the directory, and no record has an outcome."""
+        limits = RsyncLimits(
             max_size=None if self._bulk else self._source.small_limit,
             io_timeout=self._source.io_timeout,
             stall_timeout=self._source.stall_timeout,
             rate=self._source.timetable.rate_at(datetime.now().time()),
         )
         staging = self._archive.staging_directory(self._source.staging_name, self._worker)
-        # What an earlier try left there would look like what this one brings.
+        # Leftovers of an earlier try would look like files of this one.
         self.clear()
-        # Staged files lie where their entry says, wherever rsync begins: the part of a large one is found again.
+        # A staged file's path depends only on its entry, not on where rsync starts: so the part of a large one is found again.
         self._archive.make_staged_directory(staging, directory)
         command = rsync_command(self._source, staging, self._settings.modes, limits, control_path, directory)
         run = RsyncRun(command, list(self.wanted), staging, limits, self._cancel, directory)
         changed: dict[bytes, bytes] = {}
-        held: list[rsync_output.Line] = []
+        waiting: list[rsync_output.OutputLine] = []
         silent = True
         for lines in run.lines():
             silent = False
-            ready, held = _in_place([*held, *self._about_wanted(lines)], staging)
-            yield from self._take(ready, changed)
+            ready, waiting = _split_renamed([*waiting, *self._about_wanted(lines)], staging)
+            yield from self._process_lines(ready, changed)
         if run.cancelled:
             return True
-        if directory and silent and not run.stalled and self._began_elsewhere(run, directory):
+        if directory and silent and not run.stalled and self._started_elsewhere(run, directory):
             return False
-        yield from self._take(_in_place(held, staging)[0], changed)
-        if not self._cancel.is_set():  # what was given up says nothing of its file
-            yield from self._end(run, directory, staging, changed)
+        yield from self._process_lines(_split_renamed(waiting, staging)[0], changed)
+        if not self._cancel.is_set():  # a cancelled run proves nothing about its files
+            yield from self._finish_run(run, directory, staging, changed)
         return True
 
-    def _began_elsewhere(self, run: RsyncRun, directory: bytes) -> bool:
-        """Whether a run that brought nothing did not begin where it was to: it could not; or nothing is there, as when a key's
-        command names a directory of its own."""
-        if rsync_output.could_not_begin(run.status, run.stderr):
+    def _started_elsewhere(self, run: RsyncRun, directory: bytes) -> bool:
+        """Whether a run without any file did not start in the directory: it could not enter it, or every file is missing there,
+        as when a key's command names a directory of its own."""
+        if rsync_output.failed_to_enter_directory(run.status, run.stderr):
             return True
-        missing = self._ending(run, directory).files
+        missing = self._exit_info(run, directory).files
         return all(entry in missing and missing[entry].reason is Reason.MISSING for entry in self.wanted)
 
-    def _ending(self, run: RsyncRun, directory: bytes) -> rsync_output.ExitInfo:
-        known_peer = None if self._source.is_local else peer(self._source)
+    def _exit_info(self, run: RsyncRun, directory: bytes) -> rsync_output.ExitInfo:
+        endpoint = None if self._source.is_local else ssh_endpoint(self._source)
         root = self._source.source_root
-        return rsync_output.read_ending(run.status, run.stderr, root, self.wanted.keys(), known_peer, directory)
+        return rsync_output.parse_exit(run.status, run.stderr, root, self.wanted.keys(), endpoint, directory)
 
-    def _about_wanted(self, lines: Sequence[rsync_output.Line]) -> list[rsync_output.Line]:
-        """The lines about files that were asked for: the other side may print what it likes."""
+    def _about_wanted(self, lines: Sequence[rsync_output.OutputLine]) -> list[rsync_output.OutputLine]:
+        """The lines about wanted files: the other side may print anything."""
         return [line for line in lines if line.entry in self.wanted]
 
     def defer(self, reason: Reason, detail: str) -> Iterator[Outcome]:
-        """Gives back everything that is undecided."""
+        """Defers every record without an outcome."""
         for record in list(self._undecided.values()):
             yield self._decide(Deferred(record, reason, detail))
 
     def clear(self) -> None:
-        """Leaves staging empty, but for parts of large files."""
+        """Empties this worker's staging directory, except for parts of large files."""
         self._archive.clear_staging(self._source.staging_name, self._worker)
 
-    def _plan(self, record: FileRecord) -> None:
+    def _plan_record(self, record: FileRecord) -> None:
         if len(record.md5sum) != 16:
             raise LayoutRefused(Reason.NO_MD5, f"the row's md5sum has {len(record.md5sum)} bytes, not 16")
         self._entries[record.id] = os.fsencode(layout.source_entry(record, self._source.source_root))
@@ -275,44 +274,44 @@ class _Work:
         layout.require_fit(final, self._path_width)
         self._finals[record.id] = final
 
-    def _take(self, told: Sequence[_Said], changed: dict[bytes, bytes]) -> Iterator[Outcome]:
+    def _process_lines(self, reported: Sequence[_ReportedFile], changed: dict[bytes, bytes]) -> Iterator[Outcome]:
         arrived: dict[int, tuple[FileRecord, Staged]] = {}
         now = time.monotonic()
-        for said in told:
-            line = said.line
+        for report in reported:
+            line = report.line
             records = self.wanted.get(line.entry, ())
             match line:
-                case rsync_output.Arrived(md5=md5):
+                case rsync_output.FileReceived(md5=md5):
                     if any(record.md5sum != md5 for record in records):
                         changed[line.entry] = md5
                     for record in records:
                         if record.md5sum == md5:
                             arrived[record.id] = (
                                 record,
-                                Staged(said.staged, self._finals[record.id], md5, said.found),
+                                Staged(report.staged, self._finals[record.id], md5, report.stat_result),
                             )
-                case rsync_output.NotAFile():
+                case rsync_output.NotRegularFile():
                     for record in list(records):
-                        yield self._decide(_not_a_file(record))
-                case rsync_output.TooLarge() if not self._bulk:
+                        yield self._decide(_not_regular_file(record))
+                case rsync_output.OverMaxSize() if not self._bulk:
                     for record in list(records):
                         yield self._decide(Oversize(record))
         if arrived:
-            yield from self._place(list(arrived.values()), transferred=now - self._started)
+            yield from self._verify_and_place(list(arrived.values()), transferred=now - self._started)
 
-    def _place(self, arrived: Sequence[tuple[FileRecord, Staged]], transferred: float) -> Iterator[Outcome]:
+    def _verify_and_place(self, arrived: Sequence[tuple[FileRecord, Staged]], transferred: float) -> Iterator[Outcome]:
         began = time.monotonic()
-        sound: list[tuple[FileRecord, Staged]] = []
+        verified_files: list[tuple[FileRecord, Staged]] = []
         for record, file in arrived:
             try:
                 if self._settings.verify is Verify.TRANSFER or self._archive.verify(file, self._cancel):
-                    sound.append((record, file))
-            except DestinationUnavailable as trouble:
-                yield self._decide(Deferred(record, trouble.reason, str(trouble)))
+                    verified_files.append((record, file))
+            except DestinationUnavailable as error:
+                yield self._decide(Deferred(record, error.reason, str(error)))
         verified = time.monotonic()
-        results = self._archive.place([file for _, file in sound])
-        steps = Steps(transferred, verified - began, time.monotonic() - verified)
-        for (record, _), result in zip(sound, results, strict=True):
+        results = self._archive.place([file for _, file in verified_files])
+        steps = StepDurations(transferred, verified - began, time.monotonic() - verified)
+        for (record, _), result in zip(verified_files, results, strict=True):
             match result:
                 case Placed(path=path, size=size, adopted=adopted):
                     yield self._decide(Archived(record, path, size, adopted, steps))
@@ -321,83 +320,86 @@ class _Work:
                 case DestinationUnavailable(reason=reason):
                     yield self._decide(Deferred(record, reason, str(result)))
 
-    def _end(self, run: RsyncRun, directory: bytes, staging: Path, changed: Mapping[bytes, bytes]) -> Iterator[Outcome]:
+    def _finish_run(
+        self, run: RsyncRun, directory: bytes, staging: Path, changed: Mapping[bytes, bytes]
+    ) -> Iterator[Outcome]:
         if run.stalled:
             raise HostUnavailable(
                 Reason.STALLED,
-                f"nothing came from {self._source.name} for {self._source.stall_timeout:.0f} s: rsync was killed",
+                f"{self._source.name} sent nothing for {self._source.stall_timeout:.0f} s: rsync was killed",
             )
-        ending = self._ending(run, directory)
-        # A directory prints its line only where it was made now; made before, for another file's sake, it is silent.
+        exit_info = self._exit_info(run, directory)
+        # rsync prints a directory's line only where it makes it now; where another file needed it before, it prints none.
         for entry in [entry for entry in self.wanted if os.path.isdir(staging / os.fsdecode(entry))]:
             for record in list(self.wanted[entry]):
-                yield self._decide(_not_a_file(record))
-        disk_seen = self._sees_disk_of(ending.files)
-        verdicts = dict(ending.files)
-        if not disk_seen:
-            verdicts.update(
-                mount_heuristic.hold_if_all_alike(ending.files, self._entries_at_first, self._never_charged())
+                yield self._decide(_not_regular_file(record))
+        mount_confirmed = self._confirms_mount(exit_info.files)
+        failures = dict(exit_info.files)
+        if not mount_confirmed:
+            failures.update(
+                mount_heuristic.judge_batch(exit_info.files, self._wanted_at_start, self._entries_on_first_attempt())
             )
-        if ending.trouble is None:
-            # A file may print twice, and the last line wins: only a run that came to its end makes a wrong sum final.
-            for entry, seen in changed.items():
+        if exit_info.failure is None:
+            # rsync may print a file twice, and the last line counts: only a completed run makes a wrong md5 final.
+            for entry, md5 in changed.items():
                 for record in list(self.wanted.get(entry, ())):
-                    yield self._decide(_changed(record, seen))
-            verdicts.update(self._diagnose(verdicts))
-        for entry, verdict in verdicts.items():
+                    yield self._decide(_changed_file(record, md5))
+            failures.update(self._diagnose(failures))
+        for entry, failure in failures.items():
             for record in list(self.wanted.get(entry, ())):
-                yield self._decide(_outcome(record, verdict, disk_seen=disk_seen))
-        if ending.trouble is not None and self.wanted:
-            trouble = ending.trouble
-            here = trouble.reason.scope is Scope.DESTINATION
-            kind = DestinationUnavailable if here else HostUnavailable
-            raise kind(trouble.reason, f"{self._source.name}: {trouble.words}", trouble.hint)
+                yield self._decide(_failure_outcome(record, failure, mount_confirmed=mount_confirmed))
+        if exit_info.failure is not None and self.wanted:
+            failure = exit_info.failure
+            kind = DestinationUnavailable if failure.reason.scope is Scope.DESTINATION else HostUnavailable
+            raise kind(failure.reason, f"{self._source.name}: {failure.message}", failure.hint)
 
-    def _never_charged(self) -> list[bytes]:
+    def _entries_on_first_attempt(self) -> list[bytes]:
         return [entry for entry, records in self.wanted.items() if any(record.attempts == 0 for record in records)]
 
-    def _sees_disk_of(self, verdicts: Mapping[bytes, rsync_output.Verdict]) -> bool:
-        """Whether a missing file's directory is there and has files in it; asked only where every file of the batch is missing."""
-        missing = [entry for entry, verdict in verdicts.items() if verdict.reason is Reason.MISSING]
-        if not missing or len(missing) < self._entries_at_first:
+    def _confirms_mount(self, failures: Mapping[bytes, rsync_output.CopyFailure]) -> bool:
+        """Whether a missing file's directory exists and has entries; checked only where every file of the batch is missing."""
+        missing = [entry for entry, failure in failures.items() if failure.reason is Reason.MISSING]
+        if not missing or len(missing) < self._wanted_at_start:
             return False
-        return Probe(self._source).sees_directory_of([self._path(entry) for entry in missing[:_DIRECTORIES_LOOKED_AT]])
+        return Probe(self._source).confirms_mount([self._path(entry) for entry in missing[:_MAX_CHECKED_DIRECTORIES]])
 
     def _path(self, entry: bytes) -> str:
         return posixpath.join(self._source.source_root, os.fsdecode(entry))
 
-    def _diagnose(self, verdicts: Mapping[bytes, rsync_output.Verdict]) -> dict[bytes, rsync_output.Verdict]:
-        """A look at the files that rsync said nothing of, or that it found missing: is their disk there at all?"""
-        missing = {entry for entry, verdict in verdicts.items() if verdict.reason is Reason.MISSING}
-        silent = self.wanted.keys() - verdicts.keys()
-        doubtful = [*missing, *silent][:_LOOKED_AT]
+    def _diagnose(self, failures: Mapping[bytes, rsync_output.CopyFailure]) -> dict[bytes, rsync_output.CopyFailure]:
+        """Checks files that rsync did not report, or reported missing: their disk may not be mounted."""
+        missing = {entry for entry, failure in failures.items() if failure.reason is Reason.MISSING}
+        silent = self.wanted.keys() - failures.keys()
+        doubtful = [*missing, *silent][:_MAX_DIAGNOSED_FILES]
         if not doubtful:
             return {}
         paths = {entry: self._path(entry) for entry in doubtful}
         states = Probe(self._source).diagnose(list(paths.values()))
-        seen: dict[bytes, rsync_output.Verdict] = {}
+        checked: dict[bytes, rsync_output.CopyFailure] = {}
         for entry, path in paths.items():
-            reason = _SEEN.get(states[path])
+            reason = _REASON_OF_STATE.get(states[path])
             if reason is Reason.SOURCE_NOT_MOUNTED or (reason is not None and entry in silent):
-                words = f"rsync said nothing of it; a look over there says: {states[path].value.replace('_', ' ')}"
+                message = f"rsync did not report the file; on the source it is: {states[path].value.replace('_', ' ')}"
                 if reason is Reason.SOURCE_NOT_MOUNTED:
-                    words = f"the source root {self._source.source_root} is missing or empty: is the disk mounted?"
-                seen[entry] = rsync_output.Verdict(reason, words)
+                    message = f"the source root {self._source.source_root} is missing or empty: is the disk mounted?"
+                checked[entry] = rsync_output.CopyFailure(reason, message)
             elif entry in missing and states[path] is FileState.OK:
-                seen[entry] = rsync_output.Verdict(
-                    Reason.UNDECIDED, "rsync did not find it, and a look over there does"
+                checked[entry] = rsync_output.CopyFailure(
+                    Reason.UNDECIDED, "rsync did not find the file, but a check on the source does"
                 )
             elif entry in missing and states[path] is FileState.UNREACHABLE:
-                words = "rsync did not find it, and the host went away before we could look whether its disk is there"
-                seen[entry] = rsync_output.Verdict(Reason.UNDECIDED, words)
-        # What was not looked at goes by what was: one file that is not simply missing speaks for them all.
+                message = (
+                    "rsync did not find the file, and the host became unreachable before its disk could be checked"
+                )
+                checked[entry] = rsync_output.CopyFailure(Reason.UNDECIDED, message)
+        # Files that were not checked follow those that were: one that is not simply missing decides for all.
         others = missing - paths.keys()
-        for entry in others if seen.keys() & missing else ():
-            seen[entry] = next(iter(seen[found] for found in seen.keys() & missing))
-        return seen
+        for entry in others if checked.keys() & missing else ():
+            checked[entry] = next(iter(checked[found] for found in checked.keys() & missing))
+        return checked
 
     def _decide(self, outcome: Outcome) -> Outcome:
-        """Every decision passes here: the record is wanted no more."""
+        """Removes the record from those without an outcome. Every outcome passes here."""
         record = outcome.record
         del self._undecided[record.id]
         entry = self._entries.get(record.id, b"")
@@ -410,67 +412,74 @@ class _Work:
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
-    """A line, and where it tells of a staged file, that file as it lies there."""
+class _ReportedFile:
+    """An output line and, for a received file, its path in staging and its status there."""
 
-    line: rsync_output.Line
+    line: rsync_output.OutputLine
     staged: str = ""
-    found: os.stat_result | None = None
+    stat_result: os.stat_result | None = None
 
 
-def _in_place(lines: Sequence[rsync_output.Line], staging: Path) -> tuple[list[_Said], list[rsync_output.Line]]:
-    """Splits off the lines whose file has not got its name yet.
+def _split_renamed(
+    lines: Sequence[rsync_output.OutputLine], staging: Path
+) -> tuple[list[_ReportedFile], list[rsync_output.OutputLine]]:
+    """Separates lines whose staged file has its final name from those whose file does not have it yet.
 
-    rsync prints a file's line when its data is complete, and renames it then: a few microseconds, most of the time. The
-    line of the next file, or the end, comes after the rename. A local one prints it when the data is sent, well before.
+    rsync prints a file's line when its data is complete and renames it then, mostly within microseconds. The line of the next
+    file, or the end, comes after the rename. A local rsync prints the line when the data is sent, well before the rename.
+
+    Returns:
+        Files that can be placed, and lines to check again later.
     """
-    ready: list[_Said] = []
-    held: list[rsync_output.Line] = []
+    ready: list[_ReportedFile] = []
+    waiting: list[rsync_output.OutputLine] = []
     directory = os.path.join(os.fsencode(staging), b"")
     for line in lines:
-        if not isinstance(line, rsync_output.Arrived):
-            ready.append(_Said(line))
+        if not isinstance(line, rsync_output.FileReceived):
+            ready.append(_ReportedFile(line))
             continue
         staged = os.fsdecode(directory + line.entry)
-        for look in range(_LOOKS if line is lines[-1] else 1):
-            if look:
-                time.sleep(_LOOK_AGAIN)
+        for check in range(_RENAME_CHECKS if line is lines[-1] else 1):
+            if check:
+                time.sleep(_RENAME_CHECK_SECONDS)
             try:
                 found = os.lstat(staged)
             except OSError:
                 continue
-            ready.append(_Said(line, staged, found))
+            ready.append(_ReportedFile(line, staged, found))
             break
         else:
-            held.append(line)
-    return ready, held
+            waiting.append(line)
+    return ready, waiting
 
 
-def _outcome(
-    record: FileRecord, verdict: rsync_output.Verdict, *, disk_seen: bool = False
+def _failure_outcome(
+    record: FileRecord, failure: rsync_output.CopyFailure, *, mount_confirmed: bool = False
 ) -> AttemptFailed | Refused | Deferred:
-    words = f"{verdict.words} {verdict.hint}".strip()
-    match verdict.reason.scope:
+    detail = f"{failure.message}; fix: {failure.hint}" if failure.hint else failure.message
+    match failure.reason.scope:
         case Scope.FILE:
-            return AttemptFailed(record, verdict.reason, words, disk_seen=disk_seen)
+            return AttemptFailed(record, failure.reason, detail, mount_confirmed=mount_confirmed)
         case Scope.ROW:
-            return Refused(record, verdict.reason, words)
+            return Refused(record, failure.reason, detail)
         case _:
-            return Deferred(record, verdict.reason, words)
+            return Deferred(record, failure.reason, detail)
 
 
-def _changed(record: FileRecord, seen: bytes) -> AttemptFailed:
+def _changed_file(record: FileRecord, md5: bytes) -> AttemptFailed:
     return AttemptFailed(
         record,
         Reason.CHANGED,
-        f"the file's md5 is {seen.hex()}, the row says {record.md5sum.hex()}: it was changed after it was registered",
-        seen,
+        f"the file's md5 is {md5.hex()}, the row has {record.md5sum.hex()}: the file changed after it was registered",
+        md5,
     )
 
 
-def _not_a_file(record: FileRecord) -> Refused:
-    return Refused(record, Reason.NOT_A_FILE, f"{record.path} is a directory, a link or a device on its source")
+def _not_regular_file(record: FileRecord) -> Refused:
+    return Refused(
+        record, Reason.NOT_A_FILE, f"{record.path} is a directory, a link or a device on its source, not a regular file"
+    )
 
 
-def _may_pass_soon(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     return isinstance(error, HostUnavailable) and error.reason in (Reason.HOST_UNREACHABLE, Reason.LINK_LOST)

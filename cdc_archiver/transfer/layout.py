@@ -1,7 +1,6 @@
-"""Where a row's file is archived, and what it is called on its source. Pure.
+"""Computes the archived path of a row's file and its path on the source. Pure.
 
-The archived path is the polling agent's, to the letter, because an archive of years was written that way: five digits
-of the column ``timestamp``, ``pub_id``, ``<action_timestamp>_<action>``, ``plots`` or ``outputs``, the name.
+The archived path is exactly the polling agent's, because years of the archive were written that way: five digits of the column ``timestamp``, ``pub_id``, ``<action_timestamp>_<action>``, ``plots`` or ``outputs``, the name.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from cdc_archiver.model import FileRecord, Reason
 COMPONENT_BYTES = 255
 """The longest name that Linux file systems take, in bytes."""
 
-SUFFIX_ROOM = 5
-"""Characters kept free in the column for a ``.1`` … ``.9999`` that placement may have to append."""
+SUFFIX_LENGTH = 5
+"""Characters reserved in the column for a ``.1`` … ``.9999`` that placement may append."""
 
 _SURELY_FITS: Final = COMPONENT_BYTES // 4
-"""Characters; none has more than four bytes."""
+"""Characters; each has at most four bytes."""
 
 _NOT_NORMAL: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
-"""A part that is empty, ``.`` or ``..``."""
+"""A path component that is empty, ``.`` or ``..``."""
 
 
 def archived_path(record: FileRecord) -> str:
-    """The record's place below data_dir, relative.
+    """The archived path of a record, relative to data_dir.
 
     Raises:
-        LayoutRefused: a value is missing that the path needs, or would lead out of its place.
+        LayoutRefused: a value that the path needs is missing, or would lead outside its directory.
     """
     name = _file_name(record)
     if record.pub_id is None:
@@ -41,21 +40,23 @@ def archived_path(record: FileRecord) -> str:
     if record.timestamp is None:
         raise LayoutRefused(Reason.NO_TIMESTAMP, "the row has no timestamp")
     action = f"{_action_time(record, name)}_{record.action}"
-    return f"{_directory(record.timestamp, record.pub_id, action)}/{'plots' if record.plot else 'outputs'}/{name}"
+    return (
+        f"{_action_directory(record.timestamp, record.pub_id, action)}/{'plots' if record.plot else 'outputs'}/{name}"
+    )
 
 
 def source_entry(record: FileRecord, root: str) -> str:
-    """The record's file on its source, relative to ``root``: what rsync is asked for, and the path below staging.
+    """The record's file on its source, relative to ``root``: the name for rsync and the path below staging.
 
     Args:
-        root: absolute directory that every file of this source lies below; ``/`` for anywhere. A relative ``path`` in the
-            row is taken as below it.
+        root: absolute directory that contains every file of this source; ``/`` for anywhere. A relative ``path`` in the row
+            is relative to it.
 
     Raises:
-        LayoutRefused: the path is empty or has a NUL, or lies outside the root.
+        LayoutRefused: the path is empty, has a NUL or lies outside the root.
     """
     if not record.path or "\0" in record.path:
-        raise LayoutRefused(Reason.BAD_PATH, f"the row's path {record.path!r} is empty or has a NUL in it")
+        raise LayoutRefused(Reason.BAD_PATH, f"the row's path {record.path!r} is empty or contains a NUL")
     root = _normal_root(root)
     relative = record.path.removeprefix(root)
     if relative == record.path or _NOT_NORMAL.search(relative):  # almost never
@@ -63,19 +64,19 @@ def source_entry(record: FileRecord, root: str) -> str:
         absolute = posixpath.normpath("/" + posixpath.join(root, record.path).lstrip("/"))
         relative = posixpath.relpath(absolute, root)
     if relative == "." or relative.split("/", 1)[0] == "..":
-        words = f"the row's path {record.path!r} is not below the source root {root}"
+        message = f"the row's path {record.path!r} is not below the source root {root}"
         if ".." in record.path.split("/"):
-            raise LayoutRefused(Reason.BAD_PATH, words)
-        # A mistyped root would refuse everything for good: the row is left as it is.
-        raise LayoutRefused(Reason.OUTSIDE_ROOT, f"{words}: is --source-root right?")
+            raise LayoutRefused(Reason.BAD_PATH, message)
+        # A mistyped root would refuse every row for good: the row is left unchanged.
+        raise LayoutRefused(Reason.OUTSIDE_ROOT, f"{message}: check --source-root")
     parts = relative.split("/")
     if max(map(len, parts)) > _SURELY_FITS and any(map(_is_too_long, parts)):
-        raise LayoutRefused(Reason.BAD_PATH, f"the row's path has a part of over {COMPONENT_BYTES} bytes")
+        raise LayoutRefused(Reason.BAD_PATH, f"the row's path has a component of more than {COMPONENT_BYTES} bytes")
     return relative
 
 
 def require_fit(path: str, column_characters: int) -> None:
-    """Refuses an archived path that the row could not hold.
+    """Refuses an archived path that does not fit in the row.
 
     Args:
         path: absolute.
@@ -84,10 +85,10 @@ def require_fit(path: str, column_characters: int) -> None:
     Raises:
         LayoutRefused: too long, a numbered suffix included.
     """
-    if len(path) + SUFFIX_ROOM > column_characters:
+    if len(path) + SUFFIX_LENGTH > column_characters:
         raise LayoutRefused(
             Reason.PATH_TOO_LONG,
-            f"the archived path would have {len(path)} characters (and {SUFFIX_ROOM} are kept for a suffix); "
+            f"the archived path would have {len(path)} characters (and {SUFFIX_LENGTH} are reserved for a suffix); "
             f"the column holds {column_characters}",
         )
 
@@ -95,23 +96,23 @@ def require_fit(path: str, column_characters: int) -> None:
 def _file_name(record: FileRecord) -> str:
     name = posixpath.basename(record.path)
     if name in ("", ".", "..") or "\0" in name:
-        raise LayoutRefused(Reason.BAD_NAME, f"the row's path {record.path!r} does not end in a file's name")
+        raise LayoutRefused(Reason.BAD_NAME, f"the row's path {record.path!r} does not end in a file name")
     if _is_too_long(name):
-        raise LayoutRefused(Reason.BAD_NAME, f"the file's name has over {COMPONENT_BYTES} bytes")
+        raise LayoutRefused(Reason.BAD_NAME, f"the file name has more than {COMPONENT_BYTES} bytes")
     return name
 
 
 @functools.lru_cache(maxsize=256)
-def _directory(timestamp: datetime, pub_id: str, action: str) -> str:
-    """What the files of one action have in common."""
-    pub_id = _component(pub_id, "pub_id", Reason.BAD_PUB_ID)
-    action = _component(action, "action", Reason.BAD_ACTION)
+def _action_directory(timestamp: datetime, pub_id: str, action: str) -> str:
+    """The part of the path that the files of one action share."""
+    pub_id = _directory_name(pub_id, "pub_id", Reason.BAD_PUB_ID)
+    action = _directory_name(action, "action", Reason.BAD_ACTION)
     return f"{str(timestamp.timestamp())[:5]}/{pub_id}/{action}"
 
 
 @functools.lru_cache(maxsize=64)
 def _normal_root(root: str) -> str:
-    """Ended by a slash."""
+    """The root, normalised and ended by a slash."""
     return posixpath.join(posixpath.normpath("/" + root.lstrip("/")), "")
 
 
@@ -119,13 +120,13 @@ def _is_too_long(name: str) -> bool:
     return len(name) > _SURELY_FITS and len(os.fsencode(name)) > COMPONENT_BYTES
 
 
-def _component(value: str, column: str, reason: Reason) -> str:
+def _directory_name(value: str, column: str, reason: Reason) -> str:
     if value in ("", ".", "..") or "/" in value:
-        raise LayoutRefused(reason, f"{column}: {value!r} is no directory's name")
+        raise LayoutRefused(reason, f"{column}: invalid directory name: {value!r}")
     if any(ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0 for character in value):
-        raise LayoutRefused(reason, f"{column}: {value!r} has a control character")
+        raise LayoutRefused(reason, f"{column}: {value!r} contains a control character")
     if _is_too_long(value):
-        raise LayoutRefused(reason, f"{column}: the directory's name has over {COMPONENT_BYTES} bytes")
+        raise LayoutRefused(reason, f"{column}: the directory name has more than {COMPONENT_BYTES} bytes")
     return value
 
 

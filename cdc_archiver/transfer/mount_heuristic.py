@@ -1,10 +1,10 @@
-"""Is it the file that is missing, or its disk? Pure.
+"""Decides whether files are missing, or their disk is not mounted. Pure.
 
-An unmounted mount point is an empty directory, so nothing but the company that a missing file is in shows it; an expired ticket
-or a changed mode of a directory above forbids all files alike. So three files in a row that were never charged before, and no
-other in between, are their disk's fault, and nobody is charged. That a file is missing which was missing before says
-nothing of the disk. A look at the directory of the missing file, where one can be had, overrules all of this: the copier
-asks for it, and says so with ``AttemptFailed.disk_seen``.
+An unmounted mount point is an empty directory, so only the other missing files show it; an expired ticket or a changed mode
+of a directory above forbids all files alike. So three files in a row that never failed before, with no other file in between,
+mean that the disk is not mounted, and no failed attempt is counted. A file that was missing before says nothing about the
+disk. Where the directory of the missing file can be looked at, that look overrules the heuristic: the copier takes it and
+reports it as ``AttemptFailed.mount_confirmed``.
 """
 
 from __future__ import annotations
@@ -14,65 +14,67 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, Outcome, Oversize, Reason
-from cdc_archiver.transfer.rsync_output import Verdict
+from cdc_archiver.transfer.rsync_output import CopyFailure
 
-_FILES: Final = 3
-"""So many may be gone by themselves, less one."""
-_QUESTION: Final = "is the disk mounted, are we allowed to read it, or are they really gone?"
+_SUSPICIOUS_FILES: Final = 3
+"""Fewer missing files than this may have been deleted."""
+_QUESTION: Final = "is the disk mounted, can the login read it, or were the files deleted?"
 
 
-def hold_if_all_alike(
-    verdicts: Mapping[bytes, Verdict], entries: int, fresh: Collection[bytes]
-) -> Mapping[bytes, Verdict]:
-    """What is said of a batch of which every file is missing, or every one unreadable.
+def judge_batch(
+    verdicts: Mapping[bytes, CopyFailure], entries: int, fresh: Collection[bytes]
+) -> Mapping[bytes, CopyFailure]:
+    """The verdicts on a batch; where every file of it is missing, or every file unreadable, that its disk is not mounted.
 
     Args:
         verdicts: on the entries of the batch.
-        entries: how many the batch had.
-        fresh: those that were never charged.
+        entries: number of entries in the batch.
+        fresh: entries that have no failed attempt.
     """
     reasons = {verdict.reason for verdict in verdicts.values()}
     alike = reasons in ({Reason.MISSING}, {Reason.UNREADABLE})
-    if not alike or len(verdicts) < entries or len(verdicts.keys() & set(fresh)) < _FILES:
+    if not alike or len(verdicts) < entries or len(verdicts.keys() & set(fresh)) < _SUSPICIOUS_FILES:
         return verdicts
-    words = f"all {entries} files of a batch are {min(reasons)} there: {_QUESTION}"
+    message = f"all {entries} files of a batch are {min(reasons)} at the source: {_QUESTION}"
     return {
-        entry: Verdict(Reason.SOURCE_NOT_MOUNTED, f"{words} {verdict.words}") for entry, verdict in verdicts.items()
+        entry: CopyFailure(Reason.SOURCE_NOT_MOUNTED, f"{message} {verdict.message}")
+        for entry, verdict in verdicts.items()
     }
 
 
 @dataclass(slots=True)
-class MissingFiles:
-    """The missing files of one source across its batches: idle, files come one by one, and an unmounted disk looks like one
-    missing file after the other.
+class UnmountedDiskDetector:
+    """Watches the missing files of one source across its batches: a source that is almost idle sends batches of one file, and
+    an unmounted disk shows as one missing file after another.
 
     Attributes:
         missing: ids found missing, for the first time, since the last file that arrived.
-        heard: workers whose batch has brought something: their missing files are missing.
+        proven: workers whose current batch has shown that the disk is mounted.
     """
 
     missing: set[int] = field(default_factory=set)
-    heard: set[str] = field(default_factory=set)
+    proven: set[str] = field(default_factory=set)
 
-    def begin(self, worker: str) -> None:
+    def begin_batch(self, worker: str) -> None:
         """A worker has a new batch."""
-        self.heard.discard(worker)
+        self.proven.discard(worker)
 
-    def judge(self, worker: str, outcome: Outcome, *, held: bool = False) -> Outcome:
-        """The outcome, or what it is when its neighbours are looked at too.
+    def judge(self, worker: str, outcome: Outcome, *, suspected: bool = False) -> Outcome:
+        """The outcome, or what it becomes in the light of the files before it.
 
         Args:
-            held: the disk is taken for not mounted already: then what was missing before is missing for no news either.
+            suspected: the source is paused already because its disk seems not to be mounted: then a file that was missing
+                before does not fail either.
         """
         match outcome:
-            case AttemptFailed(record=record, reason=Reason.MISSING, detail=detail, disk_seen=disk_seen):
-                if disk_seen or worker in self.heard or (record.attempts and not held):
+            case AttemptFailed(record=record, reason=Reason.MISSING, detail=detail, mount_confirmed=mount_confirmed):
+                if mount_confirmed or worker in self.proven or (record.attempts and not suspected):
                     return outcome
                 self.missing.add(record.id)
-                if held or len(self.missing) >= _FILES:
-                    words = f"the last {len(self.missing)} files are all missing there: {_QUESTION}"
-                    return Deferred(record, Reason.SOURCE_NOT_MOUNTED, f"{words} {detail}")
+                if suspected or len(self.missing) >= _SUSPICIOUS_FILES:
+                    message = f"the last {len(self.missing)} files are all missing at the source: {_QUESTION}"
+                    return Deferred(record, Reason.SOURCE_NOT_MOUNTED, f"{message} {detail}")
             case Archived(adopted=False) | AttemptFailed() | Oversize():
-                self.heard.add(worker)
+                self.proven.add(worker)
                 self.missing.clear()
         return outcome

@@ -1,7 +1,7 @@
-"""paramiko, the control plane and never the data path: a look at a source, and a diagnosis of files that did not arrive.
+"""Inspects a source through paramiko, and diagnoses files that did not arrive. Never carries data.
 
-rsync rides on OpenSSH. Where paramiko cannot go the same way (a jump host, a certificate authority, a key that is restricted
-to rrsync) the answer is "cannot tell", and no copy fails for it.
+rsync uses OpenSSH. Where paramiko cannot take the same way (a jump host, a certificate authority, a key that is restricted
+to rrsync) the answer is "cannot tell", and no copy fails because of it.
 """
 
 from __future__ import annotations
@@ -32,96 +32,96 @@ from cdc_archiver.transfer.ssh import (
     absolute,
     clean_environment,
     known_hosts_file,
-    peer,
     ssh_command,
+    ssh_endpoint,
 )
 from cdc_archiver.transfer.ssh_errors import host_key_hint, key_refused_hint
 
 PROBE_LIMIT: Final = 30.0
-"""Seconds that one look or one diagnosis takes at the most; what is not known by then cannot be told."""
+"""Seconds that one inspection or one diagnosis takes at most; the rest is then reported as unknown."""
 
 _OUTPUT_LIMIT: Final = 65536
 _RSYNC_VERSION: Final = re.compile(r"rsync\s+version v?(\d[\w.]*)")
 _LOG: Final = "cdc_archiver.paramiko"
 
-# paramiko logs, with tracebacks, every error that it raises as well.
+# paramiko also logs, with a traceback, every error that it raises.
 logging.getLogger(_LOG).setLevel(logging.CRITICAL + 1)
 
 
 class FileState(StrEnum):
-    """What can be seen of a file on its source."""
+    """State of a file on its source."""
 
     OK = "ok"
     MISSING = "missing"
     UNREADABLE = "unreadable"
     NOT_A_FILE = "not_a_file"
     ROOT_GONE = "root_gone"
-    """The directory that all files lie below is missing or empty: its disk is not mounted."""
+    """The source root is missing or empty: its disk is not mounted."""
     CANNOT_TELL = "cannot_tell"
     UNREACHABLE = "unreachable"
-    """It could not be looked at just now; another time it can."""
+    """The source could not be reached for the check; a later check may succeed."""
 
 
-_SILENCE: Final = re.compile(r"banner|Negotiation failed|timed? ?out", re.IGNORECASE)
-"""What paramiko says where a host takes the connection and then says nothing; one that it cannot talk to says other things."""
+_TIMEOUT_MESSAGE: Final = re.compile(r"banner|Negotiation failed|timed? ?out", re.IGNORECASE)
+"""paramiko's error where a host accepts the connection and then is silent; an incompatible host gives other errors."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a look at a source showed.
+class SourceInspection:
+    """Result of inspecting a source.
 
     Attributes:
-        rsync: version there; empty where it cannot be told.
-        rsync_missing: the account there finds no rsync.
-        root: the source root: OK for a directory that can be listed, NOT_A_FILE for what is no directory.
-        unknown: why something above cannot be told; empty where all of it was.
+        rsync: version on the source; empty where unknown.
+        rsync_missing: the account on the source finds no rsync.
+        root: the source root: OK for a directory that can be listed, NOT_A_FILE for something that is not a directory.
+        unknown_because: why some of this is unknown; empty where all is known.
     """
 
     rsync: str
     rsync_missing: bool
     root: FileState
-    unknown: str = ""
+    unknown_because: str = ""
 
 
-class CannotTell(ArchiverError):
-    """OpenSSH may well get there; paramiko does not."""
+class ProbeUnavailable(ArchiverError):
+    """paramiko cannot log in where OpenSSH perhaps can."""
 
 
 class Probe:
-    """One source, seen by paramiko; a local one by this machine's own eyes. Safe to share between threads.
+    """Inspects one source: through paramiko, or directly for a local source. Safe to share between threads.
 
     Args:
-        limit: seconds for one call at the most.
+        limit: seconds that one call takes at most.
     """
 
     def __init__(self, source: SourceSettings, limit: float = PROBE_LIMIT) -> None:
         self._source = source
         self._limit = limit
 
-    def look(self) -> Look:
-        """Logs in, and asks for rsync and the source root.
+    def inspect(self) -> SourceInspection:
+        """Logs in and checks rsync and the source root.
 
         Raises:
-            HostUnavailable: the login failed; its ``reason`` is one of ssh's four.
-            CannotTell: paramiko cannot log in where OpenSSH perhaps can.
+            HostUnavailable: the login failed; ``reason`` is one of HOST_KEY, HOST_UNREACHABLE, LOGIN_REFUSED.
+            ProbeUnavailable: paramiko cannot log in where OpenSSH perhaps can.
             Misconfigured: this uid has no account.
         """
         source = self._source
         if source.is_local:
             version = rsync_version_here()
-            return Look(version or "", version is None, _root_state(_LocalFiles(), source.source_root))
+            return SourceInspection(version or "", version is None, _root_state(_LocalFiles(), source.source_root))
         with self._login() as transport:
-            rsync, missing, unknown = self._ask_rsync(transport)
+            rsync, missing, unknown_because = self._check_rsync(transport)
             root = FileState.CANNOT_TELL
             try:
                 with _sftp(transport) as files:
                     root = _root_state(files, source.source_root)
-            except _BROKEN as error:
-                unknown = unknown or f"the account gives no SFTP: {_text(error)}"
-            return Look(rsync, missing, root, unknown)
+            except _CONNECTION_ERRORS as error:
+                unknown_because = unknown_because or f"the account offers no SFTP: {_error_text(error)}"
+            return SourceInspection(rsync, missing, root, unknown_because)
 
     def diagnose(self, paths: Sequence[str]) -> dict[str, FileState]:
-        """What is the matter with files, as far as can be seen from here. Never raises for what it cannot see.
+        """The state of files on the source, as far as it can be determined. Never raises where it cannot.
 
         Args:
             paths: absolute, as rows have them.
@@ -129,32 +129,32 @@ class Probe:
         source = self._source
         states = dict.fromkeys(paths, FileState.CANNOT_TELL)
         if source.is_local:
-            states.update(_diagnosis(_LocalFiles(), source.source_root, paths))
+            states.update(_file_states(_LocalFiles(), source.source_root, paths))
         elif not source.restricted_key:
-            # Whatever a server answers: a diagnosis that fails says nothing, and harms nobody.
+            # Whatever a server answers: a diagnosis that fails proves nothing and must cost nothing.
             try:
                 with self._login() as transport:
                     try:
                         with _sftp(transport) as files:
-                            # One by one: what was seen before a link breaks stays seen.
-                            for path, state in _diagnosis(files, source.source_root, paths):
+                            # One by one: states found before a link breaks are kept.
+                            for path, state in _file_states(files, source.source_root, paths):
                                 states[path] = state
                     except Exception as error:
-                        # A server that does not let us look says so on a link that stays.
+                        # A server that forbids the check answers on a connection that stays up.
                         if isinstance(error, TimeoutError) or not transport.is_active():
-                            _leave_open(states)
+                            _mark_unreachable(states)
             except HostUnavailable as error:
                 if error.reason is Reason.HOST_UNREACHABLE:
-                    _leave_open(states)
+                    _mark_unreachable(states)
             except Exception as error:
-                if _SILENCE.search(str(error)):
-                    _leave_open(states)
+                if _TIMEOUT_MESSAGE.search(str(error)):
+                    _mark_unreachable(states)
         return states
 
-    def sees_directory_of(self, paths: Sequence[str]) -> bool:
-        """Whether the directory of one of these files is there, with something in it: then its disk is mounted.
+    def confirms_mount(self, paths: Sequence[str]) -> bool:
+        """Whether the directory of one of these files exists and has entries: then its disk is mounted.
 
-        Never raises; what it cannot see it does not claim.
+        Never raises; where it cannot see the directory, the answer is False.
 
         Args:
             paths: absolute, as rows have them; a few.
@@ -169,26 +169,26 @@ class Probe:
 
     @contextmanager
     def _login(self) -> Iterator[paramiko.Transport]:
-        where = _resolve(self._source)
+        login = _resolve_login(self._source)
         client = paramiko.SSHClient()
         client.set_log_channel(_LOG)
-        client.set_missing_host_key_policy(_Reject())
-        # Several waits in paramiko have no timeout of their own; closing the connection ends them all.
+        client.set_missing_host_key_policy(_RejectUnknownHost())
+        # Several waits in paramiko have no timeout; closing the connection ends them all.
         watchdog = threading.Timer(self._limit, client.close)
         watchdog.daemon = True
         watchdog.start()
         try:
-            with self._in_our_words():
+            with self._translated_errors():
                 known = known_hosts_file(self._source)
-                if not where.keys:
-                    raise CannotTell(f"{self._source.host_name}: there is no private key here that paramiko could use")
+                if not login.keys:
+                    raise ProbeUnavailable(f"{self._source.host_name}: paramiko finds no private key that it can use")
                 if known.exists():
                     client.load_system_host_keys(str(known))
                 client.connect(
-                    where.host,
-                    port=where.port,
-                    username=where.user,
-                    key_filename=list(where.keys),  # type: ignore[arg-type]  # a list is documented
+                    login.host,
+                    port=login.port,
+                    username=login.user,
+                    key_filename=list(login.keys),  # type: ignore[arg-type]  # a list is documented
                     timeout=CONNECT_TIMEOUT,
                     banner_timeout=CONNECT_TIMEOUT,
                     auth_timeout=CONNECT_TIMEOUT,
@@ -198,68 +198,74 @@ class Probe:
                 )
             transport = client.get_transport()
             if transport is None:
-                raise CannotTell(f"{self._source.host_name}: the connection closed again")
+                raise ProbeUnavailable(f"{self._source.host_name}: the connection closed right after the login")
             yield transport
         finally:
             watchdog.cancel()
             client.close()
 
     @contextmanager
-    def _in_our_words(self) -> Iterator[None]:
+    def _translated_errors(self) -> Iterator[None]:
         host = self._source.host_name
-        them = peer(self._source)
+        endpoint = ssh_endpoint(self._source)
         try:
             yield
         except _UnknownHostKey as error:
             raise HostUnavailable(
                 Reason.HOST_KEY,
-                f"{host}: no host key is known for it in {them.known_hosts}",
-                host_key_hint(them, changed=False),
+                f"{host}: {endpoint.known_hosts} has no key of this host",
+                host_key_hint(endpoint, changed=False),
             ) from error
         except paramiko.BadHostKeyException as error:
             raise HostUnavailable(
                 Reason.HOST_KEY,
-                f"{host}: its host key is another than the one in {them.known_hosts}",
-                host_key_hint(them, changed=True),
+                f"{host}: its host key differs from the one in {endpoint.known_hosts}",
+                host_key_hint(endpoint, changed=True),
             ) from error
         except (paramiko.ssh_exception.NoValidConnectionsError, TimeoutError) as error:
             raise HostUnavailable(
-                Reason.HOST_UNREACHABLE, f"{host}: {_text(error)}", "is the host up, and is the port right?"
+                Reason.HOST_UNREACHABLE,
+                f"{host}: {_error_text(error)}",
+                "check that the host is up, and the port (--ssh-port)",
             ) from error
         except paramiko.PasswordRequiredException as error:
             raise HostUnavailable(
-                Reason.LOGIN_REFUSED, f"{host}: the private key has a passphrase", "use a key without a passphrase"
+                Reason.LOGIN_REFUSED,
+                f"{host}: the private key has a passphrase",
+                "set --ssh-key to a key without a passphrase",
             ) from error
         except (paramiko.AuthenticationException, PermissionError) as error:
-            raise HostUnavailable(Reason.LOGIN_REFUSED, f"{host}: {_text(error)}", key_refused_hint(them)) from error
+            raise HostUnavailable(
+                Reason.LOGIN_REFUSED, f"{host}: {_error_text(error)}", key_refused_hint(endpoint)
+            ) from error
         except OSError as error:
-            raise HostUnavailable(Reason.HOST_UNREACHABLE, f"{host}: {_text(error)}") from error
-        except (*_BROKEN, UnicodeError, ValueError) as error:
-            raise CannotTell(f"{host}: paramiko cannot log in: {_text(error)}") from error
+            raise HostUnavailable(Reason.HOST_UNREACHABLE, f"{host}: {_error_text(error)}") from error
+        except (*_CONNECTION_ERRORS, UnicodeError, ValueError) as error:
+            raise ProbeUnavailable(f"{host}: paramiko cannot log in: {_error_text(error)}") from error
 
-    def _ask_rsync(self, transport: paramiko.Transport) -> tuple[str, bool, str]:
-        """The version there, whether it is missing, and why neither can be told."""
+    def _check_rsync(self, transport: paramiko.Transport) -> tuple[str, bool, str]:
+        """The version of rsync on the source, whether it is missing, and why neither is known."""
         try:
             status, output = _run(transport, "rsync --version")
-        except _BROKEN as error:
-            return "", False, f"the account runs no command: {_text(error)}"
+        except _CONNECTION_ERRORS as error:
+            return "", False, f"the account cannot run commands: {_error_text(error)}"
         if found := _RSYNC_VERSION.search(output):
             return found[1], False, ""
         if status == 127:
             return "", True, ""
-        return "", False, f"the account runs no `rsync --version`: {output.strip()[:200] or f'status {status}'}"
+        return "", False, f"the account cannot run `rsync --version`: {output.strip()[:200] or f'status {status}'}"
 
 
-def _leave_open(states: dict[str, FileState]) -> None:
-    """What was not seen can be looked at another time."""
+def _mark_unreachable(states: dict[str, FileState]) -> None:
+    """States that were not found can be checked again later."""
     unseen = [path for path, state in states.items() if state is FileState.CANNOT_TELL]
     states.update(dict.fromkeys(unseen, FileState.UNREACHABLE))
 
 
 def rsync_version_here() -> str | None:
-    """The version of this machine's rsync; None where there is none, empty where it does not say."""
+    """The version of this machine's rsync; None where there is none, empty where it prints no version."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["rsync", "--version"],
             check=False,
             env=clean_environment(),
@@ -271,38 +277,40 @@ def rsync_version_here() -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = _RSYNC_VERSION.search(done.stdout)
+    found = _RSYNC_VERSION.search(result.stdout)
     return found[1] if found else ""
 
 
 class _UnknownHostKey(paramiko.SSHException):
-    """Nothing is known about this host."""
+    """known_hosts has no key of this host."""
 
 
-class _Reject(paramiko.RejectPolicy):
-    """paramiko's own rejection, told apart from all its other SSHExceptions."""
+class _RejectUnknownHost(paramiko.RejectPolicy):
+    """paramiko's own rejection, distinct from its other SSHExceptions."""
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> Never:
-        raise _UnknownHostKey(f"no host key is known for {hostname}")
+        raise _UnknownHostKey(f"no known host key for {hostname}")
 
 
-_BROKEN: Final = (paramiko.SSHException, paramiko.SFTPError, OSError, EOFError)
-"""What paramiko raises when the other side, or the watchdog, ends a conversation."""
+_CONNECTION_ERRORS: Final = (paramiko.SSHException, paramiko.SFTPError, OSError, EOFError)
+"""What paramiko raises when the other side, or the watchdog, closes a connection."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Where:
+class _ResolvedLogin:
+    """Host, port, user and private keys after ssh's configuration was applied."""
+
     host: str
     port: int
     user: str
     keys: tuple[str, ...]
 
 
-def _resolve(source: SourceSettings) -> _Where:
-    """Where OpenSSH would go with its whole configuration, asked of OpenSSH itself."""
+def _resolve_login(source: SourceSettings) -> _ResolvedLogin:
+    """The login that OpenSSH would use with its whole configuration, as ``ssh -G`` prints it."""
     command = [*ssh_command(source), "-G", "--", source.host_name]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             check=False,
             env=clean_environment(),
@@ -313,20 +321,22 @@ def _resolve(source: SourceSettings) -> _Where:
             timeout=CONNECT_TIMEOUT,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotTell(f"ssh cannot be asked for its configuration: {error}") from error
-    if done.returncode != 0:
-        raise CannotTell(f"ssh does not take its configuration: {done.stderr.strip()}")
+        raise ProbeUnavailable(f"`ssh -G` cannot be run: {error}") from error
+    if result.returncode != 0:
+        raise ProbeUnavailable(f"ssh rejects its configuration: {result.stderr.strip()}")
     values: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
+    for line in result.stdout.splitlines():
         name, _, value = line.partition(" ")
         values.setdefault(name, []).append(value)
     for option in ("proxyjump", "proxycommand", "hostkeyalias"):
         if values.get(option, ["none"])[0] not in ("none", ""):
-            raise CannotTell(f"{source.host_name}: the ssh configuration has {option}, which only OpenSSH follows")
-    # With a key of its own, the list of -G has the configuration's after it; ours alone is what is meant.
+            raise ProbeUnavailable(
+                f"{source.host_name}: the ssh configuration has {option}, which only OpenSSH supports"
+            )
+    # With --ssh-key, the list of -G also has the configuration's keys; only the set one is meant.
     named = [source.ssh_key] if source.ssh_key else [Path(value) for value in values.get("identityfile", ())]
     keys = [str(absolute(key)) for key in named]
-    return _Where(
+    return _ResolvedLogin(
         host=values["hostname"][0],
         port=int(values["port"][0]),
         user=values["user"][0],
@@ -335,7 +345,7 @@ def _resolve(source: SourceSettings) -> _Where:
 
 
 def _run(transport: paramiko.Transport, command: str) -> tuple[int, str]:
-    """Runs a short command there: its exit status (-1 for none) and what it wrote, both streams."""
+    """Runs a short command on the source: its exit status (-1 for none) and its output, both streams."""
     with contextlib.closing(transport.open_session(timeout=CONNECT_TIMEOUT)) as channel:
         channel.settimeout(CONNECT_TIMEOUT)
         channel.set_combine_stderr(True)
@@ -343,13 +353,13 @@ def _run(transport: paramiko.Transport, command: str) -> tuple[int, str]:
         output = b""
         while len(output) < _OUTPUT_LIMIT and (chunk := channel.recv(4096)):
             output += chunk
-        # recv_exit_status() would wait for ever.
+        # recv_exit_status() has no timeout.
         channel.status_event.wait(CONNECT_TIMEOUT)
         return channel.exit_status, output.decode(errors="replace")
 
 
 class _LocalFiles:
-    """This machine's files, with the three questions that are put to SFTP."""
+    """Files of this machine, with the interface of :class:`_RemoteFiles`."""
 
     def lstat(self, path: bytes) -> int:
         return os.lstat(path).st_mode
@@ -363,7 +373,7 @@ class _LocalFiles:
 
 
 class _RemoteFiles:
-    """The same questions over SFTP."""
+    """Files of a remote source, over SFTP."""
 
     def __init__(self, sftp: paramiko.SFTPClient) -> None:
         self._sftp = sftp
@@ -377,7 +387,7 @@ class _RemoteFiles:
     def has_entries(self, path: bytes) -> bool:
         try:
             return any(True for _ in self._sftp.listdir_iter(path, read_aheads=1))
-        except UnicodeDecodeError:  # paramiko takes every name for UTF-8; this one is none, but it is a name
+        except UnicodeDecodeError:  # paramiko decodes every name as UTF-8; this one is not UTF-8, but it exists
             return True
 
 
@@ -393,40 +403,40 @@ def _sftp(transport: paramiko.Transport) -> Iterator[_RemoteFiles]:
         yield _RemoteFiles(client)
 
 
-def _diagnosis(files: _LocalFiles | _RemoteFiles, root: str, paths: Sequence[str]) -> Iterator[tuple[str, FileState]]:
+def _file_states(files: _LocalFiles | _RemoteFiles, root: str, paths: Sequence[str]) -> Iterator[tuple[str, FileState]]:
     if _root_state(files, root) in (FileState.MISSING, FileState.NOT_A_FILE, FileState.ROOT_GONE):
         yield from ((path, FileState.ROOT_GONE) for path in paths)
         return
     for path in paths:
-        # No file can have a name with a NUL, and sshd ends the conversation over one.
-        yield path, FileState.MISSING if "\0" in path else _file_state(files, _bytes(path))
+        # No file name has a NUL, and sshd closes the connection over one.
+        yield path, FileState.MISSING if "\0" in path else _file_state(files, _path_bytes(path))
 
 
 def _file_state(files: _LocalFiles | _RemoteFiles, path: bytes) -> FileState:
-    def ask() -> FileState:
+    def query() -> FileState:
         if not stat.S_ISREG(files.lstat(path)):
             return FileState.NOT_A_FILE
         files.try_open(path)
         return FileState.OK
 
-    return _state_of(ask)
+    return _state_of(query)
 
 
 def _root_state(files: _LocalFiles | _RemoteFiles, root: str) -> FileState:
-    path = _bytes(root)
+    path = _path_bytes(root)
 
-    def ask() -> FileState:
-        # With a slash at its end a link to a directory is that directory.
+    def query() -> FileState:
+        # With a trailing slash a link to a directory is followed.
         if not stat.S_ISDIR(files.lstat(path.rstrip(b"/") + b"/")):
             return FileState.NOT_A_FILE
         return FileState.OK if files.has_entries(path) else FileState.ROOT_GONE
 
-    return _state_of(ask)
+    return _state_of(query)
 
 
-def _state_of(ask: Callable[[], FileState]) -> FileState:
+def _state_of(query: Callable[[], FileState]) -> FileState:
     try:
-        return ask()
+        return query()
     except OSError as error:
         match error.errno:
             case errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG:
@@ -437,10 +447,10 @@ def _state_of(ask: Callable[[], FileState]) -> FileState:
                 return FileState.CANNOT_TELL
 
 
-def _bytes(path: str) -> bytes:
+def _path_bytes(path: str) -> bytes:
     return path.encode("utf-8", "surrogateescape")
 
 
-def _text(error: BaseException) -> str:
-    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(words.split()) or type(error).__name__
+def _error_text(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

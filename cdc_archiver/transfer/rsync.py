@@ -1,4 +1,4 @@
-"""The rsync command, its process and the watchdog over it."""
+"""Builds the rsync command, runs it and stops a run that stalls."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ from cdc_archiver.transfer import rsync_output
 from cdc_archiver.transfer.ssh import clean_environment, dies_with_parent, remote_shell, rsync_host
 
 PARTIAL: Final = ".rsync-partial"
-"""Where, beside a staged file, rsync keeps what it had when a link broke."""
+"""Directory next to a staged file where rsync keeps the part that it had when the link broke."""
 
-_TICK: Final = 0.25
-_GATHER: Final = 0.2
-"""Seconds for which lines are gathered while others are to come. Each group of files is synced to the disk by itself: as fast as
-they came that was every thirty files, and rsync and the database waited behind it."""
+_POLL_SECONDS: Final = 0.25
+_GROUP_SECONDS: Final = 0.2
+"""Seconds for which lines are collected while others are pending. Each group of files is synced to the disk separately: without
+this a group had about thirty files, and rsync and the database waited for the sync."""
 _PIPE_BYTES: Final = 1 << 20
 _READ_BYTES: Final = 1 << 16
-_BREATH: Final = 0.002
-"""Seconds between two reads while more than this many lines are to come: rsync writes each by itself, and each would wake us."""
-_MANY: Final = 20
-_LOOK_EVERY: Final = 2.0
-_GRACE: Final = 3.0
-_WORDS_MOST: Final = 1 << 20
-"""Bytes that rsync and the other side may say beside the files' lines."""
+_READ_PAUSE_SECONDS: Final = 0.002
+_MANY_PENDING: Final = 20
+"""Seconds between two reads while more than this many lines are pending: rsync writes each line separately, and each would wake
+this process."""
+_STAGING_CHECK_SECONDS: Final = 2.0
+_EXIT_GRACE_SECONDS: Final = 3.0
+_MAX_OUTPUT_BYTES: Final = 1 << 20
+"""Bytes that rsync and the other side may print besides the files' lines."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds one run.
+class RsyncLimits:
+    """Limits of one run.
 
     Attributes:
-        max_size: bytes above which files are left out and said so; None for no limit.
+        max_size: bytes above which rsync skips and reports a file; None for no limit.
         io_timeout: seconds of silence on the link after which rsync itself gives up.
-        stall_timeout: seconds without a line and without a staged byte after which the watchdog kills it: rsync's own
-            timeout does not see a stopped sender.
-        rate: what rsync's ``--bwlimit`` takes; empty for no limit.
+        stall_timeout: seconds without a line and without a staged byte after which rsync is killed: its own timeout does not
+            notice a stopped sender.
+        rate: a value of rsync's ``--bwlimit``; empty for no limit.
     """
 
     max_size: int | None
@@ -62,42 +63,42 @@ class Limits:
 
 
 _PLAIN_DIRECTORIES: Final = re.compile(rb"(?:(?!-|\.{1,2}/)[A-Za-z0-9._-]+/)*")
-"""Directories whose names mean nothing but themselves to any shell: before 3.2.4 rsync hands its arguments to one as they are."""
+"""Directories whose names no shell interprets: before 3.2.4 rsync passes its arguments to a shell unquoted."""
 
-_DIRECTORY_MOST: Final = 1024
-"""Bytes: with staging's own path before it, it is a path still."""
+_MAX_DIRECTORY_BYTES: Final = 1024
+"""Bytes: together with the path of staging it remains a valid path."""
 
 
 def common_directory(entries: Sequence[bytes]) -> bytes:
-    """The directory that all entries lie below, ended by a slash, down to where its name is not plain; empty for the root.
+    """The deepest directory that contains all entries and has a plain name, ended by a slash; empty for the root.
 
-    rsync walks a name component by component for each file, on both sides: from here the way is shorter.
+    For each file rsync walks the path component by component, on both sides: from here the path is shorter.
 
     Args:
         entries: relative to the source root, normal.
     """
-    # What the first and the last by the alphabet share, all share.
+    # Entries between the first and the last in sort order share the prefix that these two share.
     shared = posixpath.commonpath([posixpath.dirname(min(entries)), posixpath.dirname(max(entries))])
     plain = _PLAIN_DIRECTORIES.match(shared + b"/")
-    return plain[0] if plain and len(plain[0]) <= _DIRECTORY_MOST else b""
+    return plain[0] if plain and len(plain[0]) <= _MAX_DIRECTORY_BYTES else b""
 
 
 def rsync_command(
     source: SourceSettings,
     staging: Path,
     modes: FileModes,
-    limits: Limits,
+    limits: RsyncLimits,
     control_path: Path | None,
     directory: bytes = b"",
 ) -> list[str]:
-    """The argument list; what is wanted is read from standard input, each entry ended by a NUL.
+    """The argument list. rsync reads the wanted entries from standard input, each ended by a NUL.
 
     Args:
-        source: where from.
+        source: the source to copy from.
         staging: directory on the archive's file system that no other rsync uses.
         modes: of staged, and so of archived, files.
         limits: of this run.
-        control_path: of the source's ControlMaster; None for a connection of its own.
+        control_path: of the source's ControlMaster; None for a separate connection.
         directory: from :func:`common_directory`: what entries are relative to, below the source root as below staging.
     """
     below = os.fsdecode(directory)
@@ -108,9 +109,9 @@ def rsync_command(
         "--no-implied-dirs",
         "--times",
         "--perms",
-        # Directories of staging are ours whatever their mode at the source: one without rights could never be cleared.
+        # Directories in staging stay accessible whatever their mode on the source: one without permissions could never be cleared.
         f"--chmod=D0700,F{modes.files:o}",
-        # Without this a leftover that is complete prints nothing and exits 0, for ever.
+        # Without this rsync prints nothing for a complete leftover and exits 0, every time.
         "--ignore-times",
         "--checksum-choice=md5",
         f"--out-format={rsync_output.OUT_FORMAT}",
@@ -124,27 +125,27 @@ def rsync_command(
         command.append(f"--bwlimit={limits.rate}")
     if source.is_local:
         return [*command, "--", f"{source.source_root.rstrip('/')}/{below}", f"{staging}/{below}"]
-    # For this side alone: the other one takes a directory for what it is either way. With --dirs, which a list implies, this side
-    # looks each name up among two patterns for each entry, one of them with a wild card: the square of a batch.
+    # Only for the receiving side; the sender treats a directory the same either way. With --dirs, which a list implies, the
+    # receiver matches each name against two patterns for each entry, one with a wildcard: quadratic in the size of a batch.
     command.append("--no-dirs")
     if source.compress:
         command += ["--compress", "--compress-choice=zstd"]
-    # With rrsync the directory is named by the key's command, and every path is taken as below it.
+    # With rrsync the key's command names the directory, and every path is relative to it.
     root = "/" if source.restricted_key else f"{source.source_root.rstrip('/')}/"
     shell = remote_shell(source, control_path)
     return [*command, "-e", shell, "--", f"{rsync_host(source)}:{root}{below}", f"{staging}/{below}"]
 
 
 class RsyncRun:
-    """One rsync process. Iterate :meth:`lines` to its end, then ask for ``status`` and ``stderr``.
+    """One rsync process. Iterate :meth:`lines` to its end, then read ``status`` and ``stderr``.
 
     Args:
         command: from :func:`rsync_command`.
-        entries: what is wanted, relative to the source root.
-        staging: the directory it writes to, watched for progress.
+        entries: the wanted files, relative to the source root.
+        staging: the directory that rsync writes to, watched for progress.
         limits: of this run.
-        cancel: set from elsewhere to kill it.
-        directory: that of the command; rsync hears and tells names relative to it, and nobody else does.
+        cancel: set it to kill rsync.
+        directory: that of the command; only rsync uses names relative to it.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class RsyncRun:
         command: Sequence[str],
         entries: Sequence[bytes],
         staging: Path,
-        limits: Limits,
+        limits: RsyncLimits,
         cancel: threading.Event,
         directory: bytes = b"",
     ) -> None:
@@ -167,35 +168,37 @@ class RsyncRun:
         self.status = 0
         self.stderr = ""
 
-    def lines(self) -> Iterator[list[rsync_output.Line]]:
-        """What arrives, in groups: all that was printed since the last group was taken; at once where nothing more is to come.
+    def lines(self) -> Iterator[list[rsync_output.OutputLine]]:
+        """Yields the lines printed, in groups: all since the last group was taken; at once where no more lines are pending.
 
         Raises:
             HostUnavailable: there is no rsync on this machine.
         """
-        # In memory: a full /tmp is no reason to copy nothing.
+        # In memory: a full /tmp must not stop copying.
         with _memory_file("wanted") as wanted, _memory_file("errors") as errors:
-            # An entry that begins with '#' or ';' would be dropped without a word.
+            # rsync silently drops an entry that begins with '#' or ';'.
             start = len(self._directory)
             wanted.write(b"".join(b"./" + entry[start:] + b"\0" for entry in self._entries))
             wanted.seek(0)
             process = self._start(wanted, errors)
             try:
-                yield from self._watch(process, errors)
-            except BaseException:  # whoever reads the lines gave up on the run
+                yield from self._read_groups(process, errors)
+            except BaseException:  # the consumer of the lines gave up the run
                 self.cancelled = True
                 raise
             finally:
-                self._end(process)
+                self._stop(process)
                 self.status = process.returncode
                 errors.seek(0)
-                # For people: what is no UTF-8 must not break a log, a page or the history.
-                self.stderr = errors.read(_WORDS_MOST).decode("utf-8", "backslashreplace")
+                # For people: bytes that are not UTF-8 must not break a log, a page or the history.
+                self.stderr = errors.read(_MAX_OUTPUT_BYTES).decode("utf-8", "backslashreplace")
 
     def _start(self, wanted: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
         environment = clean_environment()
         if shutil.which("rsync", path=environment.get("PATH")) is None:
-            raise HostUnavailable(Reason.RSYNC_MISSING, "there is no rsync on this machine", "apt-get install rsync")
+            raise HostUnavailable(
+                Reason.RSYNC_MISSING, "rsync is not installed on this machine", "apt-get install rsync"
+            )
         process = subprocess.Popen(
             dies_with_parent(self._command),
             stdin=wanted,
@@ -205,67 +208,71 @@ class RsyncRun:
             start_new_session=True,
         )
         assert process.stdout is not None
-        with contextlib.suppress(OSError):  # a full pipe would hold rsync up while we hash and sync
+        with contextlib.suppress(OSError):  # a full pipe would block rsync during hashing and syncing
             fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         return process
 
-    def _watch(self, process: subprocess.Popen[bytes], errors: IO[bytes]) -> Iterator[list[rsync_output.Line]]:
+    def _read_groups(
+        self, process: subprocess.Popen[bytes], errors: IO[bytes]
+    ) -> Iterator[list[rsync_output.OutputLine]]:
         assert process.stdout is not None
         output = process.stdout.fileno()
-        rest = b""
-        progress = _Progress(self._staging)
-        gathered: list[rsync_output.Line] = []
-        told = 0
+        partial_line = b""
+        idle = _IdleTimer(self._staging)
+        group: list[rsync_output.OutputLine] = []
+        reported = 0
         due = float("inf")
         with selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             while True:
-                ready = selector.select(min(_TICK, max(0.0, due - time.monotonic())))
+                ready = selector.select(min(_POLL_SECONDS, max(0.0, due - time.monotonic())))
                 if self._cancel.is_set():
                     self.cancelled = True
                     return
-                if progress.silent_for() > self._limits.stall_timeout:
+                if idle.seconds() > self._limits.stall_timeout:
                     self.stalled = True
                     break
-                if os.fstat(errors.fileno()).st_size > _WORDS_MOST or len(rest) > _WORDS_MOST:
-                    self.stalled = True  # chatter without end is no progress
+                if os.fstat(errors.fileno()).st_size > _MAX_OUTPUT_BYTES or len(partial_line) > _MAX_OUTPUT_BYTES:
+                    self.stalled = True  # endless output is not progress
                     break
                 if ready:
                     chunk = os.read(output, _READ_BYTES)
                     if not chunk:
                         break
-                    *complete, rest = (rest + chunk).split(b"\n")
+                    *complete, partial_line = (partial_line + chunk).split(b"\n")
                     lines = [
-                        line for text in complete if (line := rsync_output.read_line(text, self._directory)) is not None
+                        line
+                        for text in complete
+                        if (line := rsync_output.parse_line(text, self._directory)) is not None
                     ]
                     if lines:
-                        progress.heard()
-                        due = min(due, time.monotonic() + _GATHER)
-                        gathered += lines
-                        told += len(lines)
-                if gathered and (told >= len(self._entries) or time.monotonic() >= due):
-                    yield gathered
-                    progress.heard()
-                    gathered, due = [], float("inf")
-                if ready and len(self._entries) - told > _MANY:
-                    time.sleep(_BREATH)
-        if gathered:
-            yield gathered
+                        idle.reset()
+                        due = min(due, time.monotonic() + _GROUP_SECONDS)
+                        group += lines
+                        reported += len(lines)
+                if group and (reported >= len(self._entries) or time.monotonic() >= due):
+                    yield group
+                    idle.reset()
+                    group, due = [], float("inf")
+                if ready and len(self._entries) - reported > _MANY_PENDING:
+                    time.sleep(_READ_PAUSE_SECONDS)
+        if group:
+            yield group
 
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Waits for a process that has closed its output; kills one that is not wanted any more, with its children."""
+    def _stop(self, process: subprocess.Popen[bytes]) -> None:
+        """Waits for a process that has closed its output; kills a stalled or cancelled one with its children."""
         assert process.stdout is not None
         process.stdout.close()
         if not (self.stalled or self.cancelled):
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
+                process.wait(_EXIT_GRACE_SECONDS)
                 return
-        # rsync keeps what it has of a file (--partial-dir) on SIGTERM, not on SIGKILL.
+        # On SIGTERM rsync keeps the part of a file that it has (--partial-dir), on SIGKILL it does not.
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_GRACE)
+                process.wait(_EXIT_GRACE_SECONDS)
                 return
         process.wait()
 
@@ -274,22 +281,22 @@ def _memory_file(name: str) -> IO[bytes]:
     return os.fdopen(os.memfd_create(name), "w+b")
 
 
-class _Progress:
-    """How long nothing has happened: no line, no byte in staging."""
+class _IdleTimer:
+    """Measures for how long nothing has happened: no line, no byte in staging."""
 
     def __init__(self, staging: Path) -> None:
         self._staging = staging
         self._since = time.monotonic()
-        self._looked = self._since
+        self._checked = self._since
         self._bytes = -1
 
-    def heard(self) -> None:
+    def reset(self) -> None:
         self._since = time.monotonic()
 
-    def silent_for(self) -> float:
+    def seconds(self) -> float:
         now = time.monotonic()
-        if now - self._looked >= _LOOK_EVERY:
-            self._looked = now
+        if now - self._checked >= _STAGING_CHECK_SECONDS:
+            self._checked = now
             staged = _bytes_below(self._staging)
             if staged != self._bytes:
                 self._bytes = staged

@@ -1,8 +1,8 @@
-"""rsync's words to a verdict for each file. Pure.
+"""Interprets rsync's output and exit status: one result for each file. Pure.
 
-Exit status 0 proves nothing and 23 condemns nobody in particular: what counts is the line that each file printed
-(``--out-format=%C|%l|%n``), and for a file without one, the error that names it. Observed with rsync 3.2.7 to 3.5.0 under
-``LC_ALL=C``, where names are escaped as ``\\#ooo``.
+Exit status 0 does not prove that every file arrived, and 23 does not say which file failed. What counts is the line that rsync
+prints for each file (``--out-format=%C|%l|%n``) and, for a file without a line, the error that names it. Observed with
+rsync 3.2.7 to 3.5.0 under ``LC_ALL=C``, which escapes names as ``\\#ooo``.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from cdc_archiver.model import Reason
-from cdc_archiver.transfer.ssh_errors import Peer, classify_ssh_failure
+from cdc_archiver.transfer.ssh_errors import SshEndpoint, classify_ssh_failure
 
 OUT_FORMAT: Final = "%C|%l|%n"
 
-_ARRIVED: Final = re.compile(rb"([0-9a-f]{32})\|(\d+)\|(.+)", re.DOTALL)
-_DIRECTORY: Final = re.compile(rb" {32}\|\d+\|(.+)/", re.DOTALL)
-_NOT_REGULAR: Final = re.compile(rb'skipping (?:non-regular file "(.+)"|directory (.+))', re.DOTALL)
-_OVERSIZE: Final = re.compile(rb"(.+) is over max-size", re.DOTALL)
-_DIRECTORY_ITSELF: Final = re.compile(rb"^/proc/self/fd/\d+/")
-"""How rsync 3.5 calls the directory that it began in, at times."""
+_RECEIVED_LINE: Final = re.compile(rb"([0-9a-f]{32})\|(\d+)\|(.+)", re.DOTALL)
+_DIRECTORY_LINE: Final = re.compile(rb" {32}\|\d+\|(.+)/", re.DOTALL)
+_NOT_REGULAR_LINE: Final = re.compile(rb'skipping (?:non-regular file "(.+)"|directory (.+))', re.DOTALL)
+_OVER_MAX_SIZE_LINE: Final = re.compile(rb"(.+) is over max-size", re.DOTALL)
+_START_DIRECTORY: Final = re.compile(rb"^/proc/self/fd/\d+/")
+"""How rsync 3.5 sometimes names the directory that it started in."""
 _ESCAPE: Final = re.compile(rb"\\#([0-7]{3})")
 
-_SENDER_FILE: Final = re.compile(
+_SENDER_FILE_ERROR: Final = re.compile(
     r"rsync: (?:\[sender\] )?(?:link_stat|send_files failed to open|readlink_stat\(?|read errors mapping|stat|open) ?"
     r'"(?P<name>.+)"\)?(?: failed)?: (?P<why>.+) \((?P<errno>\d+)\)(?: in .+)?'
 )
 _VANISHED: Final = re.compile(r'(?:file has vanished|rsync: \[sender\] file has vanished): "(?P<name>.+)"')
-_SENDER_ROOT: Final = re.compile(r'rsync: (?:\[sender\] )?change_dir(?:#\d)? "(.+)" failed: (.+) \(\d+\)')
-_HERE: Final = re.compile(r"rsync: \[(?:generator|receiver|Receiver)\] (.+): (.+) \((\d+)\)")
-_NO_RSYNC: Final = re.compile(
+_SENDER_CHDIR_ERROR: Final = re.compile(r'rsync: (?:\[sender\] )?change_dir(?:#\d)? "(.+)" failed: (.+) \(\d+\)')
+_LOCAL_ERROR: Final = re.compile(r"rsync: \[(?:generator|receiver|Receiver)\] (.+): (.+) \((\d+)\)")
+_RSYNC_NOT_FOUND: Final = re.compile(
     r"^(?!rsync: (?:\[\w+\]|link_stat|stat|open|readlink_stat|change_dir|send_files|read errors))"
     r".*(?:rsync|command).*(?:not found|No such file)",
     re.MULTILINE,
 )
-"""What a shell says, or ssh; what rsync itself misses is a file."""
-_SPACE: Final = {errno.ENOSPC, errno.EDQUOT}
-_LINK: Final = {errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EBADF}
-"""What the ends of a broken pipe to ssh say; the receiver's own files never do."""
-_MISSING: Final = {errno.ENOENT, errno.ENOTDIR}
-_FORBIDDEN: Final = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO}
-"""With :data:`_MISSING` the errors of a sender that are a file's own (EIO: a bad sector); all others are its host's: a disk that
-is not mounted, no memory, no descriptors."""
+"""Printed by a shell or by ssh. Where rsync itself reports something missing, it is a file."""
+_NO_SPACE_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT}
+_LINK_ERRNOS: Final = {errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EBADF}
+"""Errors at the ends of a broken pipe to ssh; the receiver's own files never give them."""
+_MISSING_ERRNOS: Final = {errno.ENOENT, errno.ENOTDIR}
+_UNREADABLE_ERRNOS: Final = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO}
+"""With :data:`_MISSING_ERRNOS` the errors of a sender that concern one file (EIO: a bad sector). All others concern the whole
+source: a disk that is not mounted, no memory, no descriptors."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class FileReceived:
     """A file is complete in staging.
 
     Attributes:
-        entry: its name relative to the root, as bytes.
+        entry: its name relative to the source root, as bytes.
         md5: of what was sent and received.
         size: bytes.
     """
@@ -64,158 +64,172 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class NotAFile:
-    """The entry is a directory, a link, a device."""
+class NotRegularFile:
+    """The entry is a directory, a link or a device."""
 
     entry: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class TooLarge:
-    """The entry is over ``--max-size``."""
+class OverMaxSize:
+    """The entry is larger than ``--max-size``."""
 
     entry: bytes
 
 
-Line: TypeAlias = Arrived | NotAFile | TooLarge
+OutputLine: TypeAlias = FileReceived | NotRegularFile | OverMaxSize
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """Why something did not arrive, with rsync's or ssh's words, and what a person can do."""
+class CopyFailure:
+    """Why a file, or a whole run, failed.
+
+    Attributes:
+        message: one line of rsync or ssh.
+        hint: the fix; may be empty.
+    """
 
     reason: Reason
-    words: str
+    message: str
     hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ExitInfo:
-    """What the end of a run says.
+    """What exit status and standard error say of a run.
 
     Attributes:
-        files: verdicts on single entries.
-        trouble: a verdict on the whole run: it holds for each entry that has none of its own; None where nothing is
-            known but what single files say.
+        files: failures of single entries.
+        failure: failure of the whole run, which holds for each entry without one of its own; None where only single files
+            failed, or nothing is known.
     """
 
-    files: Mapping[bytes, Verdict]
-    trouble: Verdict | None
+    files: Mapping[bytes, CopyFailure]
+    failure: CopyFailure | None
 
 
-def read_line(line: bytes, directory: bytes = b"") -> Line | None:
-    """One line of standard output, without its newline; None where it is about no file.
+def parse_line(line: bytes, directory: bytes = b"") -> OutputLine | None:
+    """Parses one line of standard output.
 
     Args:
-        directory: what names in lines are relative to, ended by a slash; empty for the source root, as entries are.
+        line: without its newline.
+        directory: what names in the line are relative to, ended by a slash; empty for the source root, as entries are.
+
+    Returns:
+        None where the line concerns no file.
     """
-    if match := _ARRIVED.fullmatch(line):
+    if match := _RECEIVED_LINE.fullmatch(line):
         md5 = bytes.fromhex(match[1].decode())
-        # All zeros is how rsync prints a sum that it does not have: the file failed.
-        return Arrived(directory + _unescape(match[3]), md5, int(match[2])) if any(md5) else None
-    if match := _DIRECTORY.fullmatch(line):
-        return NotAFile(directory + _unescape(match[1]))
-    if match := _NOT_REGULAR.fullmatch(line):
-        return NotAFile(directory + _unescape(match[1] or match[2]))
-    if match := _OVERSIZE.fullmatch(line):
-        return TooLarge(directory + _unescape(match[1]))
+        # rsync prints all zeros for a sum that it does not have: the file failed.
+        return FileReceived(directory + _unescape(match[3]), md5, int(match[2])) if any(md5) else None
+    if match := _DIRECTORY_LINE.fullmatch(line):
+        return NotRegularFile(directory + _unescape(match[1]))
+    if match := _NOT_REGULAR_LINE.fullmatch(line):
+        return NotRegularFile(directory + _unescape(match[1] or match[2]))
+    if match := _OVER_MAX_SIZE_LINE.fullmatch(line):
+        return OverMaxSize(directory + _unescape(match[1]))
     return None
 
 
-def could_not_begin(status: int, stderr: str) -> bool:
-    """Whether the other side did not enter the directory that it was to begin in: it is missing, it is forbidden, or a restricted
-    key does not lead there. It says nothing of any file then."""
-    return status != 0 and ("rrsync" in stderr or _SENDER_ROOT.search(stderr) is not None)
+def failed_to_enter_directory(status: int, stderr: str) -> bool:
+    """Whether the sender could not enter the directory to start in: it is missing or forbidden, or a restricted key does not
+    allow it. The output then says nothing of any file."""
+    return status != 0 and ("rrsync" in stderr or _SENDER_CHDIR_ERROR.search(stderr) is not None)
 
 
-def read_ending(
+def parse_exit(
     status: int,
     stderr: str,
     root: str,
     entries: Collection[bytes],
-    peer: Peer | None = None,
+    endpoint: SshEndpoint | None = None,
     directory: bytes = b"",
 ) -> ExitInfo:
-    """What exit status and standard error say of a run.
+    """Interprets exit status and standard error of a run.
 
     Args:
         status: rsync's; negative for a signal.
-        stderr: everything it, ssh and the other side wrote there.
+        stderr: everything that rsync, ssh and the other side wrote there.
         root: the directory on the source that entries are relative to.
-        entries: those that are undecided.
-        peer: the other side, for hints about ssh; None for a local copy.
-        directory: below the root, ended by a slash: where the other side began.
+        entries: those without an outcome yet.
+        endpoint: the other side, for hints about ssh; None for a local copy.
+        directory: below the root, ended by a slash: where the sender started.
     """
-    files: dict[bytes, Verdict] = {}
-    trouble: Verdict | None = None
+    files: dict[bytes, CopyFailure] = {}
+    failure: CopyFailure | None = None
     for line in stderr.splitlines():
         if match := _VANISHED.search(line):
-            # It was there when the list was made: perhaps its disk has gone. The next try tells.
-            if (entry := _entry(match["name"], root, directory, entries)) is not None:
-                files[entry] = Verdict(Reason.UNDECIDED, line)
-        elif match := _SENDER_FILE.search(line):
-            entry = _entry(match["name"], root, directory, entries)
+            # The file existed when rsync listed it, so its disk may have gone: the next try decides.
+            if (entry := _find_entry(match["name"], root, directory, entries)) is not None:
+                files[entry] = CopyFailure(Reason.UNDECIDED, line)
+        elif match := _SENDER_FILE_ERROR.search(line):
+            entry = _find_entry(match["name"], root, directory, entries)
             number = int(match["errno"])
-            if number not in _MISSING | _FORBIDDEN:
-                trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
+            if number not in _MISSING_ERRNOS | _UNREADABLE_ERRNOS:
+                failure = failure or CopyFailure(Reason.SOURCE_NOT_MOUNTED, line)
             elif entry is not None:
-                files[entry] = Verdict(Reason.MISSING if number in _MISSING else Reason.UNREADABLE, line)
-            elif _plain(match["name"]).rstrip("/") == root.rstrip("/"):
-                trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
-        elif (match := _HERE.search(line)) and int(match[3]) not in _LINK:
-            full = int(match[3]) in _SPACE
-            trouble = trouble or Verdict(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, line)
-        elif _SENDER_ROOT.search(line):
-            trouble = trouble or Verdict(Reason.SOURCE_NOT_MOUNTED, line)
-    return ExitInfo(files, trouble or _trouble_of_status(status, stderr, peer))
+                files[entry] = CopyFailure(Reason.MISSING if number in _MISSING_ERRNOS else Reason.UNREADABLE, line)
+            elif _unescape_text(match["name"]).rstrip("/") == root.rstrip("/"):
+                failure = failure or CopyFailure(Reason.SOURCE_NOT_MOUNTED, line)
+        elif (match := _LOCAL_ERROR.search(line)) and int(match[3]) not in _LINK_ERRNOS:
+            full = int(match[3]) in _NO_SPACE_ERRNOS
+            failure = failure or CopyFailure(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, line)
+        elif _SENDER_CHDIR_ERROR.search(line):
+            failure = failure or CopyFailure(Reason.SOURCE_NOT_MOUNTED, line)
+    return ExitInfo(files, failure or _failure_from_status(status, stderr, endpoint))
 
 
-def last_words(stderr: str) -> str:
-    """The line of standard error that tells a person most, for a log."""
+def main_error_line(stderr: str) -> str:
+    """The most informative line of standard error, at most 500 characters."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("rsync error:", "rsync: connection unexpectedly closed"))]
-    return (telling or lines or ["rsync said nothing"])[-1][:500]
+    specific = [
+        line for line in lines if not line.startswith(("rsync error:", "rsync: connection unexpectedly closed"))
+    ]
+    return (specific or lines or ["rsync printed no error"])[-1][:500]
 
 
-def _trouble_of_status(status: int, stderr: str, peer: Peer | None) -> Verdict | None:
-    words = last_words(stderr)
+def _failure_from_status(status: int, stderr: str, endpoint: SshEndpoint | None) -> CopyFailure | None:
+    message = main_error_line(stderr)
     if status == 0:
         return None
     if "rrsync" in stderr and "error" in stderr.lower():
-        return Verdict(Reason.RSYNC_REFUSED, words, 'check the key\'s command="rrsync -ro …" on the source')
-    # When ssh fails, rsync ends with 255 or with 12: it is a race inside rsync. So ssh's words come before its status.
-    if peer is not None and (failure := classify_ssh_failure(stderr, peer)):
-        return Verdict(failure.reason, failure.words, failure.hint)
-    if status == 127 or (status == 12 and _NO_RSYNC.search(stderr)):
-        return Verdict(Reason.RSYNC_MISSING, words, "install rsync on the source: apt-get install rsync")
+        return CopyFailure(
+            Reason.RSYNC_REFUSED, message, 'check command="rrsync -ro …" in ~/.ssh/authorized_keys on the source'
+        )
+    # When ssh fails, rsync exits with 255 or with 12, by a race inside rsync. So ssh's message comes before the status.
+    if endpoint is not None and (ssh_failure := classify_ssh_failure(stderr, endpoint)):
+        return CopyFailure(ssh_failure.reason, ssh_failure.message, ssh_failure.hint)
+    if status == 127 or (status == 12 and _RSYNC_NOT_FOUND.search(stderr)):
+        return CopyFailure(Reason.RSYNC_MISSING, message, "install rsync on the source: apt-get install rsync")
     if status in (1, 2, 4, 6):
-        return Verdict(Reason.RSYNC_REFUSED, words)
+        return CopyFailure(Reason.RSYNC_REFUSED, message)
     if status in (3, 11):
-        full = any(f"({number})" in stderr for number in _SPACE)
-        return Verdict(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, words)
+        full = any(f"({number})" in stderr for number in _NO_SPACE_ERRNOS)
+        return CopyFailure(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, message)
     if status in (23, 24):
         return None
-    return Verdict(Reason.LINK_LOST, f"{words} (rsync status {status})")
+    return CopyFailure(Reason.LINK_LOST, f"{message} (rsync status {status})")
 
 
-def _entry(quoted: str, root: str, directory: bytes, entries: Collection[bytes]) -> bytes | None:
+def _find_entry(quoted: str, root: str, directory: bytes, entries: Collection[bytes]) -> bytes | None:
+    """The entry that an error message names."""
     name = _unescape(quoted.encode("utf-8", "surrogateescape"))
     prefix = root.rstrip("/").encode("utf-8", "surrogateescape") + b"/"
     if name.startswith(prefix) and name[len(prefix) :] in entries:
         return name[len(prefix) :]
-    if (below := _DIRECTORY_ITSELF.sub(b"", name)) != name:
+    if (below := _START_DIRECTORY.sub(b"", name)) != name:
         return directory + below if directory + below in entries else None
-    # The other side may know the root by another path (a link, a chroot): the longest entry that the name ends in.
+    # The other side may know the root by another path (a link, a chroot): take the longest entry that the name ends in.
     parts = name.split(b"/")
     tails = [b"/".join(parts[start:]) for start in range(len(parts))]
     if found := [tail for tail in tails if tail in entries]:
         return found[0]
-    # Or the directory; then where several files may be meant, none is.
+    # Or the start directory. Where that matches several entries, the message decides none of them.
     found = [directory + tail for tail in tails if directory + tail in entries]
     return found[0] if len(found) == 1 else None
 
 
-def _plain(quoted: str) -> str:
+def _unescape_text(quoted: str) -> str:
     return _unescape(quoted.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
 

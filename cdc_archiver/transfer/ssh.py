@@ -1,8 +1,9 @@
-"""OpenSSH: its options, the environment it runs in, and one ControlMaster for each source."""
+"""Runs OpenSSH: its options and environment, and one shared connection (ControlMaster) for each source."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import os
 import pwd
@@ -11,6 +12,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -19,23 +21,22 @@ from typing import IO, Final
 
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import SourceSettings
-from cdc_archiver.transfer.sockets import SocketDirectory
-from cdc_archiver.transfer.ssh_errors import Peer
+from cdc_archiver.transfer.ssh_errors import SshEndpoint
 
 CONNECT_TIMEOUT: Final = 10
-"""Seconds for a connection to come about; a copy waits for a ControlMaster no longer than this."""
+"""Seconds to establish a connection; a copy waits at most this long for a ControlMaster."""
 
 _OPTIONS: Final = {
     "BatchMode": "yes",
     "StrictHostKeyChecking": "yes",
-    # One file for OpenSSH and paramiko, and nothing ever writes to it but a person.
+    # OpenSSH and paramiko read the same file, and only a person writes to it.
     "GlobalKnownHostsFile": "/dev/null",
     "UpdateHostKeys": "no",
     "ConnectTimeout": str(CONNECT_TIMEOUT),
     "ConnectionAttempts": "1",
     "ServerAliveInterval": "15",
     "ServerAliveCountMax": "3",
-    # What a person's own configuration may ask for, and a pipe for rsync cannot stand.
+    # A person's own ssh configuration may set these; rsync's pipe does not work with them.
     "RequestTTY": "no",
     "RemoteCommand": "none",
     "PermitLocalCommand": "no",
@@ -44,25 +45,31 @@ _OPTIONS: Final = {
     "ForwardX11": "no",
     "ClearAllForwardings": "yes",
     "ControlPersist": "no",
-    # ERROR would hide "Unable to negotiate", "Timeout, server not responding" and "no such identity".
+    # LogLevel ERROR would hide "Unable to negotiate", "Timeout, server not responding" and "no such identity".
     "LogLevel": "INFO",
 }
 
 
-_NOT_FOR_CHILDREN: Final = ("RSYNC_", "SSH_", "MYSQL_", "CDC_ARCHIVER_")
+CONTROL_PATH_BYTES: Final = 90
+"""The longest ControlPath. ssh first binds ``<path>.<16 letters>``, and a socket address has 108 bytes with its final zero;
+OpenSSH 9.2 accepted 90 and refused 91."""
+
+_SOCKET_DIRECTORY_PREFIX: Final = "cdcssh-"
+
+_NOT_PASSED_ON: Final = ("RSYNC_", "SSH_", "MYSQL_", "CDC_ARCHIVER_")
 
 
 def ssh_command(source: SourceSettings, control_path: Path | None = None) -> list[str]:
-    """The ssh command line for a source, up to where the host comes.
+    """The ssh command line for a source, without the host.
 
     Follow it with ``--``, :attr:`SourceSettings.host_name` and a remote command, or hand it to rsync as
     :func:`remote_shell` does.
 
     Args:
-        control_path: socket of a running ControlMaster to go through; None: a connection of its own.
+        control_path: socket of a running ControlMaster to use; None for a separate connection.
 
     Raises:
-        Misconfigured: no ssh could work: this uid has no account, or a path cannot be written in ssh's configuration.
+        Misconfigured: ssh cannot work: this uid has no account, or ssh's configuration cannot express a path.
     """
     return ["ssh", *_options(source, "no", control_path)]
 
@@ -73,16 +80,16 @@ def remote_shell(source: SourceSettings, control_path: Path | None = None) -> st
     Raises:
         Misconfigured: as :func:`ssh_command`.
     """
-    return " ".join(_quoted_for_rsync(word) for word in ssh_command(source, control_path))
+    return " ".join(_quoted_for_rsync(argument) for argument in ssh_command(source, control_path))
 
 
 def rsync_host(source: SourceSettings) -> str:
-    """The host as it stands before rsync's colon: an IPv6 address in brackets, no user (ssh has it already)."""
+    """The host for the part before rsync's colon: an IPv6 address in brackets, no user (ssh has it already)."""
     return f"[{source.host_name}]" if ":" in source.host_name else source.host_name
 
 
 def known_hosts_file(source: SourceSettings) -> Path:
-    """The one file of trusted host keys, absolute.
+    """The file of trusted host keys, absolute.
 
     Raises:
         Misconfigured: this uid has no account, hence no ``~/.ssh``.
@@ -90,13 +97,13 @@ def known_hosts_file(source: SourceSettings) -> Path:
     return absolute(source.known_hosts or Path("~/.ssh/known_hosts"))
 
 
-def peer(source: SourceSettings) -> Peer:
-    """Who is on the other side, for the hints of :mod:`cdc_archiver.transfer.ssh_errors`.
+def ssh_endpoint(source: SourceSettings) -> SshEndpoint:
+    """The other side, for the hints of :mod:`cdc_archiver.transfer.ssh_errors`.
 
     Raises:
         Misconfigured: as :func:`ssh_command`.
     """
-    return Peer(
+    return SshEndpoint(
         host=source.host_name,
         port=source.ssh_port if _port_is_set(source) else None,
         user=source.login,
@@ -107,18 +114,18 @@ def peer(source: SourceSettings) -> Peer:
 
 
 def clean_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for ssh and rsync: no word of an operator's shell changes what they do, and no secret of ours goes along.
+    """The environment for ssh and rsync: no variable of an operator's shell changes their behaviour, and no secret is passed on.
 
     Args:
         environment: default: the process's.
     """
     environment = os.environ if environment is None else environment
-    kept = {name: value for name, value in environment.items() if not name.upper().startswith(_NOT_FOR_CHILDREN)}
+    kept = {name: value for name, value in environment.items() if not name.upper().startswith(_NOT_PASSED_ON)}
     return {**kept, "LC_ALL": "C"}
 
 
 def home_directory() -> Path:
-    """The home that OpenSSH goes by: the account's, whatever ``HOME`` says.
+    """The home directory that OpenSSH uses: the account's, whatever ``HOME`` says.
 
     Raises:
         Misconfigured: this uid has no account; ssh would say "No user exists for uid".
@@ -128,8 +135,8 @@ def home_directory() -> Path:
     except KeyError:
         raise Misconfigured(
             f"uid {os.getuid()} has no passwd entry here, and ssh refuses to run without one",
-            f"run as a user of this machine, or add an entry: `useradd -u {os.getuid()} -m archiver` (in a container: "
-            "in its image, or with libnss_wrapper)",
+            f"useradd -u {os.getuid()} -m archiver  # in a container: in its image, or install libnss_wrapper; "
+            "or run as an existing user",
         ) from None
 
 
@@ -143,19 +150,19 @@ def absolute(path: Path) -> Path:
 
 
 def dies_with_parent(command: list[str]) -> list[str]:
-    """The command, made to get SIGTERM when the thread that starts it ends, a killed process's threads included.
+    """Wraps a command so that it gets SIGTERM when the thread that starts it ends, also when the process is killed.
 
-    By way of ``setpriv`` where that can do it, since a ``preexec_fn`` may deadlock beside other threads. Without it the
-    command comes back as it is.
+    It uses ``setpriv``, since a ``preexec_fn`` may deadlock with other threads. Where no ``setpriv`` can do it, the command is
+    returned unchanged.
     """
-    return [*_guard(), *command]
+    return [*_death_signal_wrapper(), *command]
 
 
 class ControlMaster:
-    """The one connection of a source that its rsyncs share: 36 ms for a file in place of 0.3 s.
+    """The connection of a source that its rsyncs share: 36 ms for a file instead of 0.3 s.
 
-    Not having it is never an error: rsync makes its own connection then, and whatever is wrong shows there. Safe to share
-    between threads.
+    Its absence is never an error: rsync then makes its own connection, and any failure shows there. Safe to share between
+    threads.
     """
 
     def __init__(self, source: SourceSettings) -> None:
@@ -167,39 +174,39 @@ class ControlMaster:
         self._master: _Master | None = None
 
     def ensure(self) -> Path | None:
-        """The ControlPath to use now; the master is started where none runs. Callers at the same time share one start.
+        """The ControlPath to use now; starts the master where none runs. Concurrent callers share one start.
 
-        Takes some microseconds while it runs, and :data:`CONNECT_TIMEOUT` seconds at the most.
+        Takes some microseconds while the master runs, and at most :data:`CONNECT_TIMEOUT` seconds.
 
         Returns:
-            None: go without.
+            None: there is no shared connection.
         """
         deadline = time.monotonic() + CONNECT_TIMEOUT
-        master = self._present()
+        master = self._current()
         if master is not None and master.settled.is_set() and not master.answers():
             master.end()
-            master = self._present()
+            master = self._current()
         if master is None or not master.settled.wait(max(0.0, deadline - time.monotonic())):
             return None
         return master.socket if master.up else None
 
     @property
-    def words(self) -> str:
-        """What the newest master said, for a diagnosis."""
+    def output(self) -> str:
+        """Standard error of the newest master, for a diagnosis."""
         master = self._master
-        return master.words if master else ""
+        return master.output if master else ""
 
     def renew(self) -> None:
-        """Ends the master, sessions that go through it included; the next :meth:`ensure` logs in anew.
+        """Ends the master and the sessions that use it; the next :meth:`ensure` logs in again.
 
-        What counts at the login (the key's options, a group, a shell) is otherwise never seen to have been fixed.
+        Some settings count only at a login (the key's options, a group, a shell): without this a fix would have no effect.
         """
         master = self._master
         if master is not None:
             master.end()
 
     def close(self) -> None:
-        """Ends the master, sessions that go through it included. It is not started again."""
+        """Ends the master and the sessions that use it. It is not started again."""
         with self._lock:
             self._closed = True
             master, directory = self._master, self._directory
@@ -209,7 +216,7 @@ class ControlMaster:
         if directory is not None:
             directory.remove()
 
-    def _present(self) -> _Master | None:
+    def _current(self) -> _Master | None:
         with self._lock:
             if self._closed or self._source.is_local:
                 return None
@@ -225,7 +232,7 @@ class ControlMaster:
             self._directory = SocketDirectory.make()
         if self._directory is None:
             return None
-        # A new name each time: the old master may still be on its way out, and takes its socket along.
+        # A new name each time: an old master that still exits removes its own socket.
         self._started += 1
         socket = self._directory.path / str(self._started)
         try:
@@ -239,41 +246,41 @@ class ControlMaster:
 
 
 class _Master(threading.Thread):
-    """One ``ssh -M -N``, the reading of what it says, and its end.
+    """One ``ssh -M -N`` process: starts it, reads its output, ends it.
 
-    The thread lives exactly as long as its child: that is what :func:`dies_with_parent` asks for.
+    The thread lives exactly as long as its child, as :func:`dies_with_parent` requires.
     """
 
     def __init__(self, name: str, command: list[str], check: list[str], socket: Path) -> None:
         super().__init__(name=name, daemon=True)
         self.socket = socket
         self.settled = threading.Event()
-        """It is up, or it failed."""
+        """Set when it is up or has failed."""
         self._command = command
         self._check = check
         self._checked = 0.0
-        self._said = b""
+        self._output = b""
         self._process: subprocess.Popen[bytes] | None = None
         self._ending = threading.Event()
         self._ended = threading.Event()
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended, or was asked to."""
+        """Whether it has ended or was asked to end."""
         return self._ended.is_set() or self._ending.is_set()
 
     @property
     def up(self) -> bool:
-        """Whether it takes sessions, as far as can be seen without asking it."""
+        """Whether it accepts sessions, as far as is known without asking it."""
         return self.settled.is_set() and not self.finished
 
     @property
-    def words(self) -> str:
-        """What it said, the last 8 kB."""
-        return self._said.decode(errors="replace").replace("\r", "")
+    def output(self) -> str:
+        """The last 8 kB of its standard error."""
+        return self._output.decode(errors="replace").replace("\r", "")
 
     def answers(self) -> bool:
-        """Whether it is up, asked with ``ssh -O check`` (8 ms) where that was longer ago than 5 s."""
+        """Whether it is up; runs ``ssh -O check`` (8 ms) where the last check is older than 5 s."""
         process = self._process
         if not self.up or process is None or process.poll() is not None or not _is_socket(self.socket):
             return False
@@ -296,7 +303,7 @@ class _Master(threading.Thread):
         return done.returncode == 0
 
     def end(self) -> None:
-        """Asks it to end, and returns at once."""
+        """Asks it to end and returns at once."""
         self._ending.set()
         process = self._process
         if process is not None and process.poll() is None:
@@ -313,12 +320,12 @@ class _Master(threading.Thread):
                 start_new_session=True,
             )
         except OSError as error:
-            self._said = f"ssh cannot be started: {error}".encode()
+            self._output = f"ssh cannot be started: {error}".encode()
         else:
             try:
                 self._watch(process)
             finally:
-                self._put_down(process)
+                self._terminate(process)
         finally:
             self._ended.set()
             self.settled.set()
@@ -334,20 +341,20 @@ class _Master(threading.Thread):
                         self._checked = time.monotonic()
                         self.settled.set()
                     elif time.monotonic() > deadline:
-                        return  # a login that hangs has no time limit of its own
-                # The end of ssh ends its stderr too, which wakes us; a ProxyCommand may keep it open, hence a limit.
+                        return  # ssh has no time limit for a login that hangs
+                # When ssh ends, its stderr ends too and wakes select(); a ProxyCommand may keep it open, hence the limit.
                 if selector.select(1.0 if self.settled.is_set() else 0.01) and not self._read(process.stderr):
                     process.wait()
-            # What it said last may still be in the pipe.
+            # Its last output may still be in the pipe.
             while selector.select(0) and self._read(process.stderr):
                 pass
 
     def _read(self, pipe: IO[bytes]) -> bool:
-        said = os.read(pipe.fileno(), 4096)
-        self._said = (self._said + said)[-_WORDS_KEPT:]
-        return bool(said)
+        chunk = os.read(pipe.fileno(), 4096)
+        self._output = (self._output + chunk)[-_OUTPUT_KEPT:]
+        return bool(chunk)
 
-    def _put_down(self, process: subprocess.Popen[bytes]) -> None:
+    def _terminate(self, process: subprocess.Popen[bytes]) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
             if process.poll() is not None:
                 break
@@ -361,11 +368,70 @@ class _Master(threading.Thread):
 
 _CHECK_EVERY: Final = 5.0
 _CHECK_LIMIT: Final = 2.0
-_WORDS_KEPT: Final = 8192
+_OUTPUT_KEPT: Final = 8192
+
+
+class SocketDirectory:
+    """A private directory for ControlMaster sockets, with a path short enough for a socket.
+
+    It is locked while its process lives, so that a directory left by a killed process is recognised and removed.
+
+    Args:
+        path: the directory; locked already.
+        descriptor: of the directory; holds the lock.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor: int | None = descriptor
+
+    @classmethod
+    def make(cls) -> SocketDirectory | None:
+        """Makes one in this account's runtime directory or in ``/tmp``; None where neither works."""
+        for place in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.getuid()}", "/tmp"):
+            if place.startswith("/"):
+                with contextlib.suppress(OSError):
+                    _clear_abandoned(Path(place))
+                    path = Path(tempfile.mkdtemp(prefix=_SOCKET_DIRECTORY_PREFIX, dir=place))
+                    descriptor = _lock_directory(path)
+                    if descriptor is not None and len(os.fsencode(path)) <= CONTROL_PATH_BYTES - len("/99999999"):
+                        return cls(path, descriptor)
+                    _remove_directory(path, descriptor)
+        return None
+
+    def remove(self) -> None:
+        """Removes it. May be called repeatedly."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            _remove_directory(self.path, descriptor)
+
+
+def _lock_directory(path: Path) -> int | None:
+    """A descriptor of the directory, locked; None where another process holds the lock."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_directory(path: Path, descriptor: int | None) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _clear_abandoned(place: Path) -> None:
+    for path in place.glob(f"{_SOCKET_DIRECTORY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if path.lstat().st_uid == os.geteuid() and (descriptor := _lock_directory(path)) is not None:
+                _remove_directory(path, descriptor)
 
 
 def _options(source: SourceSettings, control_master: str, control_path: Path | None) -> list[str]:
-    home_directory()  # without an account no ssh works, and its own words come too late to be of help
+    home_directory()  # without an account ssh does not work, and its own message comes too late
     options = {
         **_OPTIONS,
         "UserKnownHostsFile": _quoted_for_ssh(known_hosts_file(source)),
@@ -374,32 +440,32 @@ def _options(source: SourceSettings, control_master: str, control_path: Path | N
     }
     if source.ssh_key:
         options |= {"IdentitiesOnly": "yes", "IdentityFile": _quoted_for_ssh(absolute(source.ssh_key))}
-    words = ["-F", str(absolute(source.ssh_config))] if source.ssh_config else []
+    arguments = ["-F", str(absolute(source.ssh_config))] if source.ssh_config else []
     for name, value in options.items():
-        words += ["-o", f"{name}={value}"]
+        arguments += ["-o", f"{name}={value}"]
     if _port_is_set(source):
-        words += ["-p", str(source.ssh_port)]
+        arguments += ["-p", str(source.ssh_port)]
     if source.login:
-        words += ["-l", source.login]
-    return words
+        arguments += ["-l", source.login]
+    return arguments
 
 
 def _port_is_set(source: SourceSettings) -> bool:
-    """Whether anybody named the port: the default must not override a Port in ~/.ssh/config."""
+    """Whether the operator set the port: the default must not override a Port in ~/.ssh/config."""
     return "ssh_port" in source.model_fields_set
 
 
 def _quoted_for_ssh(path: Path) -> str:
-    """A path as a value in ssh's configuration, where blanks separate, ``%`` and ``${`` expand."""
+    """A path as a value in ssh's configuration, where blanks separate and ``%`` and ``${`` expand."""
     text = str(path)
     if "${" in text or "\n" in text:
-        raise Misconfigured(f"{text!r} cannot be named to ssh, which expands '${{'", "move the file")
+        raise Misconfigured(f"ssh cannot use the path {text!r}: it expands '${{'", "move the file")
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%") + '"'
 
 
-def _quoted_for_rsync(word: str) -> str:
-    """A word of ``--rsh``: split at blanks, quotes group, a doubled quote is itself, a backslash is nothing special."""
-    return "'" + word.replace("'", "''") + "'" if set(word) & set(" '\"") else word
+def _quoted_for_rsync(argument: str) -> str:
+    """An argument in ``--rsh``: rsync splits at blanks, quotes group, a doubled quote stands for itself, a backslash is literal."""
+    return "'" + argument.replace("'", "''") + "'" if set(argument) & set(" '\"") else argument
 
 
 def _is_socket(path: Path) -> bool:
@@ -410,18 +476,18 @@ def _is_socket(path: Path) -> bool:
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    # A ProxyCommand is in the group, too. The group is the child's own: it was started in a session of its own.
+    # A ProxyCommand is in the group too. The group belongs to the child: it was started in a session of its own.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
 
 @functools.cache
-def _guard() -> tuple[str, ...]:
-    guard = (shutil.which("setpriv") or "setpriv", "--pdeathsig", "TERM", "--")
+def _death_signal_wrapper() -> tuple[str, ...]:
+    wrapper = (shutil.which("setpriv") or "setpriv", "--pdeathsig", "TERM", "--")
     try:
         # busybox has a setpriv that lacks this.
-        tried = subprocess.run(
-            [*guard, "true"],
+        trial = subprocess.run(
+            [*wrapper, "true"],
             check=False,
             env=clean_environment(),
             stdin=subprocess.DEVNULL,
@@ -430,4 +496,4 @@ def _guard() -> tuple[str, ...]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    return guard if tried.returncode == 0 else ()
+    return wrapper if trial.returncode == 0 else ()

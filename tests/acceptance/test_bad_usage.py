@@ -107,7 +107,7 @@ MISTAKES = {
     "a misspelt variable": Mistake(
         ["CDC_ARCHIVER_DATADIR", "CDC_ARCHIVER_DATA_DIR"], environment={"CDC_ARCHIVER_DATADIR": "/data"}
     ),
-    "invalid TOML": Mistake(["site.toml", "no TOML"], prepare=no_toml),
+    "invalid TOML": Mistake(["site.toml", "not valid TOML"], prepare=no_toml),
     "a config that is not there": Mistake(["/nowhere.toml"], ["--config", "/nowhere.toml"]),
     "a host that is an option": Mistake(
         ["-oProxyCommand=touch /tmp/owned", "host"], ["--host", "-oProxyCommand=touch /tmp/owned"]

@@ -99,7 +99,9 @@ def test_by_time_whatever_the_servers_zone(either_stage: PrivateSite) -> None:
     assert ids(stage, "--since", "1h") == []
     done = ask(stage, "list", "--since", "yesteryear")
     assert done.returncode == 2
-    assert done.stderr == "cdc-archiver: 'yesteryear' is no time (say 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30)\n"
+    assert (
+        done.stderr == "cdc-archiver: invalid time: 'yesteryear' (use 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30)\n"
+    )
 
 
 def test_a_pipe_gets_fields_a_terminal_gets_columns_and_names_are_escaped(stage: PrivateSite) -> None:

@@ -117,7 +117,7 @@ def test_a_file_that_is_not_registered(stage: PrivateSite) -> None:
     # Nor is one outside the source's root one that waits for a try.
     (id_,) = stage.register(file)
     text = why(stage, id_, source_root=stage.sources / "elsewhere")
-    assert f"is not below the source root {stage.sources}/elsewhere: is --source-root right?" in sentence(text)
+    assert f"is not below the source root {stage.sources}/elsewhere: check --source-root" in sentence(text)
     assert f"UPDATE {TABLE} SET path = …" in text
 
 
@@ -222,7 +222,7 @@ def test_a_refused_row_and_one_that_was_corrected(stage: PrivateSite) -> None:
 def test_a_pending_row_that_will_be_refused_is_explained_before_its_first_attempt(stage: PrivateSite) -> None:
     (id_,) = stage.register(stage.file("file.npy"), pub_id="../..")
     text = why(stage, id_)
-    assert sentence(text).startswith("It is not here, and cannot be archived: pub_id: '../..'")
+    assert sentence(text).startswith("It is not here, and cannot be archived: pub_id: invalid directory name: '../..'")
     assert "Its row is refused at the next attempt." in text
 
 

@@ -11,7 +11,7 @@ import pytest
 from private_site import PrivateSite, new_private_site
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher, health
+from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.model import Scope
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.transfer.staging import MARKER
@@ -28,7 +28,7 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[P
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses last a moment: 5 s and more after a failed attempt, and those for a person or a disk."""
-    monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (0.3,))
+    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (0.3,))
     for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, scope, (0.3, 1.0))
 

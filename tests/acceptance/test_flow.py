@@ -10,7 +10,7 @@ from files_table import TABLE
 from private_site import TARGET, PrivateSite
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher
+from cdc_archiver.dispatch import scheduler
 
 
 def test_one_huge_file_does_not_hold_up_small_ones(stage: PrivateSite) -> None:
@@ -74,8 +74,8 @@ def test_a_full_queue_drops_ids_and_the_sweep_brings_them_back(
     stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a service whose queues hold next to nothing,
-    for name, value in {"INBOX_MOST": 20, "QUEUE_MOST": 10, "BACKLOG_MOST": 8, "REFILL_BELOW": 4}.items():
-        monkeypatch.setattr(dispatcher, name, value)
+    for name, value in {"INBOX_LIMIT": 20, "QUEUE_LIMIT": 10, "BACKLOG_LIMIT": 8, "REFILL_BELOW": 4}.items():
+        monkeypatch.setattr(scheduler, name, value)
     with stage.service() as service:
         service.wait_settled()
         # when far more is registered at once,

@@ -326,7 +326,7 @@ def test_typed_text_and_focus_survive_an_update(browsed: Service, browser: Brows
     )
     # When the list is drawn anew around it,
     browser.ask("window.was = document.activeElement, 0")
-    browsed.archiver.metrics.activity.note("elsewhere", _archived(), 0.1)
+    browsed.archiver.metrics.activity.record_outcome("elsewhere", _archived(), 0.1)
     browser.wait("!window.was.isConnected", "the list is new")
     # then the keyboard is where it was.
     assert browser.ask("document.activeElement.dataset.key") == key

@@ -12,7 +12,7 @@ from private_site import Done, PrivateSite
 from services import COMMAND
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher, health
+from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.model import Scope
 from cdc_archiver.service import reconciliation
 from cdc_archiver.service.reconciliation import Reconciliation
@@ -184,8 +184,8 @@ def test_a_service_that_comes_meanwhile_stands_by_and_takes_over(stage: PrivateS
 
 
 def test_more_than_fits_into_the_queues_is_archived_too(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"INBOX_MOST": 20, "QUEUE_MOST": 10, "BACKLOG_MOST": 8, "REFILL_BELOW": 4}.items():
-        monkeypatch.setattr(dispatcher, name, value)
+    for name, value in {"INBOX_LIMIT": 20, "QUEUE_LIMIT": 10, "BACKLOG_LIMIT": 8, "REFILL_BELOW": 4}.items():
+        monkeypatch.setattr(scheduler, name, value)
     stage.register(*stage.files(120))
     reconciliation = Reconciliation()
     Supervisor(stage.settings(), reconciliation=reconciliation).run()

@@ -16,7 +16,7 @@ from cdc_archiver.dispatch.router import Router
 from cdc_archiver.events.binlog import BinlogStream
 from cdc_archiver.events.sweep import Sweeper
 from cdc_archiver.service.worker_pool import Worker
-from cdc_archiver.threads import Part
+from cdc_archiver.threads import StoppableThread
 
 
 def await_copy(stage: PrivateSite, program: Program) -> None:
@@ -139,12 +139,12 @@ def _boom(*_: object, **__: object) -> None:
     ],
 )
 def test_a_part_that_dies_ends_the_service(
-    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, part: type[Part], name: str
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, part: type[StoppableThread], name: str
 ) -> None:
     # Given a part with a bug, which shows while the service is at work,
     work = part.work
 
-    def dies(self: Part) -> None:
+    def dies(self: StoppableThread) -> None:
         self.stopping.wait(0.3)
         if self.stopping.is_set():
             return work(self)

@@ -191,7 +191,7 @@ def test_a_log_for_machines_has_one_object_a_line_whatever_a_file_is_called(stag
     events = [line["event"] for line in lines]
     assert events[0] == "listening"
     assert events[-1] == "stopped"
-    assert {"streaming", "charged", "archived"} <= set(events)
+    assert {"streaming", "attempt_failed", "archived"} <= set(events)
     assert all({"event", "level", "timestamp"} <= set(line) for line in lines)
 
 

@@ -1,7 +1,7 @@
-"""A file system of a few megabytes that one program alone sees: it is full, read-only or not mounted on command.
+"""A file system of a few megabytes that only one program sees: full, read-only or not mounted on command.
 
-It lives in a mount namespace of that program's, which goes with it: nothing is ever left mounted. Root makes one as it is; a
-plain user makes one in a user namespace of his own, where the system lets him.
+It lives in the mount namespace of that program and ends with it: nothing is ever left mounted. Root makes it directly; another
+user makes it in a user namespace, where the system allows that.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _LIMIT = 20.0
 
 
 class SmallDisk:
-    """A tmpfs, of which a directory is mounted for one program.
+    """A tmpfs with a directory that is mounted for one program.
 
     Args:
-        mount_point: an empty directory; whoever does not see the disk sees it empty.
-        size: bytes that there is room for, as mount takes them (``8m``).
-        used: bytes of them that something else takes, until :meth:`make_room`, as head takes them (``4M``).
-        files: files that there is room for; about ten go for the directories.
-        used_files: files that something else takes, until :meth:`make_room`.
+        mount_point: an empty directory; other programs see it empty.
+        size: bytes that fit, as mount takes them (``8m``).
+        used: bytes of them in use by others until :meth:`make_room`, as head takes them (``4M``).
+        files: files that fit; directories take about ten.
+        used_files: files of others until :meth:`make_room`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class SmallDisk:
         self._pid = 0
 
     def interpreter(self, command: Sequence[str]) -> list[str]:
-        """The command, run where the disk is mounted. The process is the command's own in the end."""
+        """Runs the command where the disk is mounted. The process becomes the command's."""
         disk = self._quoted(self._disk)
         steps = [
             f"mount -t tmpfs -o {self._options} none {disk}",
@@ -58,32 +58,32 @@ class SmallDisk:
         return [*UNSHARE, "sh", "-c", " && ".join(steps), "sh", *command]
 
     def belongs_to(self, pid: int) -> None:
-        """The program runs."""
+        """Tells the process id of the running program."""
         self._pid = pid
 
     @property
     def root(self) -> Path:
-        """The root of all paths, as the program sees them."""
+        """The program's root directory."""
         return Path(f"/proc/{self._pid}/root")
 
     def make_room(self) -> None:
-        """Deletes what something else takes of it."""
+        """Deletes the files of others."""
         self._do(f"rm -r {self._quoted(self._disk)}/others")
 
     def make_read_only(self) -> None:
-        """As a file system does that has found an error on its disk."""
+        """Makes the disk read-only, as a file system does after an error."""
         self._do(f"mount -o remount,bind,ro {self._quoted(self.mount_point)}")
 
     def make_writable(self) -> None:
-        """A person has looked after it."""
+        """Makes the disk writable again."""
         self._do(f"mount -o remount,bind,rw {self._quoted(self.mount_point)}")
 
     def unmount(self) -> None:
-        """The program sees the empty directory now, that the disk was mounted on."""
+        """The program then sees the empty mount point."""
         self._do(f"umount --lazy {self._quoted(self.mount_point)}")
 
     def mount(self) -> None:
-        """It is there again, with all that is on it."""
+        """Mounts it again, with its files."""
         self._do(self._mount)
 
     @property
@@ -98,7 +98,7 @@ class SmallDisk:
 
 
 def require_mounts() -> None:
-    """Skips the test where nothing can be mounted: in a container that forbids it to its root, too."""
+    """Skips the test where nothing can be mounted, as in a container that forbids it even to root."""
     if why := _why_no_mounts():
         pytest.skip(f"no file system can be mounted here, not even in a namespace of our own: {why}")
 

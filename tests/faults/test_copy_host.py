@@ -1,4 +1,4 @@
-"""The host, its login and the link between: what fails there costs no file a try, and what did arrive counts."""
+"""Faults of the host, its login and the link: they cause no failed attempt, and files that did arrive count."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from copying import (
-    assert_all_is_well,
-    assert_nobody_charged,
-    assert_only,
-    assert_source_is_to_blame,
-    assert_whole,
-    failures,
+from copy_assertions import (
+    assert_archive_is_exactly,
+    assert_archived,
+    assert_healthy,
+    assert_no_failed_attempts,
+    assert_source_down,
+    failure_count,
+    settings_through,
     shorten_pauses,
-    through,
     wait_failures,
 )
-from fakes import FakeRsync, ends_early
+from fake_rsync import FakeRsync, ends_early
 from private_site import PrivateSite, SourceFile, new_private_site
 from proxy import Proxy
 from waiting import eventually
@@ -35,7 +35,7 @@ from cdc_archiver.transfer import copier, ssh
 def stage(
     mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[PrivateSite]:
-    """Where what failed is tried again in a moment."""
+    """A site where retries come in a moment."""
     shorten_pauses(monkeypatch)
     with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
@@ -53,38 +53,38 @@ def wire(ssh_server: SshServer) -> Iterator[Proxy]:
 # 255: the host.
 
 
-@pytest.mark.parametrize("how", ["refuses", "hangs up", "says nothing"])
-def test_a_host_that_is_away_is_asked_again_and_again_until_it_is_back(
+@pytest.mark.parametrize("how", ["refuses", "hangs up", "is silent"])
+def test_an_unreachable_host_is_retried_until_it_is_back(
     stage: PrivateSite, wire: Proxy, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    # Given a host that reboots: at first nobody listens, then somebody hangs up, or is there and says nothing,
+    # Given a host that reboots: it refuses connections, closes them, or accepts them and is silent,
     monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 1.0)
     monkeypatch.setitem(ssh._OPTIONS, "ConnectTimeout", "1")
-    monkeypatch.setattr(copier, "_TRIES", 1)
-    {"refuses": stage.ssh.stop, "hangs up": wire.refuse, "says nothing": wire.freeze}[how]()
+    monkeypatch.setattr(copier, "_MAX_TRIES", 1)
+    {"refuses": stage.ssh.stop, "hangs up": wire.refuse, "is silent": wire.freeze}[how]()
     files = stage.files(3)
     ids = stage.register(*files)
-    changes = {} if how == "refuses" else through(wire, stage)
+    changes = {} if how == "refuses" else settings_through(wire, stage)
     with stage.service(until="no source", max_attempts=2, **changes) as service:
-        # when it was asked more often than a file has tries,
+        # when it was tried more often than --max-attempts,
         wait_failures(service, "host_unreachable", 3 * len(files))
-        # then the service says so, of the host alone, and nobody is charged;
-        assert_source_is_to_blame(service, "host_unreachable")
-        assert failures(service, "host_unreachable") == 0
-        assert_nobody_charged(stage)
+        # then the service reports only the source as down, and no attempt has failed;
+        assert_source_down(service, "host_unreachable")
+        assert failure_count(service, "host_unreachable") == 0
+        assert_no_failed_attempts(stage)
         # and all is archived when it is back.
-        {"refuses": stage.ssh.start, "hangs up": wire.accept, "says nothing": wire.thaw}[how]()
+        {"refuses": stage.ssh.start, "hangs up": wire.accept, "is silent": wire.thaw}[how]()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
-# 255 and 12: what an operator has to fix.
+# 255 and 12: failures that an operator must fix.
 
 REMOTE_PATH = f"{bin_directory()}:/usr/local/bin:/usr/bin:/bin"
 
-OPERATORS = {
+CONFIGURATION_FAILURES = {
     "the key is refused": "login_refused",
     "the host has another key": "host_key",
     "rsync is not installed": "rsync_missing",
@@ -93,10 +93,10 @@ OPERATORS = {
 }
 
 
-@pytest.mark.parametrize("trouble", OPERATORS)
-def test_what_a_person_has_to_fix_charges_nobody(stage: PrivateSite, trouble: str) -> None:
-    # Given a host that does not let us do our work,
-    match trouble:
+@pytest.mark.parametrize("failure", CONFIGURATION_FAILURES)
+def test_a_failure_that_an_operator_must_fix_causes_no_failed_attempt(stage: PrivateSite, failure: str) -> None:
+    # Given a host that prevents copies,
+    match failure:
         case "the key is refused":
             stage.ssh.revoke()
         case "the host has another key":
@@ -107,32 +107,34 @@ def test_what_a_person_has_to_fix_charges_nobody(stage: PrivateSite, trouble: st
             stage.ssh.authorize(read_only=stage.directory / "mistyped")
         case _:
             chatty = FakeRsync(stage.directory / "chatty")
-            chatty.misbehave('echo "Welcome to smurf-srv!"')  # where a shell's start-up file does, no rsync can speak
+            chatty.misbehave(
+                'echo "Welcome to smurf-srv!"'
+            )  # where a shell's start-up file prints, rsync's protocol breaks
             stage.ssh.authorize(path=chatty.before(REMOTE_PATH))
     files = stage.files(4)
     ids = stage.register(*files)
-    reason = OPERATORS[trouble]
+    reason = CONFIGURATION_FAILURES[failure]
     with stage.service(until="no source", max_attempts=2) as service:
-        # when it was tried more often than a file has tries,
+        # when it was tried more often than --max-attempts,
         wait_failures(service, reason, 3 * len(files))
-        # then the service says which trouble it is, and has nothing against anybody else,
-        assert_source_is_to_blame(service, reason)
-        assert failures(service, reason) == 0
-        assert_nobody_charged(stage)
+        # then the service reports the reason, and only the source is down,
+        assert_source_down(service, reason)
+        assert failure_count(service, reason) == 0
+        assert_no_failed_attempts(stage)
         # and goes on when a person has fixed it.
         stage.ssh.authorize()
         stage.ssh.trust_host_key()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 # 10, 12, 20, 30: the link.
 
 
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("status", "message"),
     [
         (10, "rsync error: error in socket IO (code 10) at clientserver.c(139) [Receiver=3.5.0]"),
         (12, "rsync error: error in rsync protocol data stream (code 12) at io.c(232) [Receiver=3.5.0]"),
@@ -140,36 +142,36 @@ def test_what_a_person_has_to_fix_charges_nobody(stage: PrivateSite, trouble: st
         (30, "rsync error: timeout in data send/receive (code 30) at io.c(197) [Receiver=3.5.0]"),
     ],
 )
-def test_what_arrived_before_the_link_was_lost_counts(
-    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, status: int, words: str
+def test_files_that_arrived_before_the_link_was_lost_count(
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch, status: int, message: str
 ) -> None:
-    # Given an rsync that brings two files and ends with one of the statuses of a lost link,
+    # Given an rsync that transfers two files and exits with a status of a lost link,
     fake = FakeRsync(stage.directory / "fake")
-    fake.misbehave(ends_early(2, status, words))
+    fake.misbehave(ends_early(2, status, message))
     monkeypatch.setenv("PATH", fake.before(os.environ["PATH"]))
     files = stage.files(40)
     ids = stage.register(*files)
     with stage.service(workers=1, until=None) as service:
         wait_failures(service, "link_lost")
-        # then the two are archived, the link is to blame and no file,
-        assert_source_is_to_blame(service, "link_lost")
-        eventually(lambda: stage.count("copied = 1") >= 2, "what arrived is archived")
-        assert failures(service, "link_lost") == 0
-        assert_nobody_charged(stage)
+        # then the two are archived, and the failure concerns the link and no file,
+        assert_source_down(service, "link_lost")
+        eventually(lambda: stage.count("copied = 1") >= 2, "files that arrived are archived")
+        assert failure_count(service, "link_lost") == 0
+        assert_no_failed_attempts(stage)
         # and the others follow.
         fake.behave()
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 HALF = 250_000_000
 SLACK = 30_000_000
-"""Bytes that were on their way when the link was cut, and what ssh and rsync add."""
+"""Bytes in flight when the link was cut, and the overhead of ssh and rsync."""
 
 
-def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: PrivateSite, wire: Proxy) -> None:
+def test_a_large_file_resumes_after_the_link_is_cut(stage: PrivateSite, wire: Proxy) -> None:
     # Given a large file, and a link that will not last for all of it,
     path = stage.sources / "large.dat"
     md5 = hashlib.md5()
@@ -178,7 +180,7 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: PrivateSite,
             part = os.urandom(HALF // 25)
             large.write(part)
             md5.update(part)
-    with stage.service(**through(wire, stage)) as service:
+    with stage.service(**settings_through(wire, stage)) as service:
         stage.wait_archived(*stage.register(stage.file("before.npy")))
         start = wire.carried
         wire.cut_after(HALF)
@@ -186,13 +188,13 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: PrivateSite,
         (id_,) = stage.register(SourceFile(path, b""), md5sum=md5.digest())
         (row,) = stage.wait_archived(id_, within=150)
         carried = wire.carried - start
-        assert_all_is_well(service)
-    # then it was not begun anew: what was there was not carried again.
+        assert_healthy(service)
+    # then it resumed: the part that was there was not transferred again.
     assert carried >= 2 * HALF, "the link was never cut"
     assert carried < 2 * HALF + SLACK
     assert wire.connections > 1
     assert row.attempts == 0
-    assert_nobody_charged(stage)
+    assert_no_failed_attempts(stage)
     with Path(row.path).open("rb") as archived:
         assert hashlib.file_digest(archived, "md5").digest() == md5.digest()
 
@@ -201,12 +203,10 @@ def test_a_large_file_whose_link_is_cut_goes_on_where_it_was(stage: PrivateSite,
 
 
 @pytest.mark.parametrize("who", ["the sender", "the wire"])
-def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(
-    stage: PrivateSite, wire: Proxy, who: str
-) -> None:
+def test_a_stalled_copy_is_killed_and_retried(stage: PrivateSite, wire: Proxy, who: str) -> None:
     """rsync's own timeout does not see a sender that was stopped, nor ssh a host without power before a minute is over."""
     files = [stage.file("large.npy", size=12_000_000), *stage.files(3)]
-    with stage.service(stall_timeout=2, io_timeout=600, bwlimit="4m", **through(wire, stage)) as service:
+    with stage.service(stall_timeout=2, io_timeout=600, bwlimit="4m", **settings_through(wire, stage)) as service:
         ids = stage.register(*files)
         # Given a copy under way,
         start = wire.carried
@@ -222,9 +222,9 @@ def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(
                 for pid in stopped:
                     os.kill(pid, signal.SIGSTOP)
             wait_failures(service, "stalled")
-            # then that is the source's trouble and no file's,
-            assert failures(service, "stalled", "host_unreachable", "link_lost") == 0
-            assert_nobody_charged(stage)
+            # then the failure concerns the source and no file,
+            assert failure_count(service, "stalled", "host_unreachable", "link_lost") == 0
+            assert_no_failed_attempts(stage)
         finally:
             wire.thaw()
             for pid in stopped:
@@ -232,27 +232,27 @@ def test_a_copy_that_has_come_to_a_standstill_is_given_up_and_begun_anew(
                     os.kill(pid, signal.SIGCONT)
         # and another connection brings the rest.
         stage.wait_archived(*ids)
-        assert_all_is_well(service)
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
-    assert_only(stage, *files)
+        assert_healthy(service)
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
+    assert_archive_is_exactly(stage, *files)
 
 
 # A link that is only bad.
 
 
-def test_a_slow_and_distant_host_is_slow_and_nothing_else(stage: PrivateSite, wire: Proxy) -> None:
+def test_a_slow_and_distant_host_causes_no_failure(stage: PrivateSite, wire: Proxy) -> None:
     # Given a link that holds each piece back for 50 ms, and carries 2 MB/s,
     wire.delay, wire.rate = 0.05, 2e6
     files = [*stage.files(60, size=20_000), stage.file("large.npy", size=1_500_000)]
     ids = stage.register(*files)
-    with stage.service(**through(wire, stage)) as service:
-        # then all arrives, and nobody has failed.
+    with stage.service(**settings_through(wire, stage)) as service:
+        # then all files arrive, and no try has failed.
         stage.wait_archived(*ids, within=60)
-        assert_all_is_well(service)
-        assert failures(service) == 0
-    assert_nobody_charged(stage)
-    assert_whole(stage, ids, files)
+        assert_healthy(service)
+        assert failure_count(service) == 0
+    assert_no_failed_attempts(stage)
+    assert_archived(stage, ids, files)
 
 
 def senders_of(server: SshServer) -> list[int]:

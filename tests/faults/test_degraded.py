@@ -1,4 +1,4 @@
-"""Degraded, not dead: where there is no stream the service says why, polls, and streams again by itself when the cause is gone."""
+"""Without a stream the service reports the cause and polls; it streams again when the cause is gone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import pytest
-from doomed import Story
 from private_site import PrivateSite
+from stream_scenario import StreamScenario
 from structlog.testing import capture_logs
 from waiting import eventually
 
@@ -22,7 +22,7 @@ def stage(doomed_stage: PrivateSite) -> PrivateSite:
 
 @contextlib.contextmanager
 def no_log(stage: PrivateSite) -> Iterator[None]:
-    """A server that writes no binary log, until it is started anew."""
+    """A server that writes no binary log until it is restarted."""
 
     def restart(*options: str) -> None:
         # Without its log a server cannot tell which commits to keep: all of them are in its tables first. A shutdown would do, and
@@ -74,61 +74,61 @@ CAUSES = {
     "compression": (compression, "compressed rows cannot be read", "= OFF"),
     "statements": (statements, "binlog_format is STATEMENT", "SET GLOBAL binlog_format = 'ROW'"),
 }
-"""What stands in the stream's way, by name: how it comes about and ends, why there is no stream then, what fixes it."""
+"""Causes that prevent the stream, by name: how to make and end each, its message, its fix."""
 
 Cause = Callable[[PrivateSite], contextlib.AbstractContextManager[None]]
 
 
 @pytest.mark.parametrize(("cause", "why", "fix"), CAUSES.values(), ids=CAUSES)
-def test_without_a_stream_from_the_start(stage: PrivateSite, cause: Cause, why: str, fix: str) -> None:
+def test_no_stream_from_the_start(stage: PrivateSite, cause: Cause, why: str, fix: str) -> None:
     with contextlib.ExitStack() as stack:
         lines = stack.enter_context(capture_logs())
         degraded = stack.enter_context(contextlib.ExitStack())
         degraded.enter_context(cause(stage))
         service = stack.enter_context(stage.service(until=None, poll_interval=0.5))
-        story = Story(stage, service)
-        # Given a cause for which there can be no stream, then the service says so, and what fixes it,
-        story.polls(why)
+        scenario = StreamScenario(stage, service)
+        # Given a cause that prevents the stream, then the service reports it with its fix,
+        scenario.polls(why)
         assert fix in service.get("/readyz")[1]
-        eventually(lambda: said(lines, why), f"the log says {why!r}")
-        assert fix in said(lines, why)[0]["detail"]
+        eventually(lambda: polling_lines(lines, why), f"the log says {why!r}")
+        assert fix in polling_lines(lines, why)[0]["detail"]
         # sweeps again and again, and archives what it finds.
         for _ in range(3):
             swept = service.metric("sweep_duration_seconds_count")
-            stage.wait_archived(*story.register())
+            stage.wait_archived(*scenario.register())
             eventually(lambda swept=swept: service.metric("sweep_duration_seconds_count") > swept, "the next sweep")  # type: ignore[misc]
-        assert len(said(lines, why)) == 1, "a reason is said once"
-        story.polls(why)
-        assert story.reconnects() == {}
-        # When the cause is gone, then it streams without anybody's help.
+        assert len(polling_lines(lines, why)) == 1, "a cause is logged once"
+        scenario.polls(why)
+        assert scenario.reconnects() == {}
+        # When the cause is gone, then it streams again automatically.
         degraded.close()
-        story.streams()
-        story.arrives_by_stream(2)
-        assert [line for line in lines if line["event"] == "streaming"], "the log says that it streams"
-        story.ends_well()
-        assert story.reconnects() == {}
+        scenario.streams()
+        scenario.arrives_by_stream(2)
+        assert [line for line in lines if line["event"] == "streaming"], "the log reports the stream"
+        scenario.ends_well()
+        assert scenario.reconnects() == {}
 
 
 @pytest.mark.parametrize(("cause", "why", "fix"), CAUSES.values(), ids=CAUSES)
-def test_a_stream_that_is_lost_to_it_and_had_again(stage: PrivateSite, cause: Cause, why: str, fix: str) -> None:
+def test_a_stream_that_is_lost_and_resumed(stage: PrivateSite, cause: Cause, why: str, fix: str) -> None:
     with capture_logs() as lines, stage.service(poll_interval=0.5) as service:
-        story = Story(stage, service)
-        story.arrives_by_stream()
-        # Given a service that streams, when a cause comes up for which it cannot go on,
+        scenario = StreamScenario(stage, service)
+        scenario.arrives_by_stream()
+        # Given a service that streams, when a cause prevents the stream,
         with cause(stage):
-            # then it notices by itself, says so, and archives by the sweep;
-            story.polls(why)
+            # then it notices and reports it, and archives by the sweep;
+            scenario.polls(why)
             assert fix in service.get("/readyz")[1]
-            eventually(lambda: said(lines, why), f"the log says {why!r}")
-            stage.wait_archived(*story.register(2))
+            eventually(lambda: polling_lines(lines, why), f"the log says {why!r}")
+            stage.wait_archived(*scenario.register(2))
         # and streams again when the cause is gone.
-        story.streams()
-        story.arrives_by_stream()
-        story.ends_well()
-        # A server that went down is another story.
-        assert cause is no_log or story.reconnects() == {"unavailable": 1}
+        scenario.streams()
+        scenario.arrives_by_stream()
+        scenario.ends_well()
+        # A server that went down has other reasons.
+        assert cause is no_log or scenario.reconnects() == {"unavailable": 1}
 
 
-def said(lines: list[MutableMapping[str, Any]], why: str) -> list[MutableMapping[str, Any]]:
-    """Where the log says that the service polls, and why."""
+def polling_lines(lines: list[MutableMapping[str, Any]], why: str) -> list[MutableMapping[str, Any]]:
+    """Log lines that report polling for this cause."""
     return [line for line in lines if line["event"] == "polling" and why in line["detail"]]

@@ -1,4 +1,4 @@
-"""Other users of the storage node, and whoever reaches its HTTP port: what they can see, plant and ask for."""
+"""Other users of the storage node, and clients of its HTTP port: what they can see, plant and request."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def words_of(pid: int) -> dict[str, bytes]:
-    """What a process list shows of a process: its command line and, to its own user, its environment."""
-    words = {}
+def process_entries(pid: int) -> dict[str, bytes]:
+    """The entries of a process list: command line and, for its own user, environment."""
+    entries = {}
     for what in ("cmdline", "environ"):
         with contextlib.suppress(OSError):
-            words[what] = Path(f"/proc/{pid}/{what}").read_bytes()
-    return words
+            entries[what] = Path(f"/proc/{pid}/{what}").read_bytes()
+    return entries
 
 
 @pytest.mark.parametrize("variable", ["MYSQL_PASSWORD", "mysql_password"])
 def test_no_process_list_no_log_and_no_page_shows_a_secret(stage: PrivateSite, variable: str) -> None:
-    # Given a service that says all it can, with a password from its environment,
+    # Given a service with all logging on, with a password from its environment,
     environment = stage.environment()
     environment[variable] = environment.pop("MYSQL_PASSWORD")
     options = {"bwlimit": "100", "log_level": "debug", "log_format": "json"}
@@ -69,17 +69,17 @@ def test_no_process_list_no_log_and_no_page_shows_a_secret(stage: PrivateSite, v
         names = set()
         while stage.row(id_).copied == 0:
             for pid in descendants(service.pid):
-                shown = words_of(pid)
+                shown = process_entries(pid)
                 names.add(Path(shown.get("cmdline", b"?").split(b"\0")[0].decode()).name)
-                assert not [what for what, words in shown.items() if PASSWORD.encode() in words], shown
+                assert not [what for what, entries in shown.items() if PASSWORD.encode() in entries], shown
             time.sleep(0.02)
         assert {"rsync", "ssh"} <= names
-        assert PASSWORD.encode() not in words_of(service.pid)["cmdline"]
+        assert PASSWORD.encode() not in process_entries(service.pid)["cmdline"]
         # nor does a page show it,
         pages = [service.get(path)[1] for path in ("/", "/metrics", "/healthz", "/readyz", "/api/status")]
         checked = stage.command("check", *stage.flags(), "--json")
         said = "".join(pages) + service.said + checked.stdout + checked.stderr
-    # nor a log, and nobody repeats the private key.
+    # nor a log, and none of them shows the private key.
     key = [line for line in Path(stage.ssh.key).read_text().splitlines() if not line.startswith("-")]
     assert PASSWORD not in said
     assert not [line for line in key if line in said]
@@ -90,16 +90,16 @@ def test_no_process_list_no_log_and_no_page_shows_a_secret(stage: PrivateSite, v
 def test_a_bug_shows_its_way_and_not_what_it_held_in_its_hands(stage: PrivateSite, log_format: str, where: str) -> None:
     """A traceback with the values of variables would have the password in it."""
     script = stage.directory / "buggy.py"
-    room, name = {
+    module, name = {
         "in a thread": ("cdc_archiver.database.files_table", "FilesTable.load"),
         "at the start": ("cdc_archiver.database.connections", "Database.raw_connection"),
     }[where]
     script.write_text(
-        f"import os, {room} as room\n"
+        f"import os, {module} as module\n"
         "def buggy(*args, **kwargs):\n"
         "    password = os.environ['MYSQL_PASSWORD']\n"
         "    raise RuntimeError('a bug of ours')\n"
-        f"room.{name} = buggy\n"
+        f"module.{name} = buggy\n"
         "from cdc_archiver.cli import main\n"
         "main()\n"
     )
@@ -141,7 +141,7 @@ def test_modes_are_those_of_the_settings_whatever_the_umask(
         # when files are archived,
         ids = stage.register(slow, stage.file("a.npy"), action="x") + stage.register(stage.file("b.npy"), plot=1)
         eventually(lambda: service.metric("in_flight"), "one is on its way")
-        # then what is on its way is the archiver's alone, and so is its connection,
+        # then only the archiver's user can access staged files and the connection,
         sockets = eventually(lambda: sockets_below(stage.runtime), "there is a connection")
         assert {mode(path.parent) for path in sockets} == {0o700}
         assert {mode(path) & 0o077 for path in sockets} == {0}
@@ -168,7 +168,7 @@ def sockets_below(directory: Path) -> list[Path]:
 
 
 def plant(path: Path, target: Path) -> None:
-    """A link of somebody else's."""
+    """A link that belongs to another user."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
     os.lchown(path, SOMEBODY, SOMEBODY)
@@ -177,7 +177,7 @@ def plant(path: Path, target: Path) -> None:
 @pytest.mark.skipif(not ROOT, reason="only root can make a link that belongs to somebody else")
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: PrivateSite, level: int) -> None:
-    # Given a directory of the archive that is somebody else's link to elsewhere,
+    # Given a directory of the archive that is another user's link to elsewhere,
     elsewhere = stage.directory / "elsewhere"
     elsewhere.mkdir()
     file, other = stage.file("file.npy"), stage.file("other.npy")
@@ -186,7 +186,7 @@ def test_a_link_that_somebody_planted_in_the_archive_is_not_followed(stage: Priv
         # when a file belongs there,
         (id_,) = stage.register(file)
         eventually(lambda: service.metric("copy_failures_total", reason="place_unusable"), "it is said")
-        # then nothing is written there, nobody is charged, and others are archived.
+        # then nothing is written there, no attempt has failed, and others are archived.
         assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)
         if level < 3:
             stage.wait_archived(*stage.register(other, pub_id="another"))
@@ -264,7 +264,7 @@ def test_it_can_be_read_and_nothing_else_and_odd_requests_harm_nobody(service: S
     odd = ["/nothing", "//etc/passwd", "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/api/status/..", "/api/"]
     odd += ["/metrics/%00", "/static/../../etc/passwd", "/%0d%0aX-Injected:%20yes", "/" + "a" * 5000, "/.env", "/docs"]
     assert set(statuses(port, "GET", odd).values()) == {404}
-    # and garbage is answered with words, or with nothing.
+    # and garbage is answered with an error, or with nothing.
     for request in (
         b"\0\x01\x02\xff" * 100,
         b"GET\r\n\r\n",
@@ -289,7 +289,7 @@ def test_it_listens_on_loopback_alone_and_no_page_of_another_site_may_read_it(se
     # 127.0.0.2 is this machine as well; who listens on every address, answers there.
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", service.port), timeout=5)
-    # A browser hands an answer to another site's script where the answer says so: none does.
+    # A browser gives a response to another site's script where a header allows it: none does.
     request = b"GET /api/status HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example\r\n\r\n"
     answer = eventually(lambda: raw(service.port, request), "it answers")
     assert b"200 OK" in answer

@@ -58,8 +58,8 @@ def nothing_is_executed() -> Iterator[None]:
     assert not touched, "somebody's words were executed"
 
 
-def beside_the_archive(stage: PrivateSite) -> list[tuple[str, bytes]]:
-    """Everything in the site's directory but the archive and the logs: what nobody may write to."""
+def files_outside_the_archive(stage: PrivateSite) -> list[tuple[str, bytes]]:
+    """Everything in the site's directory but the archive and the logs: nothing may write to it."""
     return sorted(
         (str(path), path.read_bytes() if path.is_file() else b"")
         for path in stage.directory.rglob("*")
@@ -88,10 +88,10 @@ def register_hostile(stage: PrivateSite) -> dict[int, bytes]:
 )
 def test_no_value_of_a_row_is_anything_but_a_value(either_stage: PrivateSite, log_format: str) -> None:
     stage = either_stage
-    # Given rows in which each text is what somebody would try,
+    # Given rows with an attack in each text column,
     ids = register_hostile(stage)
     after = stage.file("after.npy")
-    before = beside_the_archive(stage)
+    before = files_outside_the_archive(stage)
     tables = stage.sql("SHOW TABLES")
     with stage.program(log_format=log_format, log_level="debug", source_root=str(stage.sources)) as service:
         # when the service meets them,
@@ -106,9 +106,9 @@ def test_no_value_of_a_row_is_anything_but_a_value(either_stage: PrivateSite, lo
         assert list(text_string_to_metric_families(service.get("/metrics")[1]))
         assert service.status()["archived"] > 0
         checked = stage.command("check", *stage.flags(source_root=str(stage.sources)))
-    # no table is harmed, nothing beside the archive is touched;
+    # no table is harmed, nothing outside the archive is touched;
     assert set(tables) <= set(stage.sql("SHOW TABLES"))
-    assert beside_the_archive(stage) == before
+    assert files_outside_the_archive(stage) == before
     # what is archived lies in its place, four directories deep, and is what was registered;
     archived = stage.sql(f"SELECT id, path FROM {TABLE} WHERE copied = 1")
     assert len(archived) > 100
@@ -123,13 +123,13 @@ def test_no_value_of_a_row_is_anything_but_a_value(either_stage: PrivateSite, lo
     for line in log.read_bytes().decode().split("\n")[:-1]:
         assert line.isprintable(), repr(line)
         assert json.loads(line)["event"] if log_format == "json" else LOG_LINE.fullmatch(line), line
-    # Nor does what `check` says of others' rows move a cursor, or pretend to be a line of its own.
+    # Nor does the output of `check` about others' rows move a cursor, or imitate a line of the log.
     assert "Traceback" not in checked.stderr
     assert "\x1b" not in checked.stdout
     assert not re.search("^(2026-01|b\t)", checked.stdout, re.MULTILINE), checked.stdout
 
 
-WORDS = (
+VALUES = (
     f"x$(touch {CANARY})`touch {CANARY}`;touch {CANARY}|touch {CANARY}'q\"",
     f"-oProxyCommand=touch {CANARY}",
     "a\n2026-01-01T00:00:00Z [info] fake\x1b[2J",
@@ -145,30 +145,32 @@ OTHERS = (
 def test_no_setting_is_anything_but_its_value(stage: PrivateSite, name: str) -> None:
     """Who may write settings may do much; he may not be made to do it by a name that he copied from somewhere."""
     stage.register(stage.file("file.npy"))
-    before = beside_the_archive(stage)
-    for words in WORDS:
-        for value in (words, f"/{words}") if name in ("source_root", "data_dir") else (words,):
-            # When somebody sets it so, then that is a mistake like any other, or a place where nothing is.
+    before = files_outside_the_archive(stage)
+    for text in VALUES:
+        for value in (text, f"/{text}") if name in ("source_root", "data_dir") else (text,):
+            # When a setting has this value, then it is an error like any other, or a directory that does not exist.
             flag = f"--{name.replace('_', '-')}={value}"
             given: dict[str, Any] = {name: None} if name in ("host", "user", "target") else {}
             if name in OTHERS:
                 given["host"] = ""  # no login is needed to see what comes of these
             flags = stage.flags(http_port=None, **given)
             done = stage.command("check", *flags, *([] if name == "http_host" else ["--http-port=0"]), flag)
-            assert_said_in_lines(done, value)
+            assert_printed_in_lines(done, value)
             assert done.returncode in (0, 2, 4)
-    assert beside_the_archive(stage) == before
+    assert files_outside_the_archive(stage) == before
     assert stage.count("copied = 0") == 1
     assert stage.archived_files() == []
 
 
-def assert_said_in_lines(done: Done, value: str) -> None:
+def assert_printed_in_lines(done: Done, value: str) -> None:
     assert "Traceback" not in done.stderr, done.stderr
     assert PASSWORD not in done.stderr + done.stdout
-    said = done.stdout + done.stderr
-    assert "\x1b" not in said, f"{value!r} moves the cursor: {said!r}"
-    assert "\n2026-01-01T" not in said, f"{value!r} makes a line of its own: {said!r}"
-    assert all(LOG_LINE.fullmatch(line) or line.startswith("cdc-archiver: ") for line in done.stderr.splitlines()), said
+    output = done.stdout + done.stderr
+    assert "\x1b" not in output, f"{value!r} moves the cursor: {output!r}"
+    assert "\n2026-01-01T" not in output, f"{value!r} makes a line of its own: {output!r}"
+    assert all(LOG_LINE.fullmatch(line) or line.startswith("cdc-archiver: ") for line in done.stderr.splitlines()), (
+        output
+    )
 
 
 def test_a_site_whose_every_name_looks_like_a_command_is_a_site_like_any_other(

@@ -1,4 +1,4 @@
-"""A readout server in wrong hands: what it sends, says and is never gets further than its own row."""
+"""A hostile readout server: its data, messages and files affect nothing beyond its own rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from private_site import PrivateSite, SourceFile, new_private_site
 from waiting import eventually
 
-from cdc_archiver.dispatch import dispatcher, health
+from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.model import Scope
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.sandbox.packages import bin_directory, find
@@ -29,18 +29,18 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[P
 
 
 @pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits is tried again in a moment."""
-    monkeypatch.setattr(dispatcher, "_CHARGED_DELAYS", (0.3,))
-    for fault in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
-        monkeypatch.setitem(health._PAUSES, fault, (0.3, 1.0))
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries come in a moment."""
+    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (0.3,))
+    for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
+        monkeypatch.setitem(health._PAUSES, scope, (0.3, 1.0))
 
 
-def in_wrong_hands(stage: PrivateSite, body: str) -> None:
-    """Puts a program in the place of rsync on the readout server.
+def replace_rsync(stage: PrivateSite, body: str) -> None:
+    """Replaces rsync on the readout server.
 
-    Arguments:
-        body: of a shell script; ``$real`` is the true rsync, ``$evil`` a directory that is the attacker's.
+    Args:
+        body: of a shell script; ``$real`` is the real rsync, ``$evil`` the attacker's directory.
     """
     directory = stage.directory / "hostile-bin"
     directory.mkdir()
@@ -54,26 +54,26 @@ def in_wrong_hands(stage: PrivateSite, body: str) -> None:
 
 
 def evil_twin(stage: PrivateSite, file: SourceFile) -> Path:
-    """Where a file lies in the attacker's tree, whose root is not the file system's."""
+    """The path of a file in the attacker's tree."""
     twin = stage.directory / "evil" / str(file.path).lstrip("/")
     twin.parent.mkdir(parents=True)
     return twin
 
 
 OTHER_ROOT = 'for last; do :; done; set -- $(echo "$*" | sed "s, [^ ]*$,,"); exec $real "$@" "$evil/$last"'
-"""Serves what is asked for from another tree. The arguments of a server side have no blanks."""
+"""Serves the requested files from another tree. The arguments of a server side have no blanks."""
 OTHER_LIST = "exec $real --server --sender -logDtpre.iLsfxCIvu --copy-unsafe-links --numeric-ids . $evil/"
-"""Sends a tree of its own making, whatever was asked for."""
+"""Sends a tree of its own, whatever is requested."""
 
 
 @dataclass
 class Trick:
-    """What a hostile source does instead of serving its files.
+    """How a hostile source behaves instead of serving its files.
 
     Attributes:
-        script: in place of rsync.
-        reasons: what the archiver may count it as.
-        twin: what lies in the attacker's tree where the file should.
+        script: replaces rsync.
+        reasons: possible reasons of the failure.
+        twin: kind of the entry in the attacker's tree at the path of the file.
     """
 
     script: str
@@ -86,9 +86,9 @@ TRICKS = {
     "a link to a secret of the storage node": Trick(OTHER_ROOT, {"not_a_file"}, "link"),
     "a pipe": Trick(OTHER_ROOT, {"not_a_file"}, "pipe"),
     "a directory": Trick(OTHER_ROOT, {"not_a_file"}, "directory"),
-    "files that nobody asked for": Trick(OTHER_LIST, {"link_lost", "rsync_refused"}, "link"),
+    "files that were not requested": Trick(OTHER_LIST, {"link_lost", "rsync_refused"}, "link"),
     "noise in place of the protocol": Trick("head -c 300000 /dev/urandom", {"link_lost", "rsync_refused"}),
-    "words without end": Trick("yes 'no such thing' | head -c 3000000 >&2; exit 1", {"stalled"}),
+    "endless output": Trick("yes 'no such thing' | head -c 3000000 >&2; exit 1", {"stalled"}),
     "silence": Trick("exec sleep 8", {"stalled", "link_lost"}),
     "nothing": Trick("exit 0", {"link_lost"}),
 }
@@ -96,11 +96,11 @@ TRICKS = {
 
 @pytest.mark.parametrize("name", TRICKS)
 def test_a_hostile_source_gets_nothing_into_the_archive(stage: PrivateSite, name: str) -> None:
-    # Given a readout server in wrong hands, and secrets of ours,
+    # Given a hostile readout server, and secrets on the storage node,
     trick = TRICKS[name]
     secret = stage.directory / "secret"
     secret.write_text("the storage node's own")
-    in_wrong_hands(stage, trick.script)
+    replace_rsync(stage, trick.script)
     file = stage.file("file.npy")
     twin = evil_twin(stage, file)
     match trick.twin:
@@ -118,17 +118,17 @@ def test_a_hostile_source_gets_nothing_into_the_archive(stage: PrivateSite, name
     (id_,) = stage.register(file)
     with stage.service(until=None, stall_timeout=1.5, io_timeout=1, max_attempts=2) as service:
         tried = lambda: sum(service.metric("copy_failures_total", reason=reason) for reason in trick.reasons)
-        eventually(tried, f"it is found out: {trick.reasons}")
-        # then nothing of what it sent is archived or left as archived,
+        eventually(tried, f"a try fails with one of {trick.reasons}")
+        # then nothing that it sent is archived,
         assert stage.row(id_).copied == 0
         assert service.get("/healthz")[0] == 200
     assert stage.archived_files() == []
     assert [path for path in stage.data_dir.rglob("*") if path.is_symlink() or path.is_fifo()] == []
     assert stage.row(id_).path == str(file.path)
-    # its row pays for it only where it is about this one file,
-    charged = {"changed", "not_a_file"} & trick.reasons
-    assert bool(stage.row(id_).attempts) == bool(charged)
-    # and when it is in good hands again, the file is archived, if it was not given up.
+    # a failed attempt counts only where the failure concerns this one file,
+    concerns_file = {"changed", "not_a_file"} & trick.reasons
+    assert bool(stage.row(id_).attempts) == bool(concerns_file)
+    # and when the server is good again, the file is archived.
     stage.ssh.authorize()
     stage.sql("UPDATE pysmurf_files SET failed_copy_attempts = 0")
     with stage.service():
@@ -136,21 +136,21 @@ def test_a_hostile_source_gets_nothing_into_the_archive(stage: PrivateSite, name
     assert stage.place(file).read_bytes() == file.content
 
 
-def test_what_a_hostile_source_says_is_quoted_and_never_obeyed(stage: PrivateSite) -> None:
-    # Given a source that puts on the voice of ssh, of a log and of a terminal,
-    words = (
+def test_messages_of_a_hostile_source_are_quoted_and_never_obeyed(stage: PrivateSite) -> None:
+    # Given a source whose messages imitate ssh, a log and a terminal,
+    messages = (
         'Load key "/etc/shadow": bad permissions',
         "2026-01-01T00:00:00Z [info] archived path=/etc/passwd",
         "\x1b[2J\x1b]0;owned\x07",
         'rsync: [sender] link_stat "$(touch owned)" failed: \'; DROP TABLE pysmurf_files; -- (2)',
         '<script>alert(1)</script>{"event": "archived"}',
     )
-    script = "\n".join(f"printf '%s\\n' {shlex.quote(word)} >&2" for word in words)
-    in_wrong_hands(stage, f"{script}\nexit 12")
+    script = "\n".join(f"printf '%s\\n' {shlex.quote(message)} >&2" for message in messages)
+    replace_rsync(stage, f"{script}\nexit 12")
     (id_,) = stage.register(stage.file("file.npy"))
     # when it is asked for a file,
     with stage.program(until="no source", log_format="json", log_level="debug") as service:
-        # then what it said is one value in one line each, wherever it is shown,
+        # then each message is one value on one line, wherever it is shown,
         service.status()
         assert "owned" not in {path.name for path in Path.cwd().iterdir()}
         assert "\x1b" not in service.get("/readyz")[1]
@@ -159,7 +159,7 @@ def test_what_a_hostile_source_says_is_quoted_and_never_obeyed(stage: PrivateSit
         lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert "archived" not in {line["event"] for line in lines}
     assert {line["event"] for line in lines} >= {"source_down"}
-    # nobody is charged, and nobody is told to do what an attacker would like him to do.
+    # no attempt has failed, and no hint repeats the attacker's text.
     assert stage.row(id_).attempts == 0
     assert not [line for line in lines if "chmod 600 /etc/shadow" in json.dumps(line)]
 
@@ -188,7 +188,7 @@ def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage:
     # when a file is wanted,
     with stage.service(until="no source", known_hosts=known) as service:
         assert service.status()["sources"][0]["state"]["reason"] == "host_key"
-    # then nothing was fetched, and whoever it is, is as unknown as before.
+    # then nothing was fetched, and the host is as unknown as before.
     assert known.read_text() == "# nobody\n"
     assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "known_hosts", "readout"]
     after = sorted((str(path), path.stat().st_mtime_ns) for path in own.glob("*")) if own.is_dir() else []

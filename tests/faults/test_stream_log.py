@@ -8,10 +8,10 @@ from typing import Any
 
 import pymysql
 import pytest
-from doomed import FORGET_THE_LOG, LINK_OR_LOCK, UNLOOKING, Story, connections_of
 from files_table import TABLE
 from private_site import PrivateSite, SourceFile, insert
 from proxy import Proxy
+from stream_scenario import FORGET_THE_LOG, LINK_OR_LOCK, TIMING_WITHOUT_CHECKS, StreamScenario, connections_of
 from waiting import eventually
 
 from cdc_archiver.events import binlog
@@ -25,9 +25,9 @@ def stage(doomed_stage: PrivateSite) -> PrivateSite:
 
 
 @pytest.fixture
-def unlooking(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
+def without_checks(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
     """The stream does not look around, and so has to notice by itself."""
-    monkeypatch.setattr(binlog, "Pace", lambda: UNLOOKING)
+    monkeypatch.setattr(binlog, "StreamTiming", lambda: TIMING_WITHOUT_CHECKS)
 
 
 def log_end(stage: PrivateSite) -> tuple[str, int]:
@@ -50,7 +50,7 @@ def register_after(stage: PrivateSite, before: str, files: list[SourceFile], **c
 
 def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: PrivateSite) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a server that begins a new file between two rows and throws the older ones away,
         for _ in range(3):
@@ -61,7 +61,7 @@ def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: Private
         stage.sql(f"PURGE BINARY LOGS TO '{file}'")
         # then all of them are told of, and nothing is said.
         story.arrives_by_stream()
-        story.was_told(list(story.files))
+        story.was_delivered(list(story.files))
         story.streams()
         story.ends_well()
         assert story.reconnects() == {}
@@ -70,7 +70,7 @@ def test_a_new_file_of_the_log_and_a_purge_behind_us_go_unnoticed(stage: Private
 
 def test_a_log_that_is_purged_while_we_are_away(stage: PrivateSite) -> None:
     with Proxy(stage.server.port) as wire, stage.service(mysql_port=wire.port) as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a service that cannot reach its server,
         wire.refuse()
@@ -100,7 +100,7 @@ def test_a_log_that_is_reset(stage: PrivateSite, read: str) -> None:
     if read == "a later file":
         stage.sql("FLUSH BINARY LOGS")
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream(5)
         # Given an administrator who lets the log begin anew, and rows around it,
         story.register()
@@ -128,7 +128,7 @@ def test_a_log_that_is_reset(stage: PrivateSite, read: str) -> None:
 )
 def test_a_table_that_is_altered(stage: PrivateSite, change: str) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows on both sides of an ALTER,
         story.register()
@@ -136,7 +136,7 @@ def test_a_table_that_is_altered(stage: PrivateSite, change: str) -> None:
         story.register(2)
         # then the stream reads each as the table was then.
         story.arrives_by_stream()
-        story.was_told(list(story.files))
+        story.was_delivered(list(story.files))
         story.streams()
         story.ends_well()
         assert story.reconnects() == {}
@@ -145,7 +145,7 @@ def test_a_table_that_is_altered(stage: PrivateSite, change: str) -> None:
 
 def test_a_table_that_is_renamed_away_and_back(stage: PrivateSite) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a table that is gone for a while,
         stage.sql(f"RENAME TABLE {TABLE} TO elsewhere")
@@ -168,10 +168,10 @@ def test_a_table_that_is_renamed_away_and_back(stage: PrivateSite) -> None:
 # Rows that the log hides.
 
 
-def test_rows_that_are_compressed_in_mid_stream(stage: PrivateSite, unlooking: None) -> None:
+def test_rows_that_are_compressed_in_mid_stream(stage: PrivateSite, without_checks: None) -> None:
     with stage.service() as service:
         service.wait_settled()
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows in the log that nobody here can read: on MySQL any session may do that, on MariaDB the server does,
         # with rows of 256 bytes and more,
@@ -201,7 +201,7 @@ def test_rows_that_are_compressed_in_mid_stream(stage: PrivateSite, unlooking: N
 def test_rows_that_a_session_logs_as_statements(stage: PrivateSite) -> None:
     with stage.service(sweep_interval=1) as service:
         service.wait_settled()
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows of which the log has nothing but the INSERT's text,
         files = story.new_files(2)
@@ -231,15 +231,15 @@ def prepared(stage: PrivateSite, files: list[SourceFile]) -> Iterator[tuple[Any,
                 cursor.execute(f"XA ROLLBACK {name}")
 
 
-def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: PrivateSite) -> None:
+def test_rows_that_become_visible_long_after_their_event(stage: PrivateSite) -> None:
     with stage.service(sweep_interval=1) as service:
         service.wait_settled()
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows of a transaction that is prepared, of which the log tells, and whose commit takes its time,
         files = story.new_files(2)
         with prepared(stage, files) as (cursor, first, name):
-            story.was_told([first, first + 1])
+            story.was_delivered([first, first + 1])
             # until nobody looks for them any more,
             story.arrives_by_stream()
             eventually(lambda: service.metric("queue_depth") == service.metric("in_flight") == 0, "nothing is in hand")
@@ -252,13 +252,13 @@ def test_rows_that_become_visible_long_after_the_log_told_of_them(stage: Private
         assert story.reconnects() == {}
 
 
-def test_rows_that_the_log_told_of_and_that_never_become_visible(stage: PrivateSite) -> None:
+def test_rows_with_an_event_that_never_become_visible(stage: PrivateSite) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given rows of a transaction that is prepared and then rolled back,
         with prepared(stage, [stage.file("never.npy")]) as (cursor, first, name):
-            story.was_told([first])
+            story.was_delivered([first])
             cursor.execute(f"XA ROLLBACK {name}")
         # then they hold up nothing, and nobody asks for their files.
         story.arrives_by_stream()

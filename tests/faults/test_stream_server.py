@@ -9,24 +9,24 @@ from typing import Any
 
 import pymysql
 import pytest
-from doomed import (
-    BRISK_LOCK,
-    FORGET_THE_LOG,
-    LINK_OR_LOCK,
-    UNLOOKING,
-    Story,
-    connections_of,
-    copy_site,
-    kill_connections,
-)
 from private_site import HISTORY, PrivateSite, insert, new_private_site
 from proxy import Proxy
 from pymysqlreplication import binlogstream
 from pymysqlreplication.event import XidEvent
 from services import PASSWORD
+from stream_scenario import (
+    FORGET_THE_LOG,
+    LINK_OR_LOCK,
+    QUICK_LOCK_TIMING,
+    TIMING_WITHOUT_CHECKS,
+    StreamScenario,
+    connections_of,
+    copy_site,
+    kill_connections,
+)
 from waiting import eventually
 
-from cdc_archiver.database import source_locks as lock
+from cdc_archiver.database import source_locks
 from cdc_archiver.errors import ExitStatus, ServerIdTaken
 from cdc_archiver.events import binlog
 from cdc_archiver.events.interruptible import InterruptibleConnections
@@ -48,9 +48,9 @@ def wire(stage: PrivateSite) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def brisk_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lock asks more often whether it is held."""
-    monkeypatch.setattr(lock, "LockTiming", lambda: BRISK_LOCK)
+    monkeypatch.setattr(source_locks, "LockTiming", lambda: QUICK_LOCK_TIMING)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def stream_wire(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> Iterator
 @pytest.mark.parametrize("end", ["is shut down", "dies"])
 def test_a_server_that_goes_and_comes_back(stage: PrivateSite, end: str) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream(3)
         # Given files that are written while the server is away,
         stage.close()
@@ -90,7 +90,7 @@ def test_a_server_that_goes_and_comes_back(stage: PrivateSite, end: str) -> None
 
 def test_a_killed_dump_thread_costs_one_reconnect(stage: PrivateSite) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a connection that an administrator kills while files are registered,
         story.register()
@@ -105,9 +105,9 @@ def test_a_killed_dump_thread_costs_one_reconnect(stage: PrivateSite) -> None:
         assert len(connections_of(stage, "Binlog Dump")) == 1
 
 
-def test_a_changed_password_is_said_and_the_old_one_taken_again(stage: PrivateSite, brisk_lock: None) -> None:
+def test_a_changed_password_is_reported_and_the_old_one_used_again(stage: PrivateSite, quick_lock: None) -> None:
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a password that somebody changes, after which every connection is closed,
         stage.sql(f"ALTER USER '{stage.user}'@'%%' IDENTIFIED BY 'another'", ())
@@ -138,7 +138,7 @@ def test_another_server_behind_the_same_address(
         Proxy(first.port) as proxy,
         stage.service(mysql_port=proxy.port) as service,
     ):
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream(2)
         copy_site(stage, second, PASSWORD, HISTORY)
         stage.close()
@@ -165,9 +165,9 @@ def test_another_server_behind_the_same_address(
 # The wire.
 
 
-def test_a_half_open_wire_is_noticed(stage: PrivateSite, wire: Proxy, brisk_lock: None) -> None:
+def test_a_half_open_wire_is_noticed(stage: PrivateSite, wire: Proxy, quick_lock: None) -> None:
     with stage.service(mysql_port=wire.port) as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a wire on which nothing arrives and nothing ends,
         wire.freeze()
@@ -187,7 +187,7 @@ def test_what_is_written_between_two_streams_is_swept_for_when_the_next_one_begi
     # Given a service that would sweep a minute later,
     with stage.service(poll_interval=60) as service:
         service.wait_settled()
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # and a stream that is broken and cannot be had again,
         stream_wire.refuse()
@@ -206,15 +206,15 @@ def test_what_is_written_between_two_streams_is_swept_for_when_the_next_one_begi
         assert story.reconnects() == {"link": 1}
 
 
-def test_a_stream_that_falls_silent_is_left_and_the_table_is_swept(
+def test_a_stream_that_falls_silent_is_closed_and_the_table_is_swept(
     stage: PrivateSite, stream_wire: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binlog, "Pace", lambda: UNLOOKING)
+    monkeypatch.setattr(binlog, "StreamTiming", lambda: TIMING_WITHOUT_CHECKS)
     monkeypatch.setattr(binlog, "_ANSWER_TIMEOUT", 3)
     # Given a service whose stream goes over a wire of its own,
     with stage.service() as service:
         service.wait_settled()
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # when that wire is dead without a word,
         stream_wire.freeze()
@@ -232,7 +232,7 @@ def test_a_stream_that_falls_silent_is_left_and_the_table_is_swept(
 
 def test_a_wire_that_is_cut_in_the_middle_of_a_transaction(stage: PrivateSite, wire: Proxy) -> None:
     with stage.service(mysql_port=wire.port) as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given a transaction of thousands of rows, of which three are ours,
         ours, foreign = story.new_files(3), stage.file("foreign.npy")
@@ -259,7 +259,7 @@ def test_a_slow_wire_costs_time_and_nothing_else(stage: PrivateSite, wire: Proxy
     # Given a wire as to another continent, from the first connection on,
     wire.delay, wire.rate = 0.02, 100_000
     with stage.service(mysql_port=wire.port) as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # when much goes on in the table,
         foreign = stage.file("foreign.npy")
@@ -295,7 +295,7 @@ def other_replica(stage: PrivateSite, server_id: int) -> Iterator[Any]:
 def test_another_replica_with_our_random_server_id(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(binlog, "_SERVER_IDS", (4711, 4711))
     with stage.service() as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given another replica that drew the same number,
         monkeypatch.setattr(binlog, "_SERVER_IDS", (4712, 4712))
@@ -312,7 +312,7 @@ def test_another_replica_with_our_random_server_id(stage: PrivateSite, monkeypat
 def test_another_replica_with_the_server_id_that_the_operator_set(stage: PrivateSite) -> None:
     # Given an operator who gave two replicas one number,
     with stage.service(server_id=4711) as service:
-        story = Story(stage, service)
+        story = StreamScenario(stage, service)
         story.arrives_by_stream()
         ids = story.register()
         with other_replica(stage, 4711):
@@ -326,4 +326,4 @@ def test_another_replica_with_the_server_id_that_the_operator_set(stage: Private
     # and the next one archives what is left.
     with stage.service() as service:
         stage.wait_archived(*ids)
-        Story(stage, service, story.files).ends_well()
+        StreamScenario(stage, service, story.files).ends_well()

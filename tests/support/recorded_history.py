@@ -11,7 +11,7 @@ from private_site import PrivateSite, SourceFile
 from cdc_archiver.database import history
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable
-from cdc_archiver.database.history import Entry, History
+from cdc_archiver.database.history import History, OutcomeEntry
 from cdc_archiver.model import Archived, AttemptFailed, FileRecord, Reason, Refused
 from cdc_archiver.transfer.staging import MARKER
 
@@ -53,6 +53,6 @@ def _record(stage: PrivateSite, id_: int, reason: Reason | None, text: str, md5_
                 outcome = Refused(record, reason, text)
             else:
                 outcome = AttemptFailed(record, reason, text, md5_seen)
-            History(TABLE, 0).write(connection, [Entry(stage.ssh.host, outcome, 0.0)])
+            History(TABLE, 0).write(connection, [OutcomeEntry(stage.ssh.host, outcome, 0.0)])
     finally:
         database.close()

@@ -7,14 +7,14 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from doomed import QUICK
 from files_table import TABLE
 from private_database import PrivateDatabase
+from stream_scenario import QUICK_TIMING
 from waiting import eventually
 
-from cdc_archiver.database import server as servers
-from cdc_archiver.database.server import Position
-from cdc_archiver.events.binlog import BinlogStream, Pace
+from cdc_archiver.database import server_features
+from cdc_archiver.database.server_features import Position
+from cdc_archiver.events.binlog import BinlogStream, StreamTiming
 from cdc_archiver.observe.metrics import Metrics
 
 
@@ -63,7 +63,7 @@ class RecordingListener:
 class StreamUnderTest:
     """A stream, its listener and its metrics."""
 
-    def __init__(self, world: PrivateDatabase, pace: Pace = QUICK, **options: Any) -> None:
+    def __init__(self, world: PrivateDatabase, timing: StreamTiming = QUICK_TIMING, **options: Any) -> None:
         database = options.pop("database", None) or world.database()
         self.heard = RecordingListener()
         self.metrics = Metrics()
@@ -72,8 +72,8 @@ class StreamUnderTest:
             TABLE,
             self.heard,
             self.metrics,
-            pace=pace,
-            chance=options.pop("chance", random.Random()),
+            timing=timing,
+            rng=options.pop("rng", random.Random()),
             **options,
         )
 
@@ -83,10 +83,10 @@ class StreamUnderTest:
 
 @contextlib.contextmanager
 def streaming(
-    world: PrivateDatabase, pace: Pace = QUICK, *, anchored: bool = True, **options: Any
+    world: PrivateDatabase, timing: StreamTiming = QUICK_TIMING, *, anchored: bool = True, **options: Any
 ) -> Iterator[StreamUnderTest]:
     """An open stream, which must end without an error when it is stopped."""
-    running = StreamUnderTest(world, pace, **options)
+    running = StreamUnderTest(world, timing, **options)
     running.stream.start()
     try:
         if anchored:
@@ -100,7 +100,7 @@ def streaming(
 
 def position(world: PrivateDatabase) -> Position:
     with world.connection() as connection:
-        return servers.position(connection, servers.identify(connection))
+        return server_features.position(connection, server_features.identify(connection))
 
 
 def passed(running: StreamUnderTest, there: Position) -> bool:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fuzz import words
+from fuzz import messages
 from fuzz.__main__ import main
+from fuzz.configurations import Configuration
 from fuzz.corpus import SECRET
 from fuzz.runner import Target, all_targets, attempt
-from fuzz.sites import Site
 
 COUNTS = {
     "line": 3000,
-    "ending": 1000,
-    "words": 1000,
+    "exit": 1000,
+    "ssh": 1000,
     "row": 2000,
     "event": 1000,
     "log": 200,
-    "site": 60,
-    "play": 60,
+    "configuration": 60,
+    "batch": 60,
 }
 SEED = 7
 
@@ -43,17 +43,19 @@ def test_no_input_breaks_a_promise(targets: dict[str, Target], name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "given"),
     [
-        ("site", Site(b"workers = " + b"[" * 3000, {}, {})),
-        ("site", Site(b"workers = " + b"9" * 5000, {}, {})),
-        ("site", Site(b'data_dir = "/data\\u0000"', {"target": ["m"]}, {})),
-        ("site", Site(b'mysql_password_file = "/data\\u0000"', {"target": ["m"]}, {})),
-        ("site", Site(b'[[sources]]\nname = "a"\ntarget = "m"\nssh_key = "/data\\u0000"', {}, {})),
-        ("site", Site(b'mysql_password = ["hunter2-c0rrect"]', {}, {})),
-        ("site", Site(None, {"chmod": "two\nlines\x1b[2J"}, {"MYSQL_PASSWORD": SECRET})),
+        ("configuration", Configuration(b"workers = " + b"[" * 3000, {}, {})),
+        ("configuration", Configuration(b"workers = " + b"9" * 5000, {}, {})),
+        ("configuration", Configuration(b'data_dir = "/data\\u0000"', {"target": ["m"]}, {})),
+        ("configuration", Configuration(b'mysql_password_file = "/data\\u0000"', {"target": ["m"]}, {})),
+        ("configuration", Configuration(b'[[sources]]\nname = "a"\ntarget = "m"\nssh_key = "/data\\u0000"', {}, {})),
+        ("configuration", Configuration(b'mysql_password = ["hunter2-c0rrect"]', {}, {})),
+        ("configuration", Configuration(None, {"chmod": "two\nlines\x1b[2J"}, {"MYSQL_PASSWORD": SECRET})),
     ],
     ids=["nested", "long number", "NUL in data_dir", "NUL in password file", "NUL in a key", "password", "lines"],
 )
-def test_inputs_that_broke_one_once_or_look_like_it(targets: dict[str, Target], name: str, given: object) -> None:
+def test_inputs_that_once_broke_a_promise_and_similar_ones(
+    targets: dict[str, Target], name: str, given: object
+) -> None:
     targets[name].check(given)
 
 
@@ -64,8 +66,8 @@ def test_a_broken_promise_is_shown_with_the_command_that_repeats_it(capsys: pyte
         assert b"|" not in line
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(words, "check_line", reader)
+        patch.setattr(messages, "check_line", reader)
         assert main(["--inputs", "1000", "--seed", "3"]) == 1
-    said = capsys.readouterr().out
-    assert "breaks a promise" in said
-    assert "--seed 3 --one line:" in said
+    output = capsys.readouterr().out
+    assert "breaks a promise" in output
+    assert "--seed 3 --one line:" in output

@@ -8,8 +8,8 @@ from typing import Final
 
 from cdc_archiver.commands.context import CommandContext, operator_name, require_history
 from cdc_archiver.commands.why.facts import probe_files
-from cdc_archiver.database.attempts import REQUEUED
 from cdc_archiver.database.files_table import Row
+from cdc_archiver.database.operator_history import REQUEUED
 from cdc_archiver.errors import Misconfigured, RowLocked
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer.probe import FileState

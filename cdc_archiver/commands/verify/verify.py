@@ -199,7 +199,7 @@ def verify(
         advice = "run the same command to continue" if state else "add --state FILE to be able to continue a run"
         print_to_stderr(f"interrupted; {advice}")
         raise typer.Exit(INTERRUPTED)
-    return ExitStatus.NOT_RIGHT if progress.wrong or unregistered or skipped else ExitStatus.DONE
+    return ExitStatus.INCOMPLETE if progress.wrong or unregistered or skipped else ExitStatus.DONE
 
 
 def _open_state(

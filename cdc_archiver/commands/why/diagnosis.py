@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cdc_archiver.commands.why.facts import FileFacts, PlaceState
-from cdc_archiver.database.attempts import IGNORED, Attempt
+from cdc_archiver.database.operator_history import IGNORED, HistoryEntry
 from cdc_archiver.database.search import RowState
 from cdc_archiver.model import Reason, Scope
-from cdc_archiver.timespec import ago, clock, span
+from cdc_archiver.timespec import format_age, format_duration, format_time
 from cdc_archiver.transfer.probe import FileState
 
 _REASONS: Final = MappingProxyType(
@@ -137,7 +137,7 @@ def _archived(facts: FileFacts) -> Diagnosis:
 
 def _ignored(facts: FileFacts) -> Diagnosis:
     notes = [attempt for attempt in facts.attempts if attempt.result == IGNORED]
-    who = f": {notes[-1].detail}, on {clock(notes[-1].at)}" if notes else "; the reason is not in the history"
+    who = f": {notes[-1].detail}, on {format_time(notes[-1].at)}" if notes else "; the reason is not in the history"
     return Diagnosis(
         f"It is not here because an operator marked it as ignored{who}.",
         "Nothing: an ignored file is not tried again, and raises no alert.",
@@ -167,7 +167,7 @@ def _quarantined(facts: FileFacts, now: datetime) -> Diagnosis:
     count = facts.record.attempts
     attempts = f"{count} failed attempt{'' if count == 1 else 's'}"
     why = (
-        f", the last one {ago(last.at, now)}: {_failure_text(last)}"
+        f", the last one {format_age(last.at, now)}: {_failure_text(last)}"
         if last
         else f"; the reason is not known: {_why_unknown(facts)}"
     )
@@ -214,12 +214,12 @@ def _pending(facts: FileFacts, now: datetime) -> Diagnosis:
     return Diagnosis(sentence + _attempts_so_far(facts, last, now), following, tuple(advice))
 
 
-def _attempts_so_far(facts: FileFacts, last: Attempt | None, now: datetime) -> str:
+def _attempts_so_far(facts: FileFacts, last: HistoryEntry | None, now: datetime) -> str:
     attempts = facts.record.attempts
     if not attempts:
         return ""
     limit = f" of at most {facts.max_attempts}" if attempts < facts.max_attempts else ""
-    when = f", the last one {ago(last.at, now)}: {_failure_text(last)}" if last else ""
+    when = f", the last one {format_age(last.at, now)}: {_failure_text(last)}" if last else ""
     return f" Failed attempts: {attempts}{limit}{when}."
 
 
@@ -243,7 +243,7 @@ def _waiting(facts: FileFacts) -> tuple[str, str]:
         when = (
             "is being tried now"
             if hand.get("state") == "in_flight"
-            else f"is tried again in {span(float(source.get('retry_in') or 0.0))}"
+            else f"is tried again in {format_duration(float(source.get('retry_in') or 0.0))}"
         )
         return (
             f"It is not here yet because its source {source.get('name')} is down: {_trouble(source)}.",
@@ -264,7 +264,7 @@ def _waiting(facts: FileFacts) -> tuple[str, str]:
 
 
 def _waiting_for_next_attempt(facts: FileFacts, hand: dict[str, Any]) -> tuple[str, str]:
-    again = f"It is tried again in {span(float(hand.get('retry_in') or 0.0))}"
+    again = f"It is tried again in {format_duration(float(hand.get('retry_in') or 0.0))}"
     if facts.record.attempts:
         return "It is not here yet: it waits for its next attempt.", f"{again}."
     sentence = (
@@ -299,11 +299,11 @@ def _trouble(state: dict[str, object]) -> str:
     return ": ".join(str(part) for part in (state.get("reason"), state.get("detail")) if part)
 
 
-def _last_failure(facts: FileFacts) -> Attempt | None:
+def _last_failure(facts: FileFacts) -> HistoryEntry | None:
     return next((each for each in reversed(facts.attempts) if each.result in ("charged", "refused")), None)
 
 
-def _failure_text(attempt: Attempt) -> str:
+def _failure_text(attempt: HistoryEntry) -> str:
     return f"{attempt.reason}: {reason_text(attempt.reason)}" if attempt.reason else attempt.detail
 
 
@@ -311,7 +311,7 @@ def _why_unknown(facts: FileFacts) -> str:
     return facts.no_history or "the history has no entry for it"
 
 
-def _when_to_retry(facts: FileFacts, last: Attempt | None) -> str:
+def _when_to_retry(facts: FileFacts, last: HistoryEntry | None) -> str:
     if facts.at_source.state is FileState.OK and last and last.reason in ("missing", "unreadable"):
         return "the source has the file now; to have it tried again"
     return "when the cause is fixed"
@@ -345,7 +345,7 @@ def _fix_row(facts: FileFacts, reason: str) -> Iterator[tuple[str, str]]:
         )
 
 
-def _fix_file(facts: FileFacts, last: Attempt | None) -> Iterator[tuple[str, str]]:
+def _fix_file(facts: FileFacts, last: HistoryEntry | None) -> Iterator[tuple[str, str]]:
     if last is None or last.reason is None:
         return
     match last.reason:

@@ -23,8 +23,8 @@ from cdc_archiver.commands.service_client import (
     get_json,
 )
 from cdc_archiver.database import schema
-from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import FilesTable, Row
+from cdc_archiver.database.operator_history import HistoryEntry
 from cdc_archiver.database.search import Criteria, RowState, is_id, state_of, walk
 from cdc_archiver.errors import ArchiverError, LayoutRefused
 from cdc_archiver.model import FileRecord, Reason
@@ -129,7 +129,7 @@ class FileFacts:
     place: ArchivePlace
     at_source: SourceObservation
     service: ServiceObservation
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[HistoryEntry, ...]
     no_history: str
 
 
@@ -172,7 +172,7 @@ def gather_facts(context: CommandContext, row: Row, *, hash_all: bool = False) -
         hash_all: hash the archived file whatever its size.
     """
     record = row.record
-    attempts: list[Attempt] = []
+    attempts: list[HistoryEntry] = []
     no_history = context.no_history
     if context.history is not None:
         try:
@@ -278,7 +278,7 @@ def _why_absence_is_not_known(context: CommandContext, path: Path) -> str:
 
 
 def _source_observation(
-    source: SourceSettings | None, row: Row, attempts: Sequence[Attempt], no_history: str, *, configured: bool
+    source: SourceSettings | None, row: Row, attempts: Sequence[HistoryEntry], no_history: str, *, configured: bool
 ) -> SourceObservation:
     path: str | None = row.record.path
     if row.copied:
@@ -319,7 +319,7 @@ def probe_files(source: SourceSettings, paths: Sequence[str]) -> dict[str, tuple
     note = ""
     if not _CONCLUSIVE.issuperset(states.values()):
         try:
-            note = probe.look().unknown
+            note = probe.inspect().unknown_because
         except ArchiverError as error:
             note = str(error)
         note = note or f"{source.name} does not answer"

@@ -23,14 +23,14 @@ from cdc_archiver.commands.why.facts import (
     observe_at_sources,
     older_rows,
 )
-from cdc_archiver.database.attempts import Attempt
 from cdc_archiver.database.files_table import Row
+from cdc_archiver.database.operator_history import HistoryEntry
 from cdc_archiver.database.search import is_id, state_of
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.timespec import clock
+from cdc_archiver.timespec import format_time
 
 HELP: Final = """
 Explain why a file is not in the archive.
@@ -88,7 +88,7 @@ def _print_no_match(
 ) -> ExitStatus:
     if as_json:
         print_json(lookup.no_match(table, wanted, older, observations))
-        return ExitStatus.NOT_RIGHT
+        return ExitStatus.INCOMPLETE
     printer = Printer()
     printer.line(lookup.no_match_text(table, wanted, older))
     for each in observations:
@@ -97,7 +97,7 @@ def _print_no_match(
         printer.line(f"to examine the older row: cdc-archiver why {older[0].id} --table {older[0].table}")
     elif not is_id(wanted):
         printer.line("to register it by hand, on the machine that has the file: cdc-archiver register")
-    return ExitStatus.NOT_RIGHT
+    return ExitStatus.INCOMPLETE
 
 
 def _print_several_matches(rows: list[Row], wanted: str, max_attempts: int, *, as_json: bool) -> ExitStatus:
@@ -119,7 +119,7 @@ def _print(printer: Printer, facts: FileFacts, diagnosis: Diagnosis) -> None:
     record = facts.record
     printer.line((diagnosis.sentence, "bold"))
     printer.line()
-    time = clock(record.timestamp) if record.timestamp else "none"
+    time = format_time(record.timestamp) if record.timestamp else "none"
     attempts = "none" if record.failed_copy_attempts is None else str(record.failed_copy_attempts)
     printer.facts(
         [
@@ -189,13 +189,13 @@ def _service(facts: FileFacts) -> str:
     return f"{service.state}; this file is in its pipeline: {in_hand['state']}{retry}, found by the {in_hand['origin']}"
 
 
-def _print_attempt(printer: Printer, attempt: Attempt) -> None:
+def _print_attempt(printer: Printer, attempt: HistoryEntry) -> None:
     parts = [attempt.result]
     if attempt.reason:
         parts.append(f"{attempt.reason} ({reason_text(attempt.reason)})")
     if attempt.archived_path:
         parts.append(f"from {attempt.source_path} to {attempt.archived_path}")
-    printer.line(f"  {clock(attempt.at)}  {', '.join(parts)}")
+    printer.line(f"  {format_time(attempt.at)}  {', '.join(parts)}")
     if attempt.detail:
         printer.line(f"      {attempt.detail}")
     if attempt.md5_seen:

@@ -1,5 +1,5 @@
-"""Whatever comes in from outside, in any shape: rsync's and ssh's words, rows, settings, binlog events, names in a log.
+"""Fuzzes input from outside, in any shape: output of rsync and ssh, rows, settings, binlog events, names in a log.
 
-``python -m fuzz --inputs 1000000 --seed 7`` tries a million inputs; the first that breaks a promise is shown, with the command that
-shows it again, and the exit status is 1.
+``python -m fuzz --inputs 1000000 --seed 7`` tries a million inputs; it prints the first that breaks a promise, with the command
+that repeats it, and exits with status 1.
 """

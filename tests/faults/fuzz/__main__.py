@@ -18,9 +18,9 @@ _SHOWN: Final = 3000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=(fuzz.__doc__ or "").splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="how many; in thousands")
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="number of inputs, rounded up to thousands")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--one", metavar="TARGET:INDEX", help="this one input of the seed again")
+    parser.add_argument("--one", metavar="TARGET:INDEX", help="repeat only this input of the seed")
     options = parser.parse_args(arguments)
     began = said = time.monotonic()
     tried: Counter[str] = Counter()

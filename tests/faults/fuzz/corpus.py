@@ -1,4 +1,4 @@
-"""What inputs are made of: names of all sorts, lines that rsync and ssh have said, and both with a few characters wrong."""
+"""Parts of inputs: names of all sorts, lines that rsync and ssh have printed, and both with a few characters changed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from cdc_archiver.transfer.ssh_errors import Peer
+from cdc_archiver.transfer.ssh_errors import SshEndpoint
 
 SECRET: Final = "hunter2-c0rrect"
-PEER: Final = Peer("smurf-srv", 2222, "data", "/home/ocs/.ssh/known hosts", "/home/ocs/.ssh/key")
+ENDPOINT: Final = SshEndpoint("smurf-srv", 2222, "data", "/home/ocs/.ssh/known hosts", "/home/ocs/.ssh/key")
 MD5: Final = "5d41402abc4b2a76b9719d911017c592"
 
 TEXTS: Final = (
@@ -78,7 +78,7 @@ STATUSES: Final = (0, 1, 2, 3, 5, 10, 11, 12, 20, 23, 24, 30, 35, 127, 255, -9, 
 
 
 def mangled(rng: random.Random, text: str) -> str:
-    """Somebody's words with a few characters gone, doubled, swapped or made up."""
+    """A text with a few characters deleted, doubled or inserted."""
     characters = list(text)
     for _ in range(rng.choice((0, 0, 1, 1, 2, 5))):
         at = rng.randrange(len(characters) + 1)
@@ -95,7 +95,7 @@ def mangled(rng: random.Random, text: str) -> str:
 
 
 def a_text(rng: random.Random) -> str:
-    """A name as a column or a command line has it: what is no UTF-8 in it comes as escaped bytes."""
+    """A name as in a column or on a command line: bytes that are not UTF-8 are surrogate escapes."""
     match rng.randrange(4):
         case 0:
             text = rng.choice(TEXTS) + rng.choice(TEXTS)
@@ -112,8 +112,8 @@ def some_bytes(rng: random.Random) -> bytes:
     return mangled(rng, rng.choice(LINES)).encode("utf-8", "surrogatepass")
 
 
-def words_of(rng: random.Random, *corpora: Sequence[str]) -> str:
-    """Several lines of standard error, as they come after decoding."""
+def stderr_text(rng: random.Random, *corpora: Sequence[str]) -> str:
+    """Several lines of standard error, decoded."""
     lines = [mangled(rng, rng.choice(rng.choice(corpora))) for _ in range(rng.randrange(5))]
     return (
         rng.choice(("\n", "\n", "\r\n", "\r")).join(lines).encode("utf-8", "surrogatepass").decode("utf-8", "replace")

@@ -9,9 +9,9 @@ from typing import Any
 
 from pymysqlreplication.row_event import UpdateRowsEvent
 
-from cdc_archiver.database.server import KeyColumn
+from cdc_archiver.database.server_features import KeyColumn
 from cdc_archiver.errors import Misconfigured
-from cdc_archiver.events.row_keys import KeyReader, Unreadable
+from cdc_archiver.events.pk_decoder import PrimaryKeyDecoder, UndecodableEvent
 
 
 def make_event(rng: random.Random) -> tuple[Any, KeyColumn | Exception]:
@@ -44,9 +44,9 @@ def check_event(given: tuple[Any, KeyColumn | Exception]) -> None:
             raise answer
         return answer
 
-    keys = KeyReader(ask)
-    with contextlib.suppress(Unreadable):
+    keys = PrimaryKeyDecoder(ask)
+    with contextlib.suppress(UndecodableEvent):
         ids = keys.ids(event)
         assert all(isinstance(id_, int) for id_ in ids)
         assert len(ids) == len(event.rows)
-    keys.doubt()
+    keys.take_doubt()

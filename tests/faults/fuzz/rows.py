@@ -46,9 +46,9 @@ def check_row(given: tuple[FileRecord, str]) -> None:
         assert refusal.message
         return
     parts = place.split("/")
-    assert len(parts) == 5, "not in its place"
+    assert len(parts) == 5, "not in its directory"
     assert not {"", ".", ".."} & set(parts)
     assert "\0" not in place
     assert os.path.normpath(f"/archive/{place}") == f"/archive/{place}"
     assert all(len(os.fsencode(part)) <= 255 for part in parts)
-    assert not parts[0].startswith("."), "beside the archiver's own directories"
+    assert not parts[0].startswith("."), "among the archiver's own directories"

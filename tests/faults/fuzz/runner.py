@@ -1,4 +1,4 @@
-"""All that is fuzzed, in turns, each input made from a seed and its number."""
+"""Runs all fuzz targets in turn; each input is made from a seed and its number."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 
 import structlog
 
-from fuzz import copies, events, logs, rows, sites, words
-from fuzz.corpus import LINES, SSH_LINES, some_bytes, words_of
+from fuzz import batches, configurations, events, logs, messages, rows
+from fuzz.corpus import LINES, SSH_LINES, some_bytes, stderr_text
 
 
 @dataclass(frozen=True)
 class Target:
-    """One thing that is fuzzed.
+    """One fuzz target.
 
     Attributes:
         share: of a thousand inputs.
-        make: one input.
-        check: raises where a promise is broken.
+        make: makes one input.
+        check: raises where the input breaks a promise.
     """
 
     share: int
@@ -33,20 +33,20 @@ class Target:
 
 @contextlib.contextmanager
 def all_targets() -> Iterator[dict[str, Target]]:
-    """Everything that is fuzzed; logs are set up as they were afterwards."""
+    """All fuzz targets; restores the configuration of the logs afterwards."""
     configuration = structlog.get_config()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as directory:
-        stand, desk = copies.Stand(Path(directory)), sites.Desk(Path(directory))
+        copier, settings = batches.CopierTarget(Path(directory)), configurations.SettingsTarget(Path(directory))
         try:
             yield {
-                "line": Target(420, some_bytes, words.check_line),
-                "ending": Target(140, words.make_ending, words.check_ending),
-                "words": Target(130, lambda rng: words_of(rng, SSH_LINES, LINES), words.check_words),
+                "line": Target(420, some_bytes, messages.check_line),
+                "exit": Target(140, messages.make_exit, messages.check_exit),
+                "ssh": Target(130, lambda rng: stderr_text(rng, SSH_LINES, LINES), messages.check_ssh_output),
                 "row": Target(216, rows.make_row, rows.check_row),
                 "event": Target(80, events.make_event, events.check_event),
                 "log": Target(10, logs.make_log, logs.check_log),
-                "site": Target(2, sites.make_site, desk.check),
-                "play": Target(2, copies.make_play, stand.check),
+                "configuration": Target(2, configurations.make_configuration, settings.check),
+                "batch": Target(2, batches.make_batch, copier.check),
             }
         finally:
             structlog.configure(**configuration)
@@ -63,7 +63,7 @@ class Broken:
 
 
 def inputs(targets: dict[str, Target], total: int) -> Iterator[tuple[str, int]]:
-    """Which input comes next: each target's share of each thousand, one at least."""
+    """Yields the next input's target and index: each target has its share of each thousand, at least one."""
     done = 0
     while done < total:
         for name, target in targets.items():
@@ -82,6 +82,6 @@ def attempt(targets: dict[str, Target], name: str, seed: int, index: int) -> Bro
     try:
         targets[name].check(given)
     except Exception as error:
-        # Made anew: the check may have changed it.
+        # Made again: the check may have changed it.
         return Broken(name, index, an_input(targets[name], name, seed, index), error)
     return None

@@ -14,8 +14,8 @@ from rows import allow_history, database_of, files_table, register, states
 
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.connections import Database
-from cdc_archiver.database.files_table import Census, FilesTable, Pending, Written
-from cdc_archiver.database.history import Entry, History
+from cdc_archiver.database.files_table import Census, FilesTable, Pending, WriteResult
+from cdc_archiver.database.history import History, OutcomeEntry
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import Archived, AttemptFailed, Reason, Refused
 from cdc_archiver.sandbox import DatabaseServer
@@ -70,14 +70,14 @@ def test_what_is_pending(world: PrivateDatabase) -> None:
 
 
 @pytest.mark.parametrize("image", [True, False])
-def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_moved_on(
+def test_marking_copied_changes_nothing_if_the_row_changed_since_it_was_read(
     world: PrivateDatabase, image: bool
 ) -> None:
     # Given three rows as read, of which one was archived by an equal of ours meanwhile and one was given another path
     ids = register(world, {"path": "/data/1"}, {"path": "/data/2"}, {"path": "/data/3"})
     with database_of(world) as database:
         with database.connect() as connection:
-            records = [row.record for row in files_table().load(connection, ids, image=image).values()]
+            records = [row.record for row in files_table().load(connection, ids, row_image=image).values()]
         world.sql(
             f"UPDATE {TABLE} SET copied = 1, path = '/archive/2' WHERE id = {ids[1]}",
             f"UPDATE {TABLE} SET path = '/data/other' WHERE id = {ids[2]}",
@@ -87,7 +87,7 @@ def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_mo
             places = {record: f"/archive/{number}" for number, record in enumerate(records, 1)}
             written = files_table().mark_copied(connection, places)
     # Then the first is, the second was already, the third stays.
-    assert written == Written(changed={ids[0]}, already={ids[1]})
+    assert written == WriteResult(changed={ids[0]}, already={ids[1]})
     assert states(world) == {
         ids[0]: ("/archive/1", 1, 0),
         ids[1]: ("/archive/2", 1, 0),
@@ -108,17 +108,17 @@ def test_marking_copied_names_what_it_read_and_changes_nothing_if_the_row_has_mo
         "plot = 1",
     ],
 )
-def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_another_file(
+def test_a_file_registered_again_while_its_old_version_was_copied_is_another_file(
     world: PrivateDatabase, change: str
 ) -> None:
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
-            (row,) = files_table().load(connection, ids, image=True).values()
+            (row,) = files_table().load(connection, ids, row_image=True).values()
         world.sql(f"UPDATE {TABLE} SET {change} WHERE id = {ids[0]}")
         with database.transaction() as connection:
-            assert files_table().mark_copied(connection, {row.record: "/archive/1"}) == Written(set(), set())
-            assert files_table().charge(connection, [row.record]) == Written(set(), set())
+            assert files_table().mark_copied(connection, {row.record: "/archive/1"}) == WriteResult(set(), set())
+            assert files_table().count_failed_attempt(connection, [row.record]) == WriteResult(set(), set())
     assert states(world) == {ids[0]: ("/data/1", 0, 0)}
 
 
@@ -130,7 +130,7 @@ def test_a_file_that_was_registered_anew_while_its_old_version_was_copied_is_ano
         "CONVERT TO CHARACTER SET latin1",
     ],
 )
-def test_rows_that_nobody_has_touched_are_not_read_once_more(
+def test_unchanged_rows_are_not_read_again(
     world: PrivateDatabase, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     """The server says that they are what they were, by one digest, and locks them."""
@@ -161,24 +161,24 @@ def test_rows_that_nobody_has_touched_are_not_read_once_more(
     monkeypatch.setattr(FilesTable, "_set", write)
     with database_of(world) as database:
         with database.connect() as connection:
-            records = [row.record for row in files_table().load(connection, ids, image=True).values()]
+            records = [row.record for row in files_table().load(connection, ids, row_image=True).values()]
         with database.transaction() as connection:
             places = {record: f"/archive/{record.id}" for record in records}
-            assert files_table().mark_copied(connection, places) == Written(set(ids), set())
+            assert files_table().mark_copied(connection, places) == WriteResult(set(ids), set())
     assert len(set(states(world).values())) == len(ids) == 400
 
 
-def test_a_charge_of_another_service_does_not_undo_that_the_file_is_archived(world: PrivateDatabase) -> None:
+def test_a_failed_attempt_of_another_service_does_not_prevent_marking_the_file_copied(world: PrivateDatabase) -> None:
     ids = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
-            (row,) = files_table().load(connection, ids, image=True).values()
+            (row,) = files_table().load(connection, ids, row_image=True).values()
         world.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 3 WHERE id = {ids[0]}")
         with database.transaction() as connection:
             assert files_table().mark_copied(connection, {row.record: "/archive/1"}).changed == set(ids)
 
 
-def test_a_table_of_bytes_and_of_nothing_is_read_and_written_like_any_other(world: PrivateDatabase) -> None:
+def test_a_table_of_binary_columns_and_nulls_is_read_and_written_like_any_other(world: PrivateDatabase) -> None:
     """Columns as somebody's migration left them; what cannot be archived is refused later, and stops nothing."""
     world.sql(
         f"ALTER TABLE {TABLE} MODIFY path VARBINARY(260) NULL, MODIFY action VARBINARY(32), MODIFY pub_id VARBINARY(32), "
@@ -199,14 +199,14 @@ def test_a_table_of_bytes_and_of_nothing_is_read_and_written_like_any_other(worl
     assert states(world)[whole][:2] == (b"/archive/1", 1)
 
 
-def test_a_charge_whose_acknowledgement_was_lost_is_not_charged_twice(world: PrivateDatabase) -> None:
+def test_a_failed_attempt_whose_acknowledgement_was_lost_is_not_counted_twice(world: PrivateDatabase) -> None:
     ids = register(world, {"failed_copy_attempts": None}, {"failed_copy_attempts": 3}, {"copied": 1})
     with database_of(world) as database:
         with database.connect() as connection:
             records = [row.record for row in files_table().load(connection, ids).values()]
         for changed in ({ids[0], ids[1]}, set[int]()):
             with database.transaction() as connection:
-                assert files_table().charge(connection, records) == Written(changed, set())
+                assert files_table().count_failed_attempt(connection, records) == WriteResult(changed, set())
         with database.connect() as connection:
             fresh = files_table().load(connection, ids)[ids[0]].record
         with database.transaction() as connection:
@@ -235,7 +235,7 @@ def test_names_beyond_ascii_in_a_table_of_another_character_set(world: PrivateDa
     assert states(world) == {ids[0]: ("/archive/é.npy", 1, 0)}
 
 
-def test_the_sweeps_index_serves_the_sweeps_question(world: PrivateDatabase) -> None:
+def test_the_index_serves_the_query_of_a_sweep(world: PrivateDatabase) -> None:
     """Its cost is that of the pending rows alone: few rows looked at, however many are archived."""
     with world.server.connect(database=world.name) as root, root.cursor() as cursor:
         cursor.execute(schema.index_statement(TABLE))
@@ -260,7 +260,7 @@ def _rows_read(connection: sa.Connection) -> int:
     return sum(int(value) for name, value in rows if name in ("Handler_read_next", "Handler_read_rnd_next"))
 
 
-def test_which_table(world: PrivateDatabase) -> None:
+def test_the_table_is_resolved_by_name_or_version(world: PrivateDatabase) -> None:
     with database_of(world) as database, database.connect() as connection:
         assert schema.resolve_table(connection, world.name) == TABLE
         world.sql(f"RENAME TABLE {TABLE} TO {TABLE}_v2", f"CREATE TABLE {TABLE}_v10 LIKE {TABLE}_v2")
@@ -290,12 +290,14 @@ def test_the_history_takes_a_wait_of_months(world: PrivateDatabase) -> None:
     with database_of(world) as database, database.connect() as connection:
         assert history.open_history(connection) == ""
         record = files_table().load(connection, [id_])[id_].record
-        History(TABLE, retention=0.0).write(connection, [Entry("srv", Archived(record, "/archive/1", 5), 90 * 86400.0)])
+        History(TABLE, retention=0.0).write(
+            connection, [OutcomeEntry("srv", Archived(record, "/archive/1", 5), 90 * 86400.0)]
+        )
     assert world.sql(f"SELECT waited_ms FROM {history.NAME}") == [(2**31 - 1,)]
 
 
 @pytest.mark.parametrize("mode", ["", "NO_BACKSLASH_ESCAPES"])
-def test_the_history_takes_whatever_a_name_is_made_of(mariadb: DatabaseServer, mode: str) -> None:
+def test_the_history_stores_names_of_any_characters(mariadb: DatabaseServer, mode: str) -> None:
     names = ["it's", 'a "word"', "100 %s %% %(x)s", "back\\slash\\", "é\n\t☃", "x); DROP TABLE", "y" * 3000]
     with new_private_database(mariadb) as world, world.globally("sql_mode", f"'{mode}'"):
         allow_history(world)
@@ -303,14 +305,14 @@ def test_the_history_takes_whatever_a_name_is_made_of(mariadb: DatabaseServer, m
         with database_of(world) as database, database.connect() as connection:
             assert history.open_history(connection) == ""
             record = files_table().load(connection, [id_])[id_].record
-            entries = [Entry("srv", Refused(record, Reason.BAD_NAME, name), 0.0) for name in names]
+            entries = [OutcomeEntry("srv", Refused(record, Reason.BAD_NAME, name), 0.0) for name in names]
             # More than one statement takes.
             History(TABLE, retention=0.0).write(connection, entries * 100)
         kept = world.sql(f"SELECT detail FROM {history.NAME} ORDER BY id")
     assert kept == [(name,) for name in names] * 100
 
 
-def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: PrivateDatabase) -> None:
+def test_a_history_that_is_locked_or_guarded_is_pruned_later(world: PrivateDatabase) -> None:
     """And fails nobody who asks for it: not the sweep, not the write-back."""
     (id_,) = register(world, {"path": "/data/1"})
     allow_history(world)
@@ -319,7 +321,7 @@ def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: PrivateD
             assert history.open_history(connection) == ""
             record = files_table().load(connection, [id_])[id_].record
             side_table = History(TABLE, retention=3600.0)
-            side_table.write(connection, [Entry("srv", Archived(record, "/archive/1", 5), 0.1)])
+            side_table.write(connection, [OutcomeEntry("srv", Archived(record, "/archive/1", 5), 0.1)])
         world.sql(f"UPDATE {history.NAME} SET at = at - INTERVAL 2 HOUR")
         with world.server.connect(database=world.name) as theirs, database.connect() as connection:
             theirs.begin()
@@ -335,7 +337,7 @@ def test_a_history_that_somebody_holds_or_guards_is_pruned_later(world: PrivateD
             assert History(TABLE, retention=3600.0).prune(connection) == 1
 
 
-def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: PrivateDatabase) -> None:
+def test_the_history_has_source_paths_and_attempts(world: PrivateDatabase) -> None:
     (id_,) = register(world, {"path": "/data/1"})
     with database_of(world) as database:
         with database.connect() as connection:
@@ -350,8 +352,8 @@ def test_the_history_keeps_where_a_file_came_from_and_what_was_tried(world: Priv
             side_table.write(
                 connection,
                 [
-                    Entry("srv", AttemptFailed(record, Reason.CHANGED, "x" * 10_000, b"\xff" * 16), 0.25),
-                    Entry("srv", Archived(record, "/archive/1", 5), 0.5),
+                    OutcomeEntry("srv", AttemptFailed(record, Reason.CHANGED, "x" * 10_000, b"\xff" * 16), 0.25),
+                    OutcomeEntry("srv", Archived(record, "/archive/1", 5), 0.5),
                 ],
             )
             assert side_table.knows_archived(connection, "/archive/")

@@ -1,4 +1,4 @@
-"""Outcomes to the table, on both real servers: in batches, again after an outage, and never for a row that has moved on."""
+"""Outcomes to the table, on both real servers: in batches, again after an outage, and never for a row that changed concurrently."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from waiting import eventually
 from cdc_archiver.database import history
 from cdc_archiver.database import recorder as recorder_module
 from cdc_archiver.database.connections import Database
-from cdc_archiver.database.history import Entry, History
+from cdc_archiver.database.history import History, OutcomeEntry
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.model import Archived, AttemptFailed, FileRecord, Reason, Refused
 
 
-class Heard:
-    """What a recorder tells of its writes."""
+class RecordingWriteBackListener:
+    """Keeps what a recorder reports."""
 
     def __init__(self) -> None:
         self.settled_ids: dict[int, bool] = {}
-        self.echoes: set[int] = set()
+        self.own_writes: set[int] = set()
         self.held_up = False
 
-    def expect_echoes(self, ids: Sequence[int]) -> None:
-        self.echoes.update(ids)
+    def expect_own_writes(self, ids: Sequence[int]) -> None:
+        self.own_writes.update(ids)
 
-    def cancel_echoes(self, ids: Sequence[int]) -> None:
-        self.echoes.difference_update(ids)
+    def cancel_own_writes(self, ids: Sequence[int]) -> None:
+        self.own_writes.difference_update(ids)
 
     def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None:
         self.settled_ids[outcome.record.id] = counted
 
-    def hold_up(self, held_up: bool) -> None:
-        self.held_up = held_up
+    def set_backpressure(self, on: bool) -> None:
+        self.held_up = on
 
 
 def records(database: Database, ids: list[int]) -> list[FileRecord]:
@@ -45,10 +45,10 @@ def records(database: Database, ids: list[int]) -> list[FileRecord]:
 
 
 def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: PrivateDatabase) -> None:
-    # Given four rows, of which one moves on while its file is copied
+    # Given four rows, of which one changes while its file is copied
     allow_history(world)
     ids = register(world, *({"path": f"/data/{number}"} for number in range(4)))
-    heard = Heard()
+    heard = RecordingWriteBackListener()
     with database_of(world) as database:
         with database.connect() as connection:
             assert history.open_history(connection) == ""
@@ -64,7 +64,7 @@ def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: PrivateDatabas
         eventually(lambda: len(heard.settled_ids) == 4, "all are settled")
         recorder.stop()
         assert recorder.join(5.0)
-    # Then each row says so, but the one that moved on: that was nobody's attempt.
+    # Then each row has its result, except the one that changed: its attempt does not count.
     assert list(states(world).values()) == [
         ("/archive/0", 1, 0),
         ("/data/1", 0, 1),
@@ -72,7 +72,7 @@ def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: PrivateDatabas
         ("/data/3", 0, 3),
     ]
     assert heard.settled_ids == {archived.id: True, charged.id: True, refused.id: True, moved.id: False}
-    assert heard.echoes == {archived.id, charged.id, refused.id}
+    assert heard.own_writes == {archived.id, charged.id, refused.id}
     entries = world.sql(f"SELECT file_id, result, source, reason FROM {history.NAME} ORDER BY id")
     assert entries == [
         (archived.id, "archived", "srv", None),
@@ -82,9 +82,9 @@ def test_each_kind_of_outcome_has_its_effect_and_its_entry(world: PrivateDatabas
 
 
 def test_an_outage_delays_a_write_back_and_loses_none(world: PrivateDatabase) -> None:
-    # Given a recorder whose connections were cut, and a table that is away
+    # Given a recorder whose connections were killed, and a table that is gone
     ids = register(world, {})
-    heard = Heard()
+    heard = RecordingWriteBackListener()
     seen: list[bool] = []
     with database_of(world) as database:
         (record,) = records(database, ids)
@@ -111,7 +111,7 @@ def test_a_stop_writes_what_waits_and_a_discard_does_not(world: PrivateDatabase)
     with database_of(world) as database:
         first, second = records(database, ids)
         for record, discard in ((first, False), (second, True)):
-            recorder = Recorder(database, files_table(), None, Heard(), 5.0)
+            recorder = Recorder(database, files_table(), None, RecordingWriteBackListener(), 5.0)
             recorder.put("srv", Archived(record, f"/archive{record.path}", 7), 0.1)
             if discard:
                 recorder.discard()
@@ -122,10 +122,10 @@ def test_a_stop_writes_what_waits_and_a_discard_does_not(world: PrivateDatabase)
     assert list(states(world).values()) == [("/archive/data/0", 1, 0), ("/data/1", 0, 0)]
 
 
-def test_a_history_that_cannot_be_written_holds_up_no_row(world: PrivateDatabase) -> None:
+def test_a_history_that_cannot_be_written_delays_no_row(world: PrivateDatabase) -> None:
     allow_history(world)
     ids = register(world, {})
-    heard = Heard()
+    heard = RecordingWriteBackListener()
     with database_of(world) as database:
         with database.connect() as connection:
             assert history.open_history(connection) == ""
@@ -140,11 +140,11 @@ def test_a_history_that_cannot_be_written_holds_up_no_row(world: PrivateDatabase
     assert states(world)[record.id] == ("/archive/0", 1, 0)
 
 
-def test_one_row_that_the_server_does_not_take_holds_up_no_other(world: PrivateDatabase) -> None:
+def test_a_row_that_the_server_rejects_delays_no_other(world: PrivateDatabase) -> None:
     # Given a counter too small for what a refused row would be given
     world.sql(f"ALTER TABLE {TABLE} MODIFY failed_copy_attempts TINYINT")
     ids = register(world, {"path": "/data/0"}, {"path": "/data/1"}, {"path": "/data/2"})
-    heard = Heard()
+    heard = RecordingWriteBackListener()
     with database_of(world) as database:
         first, bad, last = records(database, ids)
         recorder = Recorder(database, files_table(), None, heard, 1.0)
@@ -161,11 +161,11 @@ def test_one_row_that_the_server_does_not_take_holds_up_no_other(world: PrivateD
     assert [state[1] for state in states(world).values()] == [1, 0, 1]
 
 
-def test_one_row_that_somebody_elses_transaction_holds_delays_the_others_by_seconds_only(
+def test_a_row_locked_by_another_transaction_delays_the_others_by_seconds_only(
     world: PrivateDatabase,
 ) -> None:
     ids = register(world, {"path": "/data/0"}, {"path": "/data/1"})
-    heard = Heard()
+    heard = RecordingWriteBackListener()
     with database_of(world) as database, world.server.connect(database=world.name, autocommit=False) as stranger:
         free, held = records(database, ids)
         with stranger.cursor() as cursor:
@@ -181,16 +181,16 @@ def test_one_row_that_somebody_elses_transaction_holds_delays_the_others_by_seco
     assert states(world)[free.id] == ("/archive/0", 1, 0)
 
 
-def test_a_history_past_its_time_goes_on_and_on_beside_the_writes(
+def test_a_history_past_its_retention_is_pruned_alongside_the_writes(
     world: PrivateDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sweep comes once a minute: by its portions alone the history would grow without end where files come fast."""
+    """A sweep comes once a minute: by its chunks only the history would grow without end where files come fast."""
     monkeypatch.setattr(history, "_PRUNE_ROWS", 10)
     monkeypatch.setattr(history, "_PRUNE_ON", 0.05)
     monkeypatch.setattr(recorder_module, "_LOOK_UP", 0.05)
     allow_history(world)
     ids = register(world, {"path": "/data/0"}, {"path": "/data/1"})
-    heard = Heard()
+    heard = RecordingWriteBackListener()
     with database_of(world) as database:
         with database.connect() as connection:
             assert history.open_history(connection) == ""
@@ -198,9 +198,9 @@ def test_a_history_past_its_time_goes_on_and_on_beside_the_writes(
         side_table = History(TABLE, retention=3600.0)
         # Given entries of which 35 are past their time
         with database.connect() as connection:
-            side_table.write(connection, [Entry("srv", Archived(first, "/archive/old", 7), 0.1)] * 35)
+            side_table.write(connection, [OutcomeEntry("srv", Archived(first, "/archive/old", 7), 0.1)] * 35)
             world.sql(f"UPDATE {history.NAME} SET at = at - INTERVAL 2 HOUR")
-            side_table.write(connection, [Entry("srv", Archived(first, "/archive/young", 7), 0.1)] * 3)
+            side_table.write(connection, [OutcomeEntry("srv", Archived(first, "/archive/young", 7), 0.1)] * 3)
         recorder = Recorder(database, files_table(), side_table, heard, patience=1.0)
         recorder.start()
         try:

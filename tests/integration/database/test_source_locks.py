@@ -228,7 +228,7 @@ def test_a_keeper_that_stops_leaves_the_lock_free(world: PrivateDatabase) -> Non
     assert locks_of(world.database(), "monitor").acquire("srv")
 
 
-def test_a_database_that_is_away_is_said_once_and_waited_for(world: PrivateDatabase) -> None:
+def test_a_database_that_is_down_is_reported_once_and_waited_for(world: PrivateDatabase) -> None:
     with Proxy(world.server.port) as proxy:
         proxy.freeze()
         locks = locks_of(world.database(port=proxy.port), "monitor", timing=QUICK)
@@ -307,16 +307,16 @@ def test_sources_are_described_anew(world: PrivateDatabase) -> None:
         assert keeping.held == {"a", "c"}
 
 
-def test_what_is_described_no_more_is_wished_for_no_more(world: PrivateDatabase) -> None:
+def test_a_source_no_longer_described_is_no_longer_requested(world: PrivateDatabase) -> None:
     """Or else whoever holds it beyond his share would give it back for ever."""
     holder = SourceLocks(world.database(), TABLE, {"b": ["two"]})
     assert holder.acquire("b")
     locks = SourceLocks(world.database(), TABLE, {"a": ["one"], "b": ["two"]})
-    locks.wish_for(["b"])
-    assert holder.is_wanted("b")
+    locks.request_sources(["b"])
+    assert holder.is_requested("b")
     locks.describe({"a": ["one"]})
-    locks.wish_for([])
-    assert not holder.is_wanted("b")
+    locks.request_sources([])
+    assert not holder.is_requested("b")
     locks.close()
     holder.close()
 

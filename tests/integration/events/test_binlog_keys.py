@@ -1,4 +1,4 @@
-"""Keys out of the events that real servers write for a table with every type of column, beside what the library decodes."""
+"""Keys out of the events that real servers write for a table with every type of column, compared with those that the library decodes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from private_database import PrivateDatabase, new_private_database
 from pymysqlreplication import binlogstream
 from pymysqlreplication.row_event import PartialUpdateRowsEvent, RowsEvent, UpdateRowsEvent, WriteRowsEvent
 
-from cdc_archiver.database import server as servers
-from cdc_archiver.database.server import Position
-from cdc_archiver.events.row_keys import KeyReader, Unreadable
+from cdc_archiver.database import server_features
+from cdc_archiver.database.server_features import Position
+from cdc_archiver.events.pk_decoder import PrimaryKeyDecoder, UndecodableEvent
 from cdc_archiver.sandbox import DatabaseServer
 
 _LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
@@ -68,7 +68,7 @@ _OF_ONE: Final[dict[str, dict[str, list[str]]]] = {
 
 def place(world: PrivateDatabase) -> Position:
     with world.connection() as connection:
-        return servers.position(connection, servers.identify(connection))
+        return server_features.position(connection, server_features.identify(connection))
 
 
 def events_since(world: PrivateDatabase, start: Position) -> Iterator[Any]:
@@ -95,7 +95,7 @@ def events_since(world: PrivateDatabase, start: Position) -> Iterator[Any]:
 
 
 def decoded(event: Any, ordinal: int, bits: int) -> list[int]:
-    """The library's word."""
+    """The keys that the library decodes."""
     name = event.columns[ordinal].name or f"UNKNOWN_COL{ordinal}"
     keys = []
     for row in event.rows:
@@ -108,22 +108,22 @@ def decoded(event: Any, ordinal: int, bits: int) -> list[int]:
 class Table:
     """A table with a column of each type, and its key among them."""
 
-    def __init__(self, world: PrivateDatabase, key: str, ordinal: int, chance: random.Random) -> None:
+    def __init__(self, world: PrivateDatabase, key: str, ordinal: int, rng: random.Random) -> None:
         every = {**_EVERY, **_OF_ONE[world.server.kind]}
         self._columns = {f"c{number}": values for number, values in enumerate(every.values())}
-        self._chance = chance
+        self._rng = rng
         self._world = world
         described = [f"c{number} {kind}" for number, kind in enumerate(every)]
         described.insert(ordinal, f"id {key} NOT NULL PRIMARY KEY")
         world.sql(f"CREATE TABLE every_type ({', '.join(described)}) CHARACTER SET utf8mb4")
 
     def _value(self, name: str) -> str:
-        return self._chance.choice(["NULL", *self._columns[name]])
+        return self._rng.choice(["NULL", *self._columns[name]])
 
     def fill(self, first: int) -> None:
         """Rows with all columns, some of them NULL; one without; one that names only some."""
         rows = [f"({number}, {', '.join(map(self._value, self._columns))})" for number in range(first, first + _ROWS)]
-        some = self._chance.sample(list(self._columns), 5)
+        some = self._rng.sample(list(self._columns), 5)
         self._world.sql(
             f"INSERT INTO every_type (id, {', '.join(self._columns)}) VALUES {', '.join(rows)}",
             f"INSERT INTO every_type (id) VALUES ({first + _ROWS})",
@@ -133,7 +133,7 @@ class Table:
 
     def change(self, image: str) -> None:
         """Columns of all rows, and keys."""
-        changes = [f"{name} = {self._value(name)}" for name in self._chance.sample(list(self._columns), 10)]
+        changes = [f"{name} = {self._value(name)}" for name in self._rng.sample(list(self._columns), 10)]
         self._world.sql(
             f"SET SESSION binlog_row_image = {image}",
             f"UPDATE every_type SET {', '.join(changes)}",
@@ -156,8 +156,8 @@ class Table:
 def test_the_keys_of_every_table_are_found_without_the_rest_of_its_rows(
     world: PrivateDatabase, metadata: str, key: str, bits: int, ordinal: int, first: int
 ) -> None:
-    chance = random.Random(f"{metadata} {key}")
-    table = Table(world, key, ordinal, chance)
+    rng = random.Random(f"{metadata} {key}")
+    table = Table(world, key, ordinal, rng)
     start = place(world)
     with world.globally("binlog_row_metadata", metadata):
         table.fill(first)
@@ -166,9 +166,9 @@ def test_the_keys_of_every_table_are_found_without_the_rest_of_its_rows(
             world.sql("UPDATE every_type SET id = id - 100")
         seen = 0
         with world.connection() as connection:
-            place_of_key = servers.key_column(connection, world.name, "every_type")
+            place_of_key = server_features.key_column(connection, world.name, "every_type")
         assert place_of_key.ordinal == ordinal
-        keys = KeyReader(lambda: place_of_key)
+        keys = PrimaryKeyDecoder(lambda: place_of_key)
         for event in events_since(world, start):
             cursor = event.packet.read_bytes
             found = keys.ids(event)
@@ -181,7 +181,7 @@ def test_the_keys_of_every_table_are_found_without_the_rest_of_its_rows(
     assert seen >= rows + 3 * 2 * rows
 
 
-def test_pieces_of_json_are_left_to_the_library(mysql: DatabaseServer) -> None:
+def test_partial_json_updates_are_left_to_the_library(mysql: DatabaseServer) -> None:
     """A partial update has other images; its key is found all the same."""
     with new_private_database(mysql) as world:
         world.sql(
@@ -195,10 +195,10 @@ def test_pieces_of_json_are_left_to_the_library(mysql: DatabaseServer) -> None:
             "UPDATE every_type SET about = JSON_SET(about, '$.a', 2)",
         )
         with world.connection() as connection:
-            place_of_key = servers.key_column(connection, world.name, "every_type")
+            place_of_key = server_features.key_column(connection, world.name, "every_type")
         [event] = events_since(world, start)
         assert isinstance(event, PartialUpdateRowsEvent)
-        assert KeyReader(lambda: place_of_key).ids(event) == [7]
+        assert PrimaryKeyDecoder(lambda: place_of_key).ids(event) == [7]
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_pieces_of_json_are_left_to_the_library(mysql: DatabaseServer) -> None:
         ("a TIME(3), b DATETIME", "'13:48:01', '2026-11-22 13:48:01'", "unreadable"),
     ],
 )
-def test_times_of_old_are_stepped_over_decoded_or_unreadable_and_never_misread(
+def test_old_time_columns_are_stepped_over_decoded_or_unreadable_and_never_misread(
     mariadb: DatabaseServer, columns: str, values: str, way: str
 ) -> None:
     """Their fractions are no part of what the event says of its columns."""
@@ -219,12 +219,12 @@ def test_times_of_old_are_stepped_over_decoded_or_unreadable_and_never_misread(
         start = place(world)
         world.sql(f"INSERT INTO every_type VALUES ({values}, 7)")
         with world.connection() as connection:
-            place_of_key = servers.key_column(connection, world.name, "every_type")
+            place_of_key = server_features.key_column(connection, world.name, "every_type")
         [event] = events_since(world, start)
         cursor = event.packet.read_bytes
         if way == "unreadable":
-            with pytest.raises(Unreadable):
-                KeyReader(lambda: place_of_key).ids(event)
+            with pytest.raises(UndecodableEvent):
+                PrimaryKeyDecoder(lambda: place_of_key).ids(event)
         else:
-            assert KeyReader(lambda: place_of_key).ids(event) == [7]
+            assert PrimaryKeyDecoder(lambda: place_of_key).ids(event) == [7]
             assert (event.packet.read_bytes == cursor) == (way == "stepped over")

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from doomed import UNLOOKING
 from files_table import TABLE
 from private_database import PrivateDatabase
+from stream_scenario import TIMING_WITHOUT_CHECKS
 from stream_under_test import passed, position, streaming
 from waiting import eventually
 
-from cdc_archiver.database.server import Position
-from cdc_archiver.events.binlog import Pace
+from cdc_archiver.database.server_features import Position
+from cdc_archiver.events.binlog import StreamTiming
 
 
 def test_traffic_in_other_tables_moves_the_position(world: PrivateDatabase) -> None:
     world.sql("CREATE TABLE other (a INT AUTO_INCREMENT PRIMARY KEY)")
-    with streaming(world, Pace(heartbeat=60.0)) as running:
+    with streaming(world, StreamTiming(heartbeat=60.0)) as running:
         world.sql("INSERT INTO other VALUES ()")
         there = position(world)
         eventually(lambda: passed(running, there), f"{there} passed, at {running.stream.position}")
@@ -32,10 +32,10 @@ def test_on_an_idle_server_a_heartbeat_moves_the_position(world: PrivateDatabase
         eventually(lambda: passed(running, there), "the position passed within two heartbeats", 3)
 
 
-def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: PrivateDatabase) -> None:
+def test_a_row_that_the_stream_should_have_delivered_is_missed(world: PrivateDatabase) -> None:
     """And what was there before the anchor, or was delivered, is not."""
     before = world.insert("/old")
-    with streaming(world, UNLOOKING) as running:
+    with streaming(world, TIMING_WITHOUT_CHECKS) as running:
         eventually(lambda: running.stream.anchor_max_id, "the anchor settled")
         assert running.stream.anchor_max_id == before[0]
         seen = world.insert("/seen")
@@ -51,7 +51,7 @@ def test_what_the_stream_should_have_delivered_and_has_not_is_missed(world: Priv
 
 
 def test_lag_is_the_age_of_an_event_and_nothing_while_idle(world: PrivateDatabase) -> None:
-    calm = replace(UNLOOKING, heartbeat=60.0)
+    calm = replace(TIMING_WITHOUT_CHECKS, heartbeat=60.0)
     with streaming(world, calm) as running:
         assert running.metric("stream_connected") == 1
         world.sql("SET TIMESTAMP = UNIX_TIMESTAMP() - 100", f"INSERT INTO {TABLE} (path, md5sum) VALUES ('/a', 0x01)")

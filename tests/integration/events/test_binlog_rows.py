@@ -13,7 +13,7 @@ from stream_under_test import streaming
 from waiting import eventually
 
 
-def test_an_md5_that_is_no_text_or_ends_in_zeros_does_not_hide_its_row(world: PrivateDatabase) -> None:
+def test_an_md5_that_is_not_text_or_ends_in_zeros_does_not_hide_its_row(world: PrivateDatabase) -> None:
     """Default metadata: BINARY is decoded as UTF-8, and the server trims trailing zeros."""
     with streaming(world) as running:
         for md5 in ("FFFE0102030405060708090A0B0C0D0E", "00112233445566778899AABBCCDDEE00", "C328".ljust(32, "0")):
@@ -50,7 +50,7 @@ def test_a_transaction_is_handed_over_at_its_end_and_in_one(world: PrivateDataba
         assert running.heard.batches == [[1, 2, 3]]
 
 
-def test_what_is_rolled_back_is_never_heard_of(world: PrivateDatabase) -> None:
+def test_a_rolled_back_transaction_is_not_delivered(world: PrivateDatabase) -> None:
     with streaming(world) as running:
         world.sql("BEGIN", f"INSERT INTO {TABLE} (path, md5sum) VALUES ('/a', 0x01)", "ROLLBACK")
         after = world.insert("/b")
@@ -180,7 +180,7 @@ def test_an_unsigned_key_beyond_the_signed_range_keeps_its_value(world: PrivateD
         running.heard.await_ids([3_000_000_000])
 
 
-def test_rows_that_cannot_be_decoded_make_a_gap_and_hold_up_nothing(world: PrivateDatabase) -> None:
+def test_rows_that_cannot_be_decoded_make_a_gap_and_delay_nothing(world: PrivateDatabase) -> None:
     """A column of a type that mysql-replication does not know: its rows are the sweep's, and the next ones ours again."""
     kind = {"mysql": "VECTOR(3)", "mariadb": "VARCHAR(50) COMPRESSED"}[world.server.kind]
     value = {"mysql": "TO_VECTOR('[1,2,3]')", "mariadb": f"'{'x' * 50}'"}[world.server.kind]

@@ -12,12 +12,12 @@ import time
 import pymysql
 import pytest
 import structlog
-from doomed import UNLOOKING
 from private_database import PASSWORD, PrivateDatabase, new_private_database
+from stream_scenario import TIMING_WITHOUT_CHECKS
 from stream_under_test import StreamUnderTest, kill_dump_thread, streaming
 from waiting import eventually
 
-from cdc_archiver.events.binlog import Pace
+from cdc_archiver.events.binlog import StreamTiming
 from cdc_archiver.events.interruptible import Interrupted, InterruptibleConnections
 from cdc_archiver.sandbox import DatabaseServer
 
@@ -31,13 +31,13 @@ def ends_within_a_second(running: StreamUnderTest) -> None:
 
 
 def test_it_stops_at_once_while_it_waits_for_events(world: PrivateDatabase) -> None:
-    with streaming(world, Pace(heartbeat=60.0)) as running:
+    with streaming(world, StreamTiming(heartbeat=60.0)) as running:
         ends_within_a_second(running)
     assert [call[0] for call in running.heard.calls] == ["anchor"], "a stop is no loss"
 
 
 def test_it_stops_at_once_while_it_waits_to_ask_again(world: PrivateDatabase) -> None:
-    with world.globally("binlog_format", "'STATEMENT'"), streaming(world, Pace(), anchored=False) as running:
+    with world.globally("binlog_format", "'STATEMENT'"), streaming(world, StreamTiming(), anchored=False) as running:
         running.heard.await_one("unavailable")
         ends_within_a_second(running)
 
@@ -54,18 +54,18 @@ def test_it_stops_at_once_while_it_connects(mariadb: DatabaseServer, mute: str) 
                 filler.connect_ex(port.getsockname())
         database = world.database(port=port.getsockname()[1])
         with streaming(world, anchored=False, database=database) as running:
-            eventually(lambda: any(running.stream._line._twins), "it connects")
+            eventually(lambda: any(running.stream._connections._twins), "it connects")
             ends_within_a_second(running)
 
 
-def test_a_line_is_cut_under_tls_too(mysql: DatabaseServer) -> None:
+def test_connections_are_interrupted_under_tls_too(mysql: DatabaseServer) -> None:
     """PyMySQL wraps the socket, which would leave us with a dead one; the twin lives."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with new_private_database(mysql) as world:
-        line = InterruptibleConnections()
+        connections = InterruptibleConnections()
         settings = {**world.database().connection_settings(), "ssl": context, "read_timeout": 30}
-        connection = line.connect(settings)
+        connection = connections.connect(settings)
         ended = threading.Event()
 
         def wait_for_an_answer() -> None:
@@ -79,32 +79,32 @@ def test_a_line_is_cut_under_tls_too(mysql: DatabaseServer) -> None:
         waiter = threading.Thread(target=wait_for_an_answer)
         waiter.start()
         eventually(lambda: "SLEEP" in str(world.sql("SHOW PROCESSLIST")), "the question is asked")
-        line.cut()
+        connections.interrupt()
         assert ended.wait(1)
         waiter.join()
         with pytest.raises(Interrupted):
-            line.connect(settings)
-        line.hang_up()
+            connections.connect(settings)
+        connections.close_all()
 
 
-def test_a_line_that_is_cut_before_it_is_used_wakes_who_uses_it() -> None:
+def test_an_interruption_before_the_connect_wakes_the_thread_that_connects() -> None:
     """The stop may come between the socket's making and its connect."""
-    line = InterruptibleConnections()
+    connections = InterruptibleConnections()
     with socket.create_server(("127.0.0.1", 0)) as mute:
 
-        def cut_at_once(sock: socket.socket) -> socket.socket:
-            twin = pair(sock)
-            line.cut()
+        def interrupt_at_once(sock: socket.socket) -> socket.socket:
+            twin = add_twin(sock)
+            connections.interrupt()
             return twin
 
-        pair, line._pair = line._pair, cut_at_once  # type: ignore[method-assign]
+        add_twin, connections._add_twin = connections._add_twin, interrupt_at_once  # type: ignore[method-assign]
         before = time.monotonic()
         with pytest.raises((pymysql.MySQLError, OSError)):
-            line.connect(
+            connections.connect(
                 {"host": "127.0.0.1", "port": mute.getsockname()[1], "connect_timeout": 30, "read_timeout": 30}
             )
         assert time.monotonic() - before < 1
-    line.hang_up()
+    connections.close_all()
 
 
 def test_no_log_line_has_the_password(
@@ -118,7 +118,7 @@ def test_no_log_line_has_the_password(
     ours = structlog.get_config()
     structlog.configure(logger_factory=structlog.PrintLoggerFactory())  # to what is captured here
     try:
-        with streaming(world, UNLOOKING) as running:
+        with streaming(world, TIMING_WITHOUT_CHECKS) as running:
             running.heard.await_ids(world.insert("/a"))
             kill_dump_thread(world)
             running.heard.await_anchors(2)

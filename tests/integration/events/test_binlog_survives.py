@@ -6,9 +6,9 @@ import os
 import random
 from dataclasses import replace
 
-from doomed import UNLOOKING
 from private_database import PrivateDatabase, new_private_database
 from proxy import Proxy
+from stream_scenario import TIMING_WITHOUT_CHECKS
 from stream_under_test import StreamUnderTest, kill_dump_thread, passed, position, streaming
 from waiting import eventually
 
@@ -17,7 +17,7 @@ from cdc_archiver.sandbox import DatabaseServer
 
 
 def test_a_killed_connection_is_opened_again_and_the_listener_sweeps(world: PrivateDatabase) -> None:
-    with streaming(world, UNLOOKING) as running:
+    with streaming(world, TIMING_WITHOUT_CHECKS) as running:
         kill_dump_thread(world)
         running.heard.await_anchors(2)
         assert [call[0] for call in running.heard.calls] == ["anchor", "lost", "anchor"]
@@ -40,7 +40,7 @@ def test_a_new_file_and_a_purge_behind_us_go_unnoticed(world: PrivateDatabase) -
 
 def test_another_checksum_of_the_log_costs_one_reconnect(world: PrivateDatabase) -> None:
     """The library would go on with the old one: with names of files that miss their last four letters, for one."""
-    with streaming(world, UNLOOKING) as running, world.globally("binlog_checksum", "NONE"):
+    with streaming(world, TIMING_WITHOUT_CHECKS) as running, world.globally("binlog_checksum", "NONE"):
         running.heard.await_anchors(2)
         running.heard.await_ids(world.insert("/a"))
         there = position(world)
@@ -54,7 +54,7 @@ def test_another_checksum_of_the_log_costs_one_reconnect(world: PrivateDatabase)
 def test_many_reconnects_leave_no_descriptor_behind(mariadb: DatabaseServer) -> None:
     with new_private_database(mariadb) as world:
         before = len(os.listdir("/proc/self/fd"))
-        with streaming(world, UNLOOKING) as running:
+        with streaming(world, TIMING_WITHOUT_CHECKS) as running:
             for times in range(2, 6):
                 kill_dump_thread(world)
                 running.heard.await_anchors(times)
@@ -73,7 +73,7 @@ def test_a_server_that_restarts_is_streamed_from_again(doomed: PrivateDatabase) 
         running.heard.await_ids(doomed.insert("/b"))
 
 
-def test_a_server_that_dies_is_said_to_be_away_and_streamed_from_again(doomed: PrivateDatabase) -> None:
+def test_a_server_that_dies_is_reported_and_streamed_from_again(doomed: PrivateDatabase) -> None:
     with streaming(doomed) as running:
         running.heard.await_ids(doomed.insert("/a"))
         doomed.server.kill()
@@ -97,7 +97,7 @@ def test_a_reset_of_the_log_is_noticed_although_the_server_keeps_the_connection(
 
 def test_a_reset_of_a_log_of_several_files_is_a_lost_position(doomed: PrivateDatabase) -> None:
     doomed.sql("FLUSH BINARY LOGS")
-    with streaming(doomed, UNLOOKING) as running:
+    with streaming(doomed, TIMING_WITHOUT_CHECKS) as running:
         doomed.sql({"mysql": "RESET BINARY LOGS AND GTIDS", "mariadb": "RESET MASTER"}[doomed.server.kind])
         running.heard.await_anchors(2)
         assert running.heard.all("lost") == ["position"]
@@ -105,8 +105,11 @@ def test_a_reset_of_a_log_of_several_files_is_a_lost_position(doomed: PrivateDat
 
 
 def test_a_link_that_falls_silent_is_noticed(world: PrivateDatabase) -> None:
-    pace = replace(UNLOOKING, heartbeat=0.5)
-    with Proxy(world.server.port) as proxy, streaming(world, pace, database=world.database(port=proxy.port)) as running:
+    timing = replace(TIMING_WITHOUT_CHECKS, heartbeat=0.5)
+    with (
+        Proxy(world.server.port) as proxy,
+        streaming(world, timing, database=world.database(port=proxy.port)) as running,
+    ):
         running.heard.await_ids(world.insert("/a"))
         proxy.freeze()
         running.heard.await_one("lost", "stalled")
@@ -117,8 +120,8 @@ def test_a_link_that_falls_silent_is_noticed(world: PrivateDatabase) -> None:
 
 def test_another_replica_with_our_random_server_id_costs_one_reconnect(world: PrivateDatabase) -> None:
     with (
-        streaming(world, UNLOOKING, chance=random.Random(7)) as running,
-        streaming(world, UNLOOKING, chance=random.Random(7)) as other,
+        streaming(world, TIMING_WITHOUT_CHECKS, rng=random.Random(7)) as running,
+        streaming(world, TIMING_WITHOUT_CHECKS, rng=random.Random(7)) as other,
     ):
         assert running.heard.await_one("lost") == "server_id"
         running.heard.await_anchors(2)
@@ -128,10 +131,10 @@ def test_another_replica_with_our_random_server_id_costs_one_reconnect(world: Pr
 
 
 def test_another_replica_with_the_server_id_that_the_operator_set_ends_the_stream(world: PrivateDatabase) -> None:
-    first = StreamUnderTest(world, UNLOOKING, server_id=4711)
+    first = StreamUnderTest(world, TIMING_WITHOUT_CHECKS, server_id=4711)
     first.stream.start()
     first.heard.await_anchors(1)
-    with streaming(world, UNLOOKING, server_id=4711) as second:
+    with streaming(world, TIMING_WITHOUT_CHECKS, server_id=4711) as second:
         assert first.stream.join(10)
         assert isinstance(first.stream.failure, ServerIdTaken)
         assert "4711" in str(first.stream.failure)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from doomed import UNLOOKING
 from files_table import CREATE_TABLE, TABLE
 from private_database import PASSWORD, PrivateDatabase
+from stream_scenario import TIMING_WITHOUT_CHECKS
 from stream_under_test import kill_dump_thread, position, streaming
 from waiting import eventually
 
@@ -27,7 +27,7 @@ def test_a_missing_grant_is_named_and_streaming_begins_when_it_is_given(world: P
         assert running.heard.all("lost") == []
 
 
-def test_a_grant_that_hides_in_a_role_shows_by_the_attempt(world: PrivateDatabase) -> None:
+def test_a_grant_within_a_role_is_found_by_the_attempt(world: PrivateDatabase) -> None:
     """What SHOW GRANTS leaves open, the server's answer to the attempt decides: here, no."""
     role = f"reader_{world.name}"
     world.sql(
@@ -44,7 +44,7 @@ def test_a_grant_that_hides_in_a_role_shows_by_the_attempt(world: PrivateDatabas
         world.sql(f"DROP ROLE {role}")
 
 
-def test_statement_format_is_no_stream(world: PrivateDatabase) -> None:
+def test_statement_format_prevents_a_stream(world: PrivateDatabase) -> None:
     """Neither at the start nor from in between; the look around finds it."""
     with world.globally("binlog_format", "'STATEMENT'"), streaming(world, anchored=False) as running:
         running.heard.await_one("unavailable", "SET GLOBAL binlog_format = 'ROW'")
@@ -55,7 +55,7 @@ def test_statement_format_is_no_stream(world: PrivateDatabase) -> None:
         assert running.heard.all("lost") == ["unavailable"]
 
 
-def test_compression_is_no_stream(world: PrivateDatabase) -> None:
+def test_compression_prevents_a_stream(world: PrivateDatabase) -> None:
     variable = {"mysql": "binlog_transaction_compression", "mariadb": "log_bin_compress"}[world.server.kind]
     with streaming(world) as running:
         with world.globally(variable, "ON"):
@@ -66,7 +66,7 @@ def test_compression_is_no_stream(world: PrivateDatabase) -> None:
 
 def test_a_row_that_was_compressed_in_mid_stream_makes_a_gap(world: PrivateDatabase) -> None:
     """On MySQL any session may compress; on MariaDB it is the server's setting, and rows below 256 bytes stay as they are."""
-    with streaming(world, UNLOOKING) as running:
+    with streaming(world, TIMING_WITHOUT_CHECKS) as running:
         eventually(lambda: running.stream.anchor_max_id is not None, "the first look around")
         if world.server.kind == "mysql":
             world.insert("/a", before="SET SESSION binlog_transaction_compression = ON")
@@ -78,8 +78,8 @@ def test_a_row_that_was_compressed_in_mid_stream_makes_a_gap(world: PrivateDatab
         running.heard.await_ids(world.insert("/d"))
 
 
-def test_a_wrong_password_is_said_and_the_right_one_taken(world: PrivateDatabase) -> None:
-    with streaming(world, UNLOOKING) as running:
+def test_a_wrong_password_is_reported_and_the_right_one_used(world: PrivateDatabase) -> None:
+    with streaming(world, TIMING_WITHOUT_CHECKS) as running:
         world.sql(f"ALTER USER '{world.user}'@'%' IDENTIFIED BY 'changed'")
         kill_dump_thread(world)
         assert "MYSQL_PASSWORD" in running.heard.await_one("unavailable", "Access denied")
@@ -88,7 +88,7 @@ def test_a_wrong_password_is_said_and_the_right_one_taken(world: PrivateDatabase
         running.heard.await_ids(world.insert("/a"))
 
 
-def test_a_table_that_is_gone_is_said_and_streaming_begins_when_it_is_back(world: PrivateDatabase) -> None:
+def test_a_missing_table_is_reported_and_streaming_begins_when_it_is_back(world: PrivateDatabase) -> None:
     world.sql(f"DROP TABLE {TABLE}")
     with streaming(world, anchored=False) as running:
         running.heard.await_one("unavailable", TABLE)
@@ -97,7 +97,7 @@ def test_a_table_that_is_gone_is_said_and_streaming_begins_when_it_is_back(world
         running.heard.await_ids(world.insert("/a"))
 
 
-def test_a_server_without_a_binary_log_is_no_stream(doomed: PrivateDatabase) -> None:
+def test_a_server_without_a_binary_log_prevents_a_stream(doomed: PrivateDatabase) -> None:
     """The last test of its server, which is started anew with the log off."""
     doomed.server.stop()
     doomed.server.options = ("--skip-log-bin",)

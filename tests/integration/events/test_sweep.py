@@ -11,7 +11,7 @@ from private_database import PrivateDatabase, new_private_database
 from rows import files_table, register
 from waiting import eventually
 
-from cdc_archiver.database.server import Position
+from cdc_archiver.database.server_features import Position
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import Origin
@@ -26,8 +26,8 @@ def world(mariadb: MariaDb) -> Iterator[PrivateDatabase]:
         yield world
 
 
-class FakeDoor:
-    """Takes ids as the dispatcher would, with room for so many."""
+class FakeSink:
+    """Takes ids as the dispatcher would, with space for a limited number."""
 
     def __init__(self, room: int = 1000) -> None:
         self.free = room
@@ -46,7 +46,7 @@ class FakeDoor:
     def room(self, source: str) -> int:
         return self.free
 
-    def starve(self, source: str) -> None:
+    def request_refill(self, source: str) -> None:
         self.starved = True
 
     def was_dropped(self, id_: int) -> bool:
@@ -85,12 +85,12 @@ class Stage:
     """A sweeper and what is around it."""
 
     def __init__(self, world: PrivateDatabase, stream: Any = None, **settings: Any) -> None:
-        self.door = FakeDoor()
+        self.sink = FakeSink()
         self.metrics = Metrics()
         self.stream = stream or NoStream()
         self.database = world.database()
         loaded = load({"target": ("m",), **settings}, environment={})
-        self.sweeper = Sweeper(loaded, self.database, files_table(), self.door, self.stream, self.metrics)
+        self.sweeper = Sweeper(loaded, self.database, files_table(), self.sink, self.stream, self.metrics)
 
     def found(self) -> dict[str, float]:
         reasons = ("backlog", "retry", "requeued", "stream_missed", "overflow")
@@ -118,7 +118,7 @@ def test_everything_pending_is_offered_once_and_counted(world: PrivateDatabase, 
     stage = make()
     stage.sweeper.sweep()
     stage.sweeper.sweep()
-    assert stage.door.empty(1000) == [ids[0], ids[1], ids[3]]
+    assert stage.sink.empty(1000) == [ids[0], ids[1], ids[3]]
     assert stage.found() == {"backlog": 2, "retry": 1}
     assert stage.sweeper.exhausted.is_set()
     assert stage.metrics.total("pending_files", source="local") == 3
@@ -126,33 +126,33 @@ def test_everything_pending_is_offered_once_and_counted(world: PrivateDatabase, 
     assert stage.metrics.total("oldest_pending_age_seconds", source="local") > 1e8
 
 
-def test_no_more_is_read_than_there_is_room_for_and_the_rest_later(world: PrivateDatabase, make: Any) -> None:
-    # Given 25 pending rows and room for ten
+def test_no_more_is_read_than_the_queue_has_space_for_and_the_rest_later(world: PrivateDatabase, make: Any) -> None:
+    # Given 25 pending rows and space for ten
     ids = register(world, *({} for _ in range(25)))
     stage = make()
-    stage.door.free = 10
+    stage.sink.free = 10
     # When the queue is emptied again and again
     rounds = []
     for _ in range(3):
         stage.sweeper.sweep()
-        assert stage.door.starved
-        rounds.append(stage.door.empty(10))
+        assert stage.sink.starved
+        rounds.append(stage.sink.empty(10))
     # Then each row is offered once, in order.
     assert rounds == [ids[:10], ids[10:20], ids[20:]]
 
 
-def test_what_came_since_the_last_sweep_goes_before_the_backlog(world: PrivateDatabase, make: Any) -> None:
+def test_rows_added_since_the_last_sweep_go_before_the_backlog(world: PrivateDatabase, make: Any) -> None:
     old = register(world, *({} for _ in range(20)))
     stage = make()
-    stage.door.free = 5
+    stage.sink.free = 5
     stage.sweeper.sweep()
-    assert stage.door.empty(5) == old[:5]
+    assert stage.sink.empty(5) == old[:5]
     new = register(world, {}, {})
     stage.sweeper.sweep()
-    assert stage.door.offered == [*((id_, True) for id_ in new), *((id_, False) for id_ in old[5:8])]
+    assert stage.sink.offered == [*((id_, True) for id_ in new), *((id_, False) for id_ in old[5:8])]
 
 
-def test_it_says_why_a_row_was_left_for_it(world: PrivateDatabase, make: Any) -> None:
+def test_it_counts_why_a_sweep_found_a_row(world: PrivateDatabase, make: Any) -> None:
     # Given a stream anchored after the first row, that has delivered the second and third of four
     stream = FakeStream()
     before, delivered, dropped, unheard = register(world, {}, {}, {}, {})
@@ -160,14 +160,14 @@ def test_it_says_why_a_row_was_left_for_it(world: PrivateDatabase, make: Any) ->
     stream.delivered.add(delivered)
     stream.delivered.add(dropped)
     stage = make(stream)
-    stage.door.dropped.add(dropped)
+    stage.sink.dropped.add(dropped)
     # When a sweep finds all of them
     stage.sweeper.sweep()
     # Then the fourth is a suspect, and no miss as long as the stream may still tell of it,
     assert stage.found() == {"backlog": 1, "requeued": 1, "overflow": 1}
-    assert len(stage.door.offered) == 4
+    assert len(stage.sink.offered) == 4
     assert stream.suspects == [unheard]
-    # and is one when the stream has passed it without a word: once.
+    # and is one when the stream has passed it without delivering it: once.
     stream.missed = [unheard]
     stage.sweeper.sweep()
     stage.sweeper.sweep()
@@ -183,25 +183,25 @@ def test_an_anchor_is_swept_at_once_and_once_more(world: PrivateDatabase, make: 
     eventually(lambda: stage.sweeper.last_sweep, "the first sweep")
     # Given a row that becomes visible while the sweep at the anchor is under way, past where that looks,
     late: list[int] = []
-    offer = stage.door.offer
+    offer = stage.sink.offer
 
     def offer_and_register(*given: Any, **named: Any) -> Any:
-        stage.door.offer = offer
+        stage.sink.offer = offer
         late.extend(register(world, {}))
         return offer(*given, **named)
 
-    stage.door.offer = offer_and_register
+    stage.sink.offer = offer_and_register
     (early,) = register(world, {})
     # when the stream is anchored, then there is a second look, which finds it.
     stage.sweeper.anchored()
-    eventually(lambda: early in stage.door.known, "the sweep at the anchor")
-    eventually(lambda: late and late[0] in stage.door.known, "the second look")
+    eventually(lambda: early in stage.sink.known, "the sweep at the anchor")
+    eventually(lambda: late and late[0] in stage.sink.known, "the second sweep")
     stage.sweeper.stop()
     assert stage.sweeper.join(5.0)
     assert stage.sweeper.failure is None
 
 
-def test_a_database_that_is_away_is_asked_again(world: PrivateDatabase, make: Any) -> None:
+def test_a_database_that_is_down_is_tried_again(world: PrivateDatabase, make: Any) -> None:
     (id_,) = register(world, {})
     world.sql(f"RENAME TABLE {TABLE} TO away")
     stage = make()
@@ -210,6 +210,6 @@ def test_a_database_that_is_away_is_asked_again(world: PrivateDatabase, make: An
     stage.sweeper.start()
     eventually(lambda: False in answers, "it is noticed")
     world.sql(f"RENAME TABLE away TO {TABLE}")
-    eventually(lambda: id_ in stage.door.known, "it goes on")
+    eventually(lambda: id_ in stage.sink.known, "it goes on")
     stage.sweeper.stop()
     assert stage.sweeper.join(5.0)

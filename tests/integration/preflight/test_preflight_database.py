@@ -1,4 +1,4 @@
-"""`check` on real servers, of the database: each fault is found, and what fixes it does."""
+"""`check` of the database, on real servers: each fault is found, and its fix works."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from cdc_archiver.errors import ExitStatus
 from cdc_archiver.preflight import CheckStatus, Finding, database_findings
 
 
-def ask(world: PrivateDatabase, **flags: Any) -> list[Finding]:
+def check(world: PrivateDatabase, **flags: Any) -> list[Finding]:
     """The findings about the database."""
     chosen = settings(world, **flags)
     database = Database(chosen)
@@ -28,42 +28,42 @@ def ask(world: PrivateDatabase, **flags: Any) -> list[Finding]:
         database.close()
 
 
-def test_a_good_site_has_nothing_to_fix(good: PrivateDatabase) -> None:
-    findings = ask(good)
+def test_a_good_site_needs_no_fix(good: PrivateDatabase) -> None:
+    findings = check(good)
 
     assert not_ok(findings) == []
-    said = {finding.subject: finding.text for finding in findings}
-    assert {"database", "clock", "grants", "table", "index", "stream", "history"} == said.keys()
-    assert ("MariaDB" if good.server.kind == "mariadb" else "MySQL") in said["database"]
+    texts = {finding.subject: finding.text for finding in findings}
+    assert {"database", "clock", "grants", "table", "index", "stream", "history"} == texts.keys()
+    assert ("MariaDB" if good.server.kind == "mariadb" else "MySQL") in texts["database"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that is wrong with a database.
+    """A fault of a database.
 
     Attributes:
-        broken_by: statements of root's; {u}, {d} and {t} stand for account, database and table.
+        caused_by: statements of root's; {u}, {d} and {t} stand for account, database and table.
         subject: of the one finding.
-        says: a pattern in its text.
-        fix: a pattern that its statement has.
+        text: a pattern in its text.
+        fix: a pattern in the statement that fixes it.
     """
 
-    broken_by: tuple[str, ...]
+    caused_by: tuple[str, ...]
     subject: str
     status: CheckStatus
-    says: str
+    text: str
     fix: str
 
 
-RIGHTS, FAIL, WARN = "ON {d}.{t} FROM {u}", CheckStatus.FAILURE, CheckStatus.WARNING
+ON_TABLE_FROM_USER, FAIL, WARN = "ON {d}.{t} FROM {u}", CheckStatus.FAILURE, CheckStatus.WARNING
 FAULTS = {
-    "update-not-granted": Fault((f"REVOKE UPDATE {RIGHTS}",), "grants", FAIL, "lacks UPDATE on", "GRANT SELECT, UPDATE ON"),
-    "select-not-granted": Fault((f"REVOKE SELECT {RIGHTS}",), "grants", FAIL, "lacks SELECT", "GRANT SELECT, UPDATE ON"),
+    "update-not-granted": Fault((f"REVOKE UPDATE {ON_TABLE_FROM_USER}",), "grants", FAIL, "lacks UPDATE on", "GRANT SELECT, UPDATE ON"),
+    "select-not-granted": Fault((f"REVOKE SELECT {ON_TABLE_FROM_USER}",), "grants", FAIL, "lacks SELECT", "GRANT SELECT, UPDATE ON"),
     "some-columns-granted": Fault(
-        (f"REVOKE UPDATE {RIGHTS}", "GRANT UPDATE (path, copied) ON {d}.{t} TO {u}"), "grants", FAIL, "UPDATE", "GRANT"
+        (f"REVOKE UPDATE {ON_TABLE_FROM_USER}", "GRANT UPDATE (path, copied) ON {d}.{t} TO {u}"), "grants", FAIL, "UPDATE", "GRANT"
     ),
     "nothing-granted-on-the-table": Fault(
-        (f"REVOKE SELECT, UPDATE {RIGHTS}",), "grants", FAIL, "has no right on it", r"GRANT SELECT, UPDATE ON `\w+`\.\* TO"
+        (f"REVOKE SELECT, UPDATE {ON_TABLE_FROM_USER}",), "grants", FAIL, "has no privilege on it", r"GRANT SELECT, UPDATE ON `\w+`\.\* TO"
     ),
     "replication-not-granted": Fault(
         ("REVOKE REPLICATION SLAVE ON *.* FROM {u}",), "stream", WARN, "REPLICATION SLAVE.*polled every 5 s", "GRANT REPLIC"
@@ -82,7 +82,7 @@ FAULTS = {
         ("ALTER TABLE {t} MODIFY failed_copy_attempts TINYINT",), "table", FAIL, "tinyint", "MODIFY COLUMN failed_copy"
     ),
     "md5-in-hexadecimal": Fault(
-        ("ALTER TABLE {t} MODIFY md5sum CHAR(32)",), "table", FAIL, "md5sum .* is a char", r"MODIFY COLUMN md5sum BINARY\(16\)"
+        ("ALTER TABLE {t} MODIFY md5sum CHAR(32)",), "table", FAIL, "md5sum .* has the unsuitable type char", r"MODIFY COLUMN md5sum BINARY\(16\)"
     ),
     "index-missing": Fault(
         ("DROP INDEX cdc_archiver_pending ON {t}",), "index", WARN, "whole table", "CREATE INDEX .*init-db"
@@ -108,63 +108,63 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_the_statement_that_is_named_mends_the_fault(site: PrivateDatabase, name: str) -> None:
+def test_the_statement_in_the_fix_fixes_the_fault(site: PrivateDatabase, name: str) -> None:
     fault = FAULTS[name]
-    with _globals_kept(site, *re.findall(r"SET GLOBAL (\w+)", " ".join(fault.broken_by))):
+    with _globals_kept(site, *re.findall(r"SET GLOBAL (\w+)", " ".join(fault.caused_by))):
         if name == "key-missing":
             site.sql(f"DROP INDEX cdc_archiver_pending ON {TABLE}", f"ALTER TABLE {TABLE} MODIFY id INT")
-        site.sql(*(each.format(u=f"'{site.user}'@'%'", d=site.name, t=TABLE) for each in fault.broken_by))
+        site.sql(*(each.format(u=f"'{site.user}'@'%'", d=site.name, t=TABLE) for each in fault.caused_by))
 
-        findings = not_ok(ask(site))
+        findings = not_ok(check(site))
         if name == "key-missing":  # the index went with its column
             findings = [finding for finding in findings if finding.subject != "index"]
         found = the_only(findings)
 
         assert (found.subject, found.status) == (fault.subject, fault.status)
-        assert re.search(fault.says, found.text)
+        assert re.search(fault.text, found.text)
         assert re.search(fault.fix, found.fix)
         if name == "md5-in-hexadecimal":
-            return  # what it says of the column is all; the values would have to be converted
+            return  # only the message is tested: the values would have to be converted
         site.sql(found.fix)
         if name == "key-missing":
             site.sql(schema.index_statement(TABLE))
-        assert not_ok(ask(site)) == []
+        assert not_ok(check(site)) == []
 
 
-def test_compression_stands_in_the_streams_way(site: PrivateDatabase) -> None:
+def test_compression_prevents_the_stream(site: PrivateDatabase) -> None:
     variable = "log_bin_compress" if site.server.kind == "mariadb" else "binlog_transaction_compression"
     with _globals_kept(site, variable):
         site.sql(f"SET GLOBAL {variable} = ON")
 
-        found = the_only(ask(site))
+        found = the_only(check(site))
 
         assert (found.subject, found.status) == ("stream", CheckStatus.WARNING)
         site.sql(found.fix)
-        assert not_ok(ask(site)) == []
+        assert not_ok(check(site)) == []
 
 
-def test_a_database_that_we_may_not_enter(site: PrivateDatabase) -> None:
+def test_a_database_that_the_account_may_not_use(site: PrivateDatabase) -> None:
     site.sql(f"DROP USER '{site.user}'@'%'", f"CREATE USER '{site.user}'@'%' IDENTIFIED BY '{PASSWORD}'")
 
-    found = the_only(ask(site))
+    found = the_only(check(site))
     assert (found.subject, found.exit_status) == ("grants", ExitStatus.USAGE)
     site.sql(found.fix)
 
-    assert [each.status for each in not_ok(ask(site))] == [
+    assert [each.status for each in not_ok(check(site))] == [
         CheckStatus.WARNING,
         CheckStatus.WARNING,
     ]  # stream and history
 
 
-def test_a_database_that_is_not_there(site: PrivateDatabase) -> None:
+def test_a_missing_database(site: PrivateDatabase) -> None:
     absent = f"{site.name}_absent"
     site.sql(f"GRANT SELECT, UPDATE ON {absent}.* TO '{site.user}'@'%'")
 
-    found = the_only(ask(site, mysql_database=absent))
+    found = the_only(check(site, mysql_database=absent))
     assert (found.subject, found.exit_status) == ("database", ExitStatus.USAGE)
     site.sql(found.fix)
     try:
-        found = the_only(ask(site, mysql_database=absent))
+        found = the_only(check(site, mysql_database=absent))
     finally:
         site.sql(f"DROP DATABASE {absent}")
 
@@ -175,16 +175,16 @@ def test_a_database_that_is_not_there(site: PrivateDatabase) -> None:
     assert "init-db" in found.fix
 
 
-def test_a_view_is_no_table_of_files(site: PrivateDatabase) -> None:
+def test_a_view_is_not_a_table_of_files(site: PrivateDatabase) -> None:
     site.sql(
         f"CREATE VIEW seen AS SELECT * FROM {TABLE}", f"GRANT SELECT, UPDATE ON {site.name}.seen TO '{site.user}'@'%'"
     )
 
-    assert "is a view" in the_only(ask(site, table="seen")).text
+    assert "is a view" in the_only(check(site, table="seen")).text
 
 
 @pytest.mark.parametrize(
-    ("flags", "says", "exit_status"),
+    ("flags", "text", "exit_status"),
     [
         ({"mysql_password": "wrong"}, "Access denied", ExitStatus.USAGE),
         ({"mysql_user": "nobody"}, "Access denied", ExitStatus.USAGE),
@@ -193,14 +193,16 @@ def test_a_view_is_no_table_of_files(site: PrivateDatabase) -> None:
         ({"mysql_host": "no-such-host.invalid"}, "no-such-host.invalid", ExitStatus.UNREACHABLE),
     ],
 )
-def test_no_way_in(good: PrivateDatabase, flags: dict[str, Any], says: str, exit_status: ExitStatus) -> None:
-    found = the_only(ask(good, **flags))
+def test_a_failed_connection(good: PrivateDatabase, flags: dict[str, Any], text: str, exit_status: ExitStatus) -> None:
+    found = the_only(check(good, **flags))
 
-    assert says in found.text
+    assert text in found.text
     assert (found.status, found.exit_status) == (CheckStatus.FAILURE, exit_status)
 
 
-def test_the_newest_version_of_the_table_is_taken_and_older_ones_with_files_are_named(site: PrivateDatabase) -> None:
+def test_the_newest_version_of_the_table_is_used_and_older_ones_with_pending_files_are_reported(
+    site: PrivateDatabase,
+) -> None:
     site.sql(
         f"RENAME TABLE {TABLE} TO {TABLE}_v2",
         f"CREATE TABLE {TABLE}_v10 LIKE {TABLE}_v2",
@@ -208,7 +210,7 @@ def test_the_newest_version_of_the_table_is_taken_and_older_ones_with_files_are_
         f"GRANT SELECT, UPDATE ON {site.name}.* TO '{site.user}'@'%'",
     )
 
-    findings = ask(site)
+    findings = check(site)
 
     assert "SELECT and UPDATE on the table pysmurf_files_v10" in {finding.text for finding in findings}
     found = the_only(findings)
@@ -217,12 +219,12 @@ def test_the_newest_version_of_the_table_is_taken_and_older_ones_with_files_are_
 
 
 def test_a_server_id_that_clashes(good: PrivateDatabase) -> None:
-    # The server's own.
-    found = the_only(ask(good, server_id=1))
+    # The database server's own id.
+    found = the_only(check(good, server_id=1))
     assert (found.subject, found.status) == ("server_id", CheckStatus.FAILURE)
     assert found.fix.startswith("--server-id 2 ")
-    # Nobody's.
-    assert not_ok(ask(good, server_id=77001)) == []
+    # An unused id.
+    assert not_ok(check(good, server_id=77001)) == []
 
 
 @pytest.mark.filterwarnings("ignore:.db. is deprecated")  # mysql-replication 1.0.17 with PyMySQL 1.2
@@ -236,27 +238,27 @@ def test_a_server_id_that_another_replica_has(site: PrivateDatabase) -> None:
     )
     try:
         reader.fetchone()
-        found = the_only(ask(site, server_id=77002))
+        found = the_only(check(site, server_id=77002))
     finally:
         reader.close()
 
     assert (found.subject, found.status) == ("server_id", CheckStatus.FAILURE)
 
 
-def test_the_time_zone_is_said(good: PrivateDatabase) -> None:
-    said = [finding.text for finding in ask(good, db_time_zone="+05:30") if finding.subject == "clock"]
+def test_the_time_zone_is_reported(good: PrivateDatabase) -> None:
+    texts = [finding.text for finding in check(good, db_time_zone="+05:30") if finding.subject == "clock"]
 
-    assert said == ["the column timestamp is read in the zone +05:30 (+05:30), as --db-time-zone says"]
+    assert texts == ["the column timestamp is read in the time zone +05:30 (+05:30), set by --db-time-zone"]
 
 
-def test_a_question_that_breaks_is_a_finding_and_the_others_are_asked(
+def test_a_check_that_raises_is_a_finding_and_the_others_run(
     good: PrivateDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> bool:
         raise ZeroDivisionError("so it is")
 
     monkeypatch.setattr(schema, "has_index", broken)
-    findings = ask(good)
+    findings = check(good)
 
     found = the_only(findings)
     assert (found.subject, found.exit_status) == ("index", ExitStatus.INTERNAL_ERROR)
@@ -264,9 +266,9 @@ def test_a_question_that_breaks_is_a_finding_and_the_others_are_asked(
     assert "stream" in {finding.subject for finding in findings}
 
 
-def test_asking_changes_nothing(good: PrivateDatabase) -> None:
+def test_checks_change_nothing(good: PrivateDatabase) -> None:
     before = good.sql("SHOW TABLES"), _binary_log_end(good)
-    ask(good)
+    check(good)
 
     assert (good.sql("SHOW TABLES"), _binary_log_end(good)) == before
 

@@ -1,4 +1,4 @@
-"""`check` of the directory that the archive is in."""
+"""`check` of the archive's directory."""
 
 import os
 import shlex
@@ -18,15 +18,15 @@ from cdc_archiver.preflight import CheckStatus, Finding, destination_findings
 from cdc_archiver.transfer.staging import MARKER, Archive
 
 
-def look(directory: Path, *, known: bool = False, **flags: Any) -> list[Finding]:
-    """The findings about the disk, without that about a file system which the test machine happens to have."""
-    findings = destination_findings(settings(data_dir=directory, **flags), known=known)
+def check(directory: Path, *, expect_marker: bool = False, **flags: Any) -> list[Finding]:
+    """The findings about the disk, except the one about the file system of the test machine."""
+    findings = destination_findings(settings(data_dir=directory, **flags), expect_marker=expect_marker)
     return [finding for finding in findings if finding.subject != "file system"]
 
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may write everywhere; a test of rights has to be somebody else."""
+    """Root may write everywhere: a test of permissions runs as another user."""
     if os.geteuid() != 0:
         yield
         return
@@ -38,47 +38,47 @@ def as_nobody() -> Iterator[None]:
 
 
 def test_a_good_data_dir_is_left_as_it_was(data_dir: Path) -> None:
-    assert not_ok(look(data_dir)) == []
+    assert not_ok(check(data_dir)) == []
     assert list(data_dir.iterdir()) == []
 
 
 def test_a_missing_data_dir(data_dir: Path) -> None:
     data_dir.rmdir()
 
-    found = the_only(look(data_dir))
+    found = the_only(check(data_dir))
     assert found.exit_status is ExitStatus.USAGE
     subprocess.run(found.fix, shell=True, check=True)
 
-    assert not_ok(look(data_dir)) == []
+    assert not_ok(check(data_dir)) == []
 
 
 def test_a_data_dir_that_is_a_file(data_dir: Path) -> None:
     data_dir.rmdir()
     data_dir.write_text("")
 
-    assert "is a file" in the_only(look(data_dir)).text
+    assert "is a file" in the_only(check(data_dir)).text
 
 
-def test_a_data_dir_that_we_may_not_write(data_dir: Path) -> None:
+def test_a_data_dir_without_write_permission(data_dir: Path) -> None:
     data_dir.chmod(0o555)
     with as_nobody():
-        found = the_only(look(data_dir))
+        found = the_only(check(data_dir))
     assert "Permission denied" in found.text
     if os.geteuid() != 0:
         return
 
-    # The owner's own right to write is what the directory has besides.
+    # The owner's own write permission is what the fix relies on.
     data_dir.chmod(0o755)
     subprocess.run(found.fix, shell=True, check=True)
     with as_nobody():
-        assert not_ok(look(data_dir)) == []
+        assert not_ok(check(data_dir)) == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a directory that its own owner cannot enter is nobody's case")
-def test_a_data_dir_that_we_cannot_get_to(data_dir: Path) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to make a directory that the user cannot enter")
+def test_a_data_dir_that_cannot_be_entered(data_dir: Path) -> None:
     data_dir.parent.chmod(0o700)
     with as_nobody():
-        found = the_only(look(data_dir))
+        found = the_only(check(data_dir))
 
     assert found.text == f"data_dir {data_dir}: Permission denied"
 
@@ -89,7 +89,7 @@ def test_a_disk_without_hard_links(data_dir: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(os, "link", no_link)
 
-    found = the_only(look(data_dir))
+    found = the_only(check(data_dir))
     assert "Operation not permitted" in found.text
     assert "hard links" in found.fix
 
@@ -101,17 +101,17 @@ def test_a_disk_without_hard_links(data_dir: Path, monkeypatch: pytest.MonkeyPat
         pytest.param("remount,bind,ro", "systemctl edit cdc-archiver  # [Service] ReadWritePaths={}", id="this mount"),
     ],
 )
-def test_what_is_read_only_for_us_alone_is_not_mended_by_mounting_the_disk(
+def test_a_directory_that_only_the_service_sees_read_only_is_not_fixed_by_remounting_the_disk(
     data_dir: Path, options: str, fix: str
 ) -> None:
     require_mounts()
     script = f'mount -t tmpfs none "$1" && mount -o {options} "$1" && shift && exec "$@"'
-    look_there = (
+    check_there = (
         "import sys; from pathlib import Path; import test_preflight_disk as here; "
-        "print(here.the_only(here.look(Path(sys.argv[1]))).fix)"
+        "print(here.the_only(here.check(Path(sys.argv[1]))).fix)"
     )
     done = subprocess.run(
-        [*UNSHARE, "sh", "-c", script, "sh", data_dir, sys.executable, "-c", look_there, data_dir],
+        [*UNSHARE, "sh", "-c", script, "sh", data_dir, sys.executable, "-c", check_there, data_dir],
         check=False,
         capture_output=True,
         text=True,
@@ -122,14 +122,14 @@ def test_what_is_read_only_for_us_alone_is_not_mended_by_mounting_the_disk(
 
 
 def test_a_disk_that_is_nearly_full(data_dir: Path) -> None:
-    found = the_only(look(data_dir, min_free="500T"))
+    found = the_only(check(data_dir, min_free="500T"))
     assert found.subject == "free space"
 
     value = found.fix.split()[1]
-    assert not_ok(look(data_dir, min_free=value)) == []
+    assert not_ok(check(data_dir, min_free=value)) == []
 
 
-def test_the_file_system_is_named_and_one_that_does_not_last_is_warned_of() -> None:
+def test_the_file_system_is_reported_with_a_warning_for_a_volatile_one() -> None:
     shared_memory = Path("/dev/shm")
     if not shared_memory.is_dir():
         pytest.skip("this machine has no tmpfs")
@@ -137,23 +137,23 @@ def test_the_file_system_is_named_and_one_that_does_not_last_is_warned_of() -> N
 
     assert findings["file system"].status is CheckStatus.WARNING
     assert findings["file system"].text == (
-        "/dev/shm is on a tmpfs (/dev/shm): what is archived there does not outlive a reboot"
+        "/dev/shm is on a tmpfs (/dev/shm): files archived there do not survive a reboot"
     )
 
 
 def test_a_disk_that_is_gone_is_not_taken_for_a_new_archive(data_dir: Path) -> None:
-    found = the_only(look(data_dir, known=True))
+    found = the_only(check(data_dir, expect_marker=True))
     assert (found.subject, "not mounted" in found.text) == ("marker", True)
 
     subprocess.run(found.fix.partition(": ")[2], shell=True, check=True)
     assert (data_dir / MARKER).exists()
-    assert not_ok(look(data_dir, known=True)) == []
+    assert not_ok(check(data_dir, expect_marker=True)) == []
 
 
-def test_what_lies_in_staging_is_said(data_dir: Path) -> None:
+def test_leftovers_in_staging_are_reported(data_dir: Path) -> None:
     archive = Archive(data_dir, settings().modes, 0)
-    archive.prepare(known=False)
+    archive.prepare(expect_marker=False)
     (archive.staging_directory("readout", "small-1") / "part").write_bytes(bytes(2048))
 
-    (said,) = [finding.text for finding in look(data_dir) if finding.subject == "staging"]
-    assert said.startswith("1 files (2.0 KiB) in ")
+    (text,) = [finding.text for finding in check(data_dir) if finding.subject == "staging"]
+    assert text.startswith("1 files (2.0 KiB) in ")

@@ -1,4 +1,4 @@
-"""`check` as a whole: what it is made of, how it is printed, what it ends with."""
+"""`check` as a whole: the report, its JSON, its printed form and its exit status."""
 
 import io
 from pathlib import Path
@@ -33,12 +33,30 @@ def test_the_whole_report(good: PrivateDatabase, source: Source, data_dir: Path)
     assert {
         "subject": "marker",
         "status": "ok",
-        "text": f"{data_dir / MARKER} will be made at the first run",
+        "text": f"the first run will create {data_dir / MARKER}",
+        "fix": "",
         "mend": "",
     } in (report.as_dict()["findings"])
 
 
-def test_what_the_history_knows_reaches_the_question_about_the_disk(
+def test_the_json_has_each_fix_under_its_present_and_its_former_name() -> None:
+    finding = Finding("index", CheckStatus.WARNING, "the index is missing", "cdc-archiver init-db")
+
+    assert Report((finding,)).as_dict() == {
+        "exit_status": 0,
+        "findings": [
+            {
+                "subject": "index",
+                "status": "warning",
+                "text": "the index is missing",
+                "fix": "cdc-archiver init-db",
+                "mend": "cdc-archiver init-db",
+            }
+        ],
+    }
+
+
+def test_a_history_with_archived_files_makes_a_missing_marker_a_failure(
     site: PrivateDatabase, source: Source, data_dir: Path
 ) -> None:
     chosen = settings(site, data_dir=data_dir, **source().model_dump(exclude={"name", "target"}))
@@ -67,16 +85,16 @@ def test_what_the_history_knows_reaches_the_question_about_the_disk(
         ((ExitStatus.INTERNAL_ERROR,), ExitStatus.INTERNAL_ERROR),
     ],
 )
-def test_the_exit_status_is_what_a_person_can_do_most_about(
+def test_a_failure_that_a_person_can_fix_decides_the_exit_status(
     found: tuple[ExitStatus, ...], expected: ExitStatus
 ) -> None:
     good = Finding("a", CheckStatus.OK, "")
-    failures = [Finding("b", CheckStatus.FAILURE, "", "mend", status) for status in found]
+    failures = [Finding("b", CheckStatus.FAILURE, "", "fix", status) for status in found]
 
     assert Report((good, *failures)).exit_status is expected
 
 
-def test_a_printed_report_has_a_line_for_each_finding_and_its_command_whole() -> None:
+def test_a_printed_report_has_a_line_for_each_finding_and_never_wraps_a_command() -> None:
     command = "GRANT SELECT, UPDATE ON `files`.`pysmurf_files` TO 'archiver'@'%'  -- " + "x" * 100
     report = Report(
         (Finding("database", CheckStatus.OK, "[fine]"), Finding("grants", CheckStatus.FAILURE, "none", command))

@@ -1,4 +1,4 @@
-"""`check` on real servers, of a source: each fault is found, and what fixes it is named."""
+"""`check` of a source, on real servers: each fault is found, with its fix."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ def test_a_good_source(source: Source, local: bool) -> None:
     findings = source_findings(source(**({"host": "", "user": ""} if local else {})))
 
     assert not_ok(findings) == []
-    assert "can be read" in findings[-1].text
+    assert "is readable" in findings[-1].text
 
 
 def test_the_host_key_is_unknown(source: Source, tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_the_host_is_down(source: Source, ssh_server: SshServer) -> None:
     assert found.exit_status is ExitStatus.UNREACHABLE
 
 
-def test_there_is_no_rsync_on_the_source(source: Source, ssh_server: SshServer) -> None:
+def test_rsync_is_missing_on_the_source(source: Source, ssh_server: SshServer) -> None:
     ssh_server.authorize(path=NO_PROGRAMS)
 
     found = the_only(source_findings(source()))
@@ -69,7 +69,7 @@ def test_there_is_no_rsync_on_the_source(source: Source, ssh_server: SshServer) 
     assert "install rsync" in found.fix
 
 
-def test_an_old_rsync_on_the_source_is_named_with_the_reason(
+def test_an_old_rsync_on_the_source_is_reported_with_its_risk(
     source: Source, ssh_server: SshServer, tmp_path: Path
 ) -> None:
     real = shutil.which("rsync")
@@ -83,7 +83,7 @@ def test_an_old_rsync_on_the_source_is_named_with_the_reason(
 
     found = the_only(source_findings(source()))
     assert found.status is CheckStatus.WARNING
-    assert found.text.startswith("rsync 3.2.7 there: below 3.4.0 it has holes")
+    assert found.text.startswith("rsync 3.2.7 on the source: versions before 3.4.0 have security holes")
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["remote", "local"])
@@ -104,7 +104,7 @@ def test_an_empty_source_root_may_be_an_unmounted_disk(source: Source, tmp_path:
     assert (found.status, "is its disk mounted" in found.text) == (CheckStatus.WARNING, True)
 
 
-def test_a_restricted_key_is_fine_once_it_is_said(source: Source, ssh_server: SshServer) -> None:
+def test_a_restricted_key_is_fine_once_it_is_configured(source: Source, ssh_server: SshServer) -> None:
     ssh_server.authorize(read_only=Path(source().source_root))
 
     found = the_only(source_findings(source()))
@@ -113,19 +113,17 @@ def test_a_restricted_key_is_fine_once_it_is_said(source: Source, ssh_server: Ss
     assert not_ok(source_findings(source(restricted_key=True))) == []
 
 
-def test_where_only_openssh_gets_through_it_is_no_failure(
-    source: Source, ssh_server: SshServer, tmp_path: Path
-) -> None:
+def test_a_source_that_only_openssh_reaches_is_a_warning(source: Source, ssh_server: SshServer, tmp_path: Path) -> None:
     configuration = tmp_path / "config"
     configuration.write_text(f"ProxyCommand {_netcat(tmp_path)} %h %p\n")
 
     found = the_only(source_findings(source(ssh_config=configuration)))
     assert found.status is CheckStatus.WARNING
-    assert "cannot tell" in found.text
+    assert "cannot diagnose" in found.text
     assert "proxycommand" in found.text
 
 
-def test_sources_are_asked_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_sources_are_checked_in_parallel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     together = threading.Barrier(2, timeout=10)
 
     def slow(source: SourceSettings) -> list[Finding]:
@@ -139,7 +137,7 @@ def test_sources_are_asked_side_by_side(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert {"source a", "source b"} <= {finding.subject for finding in report.findings}
 
 
-def test_there_is_no_rsync_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Source) -> None:
+def test_rsync_is_missing_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Source) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert the_only(preflight.machine_findings(settings())).fix == "apt-get install rsync"

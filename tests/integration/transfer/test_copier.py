@@ -1,4 +1,4 @@
-"""A batch through the real rsync and the real sshd: a verdict for each file, and nobody pays for another's fault."""
+"""A batch through the real rsync and the real sshd: an outcome for each file, and no file fails because of another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from waiting import eventually
 
 from cdc_archiver.model import AttemptFailed, Batch, Deferred, Lane, Oversize, Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
-from cdc_archiver.transfer import rsync_output as report
+from cdc_archiver.transfer import rsync_output
 from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import MARKER
 
@@ -64,7 +64,7 @@ def test_every_name_arrives_as_it_is(stage: CopierSetup) -> None:
     assert stage.staged() == []
 
 
-def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: CopierSetup) -> None:
+def test_each_bad_file_gets_its_own_reason_and_does_not_affect_the_others(stage: CopierSetup) -> None:
     good = [stage.file(f"d{number % 5}/{number}.npy") for number in range(60)]
     missing = stage.row("gone.npy")
     changed = stage.file("changed.npy", b"new content", md5sum=bytes(16))
@@ -93,14 +93,14 @@ def test_each_bad_file_gets_its_own_verdict_and_costs_the_others_nothing(stage: 
         outside.id: Reason.BAD_PUB_ID,
         no_md5.id: Reason.NO_MD5,
     }
-    charge = outcomes[changed.id]
-    assert isinstance(charge, AttemptFailed)
-    assert charge.md5_seen == hashlib.md5(b"new content").digest()
-    assert charge.md5_seen.hex() in charge.detail
+    failed = outcomes[changed.id]
+    assert isinstance(failed, AttemptFailed)
+    assert failed.md5_seen == hashlib.md5(b"new content").digest()
+    assert failed.md5_seen.hex() in failed.detail
     assert "No such file" in getattr(outcomes[missing.id], "detail")  # noqa: B009 - a union's member
 
 
-def test_a_directory_that_another_file_lies_in_is_no_file_either(stage: CopierSetup) -> None:
+def test_a_directory_that_contains_another_file_is_not_a_file_either(stage: CopierSetup) -> None:
     """Its line is printed only where the directory is made for its own sake."""
     inside = stage.file("directory/inside.npy")
     directory = stage.row("directory")
@@ -109,7 +109,7 @@ def test_a_directory_that_another_file_lies_in_is_no_file_either(stage: CopierSe
     assert reason(outcomes[directory.id]) is Reason.NOT_A_FILE
 
 
-def test_what_is_there_already_is_adopted_without_a_transfer(stage: CopierSetup) -> None:
+def test_a_file_in_the_archive_is_adopted_without_a_transfer(stage: CopierSetup) -> None:
     file = stage.file("a.npy")
     first = archived(stage.copy(file)[file.id], b"a.npy")
     os.unlink(file.path)
@@ -136,7 +136,7 @@ def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierSetup) -> None:
     archived(stage.copy(big, lane=Lane.BULK)[big.id], bytes(limit + 1))
 
 
-def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage: CopierSetup) -> None:
+def test_a_whole_missing_batch_is_an_unmounted_disk_and_no_failed_attempt(stage: CopierSetup) -> None:
     outcomes = stage.copy(*(stage.row(f"{number}.npy") for number in range(3)))
     assert {(type(outcome), reason(outcome)) for outcome in outcomes.values()} == {
         (Deferred, Reason.SOURCE_NOT_MOUNTED)
@@ -144,7 +144,7 @@ def test_a_whole_batch_missing_is_an_unmounted_disk_and_nobody_is_charged(stage:
     assert {type(outcome) for outcome in stage.copy(stage.row("1.npy"), stage.row("2.npy")).values()} == {AttemptFailed}
 
 
-def test_a_source_root_that_is_not_there_is_nobodys_fault(tmp_path: Path, ssh_server: SshServer) -> None:
+def test_a_missing_source_root_is_an_unmounted_disk(tmp_path: Path, ssh_server: SshServer) -> None:
     flags = {**ssh_server.settings, "source_root": str(tmp_path / "source" / "mount")}
     for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags)):
         assert reason(stage.copy(stage.row("mount/a.npy"))[1]) is Reason.SOURCE_NOT_MOUNTED
@@ -161,8 +161,10 @@ def test_an_empty_source_root_is_an_unmounted_disk_for_a_single_file_too(tmp_pat
         assert reason(stage.copy(gone)[gone.id]) is Reason.MISSING
 
 
-def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: CopierSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Brought about by an rsync that leaves files out; what the look over there finds decides."""
+def test_a_file_that_rsync_does_not_report_is_checked_on_the_source(
+    stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an rsync that leaves files out; their state on the source decides."""
     there, gone = stage.file("there.npy"), stage.row("gone.npy")
     monkeypatch.setattr(RsyncRun, "lines", lambda self: iter(()))
     outcomes = stage.copy(there, gone)
@@ -170,18 +172,18 @@ def test_a_file_that_rsync_says_nothing_of_is_looked_at(stage: CopierSetup, monk
     assert (type(outcomes[gone.id]), reason(outcomes[gone.id])) == (AttemptFailed, Reason.MISSING)
 
 
-def test_a_file_that_is_told_of_before_it_has_its_name_is_taken_when_it_has(
+def test_a_file_that_is_reported_before_its_rename_is_placed_after_it(
     stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a local rsync does it: it is the sender there that tells, well before the receiver has put a file in its place."""
+    """As with a local rsync: its sender prints the line, well before the receiver renames the file."""
     late, last = stage.file("d/late.npy"), stage.file("d/last.npy")
 
-    def tell(run: RsyncRun) -> Iterator[list[report.Line]]:
+    def tell(run: RsyncRun) -> Iterator[list[rsync_output.OutputLine]]:
         names = [b"d/late.npy", b"d/last.npy"]
         entries = {name: entry for name in names for entry in run._entries if entry.endswith(name)}
         places = {name: run._staging / os.fsdecode(entry) for name, entry in entries.items()}
         places[names[1]].write_bytes(names[1])
-        yield [report.Arrived(entries[name], hashlib.md5(name).digest(), len(name)) for name in names]
+        yield [rsync_output.FileReceived(entries[name], hashlib.md5(name).digest(), len(name)) for name in names]
         assert not places[names[1]].exists(), "the other one is placed already"
         places[names[0]].write_bytes(names[0])
 
@@ -191,7 +193,7 @@ def test_a_file_that_is_told_of_before_it_has_its_name_is_taken_when_it_has(
     archived(outcomes[last.id], b"d/last.npy")
 
 
-def test_a_disk_that_is_not_mounted_gets_nothing(stage: CopierSetup) -> None:
+def test_nothing_is_written_to_an_unmounted_disk(stage: CopierSetup) -> None:
     (stage.data / MARKER).unlink()
     before = sorted(stage.data.rglob("*"))
     file = stage.file("a.npy")
@@ -199,7 +201,7 @@ def test_a_disk_that_is_not_mounted_gets_nothing(stage: CopierSetup) -> None:
     assert sorted(stage.data.rglob("*")) == before
 
 
-def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is(
+def test_a_file_that_is_corrupted_on_this_machine_is_not_placed_and_others_are(
     stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = stage.file("bad.npy"), stage.file("good.npy")
@@ -218,7 +220,7 @@ def test_a_file_that_goes_bad_on_this_machine_is_not_placed_and_its_neighbour_is
 
 
 def test_outcomes_come_as_files_arrive(over_ssh: CopierSetup) -> None:
-    """A slow file at the end holds up no outcome of those before it."""
+    """A slow last file does not delay the outcomes before it."""
     small = [over_ssh.file(f"a{number}.npy") for number in range(3)]
     slow = over_ssh.file("z.npy", os.urandom(3_000_000))
     over_ssh.settings = over_ssh.settings.model_copy(
@@ -230,7 +232,7 @@ def test_outcomes_come_as_files_arrive(over_ssh: CopierSetup) -> None:
     assert max(times[file.id] for file in small) < times[slow.id] - 0.3
 
 
-def test_cancelled_it_gives_everything_back_and_leaves_no_process(over_ssh: CopierSetup) -> None:
+def test_a_cancelled_batch_is_deferred_and_leaves_no_process(over_ssh: CopierSetup) -> None:
     big = over_ssh.file("big.npy", os.urandom(20_000_000))
     source = over_ssh.settings.sources[0].model_copy(update={"bwlimit": "500k"})
     outcomes, thread = copying(over_ssh, source, big)
@@ -262,11 +264,11 @@ def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: CopierSetup, ssh_serv
     def half_way() -> bool:
         return any(part.stat().st_size > 5_000_000 for part in over_ssh.archive.incoming.rglob(".big.npy.*"))
 
-    eventually(half_way, "half of it is there")
+    eventually(half_way, "half of it has arrived")
     over_ssh.cancel.set()
     thread.join(15.0)
     assert [part.stat().st_size > 4_000_000 for part in over_ssh.staged()] == [True], "what arrived is kept"
-    # When it is tried again, with another beside it from elsewhere, then it is archived whole, and what was kept is used up.
+    # When it is tried again, together with a file of another directory, then it is archived whole, and the part is used.
     over_ssh.cancel.clear()
     other = over_ssh.file("other/small.npy")
     outcomes = over_ssh.copy(big, other, lane=Lane.BULK)
@@ -275,8 +277,8 @@ def test_a_link_that_is_cut_resumes_where_it_was(over_ssh: CopierSetup, ssh_serv
     assert over_ssh.staged() == []
 
 
-class TestTheOtherSide:
-    """Trouble that is no file's: each with the real sshd."""
+class TestFailuresOfTheSource:
+    """Failures that concern no single file, each with the real sshd."""
 
     @pytest.fixture
     def server(self, tmp_path: Path, ssh_server: SshServer) -> Iterator[SshServer]:
@@ -296,7 +298,7 @@ class TestTheOtherSide:
         server.start()
         archived(stage.copy(file)[file.id], b"a.npy")
 
-    def test_a_moment_without_sshd_is_tried_through(self, stage: CopierSetup, server: SshServer) -> None:
+    def test_a_short_outage_of_sshd_is_retried(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.stop()
         timer = threading.Timer(0.4, server.start)
@@ -316,11 +318,11 @@ class TestTheOtherSide:
         server.revoke()
         assert reason(stage.copy(file)[file.id]) is Reason.LOGIN_REFUSED
 
-    def test_rsync_is_not_installed_there(self, stage: CopierSetup, server: SshServer) -> None:
+    def test_rsync_is_not_installed_on_the_source(self, stage: CopierSetup, server: SshServer) -> None:
         file = stage.file("a.npy")
         server.authorize(path=NO_PROGRAMS)
         assert reason(stage.copy(file)[file.id]) is Reason.RSYNC_MISSING
-        # When that is fixed, which counts at the next login only, the next try sees it.
+        # A fix there counts only from the next login, and the next try makes one.
         server.authorize()
         archived(stage.copy(file)[file.id], b"a.npy")
 

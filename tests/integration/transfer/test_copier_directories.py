@@ -1,5 +1,5 @@
-"""Where a batch's rsync begins: in the directory that all its files lie below; and where that cannot be entered, each file is
-told of as if it had been asked for from the root."""
+"""A batch's rsync starts in the directory that contains all files; where it cannot enter that directory, it runs again from the
+source root and reports each file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from copier_setup import CopierSetup, archived, reason, staged
-from fakes import DROPS_CAPABILITIES, FakeRsync
+from fake_rsync import DROPS_CAPABILITIES, FakeRsync
 
 from cdc_archiver.model import AttemptFailed, Oversize, Reason
 from cdc_archiver.sandbox import SshServer
@@ -37,7 +37,7 @@ DIRECTORIES = ["with space", "$(touch owned)", "-dash", "~tilde", "star*", "semi
 
 @pytest.mark.parametrize("name", DIRECTORIES)
 def test_a_directory_of_any_name_is_only_a_directory(stage: CopierSetup, name: str) -> None:
-    """Each has files of one batch to itself, as far as its name allows."""
+    """All files of the batch are in this directory; rsync starts as deep as its name allows."""
     files = [stage.file(f"plain/{name}/{number}.npy") for number in range(2)]
     outcomes = stage.copy(*files)
     for number, file in enumerate(files):
@@ -45,21 +45,21 @@ def test_a_directory_of_any_name_is_only_a_directory(stage: CopierSetup, name: s
     assert not Path("owned").exists()
 
 
-def begun_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The directories, by their last name, that each rsync from now on begins in."""
+def start_directories(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Records the last component of the directory that each further rsync starts in."""
     seen: list[str] = []
     start = RsyncRun._start
 
-    def look(self: RsyncRun, *given: Any) -> Any:
+    def record_directory(self: RsyncRun, *given: Any) -> Any:
         seen.append(posixpath.basename(os.fsdecode(self._directory).rstrip("/")))
         return start(self, *given)
 
-    monkeypatch.setattr(RsyncRun, "_start", look)
+    monkeypatch.setattr(RsyncRun, "_start", record_directory)
     return seen
 
 
 def test_files_of_one_directory_are_fetched_from_there(stage: CopierSetup, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = begun_in(monkeypatch)
+    seen = start_directories(monkeypatch)
     good, gone, big = stage.file("d/e/a.npy"), stage.row("d/e/gone.npy"), stage.file("d/e/b", bytes(2**26 + 1))
     inside, directory = stage.file("d/e/directory/inside.npy"), stage.row("d/e/directory")
     (stage.source / "d/e/link").symlink_to("a.npy")
@@ -78,14 +78,14 @@ def test_files_of_one_directory_are_fetched_from_there(stage: CopierSetup, monke
 
 
 @pytest.mark.parametrize("what", ["missing", "a file"])
-def test_a_directory_that_is_none_makes_its_files_missing(
+def test_files_of_a_missing_directory_are_missing(
     stage: CopierSetup, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """rsync cannot even begin there, and says nothing of the files: they are asked for once more, from the root."""
+    """rsync cannot start there and reports no file: they are requested again from the root."""
     stage.file("other.npy")
     if what == "a file":
         stage.file("away")
-    seen = begun_in(monkeypatch)
+    seen = start_directories(monkeypatch)
     gone = [stage.row(f"away/{number}.npy") for number in range(2)]
     outcomes = stage.copy(*gone)
     for file in gone:
@@ -95,11 +95,11 @@ def test_a_directory_that_is_none_makes_its_files_missing(
     assert seen == ["away", ""]
 
 
-def test_a_restricted_key_leads_into_directories_as_it_leads_to_files(
+def test_a_restricted_key_works_for_directories_as_for_files(
     tmp_path: Path, server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """rrsync looks at the directory that rsync begins in, and refuses in words of its own: a mistaken row is no reason to
-    call for the operator."""
+    """rrsync checks the directory that rsync starts in and refuses with messages of its own: a wrong row is not a failure of the
+    configuration."""
     root, outside = tmp_path / "restricted", tmp_path / "outside"
     flags = {**server.settings, "source_root": str(root), "restricted_key": True}
     for stage in staged(CopierSetup(root, tmp_path / "data2", flags)):
@@ -108,7 +108,7 @@ def test_a_restricted_key_leads_into_directories_as_it_leads_to_files(
         (outside / "a.npy").write_bytes(b"a")
         (root / "out").symlink_to(outside)
         (root / "in").symlink_to("d")
-        seen = begun_in(monkeypatch)
+        seen = start_directories(monkeypatch)
         file, missing, out = stage.file("d/a.npy"), stage.row("away/gone.npy"), stage.row("out/a.npy")
         linked = stage.row("in/a.npy", md5sum=file.md5sum)
         lost = stage.row("in/gone.npy")
@@ -118,19 +118,19 @@ def test_a_restricted_key_leads_into_directories_as_it_leads_to_files(
         assert reason(both[lost.id]) is Reason.MISSING
         assert reason(stage.copy(missing)[missing.id]) is Reason.MISSING
         assert seen == ["d", "in", "", "away", ""]
-        # What rsync itself makes of a link that leads out depends on its version; it is about this one file.
+        # How rsync treats a link that leads outside depends on its version; it concerns only this file.
         assert isinstance(stage.copy(out)[out.id], AttemptFailed)
         assert seen[5:] == ["out", ""]
 
 
-def test_a_directory_that_is_forbidden_makes_its_files_unreadable(
+def test_files_of_a_forbidden_directory_are_unreadable(
     tmp_path: Path, server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", server.settings)):
         fake = FakeRsync(tmp_path / "fake")
         fake.misbehave(DROPS_CAPABILITIES)
         server.authorize(path=fake.before(os.environ["PATH"]))
-        seen = begun_in(monkeypatch)
+        seen = start_directories(monkeypatch)
         file = stage.file("closed/a.npy")
         (stage.source / "closed").chmod(0)
         outcome = stage.copy(file)[file.id]
@@ -138,16 +138,16 @@ def test_a_directory_that_is_forbidden_makes_its_files_unreadable(
         assert seen == ["closed", ""]
 
 
-def test_a_command_that_serves_one_directory_whatever_is_asked_for_charges_nobody(
+def test_a_key_command_that_always_serves_one_directory_causes_no_failed_attempt(
     tmp_path: Path, server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A key's command of somebody's own, written when rsync always began in the root."""
+    """A custom command of a key, written when rsync always started in the root."""
     flags = {**server.settings, "source_root": str(tmp_path / "source")}
     for stage in staged(CopierSetup(tmp_path / "source", tmp_path / "data", flags)):
         fake = FakeRsync(tmp_path / "fake")
         fake.misbehave(f'set -- $(echo "$*" | sed "s, [^ ]*$,,"); exec $real "$@" {stage.source}/')
         server.authorize(path=fake.before(os.environ["PATH"]))
-        seen = begun_in(monkeypatch)
+        seen = start_directories(monkeypatch)
         files = [stage.file(f"d/e/{number}.npy") for number in range(3)]
         outcomes = stage.copy(*files)
         for number, file in enumerate(files):

@@ -1,4 +1,4 @@
-"""A real sshd: the shared connection and its ends, failures told apart twice over, diagnosis, odd names."""
+"""A real sshd: the shared connection and its end, failures as seen by ssh and by paramiko, diagnosis, odd names."""
 
 import os
 import shlex
@@ -20,9 +20,9 @@ from cdc_archiver.model import Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import ssh
-from cdc_archiver.transfer.probe import CannotTell, FileState, Look, Probe
+from cdc_archiver.transfer.probe import FileState, Probe, ProbeUnavailable, SourceInspection
 from cdc_archiver.transfer.ssh import ControlMaster
-from cdc_archiver.transfer.ssh_errors import Peer, SshFailure, classify_ssh_failure
+from cdc_archiver.transfer.ssh_errors import SshEndpoint, SshFailure, classify_ssh_failure
 
 
 @pytest.fixture
@@ -59,9 +59,9 @@ def fetch(
 
 
 def failure(source: SourceSettings, directory: Path) -> SshFailure:
-    """What an rsync's end says of ssh."""
+    """The ssh failure that an rsync ends with."""
     done = fetch(source, directory)
-    found = classify_ssh_failure(done.stderr, ssh.peer(source))
+    found = classify_ssh_failure(done.stderr, ssh.ssh_endpoint(source))
     # 255 is ssh's. Where rsync sees the end of the pipe before the end of ssh, it says 12 instead.
     assert done.returncode in (12, 255), done
     assert found is not None, done.stderr
@@ -149,19 +149,19 @@ def test_a_master_that_no_longer_answers_is_replaced(master: ControlMaster, monk
     assert eventually(lambda: is_gone(stopped))
 
 
-def test_a_copy_goes_on_by_itself_where_the_socket_is_dead(source: Source, tmp_path: Path) -> None:
+def test_a_copy_makes_its_own_connection_where_the_socket_is_dead(source: Source, tmp_path: Path) -> None:
     dead = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(dead))  # nobody listens, and nothing clears it away
+        listener.bind(str(dead))  # nothing listens on it, and nothing removes it
 
     done = fetch(source(), tmp_path / "copy", dead)
 
     assert done.returncode == 0
     assert "Connection refused" in done.stderr  # of the socket; it must not pass for the host's
-    assert classify_ssh_failure(done.stderr, ssh.peer(source())) is None
+    assert classify_ssh_failure(done.stderr, ssh.ssh_endpoint(source())) is None
 
 
-def test_a_renewed_connection_logs_in_anew(master: ControlMaster, ssh_server: SshServer) -> None:
+def test_a_renewed_connection_logs_in_again(master: ControlMaster, ssh_server: SshServer) -> None:
     first, before = master.ensure(), logins(ssh_server)
 
     master.renew()
@@ -203,16 +203,16 @@ def test_the_connection_ends_with_the_process_that_made_it(source: Source) -> No
     shutil.rmtree(path.parent, ignore_errors=True)  # whoever starts a connection next removes what the dead have left
 
 
-def test_a_host_that_is_down_means_no_socket_and_its_words_are_kept(
+def test_a_host_that_is_down_gives_no_socket_and_its_error_is_kept(
     master: ControlMaster, ssh_server: SshServer
 ) -> None:
     ssh_server.stop()
 
     assert master.ensure() is None
-    assert "Connection refused" in master.words
+    assert "Connection refused" in master.output
 
 
-def test_a_frozen_host_holds_nobody_up_for_longer_than_the_limit(
+def test_a_frozen_host_delays_a_copy_no_longer_than_the_limit(
     master: ControlMaster, ssh_server: SshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh, "CONNECT_TIMEOUT", 0.5)
@@ -242,7 +242,7 @@ def test_paths_with_blanks_and_quotes_reach_ssh_whole(
 
     assert fetch(mine, tmp_path / "copy").returncode == 0
     assert (tmp_path / "copy" / "file").read_text() == "what was measured"
-    assert Probe(mine).look().rsync
+    assert Probe(mine).inspect().rsync
     shared = ControlMaster(mine)
     assert shared.ensure() is not None
     shared.close()
@@ -251,7 +251,7 @@ def test_paths_with_blanks_and_quotes_reach_ssh_whole(
 @pytest.mark.parametrize(
     "word", ["plain", "two words", "it's", 'say "so"', "''", '"\'"', "a\\b", "a  b", "'begins", "ends'", "tab\there"]
 )
-def test_rsync_splits_the_remote_shell_into_the_words_that_were_meant(
+def test_rsync_splits_the_remote_shell_into_the_intended_arguments(
     ssh_server: SshServer, source: Source, tmp_path: Path, word: str
 ) -> None:
     heard = tmp_path / "heard"
@@ -265,7 +265,7 @@ def test_rsync_splits_the_remote_shell_into_the_words_that_were_meant(
     assert heard.read_text().split("\0")[:3] == [word, "last", "host"]
 
 
-def test_the_persons_own_configuration_counts_where_nothing_was_set(
+def test_the_users_ssh_configuration_applies_where_nothing_is_set(
     ssh_server: SshServer, tmp_path: Path, root: Path
 ) -> None:
     configuration = tmp_path / "config"
@@ -285,10 +285,10 @@ def test_the_persons_own_configuration_counts_where_nothing_was_set(
     )
 
     assert fetch(mine, tmp_path / "copy").returncode == 0
-    assert Probe(mine).look().root is FileState.OK
+    assert Probe(mine).inspect().root is FileState.OK
 
 
-# --- failures, told apart by ssh's words and by paramiko alike
+# --- failures: ssh's messages and paramiko give the same reason
 
 
 def test_an_unknown_host_key(source: Source, tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_an_unknown_host_key(source: Source, tmp_path: Path) -> None:
 
     found = failure(mine, tmp_path)
     with pytest.raises(HostUnavailable) as seen:
-        Probe(mine).look()
+        Probe(mine).inspect()
 
     assert (found.reason, seen.value.reason) == (Reason.HOST_KEY, Reason.HOST_KEY)
     assert found.hint == seen.value.hint
@@ -309,11 +309,11 @@ def test_a_changed_host_key(source: Source, ssh_server: SshServer, tmp_path: Pat
     ssh_server.change_host_key()
 
     found = failure(source(), tmp_path)
-    with pytest.raises(HostUnavailable, match="another than the one") as seen:
-        Probe(source()).look()
+    with pytest.raises(HostUnavailable, match="differs from the one") as seen:
+        Probe(source()).inspect()
 
     assert (found.reason, seen.value.reason) == (Reason.HOST_KEY, Reason.HOST_KEY)
-    assert "has changed" in found.words
+    assert "has changed" in found.message
     assert found.hint == seen.value.hint
     subprocess.run(found.hint, shell=True, check=True, capture_output=True)
     assert fetch(source(), tmp_path / "copy").returncode == 0
@@ -324,7 +324,7 @@ def test_a_refused_login(source: Source, ssh_server: SshServer, tmp_path: Path) 
 
     found = failure(source(), tmp_path)
     with pytest.raises(HostUnavailable) as seen:
-        Probe(source()).look()
+        Probe(source()).inspect()
 
     assert (found.reason, seen.value.reason) == (Reason.LOGIN_REFUSED, Reason.LOGIN_REFUSED)
     assert f"ssh-copy-id -p {ssh_server.port} -i " in found.hint
@@ -335,25 +335,23 @@ def test_a_host_that_is_down(source: Source, ssh_server: SshServer, tmp_path: Pa
     ssh_server.stop()
 
     with pytest.raises(HostUnavailable) as seen:
-        Probe(source()).look()
+        Probe(source()).inspect()
 
     assert failure(source(), tmp_path).reason is Reason.HOST_UNREACHABLE
     assert seen.value.reason is Reason.HOST_UNREACHABLE
 
 
-def test_a_name_that_nobody_knows(source: Source, tmp_path: Path) -> None:
+def test_an_unknown_host_name(source: Source, tmp_path: Path) -> None:
     mine = source(host="no-such-host.invalid")
 
     with pytest.raises(HostUnavailable) as seen:
-        Probe(mine).look()
+        Probe(mine).inspect()
 
     assert failure(mine, tmp_path).reason is Reason.HOST_UNREACHABLE
     assert seen.value.reason is Reason.HOST_UNREACHABLE
 
 
-def test_a_key_that_others_may_read_is_mended_by_its_hint(
-    source: Source, ssh_server: SshServer, tmp_path: Path
-) -> None:
+def test_a_key_that_others_may_read_is_fixed_by_its_hint(source: Source, ssh_server: SshServer, tmp_path: Path) -> None:
     key = tmp_path / "my key"
     shutil.copy(ssh_server.key, key)
     key.chmod(0o644)
@@ -366,14 +364,14 @@ def test_a_key_that_others_may_read_is_mended_by_its_hint(
     assert fetch(mine, tmp_path / "copy").returncode == 0
 
 
-def test_a_key_that_is_not_there(source: Source, tmp_path: Path) -> None:
+def test_a_missing_key(source: Source, tmp_path: Path) -> None:
     found = failure(source(ssh_key=tmp_path / "none"), tmp_path)
 
     assert found.reason is Reason.LOGIN_REFUSED
-    assert found.words == f"no such identity: {tmp_path}/none: No such file or directory"
+    assert found.message == f"no such identity: {tmp_path}/none: No such file or directory"
 
 
-def test_a_key_that_is_none(source: Source, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_key(source: Source, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("no key at all\n")
     key.chmod(0o600)
@@ -381,10 +379,10 @@ def test_a_key_that_is_none(source: Source, tmp_path: Path) -> None:
     found = failure(source(ssh_key=key), tmp_path)
 
     assert found.reason is Reason.LOGIN_REFUSED
-    assert found.words.startswith(f'Load key "{key}": ')
+    assert found.message.startswith(f'Load key "{key}": ')
 
 
-def test_more_keys_than_the_server_takes(source: Source, tmp_path: Path) -> None:
+def test_more_keys_than_the_server_accepts(source: Source, tmp_path: Path) -> None:
     lines = []
     for number in range(7):
         key = tmp_path / f"key{number}"
@@ -396,7 +394,7 @@ def test_more_keys_than_the_server_takes(source: Source, tmp_path: Path) -> None
     found = failure(source(ssh_config=configuration, ssh_key=tmp_path / "key0"), tmp_path)
 
     assert found.reason is Reason.LOGIN_REFUSED
-    assert "Too many authentication failures" in found.words
+    assert "Too many authentication failures" in found.message
 
 
 @pytest.mark.parametrize(
@@ -408,7 +406,7 @@ def test_more_keys_than_the_server_takes(source: Source, tmp_path: Path) -> None
         ("ProxyCommand false", Reason.HOST_UNREACHABLE),
     ],
 )
-def test_what_the_ssh_configuration_can_spoil(source: Source, tmp_path: Path, option: str, reason: Reason) -> None:
+def test_errors_in_the_ssh_configuration(source: Source, tmp_path: Path, option: str, reason: Reason) -> None:
     configuration = tmp_path / "config"
     configuration.write_text(f"{option}\n")
 
@@ -434,8 +432,8 @@ def test_a_link_that_is_cut_in_mid_copy(source: Source, ssh_server: SshServer, r
         stderr = process.communicate(timeout=30)[1]
 
     assert process.returncode in (12, 255)
-    # rsync may end its ssh before that has said a word; its exit status is all there is then.
-    found = classify_ssh_failure(stderr, ssh.peer(mine))
+    # rsync may end its ssh before that prints anything; then only its exit status is known.
+    found = classify_ssh_failure(stderr, ssh.ssh_endpoint(mine))
     assert found is None or found.reason is Reason.LINK_LOST
 
 
@@ -448,26 +446,26 @@ def test_a_uid_without_an_account() -> None:
         text=True,
     )
 
-    found = classify_ssh_failure(done.stderr, Peer("127.0.0.1", None, "", "/k", ""))
+    found = classify_ssh_failure(done.stderr, SshEndpoint("127.0.0.1", None, "", "/k", ""))
     assert found is not None
-    assert (found.reason, found.words) == (Reason.LOGIN_REFUSED, "No user exists for uid 54321")
+    assert (found.reason, found.message) == (Reason.LOGIN_REFUSED, "No user exists for uid 54321")
 
 
-# --- paramiko's look and diagnosis
+# --- inspection and diagnosis through paramiko
 
 
-def test_a_look_tells_rsync_and_the_root(source: Source) -> None:
-    seen = Probe(source()).look()
+def test_an_inspection_reports_rsync_and_the_root(source: Source) -> None:
+    seen = Probe(source()).inspect()
 
     assert seen.root is FileState.OK
     assert seen.rsync[0].isdigit()
-    assert (seen.rsync_missing, seen.unknown) == (False, "")
+    assert (seen.rsync_missing, seen.unknown_because) == (False, "")
 
 
-def test_a_look_tells_that_rsync_is_missing(source: Source, ssh_server: SshServer) -> None:
+def test_an_inspection_reports_a_missing_rsync(source: Source, ssh_server: SshServer) -> None:
     ssh_server.authorize(path=NO_PROGRAMS)
 
-    assert Probe(source()).look() == Look(rsync="", rsync_missing=True, root=FileState.OK)
+    assert Probe(source()).inspect() == SourceInspection(rsync="", rsync_missing=True, root=FileState.OK)
 
 
 @pytest.mark.parametrize("local", [False, True], ids=["sftp", "local"])
@@ -492,14 +490,14 @@ def test_each_file_that_did_not_arrive_is_diagnosed(source: Source, root: Path, 
 
 @pytest.mark.parametrize("local", [False, True], ids=["sftp", "local"])
 @pytest.mark.parametrize("gone", ["empty", "absent"])
-def test_an_unmounted_disk_is_no_files_fault(source: Source, tmp_path: Path, gone: str, local: bool) -> None:
+def test_an_unmounted_disk_is_not_a_missing_file(source: Source, tmp_path: Path, gone: str, local: bool) -> None:
     (tmp_path / "empty").mkdir()
     mine = source(source_root=str(tmp_path / gone), **({"host": "", "user": ""} if local else {}))
 
     assert set(Probe(mine).diagnose(["/a", "/b"]).values()) == {FileState.ROOT_GONE}
 
 
-def test_a_restricted_key_copies_and_cannot_be_looked_at(
+def test_a_restricted_key_copies_and_cannot_be_inspected(
     source: Source, ssh_server: SshServer, root: Path, tmp_path: Path
 ) -> None:
     ssh_server.authorize(read_only=root)
@@ -507,24 +505,26 @@ def test_a_restricted_key_copies_and_cannot_be_looked_at(
 
     assert fetch(mine, tmp_path / "copy").returncode == 0
     for each in (mine, source()):
-        seen = Probe(each).look()
+        seen = Probe(each).inspect()
         assert (seen.rsync, seen.rsync_missing, seen.root) == ("", False, FileState.CANNOT_TELL)
-        assert "rrsync" in seen.unknown
+        assert "rrsync" in seen.unknown_because
         assert Probe(each).diagnose([f"{root}/file"]) == {f"{root}/file": FileState.CANNOT_TELL}
 
 
 @pytest.mark.parametrize("option", ["ProxyJump elsewhere", "ProxyCommand nc %h %p", "HostKeyAlias other"])
-def test_what_only_openssh_can_follow_cannot_be_told(source: Source, tmp_path: Path, option: str) -> None:
+def test_an_ssh_configuration_that_only_openssh_supports_cannot_be_inspected(
+    source: Source, tmp_path: Path, option: str
+) -> None:
     configuration = tmp_path / "config"
     configuration.write_text(f"{option}\n")
     mine = source(ssh_config=configuration)
 
-    with pytest.raises(CannotTell, match=option.split()[0].lower()):
-        Probe(mine).look()
+    with pytest.raises(ProbeUnavailable, match=option.split()[0].lower()):
+        Probe(mine).inspect()
     assert Probe(mine).diagnose(["/a"]) == {"/a": FileState.CANNOT_TELL}
 
 
-def test_a_frozen_host_ends_a_look_and_a_diagnosis(source: Source, ssh_server: SshServer) -> None:
+def test_a_frozen_host_ends_a_diagnosis_at_the_limit(source: Source, ssh_server: SshServer) -> None:
     ssh_server.pause()
 
     began = time.monotonic()

@@ -10,7 +10,7 @@ from cdc_archiver.commands.output import Printer, format_size
 from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.text import escape_unprintable, to_jsonable
-from cdc_archiver.timespec import moment, span
+from cdc_archiver.timespec import format_duration, parse_time
 
 NOW = datetime(2026, 5, 15, 12, 30, 15, tzinfo=UTC)
 
@@ -59,13 +59,13 @@ def test_json_has_times_md5_sums_and_states_as_text() -> None:
     ],
 )
 def test_times_as_they_are_typed(text: str, meant: datetime) -> None:
-    assert moment(text, NOW) == meant
+    assert parse_time(text, NOW) == meant
 
 
 @pytest.mark.parametrize("text", ["", "soon", "3 parsecs", "2026-13-01", "9999999999d", "-2h"])
 def test_what_is_no_time(text: str) -> None:
-    with pytest.raises(Misconfigured, match="is no time"):
-        moment(text, NOW)
+    with pytest.raises(Misconfigured, match="invalid time"):
+        parse_time(text, NOW)
 
 
 def test_sizes_and_durations_for_people() -> None:
@@ -76,4 +76,10 @@ def test_sizes_and_durations_for_people() -> None:
         "2.5 GB",
         "3000.0 TB",
     ]
-    assert [span(seconds) for seconds in (5, 119, 180, 7200, 3 * 86400)] == ["5 s", "119 s", "3 min", "2 h", "3 days"]
+    assert [format_duration(seconds) for seconds in (5, 119, 180, 7200, 3 * 86400)] == [
+        "5 s",
+        "119 s",
+        "3 min",
+        "2 h",
+        "3 days",
+    ]

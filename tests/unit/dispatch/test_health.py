@@ -1,4 +1,4 @@
-"""When a source, or the destination, is left alone, and how it comes back."""
+"""When a source, or the destination, is paused, and how it comes back."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_a_batch_that_proved_nothing_lets_the_next_one_try() -> None:
     assert not health.up
 
 
-def test_pauses_grow_to_a_limit_and_neighbours_count_once() -> None:
+def test_pauses_grow_to_a_limit_and_one_outage_counts_once() -> None:
     health = Health()
     pauses = []
     now = 0.0
     for _ in range(12):
         health.failed(Reason.LINK_LOST, "", now, 0.5)
-        assert not health.failed(Reason.LINK_LOST, "", now, 0.5), "its neighbour met the same"
+        assert not health.failed(Reason.LINK_LOST, "", now, 0.5), "another batch met the same"
         pauses.append(health.until - now)
         now = health.until
     assert pauses == sorted(pauses)
@@ -64,7 +64,7 @@ def test_repeated_trouble_is_no_news_and_other_trouble_is(first: Reason, then: R
     assert health.failed(then, "", 100.0, 0.5) is news
 
 
-def test_corruption_is_left_alone_for_long_and_no_success_ends_it() -> None:
+def test_corruption_pauses_for_long_and_no_success_ends_it() -> None:
     health = Health()
     health.failed(Reason.CORRUPTED, "", 0.0, 0.5)
     assert health.until == 300.0
@@ -81,7 +81,7 @@ def test_two_that_see_one_outage_differently_are_one_failure() -> None:
     assert health.until < 1.1
 
 
-def test_a_first_batch_that_takes_long_holds_the_others_up_for_a_moment_only() -> None:
+def test_a_first_batch_that_takes_long_delays_the_others_for_a_moment_only() -> None:
     health = Health()
     health.failed(Reason.NO_SPACE, "", 0.0, 0.5)
     health.begin(10.0)

@@ -1,4 +1,4 @@
-"""The ledger against a model of it, in any order of what may happen to an id."""
+"""The in-flight table against a model of it, in any order of what may happen to an id."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from cdc_archiver.dispatch import in_flight as module
-from cdc_archiver.dispatch.in_flight import InFlightTable, OfferResult, State
+from cdc_archiver.dispatch.in_flight import InFlightState, InFlightTable, OfferResult
 from cdc_archiver.model import Origin
 
 PROFILE = settings(
@@ -28,29 +28,29 @@ IDS = st.integers(1, 2)
 
 @dataclass
 class Known:
-    """What the model knows of an id in hand.
+    """What the model knows of a tracked id.
 
     Attributes:
-        touched: its row was touched after it was read, or before that was known to be so.
+        touched: its row was changed after it was read, or before that was known to be so.
         due: while it waits.
     """
 
-    state: State
+    state: InFlightState
     touched: bool = False
     due: float = 0.0
 
 
-class LedgerMachine(RuleBasedStateMachine):
-    """Each rule does one thing to the ledger and to the model, and compares what they answer."""
+class InFlightMachine(RuleBasedStateMachine):
+    """Each rule does one thing to the table and to the model, and compares what they answer."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = mock.patch.object(module, "_WAITING_MOST", 1)  # so that it is met
+        self.patch = mock.patch.object(module, "_WAITING_LIMIT", 1)  # so that it is met
         self.patch.start()
-        self.ledger = InFlightTable()
+        self.table = InFlightTable()
         self.now = 0.0
         self.known: dict[int, Known] = {}
-        self.echoes: dict[int, tuple[int, float]] = {}
+        self.own_writes: dict[int, tuple[int, float]] = {}
 
     def teardown(self) -> None:
         self.patch.stop()
@@ -61,129 +61,133 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(id_=IDS, origin=st.sampled_from(Origin), fresh=st.booleans())
     def somebody_tells_of_it(self, id_: int, origin: Origin, fresh: bool) -> None:
-        assert self.ledger.offer(id_, origin, self.now, fresh=fresh) is self._answer(id_, origin)
+        assert self.table.offer(id_, origin, self.now, fresh=fresh) is self._answer(id_, origin)
 
     @rule(id_=IDS)
     def its_row_is_read(self, id_: int) -> None:
-        if self._is(id_, State.OFFERED):
-            self.ledger.reading(id_)
+        if self._is(id_, InFlightState.OFFERED):
+            self.table.reading(id_)
             self.known[id_].touched = False
 
     @rule(id_=IDS)
     def it_is_queued(self, id_: int) -> None:
-        if self._is(id_, State.OFFERED):
-            self.ledger.queued(id_)
-            self.known[id_].state = State.QUEUED
+        if self._is(id_, InFlightState.OFFERED):
+            self.table.queued(id_)
+            self.known[id_].state = InFlightState.QUEUED
 
     @rule(id_=IDS)
     def a_worker_wants_it(self, id_: int) -> None:
-        if self._is(id_, State.QUEUED):
+        if self._is(id_, InFlightState.QUEUED):
             touched = self.known[id_].touched
-            assert self.ledger.taken(id_, self.now) is not touched
-            self.known[id_] = Known(State.OFFERED if touched else State.IN_FLIGHT)
+            assert self.table.taken(id_, self.now) is not touched
+            self.known[id_] = Known(InFlightState.OFFERED if touched else InFlightState.IN_FLIGHT)
 
     @rule(id_=IDS)
     def it_goes_to_the_other_lane(self, id_: int) -> None:
-        if self._is(id_, State.IN_FLIGHT):
-            self.ledger.requeued(id_)
-            self.known[id_].state = State.QUEUED
+        if self._is(id_, InFlightState.IN_FLIGHT):
+            self.table.queued(id_)
+            self.known[id_].state = InFlightState.QUEUED
 
     @rule(id_=IDS, wait=st.sampled_from([0.0, 1.0, 30.0]))
     def it_is_tried_again_later(self, id_: int, wait: float) -> None:
-        if self._is(id_, State.IN_FLIGHT) or self._is(id_, State.OFFERED):
-            self.ledger.retry(id_, self.now + wait)
-            if self._waiting() >= module._WAITING_MOST:
+        if self._is(id_, InFlightState.IN_FLIGHT) or self._is(id_, InFlightState.OFFERED):
+            self.table.retry(id_, self.now + wait)
+            if self._waiting() >= module._WAITING_LIMIT:
                 del self.known[id_]
             else:
                 touched = self.known[id_].touched
-                self.known[id_] = Known(State.WAITING, due=0.0 if touched else self.now + wait)
+                self.known[id_] = Known(InFlightState.WAITING, due=0.0 if touched else self.now + wait)
 
     @rule(id_=IDS)
     def it_is_finished(self, id_: int) -> None:
-        if self._is(id_, State.IN_FLIGHT) or self._is(id_, State.OFFERED):
+        if self._is(id_, InFlightState.IN_FLIGHT) or self._is(id_, InFlightState.OFFERED):
             again = self.known[id_].touched
-            assert self.ledger.finished(id_) is again
+            assert self.table.finished(id_) is again
             if again:
-                self.known[id_] = Known(State.OFFERED)
+                self.known[id_] = Known(InFlightState.OFFERED)
             else:
                 del self.known[id_]
 
     @rule(id_=IDS)
     def it_is_dropped(self, id_: int) -> None:
-        self.ledger.drop(id_)
+        self.table.drop(id_)
         self.known.pop(id_, None)
 
     @rule()
     def what_is_due_is_asked_for(self) -> None:
-        due = [id_ for id_, known in self.known.items() if known.state is State.WAITING and known.due <= self.now]
-        found = self.ledger.due(self.now)
+        due = [
+            id_ for id_, known in self.known.items() if known.state is InFlightState.WAITING and known.due <= self.now
+        ]
+        found = self.table.due(self.now)
         assert sorted(found) == sorted(due), "each once, and none is forgotten"
         for id_ in due:
-            self.known[id_].state = State.OFFERED
+            self.known[id_].state = InFlightState.OFFERED
 
     @rule(ids=st.lists(IDS, max_size=4))
     def they_are_about_to_be_written(self, ids: list[int]) -> None:
-        self.ledger.expect_echoes(ids, self.now)
+        self.table.expect_own_writes(ids, self.now)
         for id_ in ids:
-            self.echoes[id_] = (self.echoes.pop(id_, (0, 0.0))[0] + 1, self.now + module._ECHO_SECONDS)
+            self.own_writes[id_] = (self.own_writes.pop(id_, (0, 0.0))[0] + 1, self.now + module._OWN_WRITE_SECONDS)
 
     @rule(ids=st.lists(IDS, max_size=4))
     def they_were_not_written(self, ids: list[int]) -> None:
-        self.ledger.cancel_echoes(ids)
+        self.table.cancel_own_writes(ids)
         for id_ in ids:
-            self._one_echo_less(id_)
+            self._one_own_write_less(id_)
 
-    @precondition(lambda self: self.echoes)
+    @precondition(lambda self: self.own_writes)
     @rule()
     def the_stream_is_cut(self) -> None:
-        self.ledger.forget_echoes()
-        self.echoes.clear()
+        self.table.forget_own_writes()
+        self.own_writes.clear()
 
     @invariant()
     def both_know_the_same(self) -> None:
         for id_ in (1, 2):
-            assert (id_ in self.ledger) == (id_ in self.known)
+            assert (id_ in self.table) == (id_ in self.known)
             if id_ in self.known:
-                assert self.ledger[id_].state is self.known[id_].state
-                assert self.ledger[id_].again is self.known[id_].touched
+                assert self.table[id_].state is self.known[id_].state
+                assert self.table[id_].touched is self.known[id_].touched
         counts = Counter(known.state for known in self.known.values())
-        assert {state: self.ledger.count(state) for state in State} == {state: counts[state] for state in State}
-        assert self.ledger.expected_echoes == len(self.echoes)
+        assert {state: self.table.count(state) for state in InFlightState} == {
+            state: counts[state] for state in InFlightState
+        }
+        assert self.table.expected_own_writes == len(self.own_writes)
 
     @invariant()
     def whoever_waits_is_waited_for(self) -> None:
         """Else the router would sleep past it."""
-        waits = [known.due for known in self.known.values() if known.state is State.WAITING]
-        next_due = self.ledger.next_due()
+        waits = [known.due for known in self.known.values() if known.state is InFlightState.WAITING]
+        next_due = self.table.next_due()
         assert not waits or (next_due is not None and next_due <= min(waits))
 
     def _answer(self, id_: int, origin: Origin) -> OfferResult:
         stream = origin is Origin.STREAM
-        if stream and id_ in self.echoes:
-            until = self.echoes[id_][1]
-            self._one_echo_less(id_)
+        if stream and id_ in self.own_writes:
+            until = self.own_writes[id_][1]
+            self._one_own_write_less(id_)
             if until >= self.now:
-                return OfferResult.ECHO
+                return OfferResult.OWN_WRITE
         if id_ not in self.known:
-            self.known[id_] = Known(State.OFFERED)
+            self.known[id_] = Known(InFlightState.OFFERED)
             return OfferResult.OFFERED
-        if stream and self.known[id_].state is State.WAITING:
-            self.known[id_].state = State.OFFERED
+        if stream and self.known[id_].state is InFlightState.WAITING:
+            self.known[id_].state = InFlightState.OFFERED
             return OfferResult.OFFERED
         self.known[id_].touched |= stream
-        return OfferResult.KNOWN
+        return OfferResult.DUPLICATE
 
-    def _one_echo_less(self, id_: int) -> None:
-        count, until = self.echoes.pop(id_, (0, 0.0))
+    def _one_own_write_less(self, id_: int) -> None:
+        count, until = self.own_writes.pop(id_, (0, 0.0))
         if count > 1:
-            self.echoes[id_] = (count - 1, until)
+            self.own_writes[id_] = (count - 1, until)
 
-    def _is(self, id_: int, state: State) -> bool:
+    def _is(self, id_: int, state: InFlightState) -> bool:
         return id_ in self.known and self.known[id_].state is state
 
     def _waiting(self) -> int:
-        return sum(known.state is State.WAITING for known in self.known.values())
+        return sum(known.state is InFlightState.WAITING for known in self.known.values())
 
 
-class TestLedger(LedgerMachine.TestCase):  # type: ignore[valid-type, misc]
+class TestInFlightTable(InFlightMachine.TestCase):  # type: ignore[valid-type, misc]
     settings = PROFILE

@@ -35,7 +35,7 @@ def test_ranges_are_sorted_and_neither_overlap_nor_touch(values: list[int]) -> N
 
 
 @given(numbers, st.integers(min_value=1, max_value=5))
-def test_past_the_limit_it_denies_nothing_that_was_added_and_is_exact_above_its_lowest_range(
+def test_past_the_limit_it_contains_all_that_was_added_and_is_exact_above_its_lowest_range(
     values: list[int], limit: int
 ) -> None:
     found = holding(values, limit)
@@ -47,7 +47,7 @@ def test_past_the_limit_it_denies_nothing_that_was_added_and_is_exact_above_its_
 
 
 @given(numbers, numbers)
-def test_a_copy_goes_its_own_way(values: list[int], later: list[int]) -> None:
+def test_a_copy_is_independent(values: list[int], later: list[int]) -> None:
     found = holding(values)
     twin = found.copy()
     before = twin.ranges
@@ -60,6 +60,6 @@ def test_ids_that_come_in_order_take_one_range_however_many_they_are() -> None:
     assert holding(list(range(1, 5001))).ranges == ((1, 5000),)
 
 
-def test_a_set_that_could_hold_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="holds nothing"):
+def test_an_invalid_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="invalid limit of an interval set: 0"):
         IntervalSet(0)

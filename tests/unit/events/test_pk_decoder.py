@@ -1,4 +1,4 @@
-"""Keys that are found by stepping over what is before them, beside those of the library that decodes all of it."""
+"""Keys found by stepping over the other columns, compared with those of the library, which decodes all."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from pymysqlreplication.constants import BINLOG, FIELD_TYPE
 from pymysqlreplication.packet import BinLogPacketWrapper
 from pymysqlreplication.row_event import TableMapEvent, UpdateRowsEvent, WriteRowsEvent
 
-from cdc_archiver.database.server import KeyColumn
-from cdc_archiver.events.pk_decoder import Images
-from cdc_archiver.events.row_keys import KeyReader
+from cdc_archiver.database.server_features import KeyColumn
+from cdc_archiver.events.pk_decoder import PrimaryKeyDecoder, RowsLayout
 
 _CONTROL = SimpleNamespace(charset="utf8", _get_dbms=lambda: "mysql")
 _INTEGERS = {FIELD_TYPE.TINY: 1, FIELD_TYPE.SHORT: 2, FIELD_TYPE.INT24: 3, FIELD_TYPE.LONG: 4, FIELD_TYPE.LONGLONG: 8}
@@ -138,16 +137,18 @@ class Scene:
 
     def keys(self, event: Any) -> list[int]:
         """As the service finds them."""
-        return KeyReader(lambda: KeyColumn("files", "pysmurf_files", "id", self.ordinal, len(self.columns))).ids(event)
+        return PrimaryKeyDecoder(
+            lambda: KeyColumn("files", "pysmurf_files", "id", self.ordinal, len(self.columns))
+        ).ids(event)
 
     def _read(self, kind: int, body: bytes, tables: dict[int, Any]) -> Any:
         body += b"\xaa\xbb\xcc\xdd" if self.checksum else b""
         data = b"\x00" + struct.pack("<IBIIIH", 1, kind, 1, 19 + len(body), 4711, 0) + body
         allowed = (TableMapEvent, WriteRowsEvent, UpdateRowsEvent)
-        nobody = (None, None, None, None)
+        unused = (None, None, None, None)
         wrapper: Any = BinLogPacketWrapper
         return wrapper(
-            MysqlPacket(data, "utf8"), tables, _CONTROL, (0, 0, 0), self.checksum, allowed, *nobody, True, True, False,
+            MysqlPacket(data, "utf8"), tables, _CONTROL, (0, 0, 0), self.checksum, allowed, *unused, True, True, False,
             False, False,
         ).event  # fmt: skip
 
@@ -172,7 +173,7 @@ def scenes(draw: st.DrawFn) -> Scene:
 
 
 def as_decoded(scene: Scene, event: Any) -> list[int]:
-    """The library's word."""
+    """The keys that the library decodes."""
     name = f"UNKNOWN_COL{scene.ordinal}"
     size = _INTEGERS[scene.columns[scene.ordinal].kind]
     keys = []
@@ -206,10 +207,10 @@ def test_every_type_is_stepped_over_as_far_as_the_library_reads(data: st.DataObj
     assert keys == as_decoded(scene, event)
 
 
-def table(*columns: Column) -> Images:
+def table(*columns: Column) -> RowsLayout:
     """Of an insert into a table whose first column is its key, an INT."""
     described = [SimpleNamespace(type=column.kind, max_length=32) for column in (ID, *columns)]
-    return Images(described, [bits([True] * len(described))], 0)
+    return RowsLayout(described, [bits([True] * len(described))], 0)
 
 
 ID = fixed(FIELD_TYPE.LONG, 4)
@@ -217,31 +218,31 @@ NAME = with_length(FIELD_TYPE.VARCHAR, 1, b"\x20\x00", 32)
 ROW = b"\x00" + b"\x05\x00\x00\x00" + b"\x03abc"
 
 
-def test_rows_that_end_elsewhere_than_their_event_are_not_believed() -> None:
+def test_rows_that_do_not_end_where_the_event_does_are_not_trusted() -> None:
     assert table(NAME).keys(ROW * 2) == [5, 5]
     assert table(NAME).keys(b"") == []
     for data in (ROW[:-1], ROW[:5], ROW[:1], ROW + b"\x00", ROW + ROW[:3]):
         assert table(NAME).keys(data) is None, data
 
 
-def test_a_row_without_a_key_is_not_believed() -> None:
+def test_a_row_without_a_key_is_not_trusted() -> None:
     assert table(NAME).keys(b"\x01\x03abc") is None, "it is NULL"
     columns = [SimpleNamespace(type=FIELD_TYPE.LONG)] * 2
     for present in ([b"\x02"], [b"\x00"], [b"\x02", b"\x00"]):
-        assert Images(columns, present, 0).keys(b"\x00\x05\x00\x00\x00") is None
+        assert RowsLayout(columns, present, 0).keys(b"\x00\x05\x00\x00\x00") is None
 
 
 @pytest.mark.parametrize("kind", [0, 11, 12, 14, 140, 141, 242, FIELD_TYPE.VAR_STRING, 200])
-def test_a_type_that_nobody_knows_spoils_the_table_wherever_it_stands(kind: int) -> None:
+def test_an_unknown_type_makes_the_table_unreadable_wherever_its_column_is(kind: int) -> None:
     """DECIMAL, TIME and DATETIME of old, NEWDATE, MariaDB's two compressed ones, MySQL's VECTOR."""
     columns = [SimpleNamespace(type=FIELD_TYPE.LONG), SimpleNamespace(type=kind)]
-    assert Images(columns, [b"\x01"], 0).keys(b"\x00\x05\x00\x00\x00") is None
+    assert RowsLayout(columns, [b"\x01"], 0).keys(b"\x00\x05\x00\x00\x00") is None
 
 
 def test_columns_that_are_null_in_any_combination_are_remembered_within_limits() -> None:
     columns = [SimpleNamespace(type=FIELD_TYPE.LONG)] + [SimpleNamespace(type=FIELD_TYPE.TINY)] * 15
-    images = Images(columns, [b"\xff\xff"], 0)
+    images = RowsLayout(columns, [b"\xff\xff"], 0)
     for nulls in range(0, 65536, 2):
         data = nulls.to_bytes(2, "little") + nulls.to_bytes(4, "little") + bytes(15 - nulls.bit_count())
         assert images.keys(data) == [nulls]
-    assert sum(len(image._ways) for image in images._images) <= 1000
+    assert sum(len(image._plans) for image in images._images) <= 1000

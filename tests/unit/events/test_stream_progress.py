@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from cdc_archiver.database.server import Position
-from cdc_archiver.events.binlog import Wait
-from cdc_archiver.events.progress import StreamProgress
-from cdc_archiver.events.reader import Mark
+from cdc_archiver.database.server_features import Position
+from cdc_archiver.events.binlog import Backoff
+from cdc_archiver.events.reader import StreamMark
+from cdc_archiver.events.stream_progress import StreamProgress
 
 HERE, THERE, BEYOND = Position("binlog.000009", 100), Position("binlog.000009", 200), Position("binlog.000010", 4)
 
 
-def mark(position: Position, *, age: float = 0.0, read: float = 0.0, idle: bool = False) -> Mark:
+def mark(position: Position, *, age: float = 0.0, read: float = 0.0, idle: bool = False) -> StreamMark:
     """The end of a transaction that was written some seconds before it was read, and read some seconds ago."""
     written_at = round(time.time() - age - read)
-    return Mark(position.file, position.offset, written_at, time.monotonic() - read, idle)
+    return StreamMark(position.file, position.offset, written_at, time.monotonic() - read, idle)
 
 
 def begun() -> StreamProgress:
@@ -42,7 +42,7 @@ def test_missed_is_what_is_above_the_anchor_and_not_delivered_when_it_is_passed(
     assert progress.take_missed() == [], "it is told once"
 
 
-def test_what_is_passed_already_is_judged_at_once() -> None:
+def test_suspects_before_the_position_are_decided_at_once() -> None:
     progress = begun()
     progress.advance(mark(BEYOND))
     progress.suspect([51], THERE)
@@ -67,7 +67,7 @@ def test_before_the_anchor_is_settled_and_after_a_gap_nothing_is_missed() -> Non
     assert progress.take_missed() == [61], "and then it counts again"
 
 
-def test_a_new_anchor_answers_for_what_the_old_one_did_not() -> None:
+def test_a_new_anchor_covers_what_the_old_one_did_not() -> None:
     """Or else everything that the first stream delivered, the second would have missed."""
     progress = begun()
     progress.deliver([51])
@@ -98,7 +98,7 @@ def test_position_and_lag_are_of_the_newest_mark_whenever_they_are_asked() -> No
     assert math.isnan(progress.lag)
 
 
-def test_suspects_that_come_while_the_stream_passes_their_position_are_judged_at_once() -> None:
+def test_suspects_added_while_the_stream_passes_their_position_are_decided_at_once() -> None:
     """The stream looks for suspects without the lock; a sweep may have some when it has just looked."""
     progress = begun()
 
@@ -118,10 +118,10 @@ def test_suspects_that_come_while_the_stream_passes_their_position_are_judged_at
 
 
 def test_waits_grow_to_their_limit_with_jitter_and_begin_anew_after_success() -> None:
-    wait = Wait(0.1, 10.0, random.Random(1))
-    waits = [wait.next() for _ in range(12)]
+    backoff = Backoff(0.1, 10.0, random.Random(1))
+    waits = [backoff.next() for _ in range(12)]
     full = [min(0.1 * 2**n, 10.0) for n in range(12)]
     assert all(limit / 2 <= seconds <= limit for seconds, limit in zip(waits, full, strict=True))
     assert len({round(seconds, 6) for seconds in waits[-5:]}) == 5, "no two alike"
-    wait.reset()
-    assert wait.next() <= 0.1
+    backoff.reset()
+    assert backoff.next() <= 0.1

@@ -41,11 +41,11 @@ def archived(id_: int, size: int = 1000, *, adopted: bool = False) -> Archived:
 
 
 def test_a_minute_counts_files_and_bytes_and_an_adopted_file_has_copied_none(kept: Activity, clock: Clock) -> None:
-    kept.note("srv", archived(1), 0.1)
-    kept.note("srv", archived(2, adopted=True), None)
+    kept.record_outcome("srv", archived(1), 0.1)
+    kept.record_outcome("srv", archived(2, adopted=True), None)
     clock.now += 60
-    kept.note("srv", archived(3, 500), 0.1)
-    first, second = kept.seen().minutes
+    kept.record_outcome("srv", archived(3, 500), 0.1)
+    first, second = kept.snapshot().minutes
     assert (first.at, first.files, first.size) == (datetime.fromtimestamp(NOON, UTC), 2, 1000)
     assert (second.files, second.size) == (1, 500)
 
@@ -54,57 +54,57 @@ def test_a_minute_in_which_nothing_happened_is_there_and_one_before_the_start_is
     kept: Activity, clock: Clock
 ) -> None:
     clock.now += 3 * 60
-    assert [minute.files for minute in kept.seen().minutes] == [0, 0, 0, 0]
+    assert [minute.files for minute in kept.snapshot().minutes] == [0, 0, 0, 0]
 
 
 def test_no_more_than_an_hour_is_kept(kept: Activity, clock: Clock) -> None:
     for number in range(3 * MINUTES):
-        kept.note("srv", archived(number), None)
+        kept.record_outcome("srv", archived(number), None)
         clock.now += 60
-    minutes = kept.seen().minutes
+    minutes = kept.snapshot().minutes
     assert len(minutes) == MINUTES
     assert [minute.files for minute in minutes] == [1] * (MINUTES - 1) + [0]
     assert minutes[-1].at == datetime.fromtimestamp(clock.now, UTC)
 
 
 def test_after_a_long_silence_the_old_minutes_are_gone(kept: Activity, clock: Clock) -> None:
-    kept.note("srv", archived(1), None)
+    kept.record_outcome("srv", archived(1), None)
     clock.now += 2 * 3600
-    assert sum(minute.files for minute in kept.seen().minutes) == 0
+    assert sum(minute.files for minute in kept.snapshot().minutes) == 0
 
 
 def test_a_clock_that_is_set_back_loses_nothing(kept: Activity, clock: Clock) -> None:
     clock.now += 600
-    kept.note("srv", archived(1), None)
+    kept.record_outcome("srv", archived(1), None)
     clock.now -= 300
-    kept.note("srv", archived(2), None)
-    assert kept.seen().minutes[-1].files == 2
+    kept.record_outcome("srv", archived(2), None)
+    assert kept.snapshot().minutes[-1].files == 2
 
 
 def test_a_clock_that_was_ahead_at_the_start_shows_a_minute_all_the_same(kept: Activity, clock: Clock) -> None:
     clock.now -= 600
-    assert len(kept.seen().minutes) == 1
+    assert len(kept.snapshot().minutes) == 1
 
 
 @pytest.mark.parametrize("scale", [0.004, 0.1, 3.0, 900.0])
 def test_quantiles_are_right_to_five_percent(kept: Activity, scale: float) -> None:
     for number in range(1, 101):
-        kept.note("srv", archived(number), scale * number / 100)
-    (minute,) = kept.seen().minutes
+        kept.record_outcome("srv", archived(number), scale * number / 100)
+    (minute,) = kept.snapshot().minutes
     assert minute.p50 == pytest.approx(scale * 0.5, rel=0.06)
     assert minute.p99 == pytest.approx(scale * 0.99, rel=0.06)
 
 
-def test_files_that_no_event_told_of_have_no_latency(kept: Activity) -> None:
-    kept.note("srv", archived(1), None)
-    (minute,) = kept.seen().minutes
+def test_files_without_an_event_have_no_latency(kept: Activity) -> None:
+    kept.record_outcome("srv", archived(1), None)
+    (minute,) = kept.snapshot().minutes
     assert (minute.p50, minute.p99) == (None, None)
 
 
-def test_the_newest_files_come_first_and_are_so_many(kept: Activity) -> None:
+def test_the_newest_files_come_first_up_to_a_limit(kept: Activity) -> None:
     for number in range(NEWEST + 10):
-        kept.note("srv", archived(number), 0.1)
-    newest = kept.seen().newest
+        kept.record_outcome("srv", archived(number), 0.1)
+    newest = kept.snapshot().newest
     assert len(newest) == NEWEST
     assert newest[0].id == NEWEST + 9
     assert newest[0].path == f"/archive/{NEWEST + 9}.npy"
@@ -113,52 +113,52 @@ def test_the_newest_files_come_first_and_are_so_many(kept: Activity) -> None:
 def test_what_fails_is_grouped_by_reason_with_the_newest_and_each_file_counts_once(
     kept: Activity, clock: Clock
 ) -> None:
-    kept.note("srv", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
-    kept.note("srv", AttemptFailed(record(2), Reason.MISSING, "not there either"), None)
-    kept.note("srv", Refused(record(3), Reason.NO_MD5, "no md5"), None)
+    kept.record_outcome("srv", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
+    kept.record_outcome("srv", AttemptFailed(record(2), Reason.MISSING, "not there either"), None)
+    kept.record_outcome("srv", Refused(record(3), Reason.NO_MD5, "no md5"), None)
     clock.now += 5
-    kept.note("srv", AttemptFailed(record(1), Reason.MISSING, "still not there"), None)
-    missing, no_md5 = kept.seen().failing
+    kept.record_outcome("srv", AttemptFailed(record(1), Reason.MISSING, "still not there"), None)
+    missing, no_md5 = kept.snapshot().failing
     assert (missing.reason, missing.fault, missing.files) == ("missing", "file", 2)
     assert (missing.newest.id, missing.newest.detail) == (1, "still not there")
     assert (no_md5.reason, no_md5.fault, no_md5.files) == ("no_md5", "row", 1)
-    assert kept.seen().minutes[0].failed == 4
+    assert kept.snapshot().minutes[0].failed == 4
 
 
-def test_a_file_that_fails_for_another_reason_fails_for_that_one_alone(kept: Activity) -> None:
-    kept.note("srv", Deferred(record(1), Reason.HOST_UNREACHABLE, "refused"), None)
-    kept.note("srv", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
-    assert [(each.reason, each.files) for each in kept.seen().failing] == [("missing", 1)]
+def test_a_file_that_fails_for_another_reason_counts_only_for_that_one(kept: Activity) -> None:
+    kept.record_outcome("srv", Deferred(record(1), Reason.HOST_UNREACHABLE, "refused"), None)
+    kept.record_outcome("srv", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
+    assert [(each.reason, each.files) for each in kept.snapshot().failing] == [("missing", 1)]
 
 
 def test_a_file_that_is_archived_or_dismissed_fails_no_more(kept: Activity) -> None:
     for number in (1, 2):
-        kept.note("srv", AttemptFailed(record(number), Reason.MISSING, "not there"), None)
-    kept.note("srv", archived(1), 0.1)
-    kept.dismissed(2)
-    kept.dismissed(4711)
-    assert kept.seen().failing == ()
+        kept.record_outcome("srv", AttemptFailed(record(number), Reason.MISSING, "not there"), None)
+    kept.record_outcome("srv", archived(1), 0.1)
+    kept.dismiss(2)
+    kept.dismiss(4711)
+    assert kept.snapshot().failing == ()
 
 
-def test_a_stop_is_no_failure(kept: Activity) -> None:
-    kept.note("srv", Deferred(record(1), Reason.STOPPING, "stopping"), None)
-    assert kept.seen().failing == ()
+def test_a_stop_is_not_a_failure(kept: Activity) -> None:
+    kept.record_outcome("srv", Deferred(record(1), Reason.STOPPING, "stopping"), None)
+    assert kept.snapshot().failing == ()
 
 
-def test_what_fails_of_a_source_that_another_has_is_forgotten(kept: Activity) -> None:
-    kept.note("mine", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
-    kept.note("theirs", AttemptFailed(record(2), Reason.MISSING, "not there"), None)
+def test_failures_of_a_source_held_by_another_are_forgotten(kept: Activity) -> None:
+    kept.record_outcome("mine", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
+    kept.record_outcome("theirs", AttemptFailed(record(2), Reason.MISSING, "not there"), None)
     kept.forget("theirs")
-    assert [each.newest.id for each in kept.seen().failing] == [1]
+    assert [each.newest.id for each in kept.snapshot().failing] == [1]
     kept.forget()
-    assert kept.seen().failing == ()
+    assert kept.snapshot().failing == ()
 
 
 def test_memory_is_bounded_however_much_fails(kept: Activity) -> None:
-    with patch.object(activity, "FAILING_MOST", 10):
+    with patch.object(activity, "FAILING_LIMIT", 10):
         for number in range(25):
-            kept.note("srv", AttemptFailed(record(number), Reason.MISSING, "x" * 10_000), None)
-    seen = kept.seen()
+            kept.record_outcome("srv", AttemptFailed(record(number), Reason.MISSING, "x" * 10_000), None)
+    seen = kept.snapshot()
     assert seen.failing[0].files == 10
     assert seen.forgotten == 15
     assert len(seen.failing[0].newest.detail) < 1000

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from cdc_archiver.observe.logs import gathered, set_up_logs
+from cdc_archiver.observe.logs import buffered_logs, set_up_logs
 from cdc_archiver.settings.types import LogFormat, LogLevel
 
 
@@ -30,10 +30,10 @@ def events(text: str) -> list[str]:
     return [json.loads(line)["event"] for line in text.splitlines()]
 
 
-def test_gathered_lines_are_written_in_their_order_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_buffered_lines_are_written_in_their_order_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     log = structlog.get_logger()
     log.info("before", path="/data/a\nb")
-    with gathered():
+    with buffered_logs():
         log.info("first")
         log.warning("second")
         log.debug("too little to say")
@@ -44,7 +44,7 @@ def test_gathered_lines_are_written_in_their_order_at_the_end(capsys: pytest.Cap
 
 def test_another_threads_lines_do_not_wait(capsys: pytest.CaptureFixture[str]) -> None:
     log = structlog.get_logger()
-    with gathered():
+    with buffered_logs():
         log.info("ours")
         other = threading.Thread(target=lambda: log.info("theirs"))
         other.start()
@@ -53,17 +53,17 @@ def test_another_threads_lines_do_not_wait(capsys: pytest.CaptureFixture[str]) -
     assert events(capsys.readouterr().err) == ["ours"]
 
 
-def test_lines_do_not_mix_in_a_pipe_that_nobody_hurries_to_read() -> None:
+def test_lines_do_not_mix_in_a_pipe_that_is_read_slowly() -> None:
     """Where Python does not buffer, as in a container, what is longer than a pipe goes into it in pieces."""
     program = """if True:
         import threading, structlog
         from cdc_archiver.settings.types import LogFormat, LogLevel
-        from cdc_archiver.observe.logs import gathered, set_up_logs
+        from cdc_archiver.observe.logs import buffered_logs, set_up_logs
 
         set_up_logs(LogFormat.JSON, LogLevel.INFO)
 
         def many():
-            with gathered():
+            with buffered_logs():
                 for _ in range(2000):
                     structlog.get_logger().info("one of many", path="x" * 200)
 
@@ -86,8 +86,8 @@ def test_lines_do_not_mix_in_a_pipe_that_nobody_hurries_to_read() -> None:
     assert Counter(events(read.decode())) == {"one of many": 2000, "another": 4000}
 
 
-def test_what_was_gathered_before_an_error_is_written(capsys: pytest.CaptureFixture[str]) -> None:
-    with contextlib.suppress(KeyError), gathered():
+def test_what_was_buffered_before_an_error_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(KeyError), buffered_logs():
         structlog.get_logger().info("before the error", what=object())
         raise KeyError
     assert events(capsys.readouterr().err) == ["before the error"]

@@ -1,4 +1,4 @@
-"""The archived path: the polling agent's to the letter, and never a way out of the archive."""
+"""The archived path: exactly the polling agent's, and never outside the archive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cdc_archiver.transfer.layout import archived_path, require_fit, source_entr
 
 
 def polling_agents_path(row: FileRecord) -> str:
-    """The agent's rule, written from its description and not from our code."""
+    """The agent's rule, written from its description and not from the code under test."""
     assert row.timestamp is not None
     stamp = row.timestamp.timestamp()
     name = row.path.rsplit("/", 1)[-1]
@@ -38,7 +38,7 @@ Path_ = TypeVar("Path_")
 
 
 def unless_refused(make: Callable[[], Path_]) -> Path_ | None:
-    """What is made, or None for a row that is refused, as the row's own fault."""
+    """The result, or None for a row that is refused for a reason of scope row (or outside the root)."""
     refusal = None
     try:
         return make()
@@ -77,7 +77,7 @@ hostile = st.builds(
 
 
 @given(records)
-def test_it_is_the_polling_agents_path_for_every_combination_of_missing_values(row: FileRecord) -> None:
+def test_the_path_is_the_polling_agents_for_every_combination_of_missing_values(row: FileRecord) -> None:
     assert str(archived_path(row)) == polling_agents_path(row)
 
 
@@ -97,7 +97,7 @@ def test_no_row_leads_out_of_its_place_or_crashes(row: FileRecord) -> None:
     st.one_of(st.text(max_size=200), st.sampled_from(["/..", "../../etc/passwd", "/data/../../x"])),
     st.sampled_from(["/", "/data"]),
 )
-def test_no_path_asks_the_source_for_anything_outside_its_root(path: str, root: str) -> None:
+def test_no_path_requests_a_file_outside_the_source_root(path: str, root: str) -> None:
     entry = unless_refused(lambda: source_entry(record(path=path), root))
     if entry is None:
         return
@@ -105,7 +105,7 @@ def test_no_path_asks_the_source_for_anything_outside_its_root(path: str, root: 
     assert ".." not in PurePosixPath(entry).parts
 
 
-def test_an_example_of_years_ago() -> None:
+def test_a_path_of_the_existing_archive() -> None:
     assert str(archived_path(record())) == "15895/crate1slot2/1589517260_take_iv/outputs/1589517300_iv.npy"
 
 
@@ -121,7 +121,7 @@ def test_an_example_of_years_ago() -> None:
         ({"path": "/d/with\nnewline"}, "15895/crate1slot2/1589517260_take_iv/outputs/with\nnewline"),
     ],
 )
-def test_missing_values_fall_back_as_they_always_did(changes: dict[str, Any], expected: str) -> None:
+def test_missing_values_fall_back_as_in_the_polling_agent(changes: dict[str, Any], expected: str) -> None:
     assert str(archived_path(record(**changes))) == expected
 
 
@@ -161,7 +161,7 @@ def test_an_impossible_row_is_refused_with_its_reason(changes: dict[str, Any], r
         ("-dash", "/", "-dash"),
     ],
 )
-def test_what_rsync_is_asked_for(path: str, root: str, entry: str) -> None:
+def test_the_entry_that_rsync_requests(path: str, root: str, entry: str) -> None:
     assert source_entry(record(path=path), root) == entry
 
 
@@ -169,7 +169,7 @@ _parts = st.sampled_from(["", ".", "..", "...", ".a", "a.", "data", "x"])
 
 
 @given(st.lists(_parts, max_size=6).map("/".join), st.sampled_from(["/", "/data", "/data/", "//data/./x", "data"]))
-def test_a_path_that_is_normal_already_is_taken_as_any_other(path: str, root: str) -> None:
+def test_a_normalised_path_gives_the_same_entry_as_any_other(path: str, root: str) -> None:
     entry = unless_refused(lambda: source_entry(record(path=path), root))
     base = os.path.normpath("/" + root.strip("/"))
     whole = os.path.normpath(os.path.join(base, path)).replace("//", "/")
@@ -179,7 +179,7 @@ def test_a_path_that_is_normal_already_is_taken_as_any_other(path: str, root: st
         assert entry is None
 
 
-def test_a_path_that_the_column_could_not_hold_is_refused_with_room_for_a_suffix() -> None:
+def test_a_path_that_does_not_fit_in_the_column_with_a_suffix_is_refused() -> None:
     require_fit("x" * 255, 260)
     with pytest.raises(LayoutRefused, match="the column holds 260"):
         require_fit("x" * 256, 260)

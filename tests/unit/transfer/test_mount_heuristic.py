@@ -1,19 +1,19 @@
-"""When many files are missing, is it theirs or their disk's fault?"""
+"""When many files are missing: were they deleted, or is their disk not mounted?"""
 
 import pytest
 from records import record
 
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, Outcome, Reason
-from cdc_archiver.transfer.mount_heuristic import MissingFiles, hold_if_all_alike
-from cdc_archiver.transfer.rsync_output import Verdict
+from cdc_archiver.transfer.mount_heuristic import UnmountedDiskDetector, judge_batch
+from cdc_archiver.transfer.rsync_output import CopyFailure
 
 
-def missing(*entries: bytes) -> dict[bytes, Verdict]:
-    return {entry: Verdict(Reason.MISSING, "…") for entry in entries}
+def missing(*entries: bytes) -> dict[bytes, CopyFailure]:
+    return {entry: CopyFailure(Reason.MISSING, "…") for entry in entries}
 
 
 def test_a_whole_batch_missing_is_an_unmounted_disk() -> None:
-    held = hold_if_all_alike(missing(b"a", b"b", b"c", b"d"), 4, fresh={b"a", b"b", b"c"})
+    held = judge_batch(missing(b"a", b"b", b"c", b"d"), 4, fresh={b"a", b"b", b"c"})
     assert {verdict.reason for verdict in held.values()} == {Reason.SOURCE_NOT_MOUNTED}
 
 
@@ -23,25 +23,27 @@ def test_a_whole_batch_missing_is_an_unmounted_disk() -> None:
         (missing(b"a", b"b"), 2, {b"a", b"b"}),
         (missing(b"a", b"b", b"c"), 4, {b"a", b"b", b"c"}),
         (missing(b"a", b"b", b"c"), 3, {b"a", b"b"}),
-        ({**missing(b"a", b"b"), b"c": Verdict(Reason.UNREADABLE, "…")}, 3, {b"a", b"b", b"c"}),
+        ({**missing(b"a", b"b"), b"c": CopyFailure(Reason.UNREADABLE, "…")}, 3, {b"a", b"b", b"c"}),
         ({}, 3, {b"a"}),
     ],
     ids=["two", "others arrived", "known to be missing", "one is there", "none"],
 )
-def test_otherwise_it_is_the_files_own_fault(verdicts: dict[bytes, Verdict], entries: int, fresh: set[bytes]) -> None:
-    assert hold_if_all_alike(verdicts, entries, fresh) == verdicts
+def test_otherwise_the_files_are_missing(verdicts: dict[bytes, CopyFailure], entries: int, fresh: set[bytes]) -> None:
+    assert judge_batch(verdicts, entries, fresh) == verdicts
 
 
-def charged(id_: int, reason: Reason = Reason.MISSING, *, attempts: int = 0, disk_seen: bool = False) -> AttemptFailed:
-    return AttemptFailed(record(id=id_, failed_copy_attempts=attempts), reason, "…", disk_seen=disk_seen)
+def failed(
+    id_: int, reason: Reason = Reason.MISSING, *, attempts: int = 0, mount_confirmed: bool = False
+) -> AttemptFailed:
+    return AttemptFailed(record(id=id_, failed_copy_attempts=attempts), reason, "…", mount_confirmed=mount_confirmed)
 
 
-def test_two_files_that_are_missing_one_after_the_other_are_charged_and_the_third_is_not() -> None:
-    absences = MissingFiles()
+def test_two_files_missing_one_after_the_other_fail_and_the_third_is_deferred() -> None:
+    detector = UnmountedDiskDetector()
     judged = []
     for id_ in (1, 2, 3, 4):
-        absences.begin("small-0")
-        judged.append(absences.judge("small-0", charged(id_)))
+        detector.begin_batch("small-0")
+        judged.append(detector.judge("small-0", failed(id_)))
     assert [type(outcome) for outcome in judged] == [AttemptFailed, AttemptFailed, Deferred, Deferred]
     assert isinstance(judged[2], Deferred)
     assert judged[2].reason is Reason.SOURCE_NOT_MOUNTED
@@ -51,38 +53,40 @@ def test_two_files_that_are_missing_one_after_the_other_are_charged_and_the_thir
     "between",
     [
         Archived(record(id=9), "/data/…", 1, adopted=False),
-        charged(9, Reason.CHANGED),
+        failed(9, Reason.CHANGED),
     ],
     ids=["one arrives", "one is there, and another"],
 )
-def test_one_that_is_there_shows_that_the_disk_is(between: Outcome) -> None:
-    absences = MissingFiles()
+def test_a_file_that_is_there_shows_that_the_disk_is_mounted(between: Outcome) -> None:
+    detector = UnmountedDiskDetector()
     for id_ in (1, 2):
-        absences.judge("small-0", charged(id_))
-    absences.judge("small-1", between)
-    absences.begin("small-0")
-    assert isinstance(absences.judge("small-0", charged(3)), AttemptFailed)
+        detector.judge("small-0", failed(id_))
+    detector.judge("small-1", between)
+    detector.begin_batch("small-0")
+    assert isinstance(detector.judge("small-0", failed(3)), AttemptFailed)
 
 
-def test_one_that_lay_in_the_archive_already_shows_nothing_of_the_sources_disk() -> None:
-    absences = MissingFiles()
+def test_an_adopted_file_shows_nothing_about_the_sources_disk() -> None:
+    detector = UnmountedDiskDetector()
     for id_ in (1, 2):
-        absences.judge("small-0", charged(id_))
-    absences.judge("small-0", Archived(record(id=9), "/data/…", 1, adopted=True))
-    assert isinstance(absences.judge("small-0", charged(3)), Deferred)
+        detector.judge("small-0", failed(id_))
+    detector.judge("small-0", Archived(record(id=9), "/data/…", 1, adopted=True))
+    assert isinstance(detector.judge("small-0", failed(3)), Deferred)
 
 
-def test_while_the_disk_is_taken_for_not_mounted_nobody_is_charged() -> None:
-    """Or else those that were charged before it was would lose all their tries on it."""
-    absences = MissingFiles()
-    outcome = absences.judge("small-0", charged(1, attempts=1), held=True)
+def test_while_the_disk_seems_not_to_be_mounted_no_failed_attempt_counts() -> None:
+    """Else files that failed before would use up all their attempts meanwhile."""
+    detector = UnmountedDiskDetector()
+    outcome = detector.judge("small-0", failed(1, attempts=1), suspected=True)
     assert isinstance(outcome, Deferred)
     assert outcome.reason is Reason.SOURCE_NOT_MOUNTED
-    assert isinstance(absences.judge("small-0", charged(1, attempts=1, disk_seen=True), held=True), AttemptFailed)
+    assert isinstance(
+        detector.judge("small-0", failed(1, attempts=1, mount_confirmed=True), suspected=True), AttemptFailed
+    )
 
 
-def test_what_is_known_to_be_missing_or_was_looked_for_on_its_disk_is_charged() -> None:
-    absences = MissingFiles()
+def test_a_file_that_was_missing_before_or_whose_disk_was_seen_fails() -> None:
+    detector = UnmountedDiskDetector()
     for id_ in (1, 2, 3):
-        assert isinstance(absences.judge("small-0", charged(id_, attempts=1)), AttemptFailed)
-        assert isinstance(absences.judge("small-0", charged(id_ + 10, disk_seen=True)), AttemptFailed)
+        assert isinstance(detector.judge("small-0", failed(id_, attempts=1)), AttemptFailed)
+        assert isinstance(detector.judge("small-0", failed(id_ + 10, mount_confirmed=True)), AttemptFailed)

@@ -1,4 +1,4 @@
-"""Where rsync begins: at the directory that all of a batch lies below, and no file is staged elsewhere for it."""
+"""The directory that rsync starts in: it contains the whole batch, and no file's path in staging depends on it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from cdc_archiver.settings import load
 from cdc_archiver.settings.types import FileModes
-from cdc_archiver.transfer.rsync import Limits, common_directory, rsync_command
+from cdc_archiver.transfer.rsync import RsyncLimits, common_directory, rsync_command
 
 STAGING = Path("/data/.incoming/srv/small-0")
-LIMITS = Limits(max_size=None, io_timeout=60.0, stall_timeout=120.0)
+LIMITS = RsyncLimits(max_size=None, io_timeout=60.0, stall_timeout=120.0)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ LIMITS = Limits(max_size=None, io_timeout=60.0, stall_timeout=120.0)
         ([b"d/" * 600 + b"c.npy"], b""),
     ],
 )
-def test_the_directory_that_all_of_a_batch_lies_below(entries: list[bytes], directory: bytes) -> None:
+def test_the_deepest_directory_that_contains_a_whole_batch(entries: list[bytes], directory: bytes) -> None:
     assert common_directory(entries) == directory
 
 
@@ -56,10 +56,10 @@ _ENTRIES = st.lists(st.lists(_PARTS, min_size=1, max_size=4).map(b"/".join), min
     ],
 )
 @given(entries=_ENTRIES)
-def test_a_file_is_staged_at_the_same_place_whatever_its_company(
+def test_a_files_path_in_staging_does_not_depend_on_the_rest_of_the_batch(
     root: str, flags: dict[str, object], entries: list[bytes]
 ) -> None:
-    """So the part of a large file is found again; and from the source comes the file that the row names."""
+    """So the part of a large file is found again, and the source sends the file that the row names."""
     (source,) = load({"target": ("m",), "data_dir": "/data", "source_root": root, **flags}, environment={}).sources
     directory = common_directory(entries)
     command = rsync_command(source, STAGING, FileModes(directories=0o755, files=0o644), LIMITS, None, directory)
@@ -68,6 +68,6 @@ def test_a_file_is_staged_at_the_same_place_whatever_its_company(
     for entry in entries:
         assert entry.startswith(directory)
         below = entry[len(directory) :].decode()
-        assert below, "a directory is asked for, and not its own name in another"
+        assert below, "an entry inside the directory is requested, not the directory itself"
         assert start + below == top + entry.decode()
         assert staged + below == f"{STAGING}/{entry.decode()}"

@@ -1,4 +1,4 @@
-"""rsync's words to verdicts: each text here was printed by a real rsync (3.2.7, 3.5.0) under LC_ALL=C."""
+"""Parses rsync's output: each text here was printed by a real rsync (3.2.7, 3.5.0) under LC_ALL=C."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from hypothesis import strategies as st
 
 from cdc_archiver.model import Reason
 from cdc_archiver.transfer.rsync_output import (
-    Arrived,
-    Line,
-    NotAFile,
-    TooLarge,
-    Verdict,
-    could_not_begin,
-    read_ending,
-    read_line,
+    CopyFailure,
+    FileReceived,
+    NotRegularFile,
+    OutputLine,
+    OverMaxSize,
+    failed_to_enter_directory,
+    parse_exit,
+    parse_line,
 )
-from cdc_archiver.transfer.ssh_errors import Peer
+from cdc_archiver.transfer.ssh_errors import SshEndpoint
 
 MD5 = bytes.fromhex("5d41402abc4b2a76b9719d911017c592")
 ROOT = "/data"
-PEER = Peer("smurf-srv", 22, "data", "/home/ocs/.ssh/known_hosts", "")
+ENDPOINT = SshEndpoint("smurf-srv", 22, "data", "/home/ocs/.ssh/known_hosts", "")
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (b"5d41402abc4b2a76b9719d911017c592|5|a/b.npy", Arrived(b"a/b.npy", MD5, 5)),
-        (b"5d41402abc4b2a76b9719d911017c592|5|pi|pe", Arrived(b"pi|pe", MD5, 5)),
-        (rb"5d41402abc4b2a76b9719d911017c592|5|new\#012line", Arrived(b"new\nline", MD5, 5)),
-        (rb"5d41402abc4b2a76b9719d911017c592|5|back\#134#012slash", Arrived(rb"back\#012slash", MD5, 5)),
-        (rb"5d41402abc4b2a76b9719d911017c592|5|\#303\#251", Arrived("é".encode(), MD5, 5)),
-        (b"5d41402abc4b2a76b9719d911017c592|5|big is over max-size", Arrived(b"big is over max-size", MD5, 5)),
+        (b"5d41402abc4b2a76b9719d911017c592|5|a/b.npy", FileReceived(b"a/b.npy", MD5, 5)),
+        (b"5d41402abc4b2a76b9719d911017c592|5|pi|pe", FileReceived(b"pi|pe", MD5, 5)),
+        (rb"5d41402abc4b2a76b9719d911017c592|5|new\#012line", FileReceived(b"new\nline", MD5, 5)),
+        (rb"5d41402abc4b2a76b9719d911017c592|5|back\#134#012slash", FileReceived(rb"back\#012slash", MD5, 5)),
+        (rb"5d41402abc4b2a76b9719d911017c592|5|\#303\#251", FileReceived("é".encode(), MD5, 5)),
+        (b"5d41402abc4b2a76b9719d911017c592|5|big is over max-size", FileReceived(b"big is over max-size", MD5, 5)),
         (b"00000000000000000000000000000000|5|failed", None),
-        (b"                                |4096|dir/", NotAFile(b"dir")),
-        (b'skipping non-regular file "lnk"', NotAFile(b"lnk")),
-        (rb'skipping non-regular file "new\#012line"', NotAFile(b"new\nline")),
-        (b"skipping directory dir", NotAFile(b"dir")),
-        (b"big is over max-size", TooLarge(b"big")),
+        (b"                                |4096|dir/", NotRegularFile(b"dir")),
+        (b'skipping non-regular file "lnk"', NotRegularFile(b"lnk")),
+        (rb'skipping non-regular file "new\#012line"', NotRegularFile(b"new\nline")),
+        (b"skipping directory dir", NotRegularFile(b"dir")),
+        (b"big is over max-size", OverMaxSize(b"big")),
         (b"", None),
         (b"receiving incremental file list", None),
     ],
 )
-def test_a_line_of_standard_output(line: bytes, expected: Line | None) -> None:
-    assert read_line(line) == expected
+def test_a_line_of_standard_output(line: bytes, expected: OutputLine | None) -> None:
+    assert parse_line(line) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ def test_a_line_of_standard_output(line: bytes, expected: Line | None) -> None:
         ('rsync: [sender] link_stat "/mnt/elsewhere/data/a" failed: No such file or directory (2)', Reason.MISSING),
     ],
 )
-def test_an_error_that_names_a_file_is_that_files_own(stderr: str, reason: Reason) -> None:
-    ending = read_ending(23, stderr + "\nrsync error: some files/attrs were not transferred (code 23)", ROOT, {b"a"})
-    assert ending.files == {b"a": Verdict(reason, stderr)}
-    assert ending.trouble is None
+def test_an_error_that_names_a_file_concerns_that_file(stderr: str, reason: Reason) -> None:
+    exit_info = parse_exit(23, stderr + "\nrsync error: some files/attrs were not transferred (code 23)", ROOT, {b"a"})
+    assert exit_info.files == {b"a": CopyFailure(reason, stderr)}
+    assert exit_info.failure is None
 
 
 @pytest.mark.parametrize(
@@ -112,13 +112,13 @@ def test_an_error_that_names_a_file_is_that_files_own(stderr: str, reason: Reaso
         ),
     ],
 )
-def test_trouble_of_host_link_operator_or_destination_is_nobodys_fault(
+def test_a_failure_of_host_link_configuration_or_destination_concerns_no_file(
     status: int, stderr: str, reason: Reason
 ) -> None:
-    ending = read_ending(status, stderr, ROOT, {b"a", b"b"}, PEER)
-    assert ending.files == {}
-    assert ending.trouble is not None
-    assert ending.trouble.reason is reason
+    exit_info = parse_exit(status, stderr, ROOT, {b"a", b"b"}, ENDPOINT)
+    assert exit_info.files == {}
+    assert exit_info.failure is not None
+    assert exit_info.failure.reason is reason
     assert reason.scope not in ("file", "row")
 
 
@@ -132,8 +132,8 @@ def test_trouble_of_host_link_operator_or_destination_is_nobodys_fault(
         b"big is over max-size",
     ],
 )
-def test_a_line_of_an_rsync_that_began_further_down(line: bytes) -> None:
-    plain, below = read_line(line), read_line(line, b"directory/")
+def test_a_line_of_an_rsync_that_started_in_a_directory(line: bytes) -> None:
+    plain, below = parse_line(line), parse_line(line, b"directory/")
     assert plain is not None
     assert below == replace(plain, entry=b"directory/" + plain.entry)
 
@@ -141,19 +141,19 @@ def test_a_line_of_an_rsync_that_began_further_down(line: bytes) -> None:
 @pytest.mark.parametrize(
     "name", ["/data/directory/a", "/mnt/elsewhere/directory/a", "/proc/self/fd/4/a", "/data/linked/a"]
 )
-def test_a_file_is_known_wherever_the_other_side_began(name: str) -> None:
-    words = f'rsync: [sender] link_stat "{name}" failed: No such file or directory (2)'
-    ending = read_ending(23, words, ROOT, {b"directory/a", b"directory/b"}, directory=b"directory/")
-    assert ending.files == {b"directory/a": Verdict(Reason.MISSING, words)}
+def test_an_error_names_its_entry_wherever_the_sender_started(name: str) -> None:
+    message = f'rsync: [sender] link_stat "{name}" failed: No such file or directory (2)'
+    exit_info = parse_exit(23, message, ROOT, {b"directory/a", b"directory/b"}, directory=b"directory/")
+    assert exit_info.files == {b"directory/a": CopyFailure(Reason.MISSING, message)}
 
 
 @pytest.mark.parametrize(
     ("name", "meant"), [("/proc/self/fd/4/a", b"run/a"), ("/mnt/4/a", None), ("/mnt/run/4/a", b"run/4/a")]
 )
-def test_where_two_files_may_be_meant_none_is(name: str, meant: bytes | None) -> None:
-    words = f'rsync: [sender] link_stat "{name}" failed: No such file or directory (2)'
-    ending = read_ending(23, words, ROOT, {b"run/a", b"run/4/a"}, directory=b"run/")
-    assert list(ending.files) == ([] if meant is None else [meant])
+def test_an_ambiguous_error_names_no_entry(name: str, meant: bytes | None) -> None:
+    message = f'rsync: [sender] link_stat "{name}" failed: No such file or directory (2)'
+    exit_info = parse_exit(23, message, ROOT, {b"run/a", b"run/4/a"}, directory=b"run/")
+    assert list(exit_info.files) == ([] if meant is None else [meant])
 
 
 @pytest.mark.parametrize(
@@ -171,24 +171,24 @@ def test_where_two_files_may_be_meant_none_is(name: str, meant: bytes | None) ->
         (255, "ssh: connect to host smurf-srv port 22: Connection refused", False),
     ],
 )
-def test_an_rsync_that_could_not_enter_its_directory(status: int, stderr: str, expected: bool) -> None:
-    assert could_not_begin(status, stderr) is expected
+def test_an_rsync_that_failed_to_enter_its_directory(status: int, stderr: str, expected: bool) -> None:
+    assert failed_to_enter_directory(status, stderr) is expected
 
 
 @pytest.mark.parametrize("status", [0, 23, 24])
-def test_a_file_without_a_word_is_decided_by_nobody(status: int) -> None:
-    ending = read_ending(status, "", ROOT, {b"a"})
-    assert (ending.files, ending.trouble) == ({}, None)
+def test_a_file_that_rsync_does_not_mention_stays_undecided(status: int) -> None:
+    exit_info = parse_exit(status, "", ROOT, {b"a"})
+    assert (exit_info.files, exit_info.failure) == ({}, None)
 
 
 @given(st.binary(max_size=300))
-def test_no_line_crashes_the_reader(line: bytes) -> None:
-    read_line(line)
+def test_no_line_crashes_the_parser(line: bytes) -> None:
+    parse_line(line)
 
 
 @given(st.integers(-64, 255), st.text(max_size=500), st.sets(st.binary(min_size=1, max_size=5), max_size=4))
-def test_no_ending_crashes_the_reader_or_judges_a_file_that_was_not_asked_for(
+def test_no_exit_crashes_the_parser_or_decides_a_file_that_was_not_wanted(
     status: int, stderr: str, entries: set[bytes]
 ) -> None:
-    ending = read_ending(status, stderr, ROOT, entries, PEER)
-    assert ending.files.keys() <= entries
+    exit_info = parse_exit(status, stderr, ROOT, entries, ENDPOINT)
+    assert exit_info.files.keys() <= entries

@@ -1,4 +1,4 @@
-"""ssh's own words, as OpenSSH 9.2 was heard to say them, and what each asks of whom."""
+"""ssh's error messages, as captured from OpenSSH 9.2: the reason and the hint for each."""
 
 import shlex
 from dataclasses import replace
@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 
 from cdc_archiver.model import Reason, Scope
-from cdc_archiver.transfer.ssh_errors import Peer, classify_ssh_failure
+from cdc_archiver.transfer.ssh_errors import SshEndpoint, classify_ssh_failure
 
-PEER = Peer(host="smurf-srv", port=2222, user="data", known_hosts="/home/archive/.ssh/known_hosts", key="/keys/archive")
+ENDPOINT = SshEndpoint(
+    host="smurf-srv", port=2222, user="data", known_hosts="/home/archive/.ssh/known_hosts", key="/keys/archive"
+)
 
 CHANGED = """\
 @@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@@
@@ -48,7 +50,7 @@ UNREACHABLE, REFUSED, HOST_KEY, LOST = (
 
 
 @pytest.mark.parametrize(
-    ("stderr", "reason", "in_words", "in_hint"),
+    ("stderr", "reason", "in_message", "in_hint"),
     [
         pytest.param(
             "ssh: connect to host 127.0.0.1 port 2222: Connection refused\n",
@@ -58,7 +60,11 @@ UNREACHABLE, REFUSED, HOST_KEY, LOST = (
             id="closed",
         ),
         pytest.param(
-            "ssh: connect to host 2001:db8::1 port 22: No route to host\n", UNREACHABLE, "No route", "up", id="no-route"
+            "ssh: connect to host 2001:db8::1 port 22: No route to host\n",
+            UNREACHABLE,
+            "No route",
+            "host is up",
+            id="no-route",
         ),
         pytest.param(
             "ssh: connect to host 10.0.0.9 port 22: Network is unreachable\n",
@@ -71,7 +77,7 @@ UNREACHABLE, REFUSED, HOST_KEY, LOST = (
             "ssh: connect to host 2001:db8::1 port 22: Connection timed out\n",
             UNREACHABLE,
             "timed out",
-            "up",
+            "host is up",
             id="timeout",
         ),
         pytest.param(
@@ -104,7 +110,7 @@ UNREACHABLE, REFUSED, HOST_KEY, LOST = (
             id="jump-host-name",
         ),
         pytest.param(
-            "kex_exchange_identification: read: Connection reset by peer\nConnection reset by 127.0.0.1 port 54981\n",
+            "kex_exchange_identification: read: Connection reset by endpoint\nConnection reset by 127.0.0.1 port 54981\n",
             UNREACHABLE,
             "kex_exchange_identification",
             "too many",
@@ -258,7 +264,7 @@ UNREACHABLE, REFUSED, HOST_KEY, LOST = (
         pytest.param(
             "packet_write_wait: Connection to 10.0.0.2 port 22: Broken pipe\n", LOST, "pipe", "", id="old-pipe"
         ),
-        pytest.param("Read from remote host 10.0.0.2: Connection reset by peer\n", LOST, "reset", "", id="reset"),
+        pytest.param("Read from remote host 10.0.0.2: Connection reset by endpoint\n", LOST, "reset", "", id="reset"),
         pytest.param("Connection reset by 127.0.0.1 port 44411\n", LOST, "reset", "", id="reset-in-key-exchange"),
         pytest.param("Connection closed by 10.0.0.2 port 22\n", LOST, "closed", "", id="closed-in-login"),
         pytest.param(
@@ -270,21 +276,19 @@ UNREACHABLE, REFUSED, HOST_KEY, LOST = (
         ),
     ],
 )
-def test_each_failure_is_told_apart_and_says_what_to_do(
-    stderr: str, reason: Reason, in_words: str, in_hint: str
-) -> None:
-    # ssh ends its lines with a carriage return and a newline, and rsync has its say afterwards.
-    heard = stderr.replace("\n", "\r\n") + (
+def test_each_failure_has_its_reason_and_its_hint(stderr: str, reason: Reason, in_message: str, in_hint: str) -> None:
+    # ssh ends its lines with a carriage return and a newline, and rsync prints its own lines after them.
+    output = stderr.replace("\n", "\r\n") + (
         "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]\n"
         "rsync error: unexplained error (code 255) at io.c(285) [Receiver=3.5.0]\n"
     )
 
-    failure = classify_ssh_failure(heard, PEER)
+    failure = classify_ssh_failure(output, ENDPOINT)
 
     assert failure is not None
     assert failure.reason is reason
-    assert in_words in failure.words
-    assert "\r" not in failure.words
+    assert in_message in failure.message
+    assert "\r" not in failure.message
     assert in_hint in failure.hint
 
 
@@ -294,7 +298,7 @@ def test_each_failure_is_told_apart_and_says_what_to_do(
         "",
         "rsync: connection unexpectedly closed (0 bytes received so far) [Receiver]\n",
         "Control socket connect(/run/user/1000/cdc-x/1): Connection refused\r\n",
-        "mux_client_request_session: session request failed: Session open refused by peer\r\n",
+        "mux_client_request_session: session request failed: Session open refused by endpoint\r\n",
         "*** Permission denied to everybody: Connection refused ***\nHost key verification failed is a phrase\n",
         "sh: 1: rsync: not found\n",
         "/bin/bash: line 1: rsync: command not found\n",
@@ -302,31 +306,31 @@ def test_each_failure_is_told_apart_and_says_what_to_do(
         'rsync: [receiver] mkstemp "/data/.a" failed: No space left on device (28)\n',
     ],
 )
-def test_what_is_not_ssh_failing_is_not_taken_for_it(stderr: str) -> None:
-    assert classify_ssh_failure(stderr, PEER) is None
+def test_output_that_is_not_an_ssh_failure_is_not_classified_as_one(stderr: str) -> None:
+    assert classify_ssh_failure(stderr, ENDPOINT) is None
 
 
-def test_a_host_that_is_down_waits_and_a_refused_login_asks_for_a_person() -> None:
-    down = classify_ssh_failure("ssh: connect to host a port 22: Connection refused\r\n", PEER)
-    refused = classify_ssh_failure("data@a: Permission denied (publickey).\r\n", PEER)
+def test_a_host_that_is_down_concerns_the_source_and_a_refused_login_the_configuration() -> None:
+    down = classify_ssh_failure("ssh: connect to host a port 22: Connection refused\r\n", ENDPOINT)
+    refused = classify_ssh_failure("data@a: Permission denied (publickey).\r\n", ENDPOINT)
 
     assert down is not None
     assert refused is not None
     assert (down.reason.scope, refused.reason.scope) == (Scope.SOURCE, Scope.CONFIGURATION)
 
 
-def test_hints_are_commands_that_a_shell_takes_whole() -> None:
-    peer = Peer("fe80::1", None, "", "/home/a b/known", "")
+def test_hints_are_commands_that_a_shell_can_run() -> None:
+    endpoint = SshEndpoint("fe80::1", None, "", "/home/a b/known", "")
     unknown = "No RSA host key is known for fe80::1 and you have requested strict checking.\n"
 
-    failure = classify_ssh_failure(unknown, peer)
+    failure = classify_ssh_failure(unknown, endpoint)
 
     assert failure is not None
     assert shlex.split(failure.hint, comments=True) == ["ssh-keyscan", "fe80::1", ">>", "/home/a b/known"]
 
 
-def test_a_restricted_key_that_is_refused_is_not_mended_by_an_ordinary_login() -> None:
-    found = classify_ssh_failure("data@srv: Permission denied (publickey).", replace(PEER, restricted_to="/data"))
+def test_the_hint_for_a_refused_restricted_key_does_not_authorize_an_ordinary_login() -> None:
+    found = classify_ssh_failure("data@srv: Permission denied (publickey).", replace(ENDPOINT, restricted_to="/data"))
     assert found is not None
     assert "ssh-copy-id" not in found.hint
     assert 'restrict,command="rrsync -ro /data" and the content of /keys/archive.pub' in found.hint

@@ -1,4 +1,4 @@
-"""The ssh command line of a source, and what of our own surroundings reaches it."""
+"""The ssh command line of a source, and which environment reaches it."""
 
 import os
 import pwd
@@ -16,7 +16,7 @@ import pytest
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import ssh
-from cdc_archiver.transfer.sockets import CONTROL_PATH_BYTES, SocketDirectory
+from cdc_archiver.transfer.ssh import CONTROL_PATH_BYTES, SocketDirectory
 
 
 def source(**values: Any) -> SourceSettings:
@@ -27,22 +27,22 @@ def options(command: list[str]) -> dict[str, str]:
     return dict(value.split("=", 1) for flag, value in pairwise(command) if flag == "-o")
 
 
-def test_nothing_is_asked_and_no_unknown_host_is_trusted() -> None:
-    said = options(ssh.ssh_command(source()))
+def test_ssh_never_prompts_and_trusts_no_unknown_host() -> None:
+    values = options(ssh.ssh_command(source()))
 
-    assert said["BatchMode"] == "yes"
-    assert said["StrictHostKeyChecking"] == "yes"
-    assert said["GlobalKnownHostsFile"] == "/dev/null"
-    assert (said["ForwardAgent"], said["ForwardX11"], said["RemoteCommand"]) == ("no", "no", "none")
-
-
-def test_a_silent_host_is_given_up() -> None:
-    said = options(ssh.ssh_command(source()))
-
-    assert (said["ConnectTimeout"], said["ServerAliveInterval"], said["ServerAliveCountMax"]) == ("10", "15", "3")
+    assert values["BatchMode"] == "yes"
+    assert values["StrictHostKeyChecking"] == "yes"
+    assert values["GlobalKnownHostsFile"] == "/dev/null"
+    assert (values["ForwardAgent"], values["ForwardX11"], values["RemoteCommand"]) == ("no", "no", "none")
 
 
-def test_known_hosts_is_the_accounts_own_whatever_home_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_host_times_out() -> None:
+    values = options(ssh.ssh_command(source()))
+
+    assert (values["ConnectTimeout"], values["ServerAliveInterval"], values["ServerAliveCountMax"]) == ("10", "15", "3")
+
+
+def test_known_hosts_is_the_accounts_own_whatever_home_is_set_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/somewhere/else")
     expected = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh/known_hosts"
 
@@ -51,23 +51,23 @@ def test_known_hosts_is_the_accounts_own_whatever_home_says(monkeypatch: pytest.
 
 
 def test_a_named_key_is_the_only_one_that_is_offered() -> None:
-    said = options(ssh.ssh_command(source(ssh_key="/keys/archive")))
+    values = options(ssh.ssh_command(source(ssh_key="/keys/archive")))
 
-    assert (said["IdentitiesOnly"], said["IdentityFile"]) == ("yes", '"/keys/archive"')
+    assert (values["IdentitiesOnly"], values["IdentityFile"]) == ("yes", '"/keys/archive"')
 
 
 def test_without_a_key_openssh_chooses() -> None:
     assert not {"IdentitiesOnly", "IdentityFile"} & options(ssh.ssh_command(source())).keys()
 
 
-def test_what_nobody_set_is_left_to_the_ssh_configuration() -> None:
+def test_options_that_are_not_set_are_left_to_the_ssh_configuration() -> None:
     command = ssh.ssh_command(source(host="smurf-srv"))
 
     assert not {"-p", "-l", "-F"} & set(command)
 
 
 @pytest.mark.parametrize("port", [22, 2222])
-def test_what_was_set_overrides_the_ssh_configuration(port: int) -> None:
+def test_options_that_are_set_override_the_ssh_configuration(port: int) -> None:
     command = ssh.ssh_command(source(ssh_port=port, ssh_config="/etc/archive/ssh_config"))
 
     assert command[1:3] == ["-F", "/etc/archive/ssh_config"]
@@ -97,11 +97,11 @@ def test_a_tilde_is_the_accounts_home() -> None:
     ("host", "expected"),
     [("smurf-srv", "smurf-srv"), ("data@10.0.0.2", "10.0.0.2"), ("data@fe80::1%eth0", "[fe80::1%eth0]")],
 )
-def test_an_ipv6_address_does_not_run_into_rsyncs_colon(host: str, expected: str) -> None:
+def test_an_ipv6_address_is_bracketed_before_rsyncs_colon(host: str, expected: str) -> None:
     assert ssh.rsync_host(source(host=host)) == expected
 
 
-def test_words_for_rsync_are_quoted_only_where_they_must_be() -> None:
+def test_arguments_for_rsync_are_quoted_only_where_necessary() -> None:
     shell = ssh.remote_shell(source(ssh_key="/key's directory/key"))
 
     assert shell.startswith("ssh -o BatchMode=yes ")
@@ -123,11 +123,11 @@ def test_no_variable_of_an_operators_shell_reaches_ssh_or_rsync() -> None:
     assert cleaned == {"PATH": "/bin", "HOME": "/h", "LC_ALL": "C"}
 
 
-def test_a_uid_without_an_account_is_named_before_ssh_stumbles_over_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(uid: int) -> Never:
+def test_a_uid_without_an_account_is_reported_before_ssh_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_account(uid: int) -> Never:
         raise KeyError(uid)
 
-    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(pwd, "getpwuid", no_account)
 
     with pytest.raises(Misconfigured, match=rf"uid {os.getuid()} has no passwd entry.*useradd -u {os.getuid()}"):
         ssh.ssh_command(source(known_hosts="/known"))
@@ -148,7 +148,7 @@ def fake_ssh(directory: Path, script: str) -> None:
     program.chmod(0o755)
 
 
-def test_a_login_that_hangs_holds_a_copy_up_for_a_limited_time_and_is_ended(
+def test_a_login_that_hangs_delays_a_copy_for_a_limited_time_and_is_ended(
     runtime: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_ssh(runtime, f"echo $$ > {runtime}/pid; trap '' TERM; while :; do sleep 60; done")
@@ -163,16 +163,16 @@ def test_a_login_that_hangs_holds_a_copy_up_for_a_limited_time_and_is_ended(
     assert not _alive(int((runtime / "pid").read_text()), until=5)
 
 
-def test_without_an_ssh_there_is_no_master_and_no_error(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_ssh_means_no_master_and_no_error(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_ssh(runtime, "echo 'ssh: nothing works here' >&2; exit 255")
     master = ssh.ControlMaster(source())
 
     assert master.ensure() is None
-    assert master.words == "ssh: nothing works here\n"
+    assert master.output == "ssh: nothing works here\n"
     master.close()
 
 
-def test_the_socket_lies_where_only_we_may_go_and_its_directory_goes_with_it(runtime: Path) -> None:
+def test_the_socket_directory_is_private_and_is_removed_with_the_master(runtime: Path) -> None:
     fake_ssh(runtime, "exit 255")
     master = ssh.ControlMaster(source())
     master.ensure()
@@ -183,12 +183,12 @@ def test_the_socket_lies_where_only_we_may_go_and_its_directory_goes_with_it(run
     assert not directory.exists()
 
 
-def test_what_a_killed_process_left_is_cleared_away_and_what_a_living_one_has_is_not(runtime: Path) -> None:
+def test_directories_of_killed_processes_are_removed_and_those_of_living_ones_are_kept(runtime: Path) -> None:
     abandoned = runtime / "cdcssh-abandoned"
     abandoned.mkdir()
     (abandoned / "1").touch()
-    somebody_elses = runtime / "cdc-other"
-    somebody_elses.mkdir()
+    unrelated = runtime / "cdc-other"
+    unrelated.mkdir()
     first, second = SocketDirectory.make(), SocketDirectory.make()
     assert first is not None
     assert second is not None
@@ -197,20 +197,20 @@ def test_what_a_killed_process_left_is_cleared_away_and_what_a_living_one_has_is
     assert second.path.is_dir()
     first.remove()
     second.remove()
-    assert list(runtime.glob("cdc*")) == [somebody_elses]
+    assert list(runtime.glob("cdc*")) == [unrelated]
 
 
-def test_a_runtime_directory_with_a_long_path_is_passed_over(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runtime_directory_with_a_long_path_is_not_used(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     long = runtime / ("x" * 90)
     long.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(long))
-    # What ssh is told is what counts.
-    fake_ssh(runtime, f'echo "$@" > {runtime}/said; exit 255')
+    # The path in ssh's arguments is the one that counts.
+    fake_ssh(runtime, f'echo "$@" > {runtime}/arguments; exit 255')
     master = ssh.ControlMaster(source())
     master.ensure()
     master.close()
 
-    path = (runtime / "said").read_text().partition('ControlPath="')[2].partition('"')[0]
+    path = (runtime / "arguments").read_text().partition('ControlPath="')[2].partition('"')[0]
     assert path
     assert len(path) <= CONTROL_PATH_BYTES
     assert not list(long.iterdir())

@@ -1,4 +1,4 @@
-"""The archive's disk: placed whole or not at all, never overwritten, adopted when it is there already."""
+"""The archive's disk: files are placed whole or not at all, never overwritten, and adopted where they exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
 from cdc_archiver.model import Reason
 from cdc_archiver.settings.types import FileModes
-from cdc_archiver.transfer import durable, staging
+from cdc_archiver.transfer import disk_sync, staging
 from cdc_archiver.transfer.rsync import PARTIAL
 from cdc_archiver.transfer.staging import MARKER, Archive, Placed, Staged
 
@@ -24,7 +24,7 @@ from cdc_archiver.transfer.staging import MARKER, Archive, Placed, Staged
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     archive = Archive(tmp_path, FileModes(directories=0o750, files=0o640), min_free=0)
-    archive.prepare(known=False)
+    archive.prepare(expect_marker=False)
     return archive
 
 
@@ -40,7 +40,7 @@ def placed(archive: Archive, file: Staged) -> Placed:
     return result
 
 
-def test_a_file_gets_its_place_and_leaves_nothing_in_staging(archive: Archive) -> None:
+def test_a_placed_file_leaves_nothing_in_staging(archive: Archive) -> None:
     file = stage(archive, "a", b"data")
     assert placed(archive, file) == Placed(file.final, 4, adopted=False)
     assert Path(file.final).read_bytes() == b"data"
@@ -58,10 +58,10 @@ def test_directories_have_their_mode_whatever_the_umask(archive: Archive) -> Non
     assert stat.S_IMODE(archive.incoming.stat().st_mode) == 0o700
 
 
-def test_a_group_that_has_no_number_here_keeps_no_file_from_its_place(
+def test_a_group_that_cannot_be_set_does_not_prevent_placement(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a user namespace that does not map the archive's group; a disk that fails is another matter."""
+    """As in a user namespace that does not map the archive's group; an error of the disk still fails."""
     archive.data_dir.chmod(0o2750)
     errors = [errno.EINVAL, errno.EPERM, errno.EIO]
 
@@ -70,19 +70,19 @@ def test_a_group_that_has_no_number_here_keeps_no_file_from_its_place(
 
     monkeypatch.setattr(os, "chown", refuse)
     other_group = lambda directory: os.getegid() + 1
-    monkeypatch.setattr("cdc_archiver.transfer.staging._group_for", other_group)
+    monkeypatch.setattr("cdc_archiver.transfer.staging._prescribed_group", other_group)
     assert Path(placed(archive, stage(archive, "a", b"data", "1/a")).path).exists()
     assert Path(placed(archive, stage(archive, "b", b"data", "1/b")).path).exists()
     assert isinstance(archive.place([stage(archive, "c", b"data", "1/c")])[0], DestinationUnavailable)
 
 
-def test_a_different_file_of_the_same_name_gets_a_number_and_nothing_is_overwritten(archive: Archive) -> None:
+def test_a_different_file_of_the_same_name_gets_a_numbered_suffix_and_nothing_is_overwritten(archive: Archive) -> None:
     paths = [Path(placed(archive, stage(archive, "a", content)).path) for content in (b"first", b"second", b"third")]
     assert [path.name for path in paths] == ["iv.npy", "iv.npy.1", "iv.npy.2"]
     assert [path.read_bytes() for path in paths] == [b"first", b"second", b"third"]
 
 
-def test_the_same_file_is_adopted_wherever_along_the_numbers_it_is(archive: Archive) -> None:
+def test_the_same_file_is_adopted_under_any_numbered_suffix(archive: Archive) -> None:
     for content in (b"first", b"second"):
         placed(archive, stage(archive, "a", content))
     again = placed(archive, stage(archive, "a", b"second"))
@@ -111,7 +111,7 @@ def test_two_rows_may_share_one_staged_file(archive: Archive) -> None:
     assert Path(second.final).read_bytes() == b"data"
 
 
-def test_a_name_that_becomes_too_long_with_its_number_is_refused_and_the_others_are_placed(archive: Archive) -> None:
+def test_a_name_that_is_too_long_with_its_suffix_is_refused_and_the_others_are_placed(archive: Archive) -> None:
     long = f"15895/crate1/1_iv/outputs/{'x' * 254}"
     placed(archive, stage(archive, "a", b"first", long))
     refused, other = archive.place([stage(archive, "b", b"second", long), stage(archive, "c", b"third")])
@@ -120,26 +120,26 @@ def test_a_name_that_becomes_too_long_with_its_number_is_refused_and_the_others_
     assert isinstance(other, Placed)
 
 
-def test_what_lies_in_the_way_of_one_file_is_that_files_trouble_alone(archive: Archive) -> None:
+def test_an_obstacle_on_the_path_of_one_file_concerns_only_that_file(archive: Archive) -> None:
     in_the_way = archive.data_dir / "15895/crate1/1_iv"
     in_the_way.parent.mkdir(parents=True)
     in_the_way.write_bytes(b"a file where a directory belongs")
     blocked, free = stage(archive, "a", b"first"), stage(archive, "b", b"second", "15895/crate2/1_iv/outputs/iv.npy")
     assert archive.find(blocked.final, blocked.md5) is None
-    trouble, other = archive.place([blocked, free])
-    assert isinstance(trouble, DestinationUnavailable)
-    assert trouble.reason is Reason.PLACE_UNUSABLE
-    assert trouble.reason.scope == "nobody"
+    failure, other = archive.place([blocked, free])
+    assert isinstance(failure, DestinationUnavailable)
+    assert failure.reason is Reason.PLACE_UNUSABLE
+    assert failure.reason.scope == "nobody"
     assert isinstance(other, Placed)
 
 
-def test_a_name_too_long_for_a_number_does_not_stop_the_search_for_others(archive: Archive) -> None:
+def test_a_name_too_long_for_a_suffix_ends_the_search_without_an_error(archive: Archive) -> None:
     long = f"15895/crate1/1_iv/outputs/{'x' * 254}"
     place = placed(archive, stage(archive, "a", b"first", long)).path
     assert archive.find(place, bytes(16)) is None
 
 
-def test_nothing_is_placed_once_the_disk_is_gone(archive: Archive) -> None:
+def test_nothing_is_placed_once_the_disk_is_unmounted(archive: Archive) -> None:
     file = stage(archive, "a", b"data")
     (archive.data_dir / MARKER).unlink()
     with pytest.raises(DestinationUnavailable, match="not mounted"):
@@ -147,27 +147,27 @@ def test_nothing_is_placed_once_the_disk_is_gone(archive: Archive) -> None:
     assert not Path(file.final).exists()
 
 
-def test_what_a_source_that_is_configured_no_more_has_left_goes_after_a_day(archive: Archive) -> None:
+def test_leftovers_of_a_removed_source_are_deleted_after_a_day(archive: Archive) -> None:
     young, old = (archive.incoming / name / "small-0" / "a.npy" for name in ("other-1", "gone-2"))
     for path in (young, old):
         path.parent.mkdir(parents=True)
         path.touch()
     os.utime(old, (1, 1))
     archive.clear_abandoned()
-    assert young.exists(), "another archiver on the same disk may be at work there"
+    assert young.exists(), "another archiver on the same disk may be using it"
     assert not old.parent.parent.exists()
 
 
-def test_a_file_that_reads_other_than_it_arrived_is_this_machines_fault(archive: Archive) -> None:
+def test_a_file_that_changes_in_staging_is_a_failure_of_the_destination(archive: Archive) -> None:
     file = stage(archive, "a", b"data")
     Path(file.staged).write_bytes(b"dat\0")
-    with pytest.raises(DestinationUnavailable) as trouble:
+    with pytest.raises(DestinationUnavailable) as raised:
         archive.verify(file, threading.Event())
-    assert trouble.value.reason is Reason.CORRUPTED
+    assert raised.value.reason is Reason.CORRUPTED
 
 
-@pytest.mark.parametrize("files", [1, durable.SYNC_EACH, durable.SYNC_EACH + 1])
-def test_data_is_durable_before_its_name_and_the_directory_after_it(
+@pytest.mark.parametrize("files", [1, disk_sync.SYNC_EACH, disk_sync.SYNC_EACH + 1])
+def test_data_is_synced_before_the_link_and_directories_after_it(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, files: int
 ) -> None:
     done: list[str] = []
@@ -184,12 +184,12 @@ def test_data_is_durable_before_its_name_and_the_directory_after_it(
 
     monkeypatch.setattr(os, "link", watched(lambda _: "link", os.link))
     monkeypatch.setattr(os, "fsync", watched(kind, os.fsync))
-    monkeypatch.setattr(durable, "_syncfs", watched(lambda _: "all", durable._syncfs))
+    monkeypatch.setattr(disk_sync, "_syncfs", watched(lambda _: "all", disk_sync._syncfs))
     archive.place(
         [stage(archive, f"f{number}", b"x%d" % number, f"1/p/1_a/outputs/{number}") for number in range(files)]
     )
     first, last = done.index("link"), len(done) - 1 - done[::-1].index("link")
-    assert set(done[:first]) == ({"all"} if files > durable.SYNC_EACH else {"data"})
+    assert set(done[:first]) == ({"all"} if files > disk_sync.SYNC_EACH else {"data"})
     assert set(done[first : last + 1]) == {"link"}
     assert set(done[last + 1 :]) <= {"directory", "all"}
     assert len(done) > last + 1
@@ -197,15 +197,15 @@ def test_data_is_durable_before_its_name_and_the_directory_after_it(
 
 def test_nothing_is_written_to_a_bare_mount_point(archive: Archive) -> None:
     (archive.data_dir / MARKER).unlink()
-    with pytest.raises(DestinationUnavailable) as trouble:
+    with pytest.raises(DestinationUnavailable) as raised:
         archive.require_ready()
-    assert trouble.value.reason is Reason.DESTINATION_MISSING
+    assert raised.value.reason is Reason.DESTINATION_MISSING
 
 
-def test_an_empty_directory_is_a_missing_disk_where_the_history_knows_files(tmp_path: Path) -> None:
+def test_an_empty_directory_is_an_unmounted_disk_where_the_history_has_files(tmp_path: Path) -> None:
     archive = Archive(tmp_path, FileModes(directories=0o755, files=0o644), 0)
     with pytest.raises(DestinationUnavailable, match="not mounted"):
-        archive.prepare(known=True)
+        archive.prepare(expect_marker=True)
     with pytest.raises(DestinationUnavailable, match="not mounted"):
         archive.require_ready()
     assert list(tmp_path.iterdir()) == []
@@ -214,22 +214,22 @@ def test_an_empty_directory_is_a_missing_disk_where_the_history_knows_files(tmp_
     archive.require_ready()
 
 
-def test_a_disk_that_is_too_full_takes_nothing(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_full_accepts_nothing(tmp_path: Path) -> None:
     archive = Archive(tmp_path, FileModes(directories=0o755, files=0o644), min_free=2**62)
-    archive.prepare(known=False)
-    with pytest.raises(DestinationUnavailable) as trouble:
+    archive.prepare(expect_marker=False)
+    with pytest.raises(DestinationUnavailable) as raised:
         archive.require_ready()
-    assert trouble.value.reason is Reason.NO_SPACE
+    assert raised.value.reason is Reason.NO_SPACE
 
 
-def test_a_data_dir_that_is_a_file_is_a_mistake(tmp_path: Path) -> None:
+def test_a_data_dir_that_is_a_file_is_misconfigured(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file", Path("relative")):
         with pytest.raises(Misconfigured):
             Archive(path, FileModes(directories=0o755, files=0o644), 0).require_directory()
 
 
-def test_staging_is_cleared_but_for_young_parts_of_large_files(archive: Archive) -> None:
+def test_staging_is_cleared_except_for_young_parts_of_large_files(archive: Archive) -> None:
     directory = archive.staging_directory("srv", "bulk-0")
     for name, age in (("young", 0), ("old", 2 * 86400)):
         part = directory / name / PARTIAL / "big.npy"
@@ -245,32 +245,32 @@ def test_staging_is_cleared_but_for_young_parts_of_large_files(archive: Archive)
     assert not (directory / "d").exists()
 
 
-def test_a_data_dir_that_goes_away_in_the_midst_of_it_is_a_missing_destination(tmp_path: Path) -> None:
-    """Unmounted lazily, or from under us: its directories are not to be made on what lies below."""
+def test_a_data_dir_that_disappears_during_placement_is_a_missing_destination(tmp_path: Path) -> None:
+    """Unmounted while in use: no directories are created on the mount point."""
     directory = tmp_path / "mount" / "archive"
     directory.mkdir(parents=True)
     archive = Archive(directory, FileModes(directories=0o750, files=0o640), min_free=0)
-    archive.prepare(known=False)
+    archive.prepare(expect_marker=False)
     directory.rename(tmp_path / "elsewhere")
     with pytest.raises(DestinationUnavailable, match="data_dir itself is gone"):
         archive._make_directory(directory / "15895" / "crate1", set())
     assert not directory.exists()
     (tmp_path / "away").mkdir()
-    assert not archive._is_own_way(tmp_path / "away"), "what is not below data_dir is no way of ours"
+    assert not archive._is_trusted_path(tmp_path / "away"), "a directory outside data_dir is not trusted"
 
 
 @pytest.mark.parametrize("size", [*range(-1, 18), 1000])
 @pytest.mark.parametrize("there", range(18))
-def test_a_file_is_hashed_to_its_end_whatever_size_it_was_taken_to_have(
+def test_a_file_is_hashed_to_its_end_whatever_its_expected_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, there: int
 ) -> None:
-    monkeypatch.setattr(staging, "_READ", 8)
+    monkeypatch.setattr(staging, "_READ_BYTES", 8)
     content = bytes(range(there))
     (tmp_path / "file").write_bytes(content)
     assert staging._md5_of(str(tmp_path / "file"), size) == hashlib.md5(content).digest()
 
 
-def test_hashing_is_given_up_when_it_is_to_end(archive: Archive) -> None:
+def test_hashing_stops_when_cancelled(archive: Archive) -> None:
     file, cancel = stage(archive, "a", b"data"), threading.Event()
     assert archive.verify(file, cancel)
     cancel.set()

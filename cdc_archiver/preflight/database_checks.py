@@ -1,4 +1,4 @@
-"""What the database has to be and to allow. Nothing here changes anything in it."""
+"""Checks the database, its tables and the permissions on them. Changes nothing in it."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from sqlalchemy.dialects import mysql
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
-from cdc_archiver.database.server import Server, ServerKind, identify, position, stream_obstacles
+from cdc_archiver.database.server_features import ServerInfo, ServerKind, identify, position, stream_obstacles
 from cdc_archiver.errors import ArchiverError, Misconfigured
-from cdc_archiver.preflight.findings import Finding, failure, from_error, guarded, ok, warning
+from cdc_archiver.preflight.findings import Finding, failure, finding_from_error, ok, run_check, warning
 from cdc_archiver.settings import Settings
 
 
 def database_findings(database: Database, settings: Settings) -> list[Finding]:
-    """What the database has to be and to allow."""
-    return guarded("database", lambda: _database(database, settings))
+    """Checks the database, its tables and the permissions on them."""
+    return run_check("database", lambda: _check_database(database, settings))
 
 
-def _database(database: Database, settings: Settings) -> Iterator[Finding]:
+def _check_database(database: Database, settings: Settings) -> Iterator[Finding]:
     try:
         with database.connect() as connection:
             server = identify(connection)
     except ArchiverError as error:
-        yield _no_connection(database, settings, error)
+        yield _connection_finding(database, settings, error)
         return
     yield ok("database", f"{server} at {database.address}, database {database.name}, as {server.account}")
-    yield from guarded("database", lambda: _writable(database))
-    yield from guarded("clock", lambda: _clock(database, settings))
-    yield from guarded("server_id", lambda: _server_id(database, settings, server))
+    yield from run_check("database", lambda: _check_writable(database))
+    yield from run_check("clock", lambda: _check_clock(database, settings))
+    yield from run_check("server_id", lambda: _check_server_id(database, settings, server))
     try:
         with database.connect() as connection:
             name = schema.resolve_table(connection, database.name, settings.table)
     except ArchiverError as error:
-        yield _no_table(database, settings, server, error)
+        yield _missing_table_finding(database, settings, server, error)
         return
     table = _Table(database, server, name)
-    yield from guarded("grants", table.rights)
-    yield from guarded("table", table.columns)
-    yield from guarded("table", table.engine)
-    yield from guarded("index", table.index)
-    yield from guarded("stream", lambda: table.stream(settings))
-    yield from guarded("history", table.side_table)
-    yield from guarded("table", lambda: table.older_versions(settings))
-    yield from guarded("targets", lambda: table.targets(settings))
+    yield from run_check("grants", table.privileges)
+    yield from run_check("table", table.columns)
+    yield from run_check("table", table.engine)
+    yield from run_check("index", table.index)
+    yield from run_check("stream", lambda: table.stream(settings))
+    yield from run_check("history", table.side_table)
+    yield from run_check("table", lambda: table.older_versions(settings))
+    yield from run_check("targets", lambda: table.targets(settings))
 
 
-_NO_RIGHT: Final = {1142, 1143}
+_PRIVILEGE_DENIED: Final = {1142, 1143}
 _NO_SUCH_TABLE: Final = 1146
-_NO_DATABASE_RIGHT: Final = 1044
+_DATABASE_DENIED: Final = 1044
 _NO_DATABASE: Final = 1049
 _INTEGERS: Final = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
 _TEXTS: Final = frozenset({"char", "varchar", "tinytext", "text", "mediumtext", "longtext", "binary", "varbinary"})
-_FIT: Final = {
+_SUITABLE_TYPES: Final = {
     "id": _INTEGERS,
     "path": _TEXTS,
     "action": _TEXTS,
@@ -69,37 +69,37 @@ _FIT: Final = {
     "pub_id": _TEXTS,
     "instance_id": _TEXTS,
     "copied": _INTEGERS,
-    # It has to hold 1000 for refused and 2000 for ignored.
+    # It must hold 1000 for refused and 2000 for ignored.
     "failed_copy_attempts": _INTEGERS - {"tinyint"},
     "md5sum": frozenset({"binary", "varbinary"}),
 }
-"""Types of a column that mean what we take it for."""
+"""Suitable types of each column."""
 
 
 class _Table:
-    """The questions about one table of files, each on a connection of its own."""
+    """Checks of one table of files, each on a connection of its own."""
 
-    def __init__(self, database: Database, server: Server, name: str) -> None:
+    def __init__(self, database: Database, server: ServerInfo, name: str) -> None:
         self._database = database
         self._server = server
         self._name = name
         self._full_name = f"`{database.name}`.`{name}`"
-        self._to_innodb = f"ALTER TABLE {self._full_name} ENGINE = InnoDB"
+        self._innodb_statement = f"ALTER TABLE {self._full_name} ENGINE = InnoDB"
 
-    def rights(self) -> Iterator[Finding]:
+    def privileges(self) -> Iterator[Finding]:
         with self._database.connect() as connection:
             columns = [name for name in schema.USED_COLUMNS if name in self._types(connection)]
             written = [name for name in ("path", "copied", "failed_copy_attempts") if name in columns]
             same = ", ".join(f"`{name}` = `{name}`" for name in written) or "id = id"
-            tried = {
-                "SELECT": [f"SELECT {_listed(columns) or 1} FROM {self._full_name} LIMIT 0"],
-                # EXPLAIN asks for the rights of the statement, and does nothing.
+            trials = {
+                "SELECT": [f"SELECT {_column_list(columns) or 1} FROM {self._full_name} LIMIT 0"],
+                # EXPLAIN needs the privileges of the statement and executes nothing.
                 "UPDATE": [
                     f"EXPLAIN UPDATE {self._full_name} SET {same} WHERE 1 = 0",
                     f"SELECT 1 FROM {self._full_name} WHERE 1 = 0 FOR UPDATE",
                 ],
             }
-            missing = [right for right, statements in tried.items() if not _allowed(connection, statements)]
+            missing = [privilege for privilege, statements in trials.items() if not _allowed(connection, statements)]
         if missing:
             yield failure(
                 "grants",
@@ -125,12 +125,12 @@ class _Table:
                     f"the table {self._name} has no column {column}",
                     f"ALTER TABLE {self._full_name} ADD COLUMN {definition}{key}",
                 )
-            elif types[column] not in _FIT[column]:
+            elif types[column] not in _SUITABLE_TYPES[column]:
                 wrong = True
                 yield failure(
                     "table",
-                    f"the column {column} of the table {self._name} is a {types[column]}",
-                    f"ALTER TABLE {self._full_name} MODIFY COLUMN {definition}  -- or name the right table with --table",
+                    f"the column {column} of the table {self._name} has the unsuitable type {types[column]}",
+                    f"ALTER TABLE {self._full_name} MODIFY COLUMN {definition}  -- or set --table to the right table",
                 )
         if not wrong:
             yield ok("table", f"{self._name} has all columns")
@@ -142,28 +142,28 @@ class _Table:
         if engine is not None and engine.lower() != "innodb":
             yield failure(
                 "table",
-                f"the table {self._name} is stored by {engine}, which has no transactions: two writers cannot be kept"
-                " apart, and the stream cannot be followed",
-                self._to_innodb,
+                f"the table {self._name} uses the engine {engine}, which has no transactions: concurrent writers would collide,"
+                " and the stream cannot be followed",
+                self._innodb_statement,
             )
 
     def index(self) -> Iterator[Finding]:
         with self._database.connect() as connection:
             there = schema.has_index(connection, self._database.name, self._name)
         if there:
-            yield ok("index", "a sweep reads the pending rows alone")
+            yield ok("index", "a sweep reads only the pending rows")
         else:
             yield warning(
                 "index",
-                f"no index helps the sweep: each one reads the whole table {self._name}",
+                f"the index for the sweep is missing: each sweep reads the whole table {self._name}",
                 f"{schema.index_statement(self._name)}  -- or: cdc-archiver init-db",
             )
 
     def stream(self, settings: Settings) -> Iterator[Finding]:
-        until_then = f"; until that is fixed the table is polled every {settings.poll_interval:g} s"
+        until_then = f"; until this is fixed the table is polled every {settings.poll_interval:g} s"
         with self._database.connect() as connection:
             obstacles = stream_obstacles(connection, self._server, self._database.name, self._name)
-            for obstacle in (obstacle for obstacle in obstacles if obstacle.fix != self._to_innodb):
+            for obstacle in (obstacle for obstacle in obstacles if obstacle.fix != self._innodb_statement):
                 yield warning("stream", obstacle.what + (until_then if obstacle.fatal else ""), obstacle.fix)
             if not obstacles:
                 yield ok(
@@ -171,52 +171,51 @@ class _Table:
                 )
 
     def side_table(self) -> Iterator[Finding]:
-        """Asks for the side table's rights without making it: nothing here changes anything."""
+        """Checks the privileges on the side table without creating it."""
         name = f"`{self._database.name}`.`{history.NAME}`"
         grant = f"GRANT CREATE, SELECT, INSERT, DELETE ON {name} TO {self._server.account}"
-        tried = {
+        trials = {
             "SELECT": f"SELECT 1 FROM {name} LIMIT 0",
             "INSERT": f"EXPLAIN INSERT INTO {name} (file_id) SELECT 1 FROM DUAL WHERE 1 = 0",
             "DELETE": f"EXPLAIN DELETE FROM {name} WHERE 1 = 0",
-            # A definition that cannot be: the right is asked for first.
+            # An impossible definition: the server checks the privilege first.
             "CREATE": f"CREATE TABLE {name} (a INT, a INT)",
         }
         with self._database.connect() as connection:
-            refusals = {right: _refusal(connection, statement) for right, statement in tried.items()}
+            refusals = {privilege: _error_number(connection, statement) for privilege, statement in trials.items()}
         absent = refusals["SELECT"] == _NO_SUCH_TABLE
         if refusals["SELECT"] == 0:
-            del refusals["CREATE"]  # it is there: nobody has to make it
-        if missing := [right for right, code in refusals.items() if code in _NO_RIGHT]:
+            del refusals["CREATE"]  # the table exists
+        if missing := [privilege for privilege, code in refusals.items() if code in _PRIVILEGE_DENIED]:
             lacks = ", ".join(missing)
             yield warning(
                 "history",
-                f"{self._server.account} lacks {lacks} on the side table {history.NAME}: past tries are not kept",
+                f"{self._server.account} lacks {lacks} on the side table {history.NAME}: the history of attempts is not kept",
                 grant,
             )
         elif absent:
-            yield ok("history", f"the side table {history.NAME} will be made at the first run")
+            yield ok("history", f"the first run will create the side table {history.NAME}")
         else:
-            yield ok("history", f"what is tried is kept in {history.NAME}")
+            yield ok("history", f"attempts are recorded in {history.NAME}")
 
     def targets(self, settings: Settings) -> Iterator[Finding]:
         files = FilesTable(self._name, 0, settings.max_attempts)
         others: dict[str, int] = {}
-        # Where the table cannot be read, the findings above have said so.
+        # Where the table cannot be read, an earlier finding reports it.
         with contextlib.suppress(Misconfigured), self._database.connect() as connection:
             for source in settings.sources:
                 if outside := files.pending_outside(connection, source.target, source.source_root):
                     yield warning(
                         "targets",
-                        f"{outside} files of the source {source.name} wait that are not below its source root "
-                        f"{source.source_root}",
-                        "--source-root DIRECTORY  # that they all lie below; / for anywhere",
+                        f"{outside} pending files of the source {source.name} are not below its source root {source.source_root}",
+                        "--source-root DIRECTORY  # a directory that contains them all; / for anywhere",
                     )
             others = files.pending_of_others(connection, settings.targets)
         for name, count in sorted(others.items()):
             yield warning(
                 "targets",
-                f"{count} files of the instance_id {name!r} wait, and this archiver is not asked to archive them",
-                f"--target {shlex.quote(name)}  # unless another archiver has them",
+                f"{count} files of the instance_id {name!r} are pending, but it is not a target of this archiver",
+                f"--target {shlex.quote(name)}  # unless another archiver archives them",
             )
 
     def older_versions(self, settings: Settings) -> Iterator[Finding]:
@@ -225,12 +224,12 @@ class _Table:
                 if FilesTable(name, 0, settings.max_attempts).census(connection, settings.targets).pending:
                     yield warning(
                         "table",
-                        f"files of these targets wait in the table {name}, which nobody works on",
-                        f"cdc-archiver run --table {name} --reconcile  # with the other settings as they are",
+                        f"files of these targets are pending in the older table {name}, which this archiver does not read",
+                        f"cdc-archiver run --table {name} --reconcile  # with the other settings unchanged",
                     )
 
     def _types(self, connection: sa.Connection) -> dict[str, str]:
-        """Types of the columns that we may see, by name."""
+        """Types of the visible columns, by name."""
         rows = connection.execute(
             sa.text(
                 "SELECT COLUMN_NAME AS name, DATA_TYPE AS type FROM information_schema.COLUMNS"
@@ -241,12 +240,12 @@ class _Table:
         return {row.name.lower(): row.type.lower() for row in rows}
 
 
-def _no_connection(database: Database, settings: Settings, error: ArchiverError) -> Finding:
+def _connection_finding(database: Database, settings: Settings, error: ArchiverError) -> Finding:
     code = error_code(error.__cause__) if error.__cause__ is not None else 0
     if code == _NO_DATABASE:
         return failure("database", error.message, f"CREATE DATABASE `{database.name}`  -- or check MYSQL_DATABASE")
-    if code == _NO_DATABASE_RIGHT:
-        # The server lets us in, and not into this database: it can still tell who we are to it.
+    if code == _DATABASE_DENIED:
+        # The login works, but not for this database: the server can still tell the name of the account.
         with (
             contextlib.suppress(Exception),
             contextlib.closing(database.raw_connection(database=None)) as raw,
@@ -255,65 +254,66 @@ def _no_connection(database: Database, settings: Settings, error: ArchiverError)
             cursor.execute("SELECT CURRENT_USER()")
             user, _, host = cursor.fetchone()[0].rpartition("@")
             return failure("grants", error.message, _table_grant(settings, f"'{user}'@'{host}'"))
-    return from_error("database", error)
+    return finding_from_error("database", error)
 
 
-def _no_table(database: Database, settings: Settings, server: Server, error: ArchiverError) -> Finding:
+def _missing_table_finding(database: Database, settings: Settings, server: ServerInfo, error: ArchiverError) -> Finding:
     name = settings.table or schema.DEFAULT_TABLE
     with contextlib.suppress(ArchiverError), database.connect() as connection:
-        # A table on which we have no right at all is not shown to us; only an attempt tells it from one that is not there,
-        # and not even that where we have no right on anything.
+        # The server hides a table on which the account has no privilege; only a statement tells it from a missing one, and
+        # not even that where the account has no privilege at all.
         if not _allowed(connection, [f"SELECT 1 FROM `{database.name}`.`{name}` LIMIT 0"]):
             return failure(
                 "grants",
-                f"{error.message}, or {server.account} has no right on it",
+                f"{error.message}, or {server.account} has no privilege on it",
                 f"{_table_grant(settings, server.account)}  -- on a new site first: cdc-archiver init-db",
             )
-    return from_error("table", error)
+    return finding_from_error("table", error)
 
 
 def _table_grant(settings: Settings, account: str) -> str:
-    # Without a name, which table it is can only be seen with the right to see it.
+    # Without --table, the name of the table is only known with the privilege to see it.
     table = f"`{settings.table}`" if settings.table else "*"
     return f"GRANT SELECT, UPDATE ON `{settings.mysql_database}`.{table} TO {account}"
 
 
-def _writable(database: Database) -> Iterator[Finding]:
+def _check_writable(database: Database) -> Iterator[Finding]:
     with database.connect() as connection:
         read_only = str(connection.exec_driver_sql("SELECT @@global.read_only").scalar()).upper()
     if read_only not in ("0", "OFF"):
         yield failure(
             "database",
-            f"the server {database.address} is read-only: what is archived cannot be written back",
-            "SET GLOBAL read_only = OFF  -- or name the primary with MYSQL_HOST",
+            f"the server {database.address} is read-only: results cannot be written back",
+            "SET GLOBAL read_only = OFF  -- or set MYSQL_HOST to the primary",
         )
 
 
-def _clock(database: Database, settings: Settings) -> Iterator[Finding]:
+def _check_clock(database: Database, settings: Settings) -> Iterator[Finding]:
     with database.connect() as connection:
         began = time.time()
         zone, system, east, server_time = connection.exec_driver_sql(
             "SELECT @@session.time_zone, @@system_time_zone, TIMESTAMPDIFF(MINUTE, UTC_TIMESTAMP(), NOW()), UNIX_TIMESTAMP(NOW(6))"
         ).one()
-        apart = float(server_time) - (began + time.time()) / 2
-    whose = "as --db-time-zone says" if settings.db_time_zone else "the server's own"
+        difference = float(server_time) - (began + time.time()) / 2
+    origin = "set by --db-time-zone" if settings.db_time_zone else "the server's default"
     offset = f"{'-' if east < 0 else '+'}{abs(east) // 60:02}:{abs(east) % 60:02}"
     yield ok(
-        "clock", f"the column timestamp is read in the zone {zone if zone != 'SYSTEM' else system} ({offset}), {whose}"
+        "clock",
+        f"the column timestamp is read in the time zone {zone if zone != 'SYSTEM' else system} ({offset}), {origin}",
     )
-    if abs(apart) > _CLOCKS_APART:
+    if abs(difference) > _MAX_CLOCK_DIFFERENCE_SECONDS:
         yield warning(
             "clock",
-            f"the database server's clock is {abs(apart):.0f} s {'ahead of' if apart > 0 else 'behind'} this machine's:"
-            " the stream's lag is shown wrongly",
+            f"the database server's clock is {abs(difference):.0f} s {'ahead of' if difference > 0 else 'behind'} this machine's:"
+            " the lag of the stream is shown wrongly",
             "timedatectl set-ntp true  # on both machines",
         )
 
 
-_CLOCKS_APART: Final = 10.0
+_MAX_CLOCK_DIFFERENCE_SECONDS: Final = 10.0
 
 
-def _server_id(database: Database, settings: Settings, server: Server) -> Iterator[Finding]:
+def _check_server_id(database: Database, settings: Settings, server: ServerInfo) -> Iterator[Finding]:
     if settings.server_id is None:
         return
     mine = settings.server_id
@@ -322,28 +322,28 @@ def _server_id(database: Database, settings: Settings, server: Server) -> Iterat
             yield failure(
                 "server_id",
                 f"server_id {mine} is the database server's own",
-                f"--server-id {mine % 4_000_000_000 + 1}  # or leave it out: a random one is taken then",
+                f"--server-id {mine % 4_000_000_000 + 1}  # or omit it: the service then picks a random one",
             )
             return
         old = server.kind is ServerKind.MARIADB or server.version < (8, 0, 22)
         try:
             replicas = connection.exec_driver_sql("SHOW SLAVE HOSTS" if old else "SHOW REPLICAS").all()
         except sa.exc.DBAPIError:
-            yield ok("server_id", f"{mine}; whether another replica has it, this user may not see")
+            yield ok("server_id", f"{mine}; this account may not see whether another replica has it")
             return
     if any(int(replica[0]) == mine for replica in replicas):
-        # Our own stream does not register itself, so this is somebody else.
+        # The service's own stream does not register itself, so this is another replica.
         yield failure(
             "server_id",
-            f"another replica has server_id {mine}: the server throws out one for the other",
-            "leave --server-id out: a random one is taken then",
+            f"another replica has server_id {mine}: the server disconnects one of the two",
+            "omit --server-id: the service then picks a random one",
         )
     else:
-        yield ok("server_id", f"{mine}, which no replica that registered has")
+        yield ok("server_id", f"{mine}, not used by any registered replica")
 
 
-def knows_archived(database: Database, settings: Settings) -> bool:
-    """Whether the history has files in data_dir; unknown is no."""
+def history_has_archived_files(database: Database, settings: Settings) -> bool:
+    """Whether the history has archived files in data_dir; False where unknown."""
     with contextlib.suppress(Exception), database.connect() as connection:
         table = schema.resolve_table(connection, database.name, settings.table)
         return history.History(table, 0.0).knows_archived(connection, f"{settings.data_dir}/")
@@ -351,12 +351,12 @@ def knows_archived(database: Database, settings: Settings) -> bool:
 
 
 def _allowed(connection: sa.Connection, statements: Iterable[str]) -> bool:
-    """Whether we have the rights for all of them."""
-    return all(_refusal(connection, statement) not in _NO_RIGHT for statement in statements)
+    """Whether the account has the privileges for all statements."""
+    return all(_error_number(connection, statement) not in _PRIVILEGE_DENIED for statement in statements)
 
 
-def _refusal(connection: sa.Connection, statement: str) -> int:
-    """The server's error number for a statement that changes nothing; 0 where it takes it."""
+def _error_number(connection: sa.Connection, statement: str) -> int:
+    """The server's error number for a statement that changes nothing; 0 where the server accepts it."""
     try:
         connection.exec_driver_sql(statement).close()
     except sa.exc.DBAPIError as error:
@@ -366,5 +366,5 @@ def _refusal(connection: sa.Connection, statement: str) -> int:
     return 0
 
 
-def _listed(names: Iterable[str]) -> str:
+def _column_list(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)

@@ -1,4 +1,4 @@
-"""What differs between MySQL and MariaDB: who answers, where its binary log ends, what stands in a stream's way."""
+"""What differs between MySQL and MariaDB: version and account, the end of the binary log, obstacles to a stream."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from cdc_archiver.database.connections import error_code
 from cdc_archiver.errors import Misconfigured, StreamUnavailable
 
 NO_GRANT: Final = 1227
-"""The server's error where a global privilege is missing."""
+"""The server's error number for a missing global privilege."""
 
 _NO_BINARY_LOG: Final = 1381
 
-_MAY_ASK_POSITION: Final = {"REPLICATION CLIENT", "BINLOG MONITOR", "SUPER", "ALL PRIVILEGES"}
-"""MariaDB 10.5 renamed REPLICATION CLIENT to BINLOG MONITOR, and still takes the old name in a GRANT."""
-_MAY_READ_STREAM: Final = {"REPLICATION SLAVE", "REPLICATION REPLICA", "ALL PRIVILEGES"}
+_POSITION_PRIVILEGES: Final = {"REPLICATION CLIENT", "BINLOG MONITOR", "SUPER", "ALL PRIVILEGES"}
+"""MariaDB 10.5 renamed REPLICATION CLIENT to BINLOG MONITOR, and still accepts the old name in a GRANT."""
+_STREAM_PRIVILEGES: Final = {"REPLICATION SLAVE", "REPLICATION REPLICA", "ALL PRIVILEGES"}
 
 _INTEGERS: Final = {"tinyint", "smallint", "mediumint", "int", "bigint"}
 
 
 class ServerKind(StrEnum):
-    """Which of the two it is."""
+    """MySQL or MariaDB."""
 
     MYSQL = "mysql"
     MARIADB = "mariadb"
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
-    """Who answers, and who we are to it.
+class ServerInfo:
+    """The server's kind and version, and our account.
 
     Attributes:
-        version: three numbers, zeros where it says fewer.
-        text: the version as the server says it.
-        account: ours, quoted as a GRANT takes it.
+        version: three numbers, zeros where the server gives fewer.
+        text: the version as the server gives it.
+        account: ours, quoted for a GRANT.
     """
 
     kind: ServerKind
@@ -52,18 +52,18 @@ class Server:
 
     @property
     def stream_grant(self) -> str:
-        """The statement that lets us read the stream. Both kinds take it, of every version."""
+        """The statement that permits us to read the stream, valid in every version of both kinds."""
         return f"GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {self.account}"
 
 
 @total_ordering
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in the binary log; later ones are greater.
+    """A position in the binary log; later positions are greater.
 
     Attributes:
-        file: its name ends with a number that grows, beyond six digits one day.
-        offset: bytes.
+        file: name of a log file; it ends with a growing number of six digits or more.
+        offset: in bytes.
     """
 
     file: str
@@ -82,12 +82,12 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """What stands in the stream's way.
+    """An obstacle to a stream.
 
     Attributes:
-        what: a sentence for a person, without its full stop.
-        fix: the statement, or the change of the server's configuration, that fixes it.
-        fatal: no stream can be had, or none that carries our rows.
+        what: a sentence for a person, without a full stop.
+        fix: a statement, or a change of the server's configuration.
+        fatal: whether it prevents a stream that contains our rows.
     """
 
     what: str
@@ -100,13 +100,14 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class KeyColumn:
-    """Where the primary key is, as information_schema has it now.
+    """The primary key's column, as information_schema describes it now.
 
     Attributes:
-        schema: the database, spelled as events spell it.
-        table: likewise.
-        ordinal: of the column in a row, from 0.
-        columns: how many columns a row has.
+        schema: the database, spelled as in events.
+        table: the table, spelled as in events.
+        name: of the column.
+        ordinal: index of the column in a row, from 0.
+        columns: number of columns of a row.
     """
 
     schema: str
@@ -116,13 +117,13 @@ class KeyColumn:
     columns: int
 
 
-def identify(connection: sa.Connection) -> Server:
-    """Asks the server who it is."""
+def identify(connection: sa.Connection) -> ServerInfo:
+    """Asks the server for its kind and version, and for our account."""
     text, account = connection.exec_driver_sql("SELECT VERSION(), CURRENT_USER()").one()
     numbers = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", text)
     version = (int(numbers[1]), int(numbers[2]), int(numbers[3] or 0)) if numbers else (0, 0, 0)
     user, _, host = account.rpartition("@")
-    return Server(
+    return ServerInfo(
         kind=ServerKind.MARIADB if "mariadb" in text.lower() else ServerKind.MYSQL,
         version=version,
         text=text,
@@ -130,11 +131,11 @@ def identify(connection: sa.Connection) -> Server:
     )
 
 
-def position(connection: sa.Connection, server: Server) -> Position:
-    """Where the binary log ends now.
+def position(connection: sa.Connection, server: ServerInfo) -> Position:
+    """The end of the binary log now.
 
     Raises:
-        StreamUnavailable: there is no binary log, or we may not ask.
+        StreamUnavailable: there is no binary log, or our account may not ask for its end.
     """
     row = _log_status(connection, server)
     if row is None:
@@ -143,14 +144,14 @@ def position(connection: sa.Connection, server: Server) -> Position:
     return Position(row[0], int(row[1]))
 
 
-def stream_obstacles(connection: sa.Connection, server: Server, database: str, table: str) -> list[Obstacle]:
-    """Everything that can be seen to stand in the stream's way; empty where nothing does.
+def stream_obstacles(connection: sa.Connection, server: ServerInfo, database: str, table: str) -> list[Obstacle]:
+    """All visible obstacles to a stream.
 
-    A grant is called missing only where that is sure: where roles are in play, the attempt has to tell.
+    A grant is reported as missing only where that is certain: with roles, only an attempt to stream can tell.
 
     Args:
-        database: where the table is.
-        table: the files table.
+        database: that holds the table.
+        table: of files.
     """
     variables = _variables(connection)
     if variables.get("log_bin") == "OFF":
@@ -161,7 +162,7 @@ def stream_obstacles(connection: sa.Connection, server: Server, database: str, t
     try:
         status = _log_status(connection, server)
     except StreamUnavailable:
-        # Of which the grants have told, or could not.
+        # The obstacles have the missing grant, unless roles hide it.
         return obstacles
     if status is not None:
         obstacles += _filter_obstacles(status[2] or "", status[3] or "", database)
@@ -169,10 +170,10 @@ def stream_obstacles(connection: sa.Connection, server: Server, database: str, t
 
 
 def key_column(connection: sa.Connection, database: str, table: str) -> KeyColumn:
-    """Where the table's primary key is.
+    """The column of the table's primary key.
 
     Raises:
-        Misconfigured: there is no such table, or its key is not one integer column.
+        Misconfigured: there is no such table, or its key is not a single integer column.
     """
     columns = connection.execute(
         sa.text(
@@ -185,26 +186,26 @@ def key_column(connection: sa.Connection, database: str, table: str) -> KeyColum
     ).all()
     if not columns:
         raise Misconfigured(
-            f"the table {database}.{table} is not there, or not for us to see", "see `cdc-archiver check`"
+            f"the table {database}.{table} does not exist, or this user may not see it", "see `cdc-archiver check`"
         )
     keys = [(ordinal, column) for ordinal, column in enumerate(columns) if column.role == "PRI"]
     if len(keys) != 1 or keys[0][1].type.lower() not in _INTEGERS:
         raise Misconfigured(
-            f"the primary key of {database}.{table} is not one integer column",
-            "the table is not what a pysmurf monitor makes: see `cdc-archiver check`",
+            f"the primary key of {database}.{table} is not a single integer column",
+            "the table differs from the one that a pysmurf monitor creates: see `cdc-archiver check`",
         )
     ordinal, column = keys[0]
     return KeyColumn(column.in_schema, column.in_table, column.name, ordinal, len(columns))
 
 
-def _log_status(connection: sa.Connection, server: Server) -> tuple[str, int, str | None, str | None] | None:
-    """File, offset, databases that are logged, databases that are not; None where there is no binary log."""
+def _log_status(connection: sa.Connection, server: ServerInfo) -> tuple[str, int, str | None, str | None] | None:
+    """File, offset, logged databases, ignored databases; None where there is no binary log."""
     try:
         row = connection.exec_driver_sql(_status_statement(server)).first()
     except sa.exc.DBAPIError as error:
         if error_code(error) == NO_GRANT:
             raise StreamUnavailable(
-                f"{server.account} may not ask where the binary log ends", server.stream_grant
+                f"{server.account} may not read the position of the binary log", server.stream_grant
             ) from error
         if error_code(error) == _NO_BINARY_LOG:
             return None
@@ -212,7 +213,7 @@ def _log_status(connection: sa.Connection, server: Server) -> tuple[str, int, st
     return None if row is None else (row[0], row[1], row[2], row[3])
 
 
-def _status_statement(server: Server) -> str:
+def _status_statement(server: ServerInfo) -> str:
     if server.kind is ServerKind.MARIADB and server.version >= (10, 5, 2):
         return "SHOW BINLOG STATUS"
     if server.kind is ServerKind.MYSQL and server.version >= (8, 2, 0):
@@ -228,7 +229,7 @@ def _variables(connection: sa.Connection) -> dict[str, str]:
     return {name.lower(): value.upper() for name, value in rows}
 
 
-def _log_is_off(server: Server) -> Obstacle:
+def _log_is_off(server: ServerInfo) -> Obstacle:
     return Obstacle(
         f"the server ({server}) writes no binary log",
         "set log_bin and binlog_format=ROW in its configuration, and restart it",
@@ -240,44 +241,44 @@ def _settings_obstacles(variables: dict[str, str]) -> list[Obstacle]:
     if (log_format := variables.get("binlog_format", "ROW")) != "ROW":
         obstacles.append(
             Obstacle(
-                f"binlog_format is {log_format}: statements are logged where rows are needed;"
-                " connections that are open keep it when it is changed",
+                f"binlog_format is {log_format}: the log contains statements, and rows are needed;"
+                " open connections keep the old format after a change",
                 "SET GLOBAL binlog_format = 'ROW'",
             )
         )
-    # Both leave out whole rows of what mysql-replication shows, the one without a word.
+    # mysql-replication leaves out whole rows under both, under one of them silently.
     for name in ("binlog_transaction_compression", "log_bin_compress"):
         if variables.get(name) in ("ON", "1"):
             obstacles.append(Obstacle(f"{name} is ON: compressed rows cannot be read", f"SET GLOBAL {name} = OFF"))
     if variables.get("binlog_storage_engine") == "INNODB":
         obstacles.append(
             Obstacle(
-                "binlog_storage_engine is innodb: such a log has no files and offsets to read from",
-                "take binlog_storage_engine out of the server's configuration, and restart it",
+                "binlog_storage_engine is innodb: such a log has no files and offsets",
+                "remove binlog_storage_engine from the server's configuration, and restart it",
             )
         )
     return obstacles
 
 
 def _grants(connection: sa.Connection) -> set[str] | None:
-    """Our global privileges; None where roles make that unsure."""
+    """Our global privileges; None where roles make them uncertain."""
     privileges: set[str] = set()
     roles = False
-    for (line,) in connection.exec_driver_sql("SHOW GRANTS"):
-        if match := re.match(r"GRANT (.+?) ON (\S+) TO ", line):
+    for (grant,) in connection.exec_driver_sql("SHOW GRANTS"):
+        if match := re.match(r"GRANT (.+?) ON (\S+) TO ", grant):
             if match[2] == "*.*":
                 privileges.update(privilege.strip().upper() for privilege in match[1].split(","))
-        elif line.startswith("GRANT "):
+        elif grant.startswith("GRANT "):
             roles = True
-    if roles and not (privileges & _MAY_ASK_POSITION and privileges & _MAY_READ_STREAM):
+    if roles and not (privileges & _POSITION_PRIVILEGES and privileges & _STREAM_PRIVILEGES):
         return None
     return privileges
 
 
-def _grant_obstacles(privileges: set[str] | None, server: Server) -> list[Obstacle]:
+def _grant_obstacles(privileges: set[str] | None, server: ServerInfo) -> list[Obstacle]:
     if privileges is None:
         return []
-    needs = (("REPLICATION SLAVE", _MAY_READ_STREAM), ("REPLICATION CLIENT", _MAY_ASK_POSITION))
+    needs = (("REPLICATION SLAVE", _STREAM_PRIVILEGES), ("REPLICATION CLIENT", _POSITION_PRIVILEGES))
     missing = [name for name, enough in needs if not privileges & enough]
     if not missing:
         return []
@@ -296,25 +297,25 @@ def _engine_obstacles(connection: sa.Connection, database: str, table: str) -> l
         return []
     return [
         Obstacle(
-            f"the table {database}.{table} is stored by {engine}, whose writes have no end of transaction in the log",
+            f"the table {database}.{table} uses the storage engine {engine}, whose writes have no end of transaction in the log",
             f"ALTER TABLE `{database}`.`{table}` ENGINE = InnoDB",
         )
     ]
 
 
-def _filter_obstacles(only: str, without: str, database: str) -> list[Obstacle]:
+def _filter_obstacles(only: str, ignored: str, database: str) -> list[Obstacle]:
     if only and database not in only.split(","):
         return [
             Obstacle(
-                f"binlog_do_db lets only {only} into the binary log",
+                f"binlog_do_db limits the binary log to {only}",
                 f"add binlog_do_db={database} to the server's configuration, and restart it",
             )
         ]
-    if not only and database in without.split(","):
+    if not only and database in ignored.split(","):
         return [
             Obstacle(
-                f"binlog_ignore_db keeps {database} out of the binary log",
-                f"take binlog_ignore_db={database} out of the server's configuration, and restart it",
+                f"binlog_ignore_db excludes {database} from the binary log",
+                f"remove binlog_ignore_db={database} from the server's configuration, and restart it",
             )
         ]
     return []

@@ -1,30 +1,29 @@
-"""Dispatcher, router and sweeper as they are, over a table in memory, in any order of what may happen: no id is ever lost, none is
-ever in two hands, and in the end each is handled."""
+"""Scheduler, router and sweeper over a table in memory, in any order of events: no id is ever lost, none is ever in two places,
+whoever may go on is woken, and in the end each file is archived."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
 import hypothesis.strategies as st
 import pytest
-import structlog
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from records import record
 
 from cdc_archiver.database.files_table import Census, Pending, Row
-from cdc_archiver.dispatch import dispatcher as module
-from cdc_archiver.dispatch.dispatcher import Dispatcher
-from cdc_archiver.dispatch.in_flight import State
-from cdc_archiver.dispatch.router import Router
-from cdc_archiver.dispatch.targets import Targets
+from cdc_archiver.dispatch import scheduler as module
+from cdc_archiver.dispatch.decisions import CountStreamEvents, Decisions, Signal
+from cdc_archiver.dispatch.in_flight import InFlightState
+from cdc_archiver.dispatch.router import Router, Targets
+from cdc_archiver.dispatch.scheduler import Scheduler
 from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import (
@@ -52,12 +51,14 @@ PROFILE = settings(
 )
 """Seconds for ``make test``; ``FUZZ_EXAMPLES=2000`` for a soak."""
 
-LIMITS = {"INBOX_MOST": 6, "QUEUE_MOST": 3, "BACKLOG_MOST": 2, "REFILL_BELOW": 2}
+LIMITS = {"INBOX_LIMIT": 6, "QUEUE_LIMIT": 3, "BACKLOG_LIMIT": 2, "REFILL_BELOW": 2}
 """In the same order as the real ones, and so small that each is met."""
 
 SOURCES = ("a", "b")
+ROUTER = ("", "router")
 WORKERS = tuple((source, name) for source in SOURCES for name in ("small-0", "small-1", "bulk-0"))
 MAX_ATTEMPTS = 3
+BATCH_FILES = 3
 DEFERRALS = (
     Reason.HOST_UNREACHABLE,
     Reason.SOURCE_NOT_MOUNTED,
@@ -95,7 +96,7 @@ class Table:
             raise DatabaseUnavailable("it is away")
         yield
 
-    def load(self, _connection: object, ids: Sequence[int], *, image: bool) -> dict[int, Row]:
+    def load(self, _connection: object, ids: Sequence[int], *, row_image: bool) -> dict[int, Row]:
         found = {id_: self.rows[id_] for id_ in ids if id_ in self.rows and id_ not in self.invisible}
         self.meanwhile()
         return found
@@ -131,20 +132,123 @@ class OneRound:
         pass
 
 
-class Clock:
-    """Time that passes when it is told to, and at each look a little, so that no wait lasts."""
+class Driver:
+    """A dispatcher without lock or threads: it carries decisions out by taking note of them.
 
-    def __init__(self) -> None:
+    Attributes:
+        asleep: who found nothing to do, and until when that is, unless a wake-up comes first.
+    """
+
+    def __init__(self, want_sweep: Callable[[], None]) -> None:
+        self.scheduler = Scheduler(MAX_ATTEMPTS)
+        for name in SOURCES:
+            self.scheduler.add_source(name, BATCH_FILES)
         self.now = 0.0
+        self.asleep: dict[tuple[str, str], float] = {}
+        self.backpressure = False
+        self._want_sweep = want_sweep
+        self._jitter = itertools.cycle((0.0, 0.5, 1.0))
 
-    def __call__(self) -> float:
-        self.now += 0.0001
-        return self.now
+    def carry_out(self, decisions: Decisions) -> None:
+        if Signal.WAKE in decisions:
+            self.asleep.clear()
+        if Signal.WANT_SWEEP in decisions:
+            self._want_sweep()
+
+    # For the stream and the sweeper.
+
+    def offer(self, ids: Iterable[int], origin: Origin, *, fresh: bool) -> set[int]:
+        ids = list(ids)
+        taken, decisions = self.scheduler.offer(ids, origin, self.now, fresh=fresh)
+        counted = sum(decision.count for decision in decisions if isinstance(decision, CountStreamEvents))
+        assert counted == (len(ids) if origin is Origin.STREAM else 0)
+        self.carry_out(decisions)
+        return taken
+
+    def room(self, source: str) -> int:
+        return self.scheduler.room(source)
+
+    def request_refill(self, source: str) -> None:
+        self.scheduler.request_refill(source)
+
+    def was_dropped(self, id_: int) -> bool:
+        return self.scheduler.was_dropped(id_)
+
+    def forget_dropped(self) -> None:
+        self.scheduler.forget_dropped()
+
+    # For the router.
+
+    def take_ids(self, limit: int, wait: float) -> list[int]:
+        self.asleep.pop(ROUTER, None)
+        ids, decisions = self.scheduler.take_ids(limit, self.now)
+        self.carry_out(decisions)
+        if not ids:
+            next_due = self.scheduler.in_flight.next_due()
+            self.asleep[ROUTER] = float("inf") if next_due is None else next_due
+        return ids
+
+    def put_back(self, ids: Sequence[int]) -> None:
+        self.scheduler.put_back(ids)
+
+    def atomically(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def enqueue(self, source: str, record: FileRecord) -> None:
+        self.carry_out(self.scheduler.enqueue(source, record))
+
+    def dismiss(self, id_: int, *, failed: bool = False) -> None:
+        self.carry_out(self.scheduler.dismiss(id_, failed=failed))
+
+    def not_visible(self, id_: int) -> None:
+        self.scheduler.not_visible(id_, self.now)
+
+    def not_pending(self, id_: int, *, failed: bool = False) -> None:
+        self.carry_out(self.scheduler.not_pending(id_, self.now, failed=failed))
+
+    # For the workers and the recorder.
+
+    def take(self, who: tuple[str, str]) -> Batch | None:
+        source, worker = who
+        self.asleep.pop(who, None)
+        found, decisions = self.scheduler.take(source, lane_of(worker), worker, self.now)
+        self.carry_out(decisions)
+        if isinstance(found, Batch):
+            return found
+        assert found.until > self.now, "it would ask again and again"
+        self.asleep[who] = found.until
+        return None
+
+    def judge(self, batch: Batch, outcome: Outcome) -> Outcome:
+        outcome, decisions = self.scheduler.judge(batch, outcome, self.now, next(self._jitter))
+        self.carry_out(decisions)
+        return outcome
+
+    def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None:
+        self.carry_out(self.scheduler.settled(source, outcome, self.now, next(self._jitter), counted=counted))
+
+    def set_backpressure(self, on: bool) -> None:
+        self.backpressure = on
+        self.carry_out(self.scheduler.set_backpressure(on))
+
+    def destination_failed(self, reason: Reason) -> None:
+        self.carry_out(self.scheduler.destination_failed(reason, "…", self.now, next(self._jitter)))
+
+    def may_take(self, who: tuple[str, str]) -> bool:
+        """Whether a worker would get a batch now."""
+        source, worker = who
+        queues = self.scheduler.sources[source]
+        may_try = queues.health.may_try(self.now) and self.scheduler.destination.may_try(self.now)
+        return bool(queues.lanes[lane_of(worker)]) and may_try and not self.backpressure
+
+
+def lane_of(worker: str) -> Lane:
+    return Lane(worker.partition("-")[0])
 
 
 @dataclass
 class Work:
-    """A batch in a worker's hands, and what is undecided of it."""
+    """A worker's batch, and the records of it that are undecided."""
 
     batch: Batch
     left: list[FileRecord]
@@ -153,14 +257,14 @@ class Work:
 def site() -> Settings:
     """Two sources of one target each."""
     sources = [{"name": name, "host": name, "target": [name]} for name in SOURCES]
-    return load({"sources": sources, "batch_files": 3, "max_attempts": MAX_ATTEMPTS}, environment={})
+    return load({"sources": sources, "batch_files": BATCH_FILES, "max_attempts": MAX_ATTEMPTS}, environment={})
 
 
 SETTINGS = site()
 
 
-class DispatcherMachine(RuleBasedStateMachine):
-    """The house of one process: each rule is what one of its threads, or the world, does once."""
+class SchedulerMachine(RuleBasedStateMachine):
+    """One process: each rule is what one of its threads, or the world, does once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -168,15 +272,12 @@ class DispatcherMachine(RuleBasedStateMachine):
         for name, value in LIMITS.items():
             self.cleanup.enter_context(mock.patch.object(module, name, value))
         self.cleanup.enter_context(mock.patch("cdc_archiver.dispatch.router._WAIT", 0.0))
-        quiet = structlog.make_filtering_bound_logger(logging.CRITICAL)
-        self.cleanup.callback(structlog.configure, **structlog.get_config())
-        structlog.configure(wrapper_class=quiet)
-        self.clock = Clock()
         self.table = Table()
-        self.dispatcher = Dispatcher(SETTINGS, Metrics(), lambda: self.sweeper.request(), self.clock)
+        self.driver = Driver(lambda: self.sweeper.request())
+        self.scheduler = self.driver.scheduler
         table: Any = self.table
-        self.router = Router(table, table, Targets(SETTINGS.sources), self.dispatcher)
-        self.sweeper = Sweeper(SETTINGS, table, table, self.dispatcher, NoStream(), Metrics())
+        self.router = Router(table, table, Targets(SETTINGS.sources), self.driver)
+        self.sweeper = Sweeper(SETTINGS, table, table, self.driver, NoStream(), Metrics())
         self.works: dict[tuple[str, str], Work] = {}
         self.outcomes: list[tuple[str, Archived | AttemptFailed | Refused]] = []
         self.written: list[tuple[str, Archived | AttemptFailed | Refused]] = []
@@ -215,9 +316,9 @@ class DispatcherMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.table.rows)
     @rule(data=st.data(), change=st.sampled_from(["path", "attempts", "put back", "put back", "given up", "deleted"]))
     def somebody_changes_a_row(self, data: st.DataObject, change: str) -> None:
-        in_hand = [id_ for id_ in self.dispatcher._ledger._entries if id_ in self.table.rows]
-        # Where a row is in hand, it is rather that one.
-        id_ = data.draw(st.sampled_from(3 * sorted(in_hand) + sorted(self.table.rows)))
+        tracked = [id_ for id_ in self.scheduler.in_flight if id_ in self.table.rows]
+        # A tracked row is more likely than another.
+        id_ = data.draw(st.sampled_from(3 * sorted(tracked) + sorted(self.table.rows)))
         row = self.table.rows[id_]
         match change:
             case "path":
@@ -246,14 +347,14 @@ class DispatcherMachine(RuleBasedStateMachine):
     def a_flood(self) -> None:
         """More than there is room for, from everywhere, and nobody takes it."""
         for source in SOURCES:
-            self.files_are_registered(source, LIMITS["QUEUE_MOST"] + 2, huge=False, told=True, visible=True)
+            self.files_are_registered(source, LIMITS["QUEUE_LIMIT"] + 2, huge=False, told=True, visible=True)
         for _ in range(3):
-            self.the_stream_tells(LIMITS["INBOX_MOST"])
+            self.the_stream_tells(LIMITS["INBOX_LIMIT"])
             self.the_router_reads(meanwhile=False)
 
     @rule(seconds=st.sampled_from([0.01, 1.0, 6.0, 61.0]))
     def time_passes(self, seconds: float) -> None:
-        self.clock.now += seconds
+        self.driver.now += seconds
 
     @rule(away=st.booleans())
     def the_database_goes_or_comes(self, away: bool) -> None:
@@ -265,13 +366,13 @@ class DispatcherMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 12))
     def the_stream_tells(self, count: int) -> None:
         told, self.table.events = self.table.events[:count], self.table.events[count:]
-        self.dispatcher.offer(told, Origin.STREAM, fresh=True)
+        self.driver.offer(told, Origin.STREAM, fresh=True)
 
     @rule()
     def the_stream_is_cut_and_anchored_anew(self) -> None:
         self.untold.update(self.table.events)
         self.table.events.clear()
-        self.dispatcher.forget_echoes()
+        self.scheduler.in_flight.forget_own_writes()
         self.sweeper.anchored()
 
     @rule()
@@ -300,7 +401,7 @@ class DispatcherMachine(RuleBasedStateMachine):
         self.table.meanwhile = self._all_are_put_back if meanwhile else lambda: None
         self.router.work()
         # A row that stays invisible is left to the sweep.
-        self.untold |= {id_ for id_ in self.table.invisible if id_ not in self.dispatcher._ledger}
+        self.untold |= {id_ for id_ in self.table.invisible if id_ not in self.scheduler.in_flight}
 
     @rule(whos=st.sets(st.sampled_from(WORKERS), min_size=1))
     def workers_take(self, whos: set[tuple[str, str]]) -> None:
@@ -338,25 +439,25 @@ class DispatcherMachine(RuleBasedStateMachine):
             self._all_are_put_back()
         self._settle()
 
-    @rule(held_up=st.booleans())
-    def the_recorder_cannot_keep_up(self, held_up: bool) -> None:
-        self.dispatcher.hold_up(held_up)
+    @rule(on=st.booleans())
+    def the_recorder_cannot_keep_up(self, on: bool) -> None:
+        self.driver.set_backpressure(on)
 
     @rule(reason=st.sampled_from([Reason.DESTINATION_MISSING, Reason.NO_SPACE]))
     def the_destination_fails(self, reason: Reason) -> None:
-        self.dispatcher.destination_failed(reason, "…")
+        self.driver.destination_failed(reason)
 
     @rule(source=st.sampled_from([*SOURCES, None]))
-    def nothing_is_known_against_it_any_more(self, source: str | None) -> None:
-        self.dispatcher.destination_ready()
-        self.dispatcher.nothing_pending(source)
+    def trouble_is_over(self, source: str | None) -> None:
+        self.driver.carry_out(self.scheduler.destination_ready(self.driver.now))
+        self.driver.carry_out(self.scheduler.nothing_pending(source, self.driver.now))
 
     # What must hold at every moment.
 
     @invariant()
-    def each_id_is_in_one_place_and_its_entry_says_which(self) -> None:
-        ledger, sources = self.dispatcher._ledger, self.dispatcher._sources
-        read = Counter(id_ for inbox in self.dispatcher._inboxes.values() for id_ in inbox)
+    def each_id_is_in_one_place_and_the_table_says_which(self) -> None:
+        table, sources = self.scheduler.in_flight, self.scheduler.sources
+        read = Counter(id_ for inbox in self.scheduler.inboxes.values() for id_ in inbox)
         queued = Counter(
             waiting.id
             for source in sources.values()
@@ -366,20 +467,32 @@ class DispatcherMachine(RuleBasedStateMachine):
         )
         held = Counter(left.id for work in self.works.values() for left in work.left)
         held.update(outcome.record.id for _, outcome in self.outcomes + self.written)
-        places = {State.OFFERED: read, State.QUEUED: queued, State.IN_FLIGHT: held}
+        places = {InFlightState.OFFERED: read, InFlightState.QUEUED: queued, InFlightState.IN_FLIGHT: held}
         for state, place in places.items():
             assert max(place.values(), default=1) == 1, f"{place} has an id twice"
-            expected = {id_ for id_, entry in ledger._entries.items() if entry.state is state}
+            expected = {id_ for id_, file in table._files.items() if file.state is state}
             assert place.keys() == expected, f"{state}: {sorted(place)} and not {sorted(expected)}"
-        waits = {(entry.due, id_) for id_, entry in ledger._entries.items() if entry.state is State.WAITING}
-        assert waits <= set(ledger._waiting), "who waits is never woken"
+        waits = {(file.due, id_) for id_, file in table._files.items() if file.state is InFlightState.WAITING}
+        assert waits <= set(table._waiting), "who waits is never woken"
 
     @invariant()
-    def the_files_in_flight_are_those_in_hands(self) -> None:
-        for name, source in self.dispatcher._sources.items():
+    def the_files_in_flight_are_those_under_way(self) -> None:
+        for name, source in self.scheduler.sources.items():
             held = sum(len(work.left) for who, work in self.works.items() if who[0] == name)
             held += sum(where == name for where, _ in self.outcomes + self.written)
             assert source.in_flight == held
+
+    @invariant()
+    def nobody_sleeps_who_may_go_on(self) -> None:
+        for who, until in self.driver.asleep.items():
+            if self.driver.now >= until:
+                continue
+            if who == ROUTER:
+                next_due = self.scheduler.in_flight.next_due()
+                assert not any(self.scheduler.inboxes.values()), "the router sleeps beside ids that it could read"
+                assert next_due is None or next_due >= until, "the router sleeps past a retry"
+            else:
+                assert not self.driver.may_take(who), f"{who} sleeps beside a batch"
 
     @invariant()
     def no_row_that_waits_is_forgotten(self) -> None:
@@ -387,14 +500,14 @@ class DispatcherMachine(RuleBasedStateMachine):
         for id_, row in self.table.rows.items():
             if row.record.instance_id not in SOURCES or not self.table.waits(id_):
                 continue
-            starved = self.dispatcher._sources[row.record.instance_id].starved
-            known = id_ in self.dispatcher._ledger or id_ in self.table.events or id_ in self.untold
-            assert known or sweep_wanted or starved, f"nobody knows of {id_} any more"
+            refill = self.scheduler.sources[row.record.instance_id].needs_refill
+            known = id_ in self.scheduler.in_flight or id_ in self.table.events or id_ in self.untold
+            assert known or sweep_wanted or refill, f"nobody knows of {id_} any more"
 
     @invariant()
-    def no_queue_is_over_its_measure(self) -> None:
-        for source in self.dispatcher._sources.values():
-            assert all(len(queue) <= LIMITS["QUEUE_MOST"] for queue in source.lanes.values())
+    def no_queue_is_over_its_limit(self) -> None:
+        for source in self.scheduler.sources.values():
+            assert all(len(queue) <= LIMITS["QUEUE_LIMIT"] for queue in source.lanes.values())
 
     def teardown(self) -> None:
         """All is well again: then everything is handled, soon."""
@@ -406,15 +519,13 @@ class DispatcherMachine(RuleBasedStateMachine):
     def _all_is_well(self) -> None:
         self.table.away = False
         self.table.invisible.clear()
-        self.dispatcher.hold_up(False)
+        self.driver.set_backpressure(False)
         for _ in range(60 + 3 * len(self.table.rows)):
-            in_hand = (
-                self.works or self.outcomes or self.written or self.table.events or self.dispatcher._ledger._entries
-            )
-            if not in_hand and not any(self._is_ours(id_) for id_ in self.table.rows):
+            busy = self.works or self.outcomes or self.written or self.table.events or list(self.scheduler.in_flight)
+            if not busy and not any(self._is_ours(id_) for id_ in self.table.rows):
                 return
-            self.clock.now += 100.0
-            self.dispatcher.destination_ready()
+            self.driver.now += 100.0
+            self.driver.carry_out(self.scheduler.destination_ready(self.driver.now))
             if self.table.events:
                 self.the_stream_tells(1000)
             self.a_sweep()
@@ -429,44 +540,43 @@ class DispatcherMachine(RuleBasedStateMachine):
             self._settle()
             self._write(len(self.outcomes), acknowledged=True)
             self._settle()
-            self.each_id_is_in_one_place_and_its_entry_says_which()
+            self.each_id_is_in_one_place_and_the_table_says_which()
             self.no_row_that_waits_is_forgotten()
         left = [id_ for id_ in self.table.rows if self._is_ours(id_)]
-        raise AssertionError(f"left: {left}, in hand: {self.dispatcher._ledger._entries}")
+        raise AssertionError(f"left: {left}, tracked: {list(self.scheduler.in_flight)}")
 
     def _is_ours(self, id_: int) -> bool:
         return self.table.waits(id_) and self.table.rows[id_].record.instance_id in SOURCES
 
     def _take(self, who: tuple[str, str]) -> None:
-        source, worker = who
-        batch = self.dispatcher.take(source, Lane(worker.partition("-")[0]), worker, 0.0)
+        batch = self.driver.take(who)
         if batch is None:
             return
-        in_hands = {left.id for work in self.works.values() for left in work.left}
+        under_way = {left.id for work in self.works.values() for left in work.left}
         assert batch.records, "a batch of nothing"
-        assert not in_hands & {taken.id for taken in batch.records}, "two workers have one file"
-        assert all(taken.instance_id == source for taken in batch.records)
+        assert not under_way & {taken.id for taken in batch.records}, "two workers have one file"
+        assert all(taken.instance_id == who[0] for taken in batch.records)
         self.works[who] = Work(batch, list(batch.records))
 
     def _decide(self, who: tuple[str, str], chosen: FileRecord, kind: str) -> None:
         work = self.works[who]
         work.left.remove(chosen)
-        outcome = self.dispatcher.judge(work.batch, _outcome(chosen, kind, work.batch.lane))
+        outcome = self.driver.judge(work.batch, _outcome(chosen, kind, work.batch.lane))
         assert outcome.record == chosen
         if isinstance(outcome, Archived | AttemptFailed | Refused):
-            assert self.dispatcher.waited(chosen.id) >= 0.0
+            assert self.scheduler.seconds_waited(chosen.id) >= 0.0
             self.outcomes.append((who[0], outcome))
         if not work.left:
             del self.works[who]
-            self.dispatcher.finish(who[0])
+            self.driver.carry_out(self.scheduler.finish(who[0]))
 
     def _write(self, count: int, acknowledged: bool) -> None:
         """What the recorder does, compare-and-set of the rows among it."""
         entries, rest = self.outcomes[:count], self.outcomes[count:]
         ids = [outcome.record.id for _, outcome in entries]
-        self.dispatcher.expect_echoes(ids)
+        self.scheduler.in_flight.expect_own_writes(ids, self.driver.now)
         if self.table.away:
-            self.dispatcher.cancel_echoes(ids)
+            self.scheduler.in_flight.cancel_own_writes(ids)
             return
         changed, already = set(), set()
         for _, outcome in entries:
@@ -478,14 +588,14 @@ class DispatcherMachine(RuleBasedStateMachine):
             elif row == after and isinstance(outcome, Archived):
                 already.add(before.id)
         if not acknowledged:
-            self.dispatcher.cancel_echoes(ids)
+            self.scheduler.in_flight.cancel_own_writes(ids)
             return
-        self.dispatcher.cancel_echoes([id_ for id_ in ids if id_ not in changed])
+        self.scheduler.in_flight.cancel_own_writes([id_ for id_ in ids if id_ not in changed])
         self.outcomes, self.written, self.counted = rest, entries, changed | already
 
     def _settle(self) -> None:
         for source, outcome in self.written:
-            self.dispatcher.settled(source, outcome, counted=outcome.record.id in self.counted)
+            self.driver.settled(source, outcome, counted=outcome.record.id in self.counted)
         self.written = []
 
     def _put_back(self, id_: int) -> None:
@@ -526,5 +636,5 @@ def _row_after(outcome: Archived | AttemptFailed | Refused) -> Row:
 
 
 @pytest.mark.timeout(600)  # a failure is made small, which takes its time
-class TestDispatcher(DispatcherMachine.TestCase):  # type: ignore[valid-type, misc]
+class TestScheduler(SchedulerMachine.TestCase):  # type: ignore[valid-type, misc]
     settings = PROFILE

@@ -1,4 +1,4 @@
-"""How far the stream is, for other threads to ask: its position, what it delivered, what it therefore missed."""
+"""The progress of the stream, for other threads: its position, the ids that it delivered, and those that it missed."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from cdc_archiver.database.server import Position
+from cdc_archiver.database.server_features import Position
 from cdc_archiver.events.interval_set import IntervalSet
-from cdc_archiver.events.reader import Mark
+from cdc_archiver.events.reader import StreamMark
 
-_SUSPECTS_MOST: Final = 10_000
+_SUSPECTS_LIMIT: Final = 10_000
+"""Maximum number of suspects of one sweep's page."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Suspects:
-    """Pending rows that the stream should have told of, and may yet: they are judged when it has passed ``position``."""
+    """Pending rows that the stream should deliver: decided when it has passed ``position``."""
 
     ids: tuple[int, ...]
     position: Position
 
 
 class StreamProgress:
-    """One thread writes, any may ask. Begins anew with each anchor.
+    """Written by one thread, read by any. Starts again with each anchor.
 
-    How far the stream is changes with each transaction of the server, and hardly anybody asks: so that is one reference, written and
-    read without the lock. What is made of it is made for those who ask.
+    The position changes with each transaction of the server, and is read rarely: so the mark is one reference, written and read
+    without the lock, and everything derived from it is computed on demand.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._mark: Mark | None = None
+        self._mark: StreamMark | None = None
         self._anchor_max_id: int | None = None
         self._delivered = IntervalSet()
         self._suspects: list[_Suspects] = []
@@ -43,10 +44,10 @@ class StreamProgress:
     def begin(self, position: Position) -> None:
         """The stream is open at this position."""
         with self._lock:
-            self._mark = Mark(position.file, position.offset, 0, 0.0, idle=True)
+            self._mark = StreamMark(position.file, position.offset, 0, 0.0, idle=True)
             self._anchor_max_id = None
             self._delivered = IntervalSet()
-            self._suspects.clear()  # this anchor answers for them
+            self._suspects.clear()  # covered by the sweep of this anchor
 
     def deliver(self, ids: Iterable[int]) -> None:
         """These ids were handed over."""
@@ -54,21 +55,21 @@ class StreamProgress:
             for number in ids:
                 self._delivered.add(number)
 
-    def advance(self, mark: Mark) -> None:
+    def advance(self, mark: StreamMark) -> None:
         """Everything before this mark was handed over."""
-        # In this order: whoever adds suspects looks at the mark after that, so that one of us sees what the other wrote.
+        # In this order: a thread that adds suspects reads the mark afterwards, so that one of the two sees what the other wrote.
         self._mark = mark
         if self._suspects:
             with self._lock:
-                self._judge()
+                self._decide_suspects()
 
     def settle(self, max_id: int) -> None:
-        """Every row that was committed before the anchor, or before the gap, has this id or a lower one."""
+        """Every row committed before the anchor, or before the gap, has at most this id."""
         with self._lock:
             self._anchor_max_id = max_id
 
     def unsettle(self) -> None:
-        """Something went by that could not be read: a sweep answers for it, as it does for what was before the anchor."""
+        """An event could not be read: a sweep covers it, as it covers what was written before the anchor."""
         with self._lock:
             self._anchor_max_id = None
             self._suspects.clear()
@@ -77,11 +78,11 @@ class StreamProgress:
         """The stream is closed."""
         with self._lock:
             self._mark = self._anchor_max_id = None
-            self._suspects.clear()  # the next anchor answers for them
+            self._suspects.clear()  # covered by the sweep of the next anchor
 
     @property
     def position(self) -> Position | None:
-        """Everything before it was handed over; None without a stream."""
+        """The position up to which everything was handed over; None without a stream."""
         mark = self._mark
         return None if mark is None else Position(mark.file, mark.offset)
 
@@ -94,43 +95,43 @@ class StreamProgress:
         if mark.idle or not mark.written_at:
             return 0.0
         read_at = time.time() - (time.monotonic() - mark.heard_at)
-        # The two clocks may disagree: an event from the future is no less than fresh.
+        # The two clocks may differ: an event from the future has age 0.
         return max(0.0, read_at - mark.written_at)
 
     @property
     def anchor_max_id(self) -> int | None:
-        """The highest id that the anchor's sweep answers for; None without a stream and until it is known."""
+        """The highest id that the sweep of the anchor covers; None without a stream and until it is known."""
         with self._lock:
             return self._anchor_max_id
 
     @property
     def delivered(self) -> IntervalSet:
-        """The ids that were handed over since the anchor: a copy."""
+        """A copy of the ids handed over since the anchor."""
         with self._lock:
             return self._delivered.copy()
 
     def suspect(self, ids: Iterable[int], position: Position) -> None:
-        """A sweep has found these pending, and the stream has not told of them yet.
+        """Adds rows that a sweep found pending and that the stream has not delivered yet.
 
-        They are judged by what was delivered when the stream first passes the position. Not later: once the sweep has handed
-        them on, the stream tells of them because we write to them ourselves.
+        It is decided by what was delivered when the stream first passes the position. Not later: once the sweep has handed them
+        on, our own writes make the stream deliver them.
 
         Args:
             ids: of rows that were visible before ``position`` was taken.
-            position: of the server, before anybody was told of the ids.
+            position: of the server, before the ids were handed on.
         """
         with self._lock:
             if self._mark is not None and self._anchor_max_id is not None:
-                self._suspects.append(_Suspects(tuple(islice(ids, _SUSPECTS_MOST)), position))
-                self._judge()
+                self._suspects.append(_Suspects(tuple(islice(ids, _SUSPECTS_LIMIT)), position))
+                self._decide_suspects()
 
     def take_missed(self) -> list[int]:
-        """The suspects that the stream has passed without a word since this was asked last."""
+        """The suspects that the stream has passed without delivering them, since the last call."""
         with self._lock:
             missed, self._missed = self._missed, []
             return missed
 
-    def _judge(self) -> None:
+    def _decide_suspects(self) -> None:
         reached = self.position
         assert reached is not None
         for group in [group for group in self._suspects if not reached < group.position]:

@@ -1,4 +1,4 @@
-"""What is on the disk when a call returns: files, and the directories that name them."""
+"""Syncs files and directories to the disk: both survive a power cut once a call returns."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Final, TypeAlias
 StrPath: TypeAlias = str | os.PathLike[str]
 
 SYNC_EACH: Final = 16
-"""Files or directories up to which each is synced by itself. Beyond, one syncfs: beside a busy writer that took 90 ms where an
-fsync took 0.6."""
+"""Up to this many files or directories are synced one by one. Beyond it, one syncfs: next to a busy writer syncfs took 90 ms, an
+fsync 0.6."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def sync_files(paths: Sequence[StrPath]) -> None:
-    """Their data; all in one file system."""
+    """Syncs the data of files, all in one file system."""
     if len(paths) > SYNC_EACH:
         _sync_file_system(os.path.dirname(paths[0]))
     else:
@@ -26,17 +26,17 @@ def sync_files(paths: Sequence[StrPath]) -> None:
 
 
 def sync_directories(directories: Iterable[StrPath]) -> None:
-    """The names in them; all in one file system."""
-    listed = list(directories)
-    if len(listed) > SYNC_EACH:
-        _sync_file_system(listed[0])
+    """Syncs the names in directories, all in one file system."""
+    paths = list(directories)
+    if len(paths) > SYNC_EACH:
+        _sync_file_system(paths[0])
     else:
-        for directory in listed:
+        for directory in paths:
             _with_descriptor(directory, os.O_DIRECTORY, os.fsync)
 
 
 def sync_file(path: StrPath) -> None:
-    """The data of one."""
+    """Syncs the data of one file."""
     _with_descriptor(path, os.O_NOFOLLOW, os.fsync)
 
 
@@ -50,9 +50,9 @@ def _syncfs(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def _with_descriptor(path: StrPath, flags: int, act: Callable[[int], None]) -> None:
+def _with_descriptor(path: StrPath, flags: int, action: Callable[[int], None]) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
-        act(descriptor)
+        action(descriptor)
     finally:
         os.close(descriptor)

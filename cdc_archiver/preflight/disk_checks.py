@@ -1,4 +1,4 @@
-"""Whether data_dir can take files."""
+"""Checks that files can be archived in data_dir."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from typing import Final
 
 from cdc_archiver.errors import DestinationUnavailable
 from cdc_archiver.model import Reason
-from cdc_archiver.preflight.findings import Finding, failure, guarded, ok, warning
+from cdc_archiver.preflight.findings import Finding, failure, ok, run_check, warning
 from cdc_archiver.settings import Settings
 from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive, Staged
 
-_NOT_KEPT: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
-"""File systems that do not outlive what they belong to."""
+_VOLATILE: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
+"""File systems that lose their content, and when."""
 
 
-def destination_findings(settings: Settings, *, known: bool = False) -> list[Finding]:
-    """Whether data_dir can take files.
+def destination_findings(settings: Settings, *, expect_marker: bool = False) -> list[Finding]:
+    """Checks that files can be archived in data_dir.
 
     Args:
-        known: whether the history has files there, so that a missing marker means a missing disk.
+        expect_marker: whether the history has files there, so that a missing marker means a missing disk.
     """
-    return guarded("data_dir", lambda: _destination(settings, known))
+    return run_check("data_dir", lambda: _destination(settings, expect_marker))
 
 
-def _destination(settings: Settings, known: bool) -> Iterator[Finding]:
+def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
     directory = settings.data_dir
     if directory is None or not directory.is_absolute():
-        yield failure("data_dir", f"data_dir {directory or ''} is no absolute path", "--data-dir /data/…")
+        yield failure("data_dir", f"data_dir {directory or ''} is not an absolute path", "--data-dir /data/…")
         return
     quoted = shlex.quote(str(directory))
     try:
@@ -47,49 +47,55 @@ def _destination(settings: Settings, known: bool) -> Iterator[Finding]:
         return
     except OSError as error:
         yield failure(
-            "data_dir", f"data_dir {directory}: {error.strerror}", f"namei -l {quoted}  # {_account()} has to get there"
+            "data_dir",
+            f"data_dir {directory}: {error.strerror}",
+            f"namei -l {quoted}  # shows which directory {_account()} cannot enter",
         )
         return
     if not stat.S_ISDIR(mode):
         yield failure("data_dir", f"data_dir {directory} is a file", "--data-dir DIRECTORY")
         return
     archive = Archive(directory, settings.modes, settings.min_free)
-    if known and not os.path.exists(directory / MARKER):
-        yield _marker(directory, known)  # nothing is written to what may be a bare mount point, not even to try it
+    if expect_marker and not os.path.exists(directory / MARKER):
+        yield _marker(directory, expect_marker)  # never write to a possible bare mount point, not even as a trial
         return
-    trouble = _try_to_archive(directory, settings)
-    if trouble is not None:
-        yield failure("data_dir", f"{directory} takes no files: {trouble.message}", _write_fix(directory, trouble))
+    obstacle = _try_to_archive(directory, settings)
+    if obstacle is not None:
+        yield failure(
+            "data_dir",
+            f"a trial file cannot be archived in {directory}: {obstacle.message}",
+            _write_fix(directory, obstacle),
+        )
     else:
-        yield ok("data_dir", f"{directory} takes files, links and syncs")
+        yield ok("data_dir", f"trial files can be archived in {directory}: write, link and sync work")
     yield _file_system(directory)
     free, least = archive.free_bytes(), settings.min_free
     if free < least:
         yield failure(
             "free space",
-            f"{_size(free)} free in {directory}, less than the {_size(least)} to keep free",
-            f"--min-free {max(free // 2**21, 0)}M  # or make room",
+            f"{_size(free)} free in {directory}, less than --min-free ({_size(least)})",
+            f"--min-free {max(free // 2**21, 0)}M  # or free space on that disk",
         )
     else:
         yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")
-    yield _marker(directory, known)
+    yield _marker(directory, expect_marker)
     if leftovers := _leftovers(directory / INCOMING):
         yield ok("staging", leftovers)
 
 
 def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailable | None:
-    """Places files in a directory of its own the way that an archived file is placed, by fsync and by syncfs."""
-    staging = directory / INCOMING  # where the next run clears away what a kill leaves behind
+    """Places trial files as archived files are placed, once with fsync and once with syncfs, in a directory of its own."""
+    staging = directory / INCOMING  # where the next run removes leftovers of a killed check
     place = staging if staging.is_dir() else directory
     try:
-        # Not a TemporaryDirectory: at the end of the process it would tidy up beside this thread, and trip over it.
+        # Not a TemporaryDirectory: at the end of the process its clean-up would collide with this thread.
         trial = Path(tempfile.mkdtemp(prefix=".check-", dir=place))
         try:
             files = [Staged(f"{trial}/staged-{n}", f"{trial}/placed/{n}", b"") for n in range(18)]
             for file in files:
                 Path(file.staged).write_bytes(b"")
             archive = Archive(trial, settings.modes, 0)
-            archive.prepare(known=False)
+            archive.prepare(expect_marker=False)
             for result in (*archive.place(files[:1]), *archive.place(files[1:])):
                 if isinstance(result, DestinationUnavailable):
                     return result
@@ -102,29 +108,29 @@ def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailab
     return None
 
 
-def _write_fix(directory: Path, trouble: DestinationUnavailable) -> str:
+def _write_fix(directory: Path, error: DestinationUnavailable) -> str:
     quoted = shlex.quote(str(directory))
-    if trouble.reason is Reason.NO_SPACE:
-        return f"du -xsh {quoted}/*  # and make room"
-    if getattr(trouble.__cause__, "filename2", None) is not None:  # os.link names two files
+    if error.reason is Reason.NO_SPACE:
+        return f"du -xsh {quoted}/*  # and free space"
+    if getattr(error.__cause__, "filename2", None) is not None:  # os.link names two files
         return "--data-dir DIRECTORY  # on a file system that has hard links: ext4, xfs, zfs, nfs"
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
-        return trouble.hint or f"dmesg | tail  # the disk of {directory} may be failing"
+        return error.hint or f"dmesg | tail  # the disk of {directory} may be failing"
     if os.statvfs(directory).f_flag & os.ST_RDONLY:
         mount = _mount_of(directory)
         if mount.read_only_disk:
             return f"mount -o remount,rw {shlex.quote(mount.point)}"
-        # A unit's ProtectSystem or a container's read-only root: no mount command of the machine's changes what we see.
-        return f"systemctl edit cdc-archiver  # [Service] ReadWritePaths={quoted}; or, in a container, a writable volume there"
+        # A unit's ProtectSystem or a container's read-only root: no mount command on the machine changes this process's view.
+        return f"systemctl edit cdc-archiver  # [Service] ReadWritePaths={quoted}; or, in a container, mount a writable volume there"
     return f"chown {_account()} {quoted}"
 
 
 def _file_system(directory: Path) -> Finding:
     mount = _mount_of(directory)
-    if mount.kind in _NOT_KEPT:
+    if mount.kind in _VOLATILE:
         return warning(
             "file system",
-            f"{directory} is on a {mount.kind} ({mount.point}): what is archived there does not outlive {_NOT_KEPT[mount.kind]}",
+            f"{directory} is on a {mount.kind} ({mount.point}): files archived there do not survive {_VOLATILE[mount.kind]}",
             f"mount {shlex.quote(str(directory))}  # or another --data-dir; with Docker: -v /data/pysmurf:{directory}",
         )
     return ok("file system", f"{mount.kind}, mounted at {mount.point}")
@@ -132,11 +138,12 @@ def _file_system(directory: Path) -> Finding:
 
 @dataclass(frozen=True)
 class _Mount:
-    """A mount, as proc(5) tells it in mountinfo.
+    """A line of mountinfo, see proc(5).
 
     Attributes:
-        kind: of file system.
-        read_only_disk: nobody can write to the file system, by whatever mount.
+        point: mount point.
+        kind: type of file system.
+        read_only_disk: the file system itself is read-only, whatever the mount.
     """
 
     point: str = "/"
@@ -150,24 +157,24 @@ def _mount_of(directory: Path) -> _Mount:
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")
         point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split()[4])
-        # Of mounts on one another the last one counts.
+        # Where mounts cover one another, the last one counts.
         if len(point) >= len(best.point) and (real == point or real.startswith(f"{point.rstrip('/')}/")):
             kind, _, options = after.split(" ", 2)
             best = _Mount(point, kind, "ro" in options.split(","))
     return best
 
 
-def _marker(directory: Path, known: bool) -> Finding:
+def _marker(directory: Path, expect_marker: bool) -> Finding:
     marker = directory / MARKER
     if marker.exists():
-        return ok("marker", f"{marker} says that the disk is mounted")
-    if known:
+        return ok("marker", f"{marker} shows that the disk is mounted")
+    if expect_marker:
         return failure(
             "marker",
-            f"{marker} is not there, and files were archived in {directory} before: the disk is not mounted",
-            f"mount {shlex.quote(str(directory))}  # or, if this really is a new archive: touch {shlex.quote(str(marker))}",
+            f"{marker} is missing, and files were archived in {directory} before: the disk is not mounted",
+            f"mount {shlex.quote(str(directory))}  # or, for a new archive: touch {shlex.quote(str(marker))}",
         )
-    return ok("marker", f"{marker} will be made at the first run")
+    return ok("marker", f"the first run will create {marker}")
 
 
 def _leftovers(staging: Path) -> str:
@@ -178,7 +185,7 @@ def _leftovers(staging: Path) -> str:
                 sizes.append(os.lstat(os.path.join(parent, name)).st_size)
     if not sizes:
         return ""
-    return f"{len(sizes)} files ({_size(sum(sizes))}) in {staging}: copies under way, or leftovers that the next run clears"
+    return f"{len(sizes)} files ({_size(sum(sizes))}) in {staging}: copies under way, or leftovers that the next run removes"
 
 
 def _account() -> str:

@@ -13,9 +13,8 @@ from files_table import TABLE
 from private_database import PASSWORD, PrivateDatabase, new_private_database
 from proxy import Proxy
 
-from cdc_archiver.database import connections as engine
-from cdc_archiver.database import server as servers
-from cdc_archiver.database.server import Obstacle, Position, ServerKind
+from cdc_archiver.database import connections, server_features
+from cdc_archiver.database.server_features import Obstacle, Position, ServerKind
 from cdc_archiver.errors import Misconfigured, StreamUnavailable
 from cdc_archiver.sandbox import DatabaseServer, open_database
 
@@ -36,12 +35,12 @@ def account(world: PrivateDatabase, *grants: str) -> Iterator[str]:
 
 def obstacles(world: PrivateDatabase, user: str = "") -> list[Obstacle]:
     with world.connection(user) as connection:
-        return servers.stream_obstacles(connection, servers.identify(connection), world.name, TABLE)
+        return server_features.stream_obstacles(connection, server_features.identify(connection), world.name, TABLE)
 
 
-def test_it_is_known_for_what_it_is(world: PrivateDatabase) -> None:
+def test_the_server_is_identified(world: PrivateDatabase) -> None:
     with world.connection() as connection:
-        server = servers.identify(connection)
+        server = server_features.identify(connection)
     assert server.kind == world.server.kind
     expected = {ServerKind.MARIADB: (10, 11), ServerKind.MYSQL: (9, 0)}[server.kind]
     assert server.version >= (*expected, 0)
@@ -51,12 +50,12 @@ def test_it_is_known_for_what_it_is(world: PrivateDatabase) -> None:
 
 def test_the_position_grows_with_what_is_written(world: PrivateDatabase) -> None:
     with world.connection() as connection:
-        server = servers.identify(connection)
-        before = servers.position(connection, server)
+        server = server_features.identify(connection)
+        before = server_features.position(connection, server)
         world.insert()
-        after = servers.position(connection, server)
+        after = server_features.position(connection, server)
         world.sql("FLUSH BINARY LOGS")
-        next_file = servers.position(connection, server)
+        next_file = server_features.position(connection, server)
     assert before < after < next_file
     assert str(before) == f"{before.file}:{before.offset}"
     assert before.file.startswith("binlog.0")
@@ -69,7 +68,7 @@ def test_positions_are_ordered_by_number_not_by_letters() -> None:
     assert Position("binlog.000001", 90) == Position("binlog.000001", 90)
 
 
-def test_nothing_stands_in_the_way_of_the_account_that_the_handbook_makes(world: PrivateDatabase) -> None:
+def test_the_account_of_the_docs_has_no_obstacle(world: PrivateDatabase) -> None:
     assert obstacles(world) == []
 
 
@@ -100,7 +99,7 @@ def test_a_missing_grant_is_named_with_the_statement_that_gives_it(
         assert obstacles(world, name) == [], "the statement fixes it"
 
 
-def test_an_admin_privilege_is_not_taken_for_the_right_to_read(mariadb: DatabaseServer) -> None:
+def test_an_admin_privilege_does_not_count_as_permission_to_read(mariadb: DatabaseServer) -> None:
     """MariaDB has names that begin alike."""
     with (
         new_private_database(mariadb) as world,
@@ -111,7 +110,7 @@ def test_an_admin_privilege_is_not_taken_for_the_right_to_read(mariadb: Database
         ]
 
 
-def test_where_roles_are_in_play_no_grant_is_called_missing(world: PrivateDatabase) -> None:
+def test_with_roles_no_grant_is_reported_as_missing(world: PrivateDatabase) -> None:
     role = f"role_{world.name}"
     world.sql(f"CREATE ROLE {role}")
     try:
@@ -123,9 +122,9 @@ def test_where_roles_are_in_play_no_grant_is_called_missing(world: PrivateDataba
 
 def test_without_the_grant_there_is_no_position(world: PrivateDatabase) -> None:
     with account(world) as name, world.connection(name) as connection:
-        server = servers.identify(connection)
+        server = server_features.identify(connection)
         with pytest.raises(StreamUnavailable) as caught:
-            servers.position(connection, server)
+            server_features.position(connection, server)
     assert caught.value.hint == f"GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO '{name}'@'%'"
 
 
@@ -160,20 +159,20 @@ def test_another_storage_engine_is_an_obstacle_until_the_table_is_changed(world:
 
 def test_the_key_is_found_where_it_is(world: PrivateDatabase) -> None:
     with world.connection() as connection:
-        key = servers.key_column(connection, world.name, TABLE)
+        key = server_features.key_column(connection, world.name, TABLE)
         assert (key.schema, key.table, key.name, key.ordinal, key.columns) == (world.name, TABLE, "id", 0, 16)
         world.sql(f"ALTER TABLE {TABLE} ADD COLUMN number INT FIRST, RENAME COLUMN id TO row_id")
-        key = servers.key_column(connection, world.name, TABLE)
+        key = server_features.key_column(connection, world.name, TABLE)
         assert (key.name, key.ordinal, key.columns) == ("row_id", 1, 17)
 
 
 @pytest.mark.parametrize(
     ("definition", "complaint"),
     [
-        ("", "not there"),
-        ("(id INT)", "primary key"),
-        ("(id VARCHAR(20) PRIMARY KEY)", "primary key"),
-        ("(id INT, site INT, PRIMARY KEY (id, site))", "primary key"),
+        ("", "does not exist, or this user may not see it"),
+        ("(id INT)", "not a single integer column"),
+        ("(id VARCHAR(20) PRIMARY KEY)", "not a single integer column"),
+        ("(id INT, site INT, PRIMARY KEY (id, site))", "not a single integer column"),
     ],
 )
 def test_a_table_without_one_integer_key_is_refused(world: PrivateDatabase, definition: str, complaint: str) -> None:
@@ -181,11 +180,11 @@ def test_a_table_without_one_integer_key_is_refused(world: PrivateDatabase, defi
     if definition:
         world.sql(f"CREATE TABLE {TABLE} {definition}")
     with world.connection() as connection, pytest.raises(Misconfigured, match=complaint):
-        servers.key_column(connection, world.name, TABLE)
+        server_features.key_column(connection, world.name, TABLE)
 
 
 @pytest.mark.parametrize("kind", ["mariadb", "mysql"])
-def test_start_options_that_keep_our_database_out_of_the_log(kind: str, tmp_path: Path) -> None:
+def test_start_options_that_exclude_our_database_from_the_log(kind: str, tmp_path: Path) -> None:
     server = open_database("mysql" if kind == "mysql" else "mariadb", tmp_path / kind)
     server.options = ("--binlog-do-db=elsewhere",)
     try:
@@ -205,11 +204,11 @@ def test_start_options_that_keep_our_database_out_of_the_log(kind: str, tmp_path
         server.kill()
 
 
-def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
+def test_an_idle_connection_on_a_silent_link_delays_its_next_user_only_briefly(
     mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a firewall does it that forgets idle connections: the next question on each would wait for a minute."""
-    monkeypatch.setattr(engine, "PING_TIMEOUT", 0.5)
+    monkeypatch.setattr(connections, "PING_TIMEOUT", 0.5)
     with new_private_database(mariadb) as world, Proxy(mariadb.port) as proxy:
         database = world.database(port=proxy.port)
         with database.connect() as first, database.connect() as second:
@@ -219,11 +218,11 @@ def test_an_idle_connection_whose_link_fell_silent_holds_nobody_up_for_long(
         began = time.monotonic()
         with database.connect() as first, database.connect() as second:
             assert first.scalar(sa.text("SELECT 1")) == second.scalar(sa.text("SELECT 1")) == 1
-        assert time.monotonic() - began < engine.ANSWER_TIMEOUT / 2
+        assert time.monotonic() - began < connections.ANSWER_TIMEOUT / 2
         database.close()
 
 
-def test_a_server_that_answers_slower_than_we_ask_whether_it_lives_is_one_that_answers(
+def test_a_server_that_answers_slower_than_the_ping_timeout_is_usable(
     mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New connections have just been answered: they are not asked, and so none is thrown away for being slow."""
@@ -231,14 +230,14 @@ def test_a_server_that_answers_slower_than_we_ask_whether_it_lives_is_one_that_a
         database = world.database(port=proxy.port)
         with database.connect() as connection:
             assert connection.scalar(sa.text("SELECT 1")) == 1
-        monkeypatch.setattr(engine, "PING_TIMEOUT", 0.1)
+        monkeypatch.setattr(connections, "PING_TIMEOUT", 0.1)
         proxy.delay = 0.15
         with database.connect() as connection:
             assert connection.scalar(sa.text("SELECT 1")) == 1
         database.close()
 
 
-def test_connections_for_which_no_tls_is_set_share_a_context_and_use_tls_all_the_same(world: PrivateDatabase) -> None:
+def test_connections_without_tls_settings_share_a_context_and_still_use_tls(world: PrivateDatabase) -> None:
     """PyMySQL would read the system's certificates for each of them."""
     database = world.database()
     with contextlib.closing(database.raw_connection()) as one, contextlib.closing(database.raw_connection()) as other:

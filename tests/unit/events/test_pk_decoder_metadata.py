@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pymysqlreplication.constants import FIELD_TYPE
 
-from cdc_archiver.database.server import KeyColumn
+from cdc_archiver.database.server_features import KeyColumn
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured
-from cdc_archiver.events.row_keys import KeyReader, Unreadable
+from cdc_archiver.events.pk_decoder import PrimaryKeyDecoder, UndecodableEvent
 
 INT, TEXT = FIELD_TYPE.LONG, FIELD_TYPE.VARCHAR
 
@@ -45,38 +45,38 @@ def event(table_id: int, types: list[int], *rows: list[Any], names: list[str] | 
     )
 
 
-def test_one_question_serves_all_events_of_one_definition() -> None:
+def test_one_look_up_serves_all_events_of_one_definition() -> None:
     catalogue = Catalogue(ordinal=0, columns=2)
-    keys = KeyReader(catalogue)
+    keys = PrimaryKeyDecoder(catalogue)
     assert keys.ids(event(7, [INT, TEXT], [1, "a"], [2, "b"])) == [1, 2]
     assert keys.ids(event(7, [INT, TEXT], [3, "c"])) == [3]
     assert catalogue.asked == 1
     keys.ids(event(8, [INT, TEXT], [4, "d"]))
     assert catalogue.asked == 2, "a new table id is a new definition"
-    assert keys.doubt() == ""
+    assert keys.take_doubt() == ""
 
 
-def test_full_metadata_needs_no_question() -> None:
+def test_full_metadata_needs_no_look_up() -> None:
     catalogue = Catalogue(ordinal=0, columns=2)
-    found = KeyReader(catalogue).ids(event(7, [TEXT, INT], ["a", 5], names=["path", "row_id"], key="row_id"))
+    found = PrimaryKeyDecoder(catalogue).ids(event(7, [TEXT, INT], ["a", 5], names=["path", "row_id"], key="row_id"))
     assert found == [5]
     assert catalogue.asked == 0
 
 
-def test_an_event_older_than_an_alter_is_taken_with_a_doubt_that_is_told_once() -> None:
+def test_an_event_older_than_an_alter_is_decoded_with_a_doubt_that_is_reported_once() -> None:
     """Two columns in the event, three in the table: whatever was in doubt, one sweep finds."""
-    keys = KeyReader(Catalogue(ordinal=0, columns=3))
+    keys = PrimaryKeyDecoder(Catalogue(ordinal=0, columns=3))
     assert keys.ids(event(7, [INT, TEXT], [1, "a"])) == [1]
-    assert "2 columns" in keys.doubt()
+    assert "2 columns" in keys.take_doubt()
     assert keys.ids(event(7, [INT, TEXT], [2, "b"])) == [2]
-    assert keys.doubt() == ""
+    assert keys.take_doubt() == ""
 
 
-def test_an_event_whose_key_was_elsewhere_then_is_unreadable_and_asks_no_more() -> None:
+def test_an_event_whose_key_was_in_another_column_is_unreadable_and_looked_up_once() -> None:
     catalogue = Catalogue(ordinal=1, columns=3)
-    keys = KeyReader(catalogue)
+    keys = PrimaryKeyDecoder(catalogue)
     for row in ([1, "a"], [2, "b"]):
-        with pytest.raises(Unreadable, match="altered"):
+        with pytest.raises(UndecodableEvent, match="altered"):
             keys.ids(event(7, [INT, TEXT], row))
     assert catalogue.asked == 1
 
@@ -84,17 +84,17 @@ def test_an_event_whose_key_was_elsewhere_then_is_unreadable_and_asks_no_more() 
 def test_a_table_that_is_gone_makes_its_last_events_unreadable() -> None:
     catalogue = Catalogue(ordinal=0, columns=2)
     catalogue.answer = Misconfigured("the table is not there")
-    keys = KeyReader(catalogue)
-    with pytest.raises(Unreadable, match="not there"):
+    keys = PrimaryKeyDecoder(catalogue)
+    with pytest.raises(UndecodableEvent, match="not there"):
         keys.ids(event(7, [INT, TEXT], [1, "a"]))
 
 
-def test_a_question_that_got_no_answer_is_asked_again() -> None:
+def test_a_look_up_without_an_answer_is_repeated() -> None:
     catalogue = Catalogue(ordinal=0, columns=2)
     answer = catalogue.answer
     catalogue.answer = DatabaseUnavailable("away")
-    keys = KeyReader(catalogue)
-    with pytest.raises(Unreadable, match="away"):
+    keys = PrimaryKeyDecoder(catalogue)
+    with pytest.raises(UndecodableEvent, match="away"):
         keys.ids(event(7, [INT, TEXT], [1, "a"]))
     catalogue.answer = answer
     assert keys.ids(event(7, [INT, TEXT], [2, "b"])) == [2]
@@ -102,8 +102,8 @@ def test_a_question_that_got_no_answer_is_asked_again() -> None:
 
 @pytest.mark.parametrize("value", [None, "text", 1.5, b"\x01"])
 def test_a_row_without_an_integer_for_its_key_is_unreadable(value: object) -> None:
-    with pytest.raises(Unreadable, match="primary key"):
-        KeyReader(Catalogue(ordinal=0, columns=1)).ids(event(7, [INT], [1], [value]))
+    with pytest.raises(UndecodableEvent, match="primary key"):
+        PrimaryKeyDecoder(Catalogue(ordinal=0, columns=1)).ids(event(7, [INT], [1], [value]))
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_a_row_without_an_integer_for_its_key_is_unreadable(value: object) -> No
     [(FIELD_TYPE.LONG, -1, 2**32 - 1), (FIELD_TYPE.INT24, -2, 2**24 - 2), (FIELD_TYPE.LONGLONG, -1, 2**64 - 1)],
 )
 def test_an_unsigned_key_gets_its_value_back(kind: int, shown: int, value: int) -> None:
-    assert KeyReader(Catalogue(ordinal=0, columns=1)).ids(event(7, [kind], [shown])) == [value]
+    assert PrimaryKeyDecoder(Catalogue(ordinal=0, columns=1)).ids(event(7, [kind], [shown])) == [value]
 
 
 def test_rows_that_do_not_end_where_their_event_does_are_unreadable() -> None:
     """The library goes on behind the end, into the checksum."""
     longer = event(7, [INT, TEXT], [1, "a"])
     longer.packet.read_bytes += 3
-    with pytest.raises(Unreadable, match="end"):
-        KeyReader(Catalogue(ordinal=0, columns=2)).ids(longer)
+    with pytest.raises(UndecodableEvent, match="end"):
+        PrimaryKeyDecoder(Catalogue(ordinal=0, columns=2)).ids(longer)

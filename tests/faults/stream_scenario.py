@@ -1,4 +1,4 @@
-"""What every test of a fault needs: a quick service, and what must be true of all files before, during and after the fault."""
+"""A fault of the stream: a fast service, and assertions on all files and reports before, during and after the fault."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from services import Service
 from waiting import PATIENCE, eventually, eventually_or_not
 
 from cdc_archiver.database.source_locks import LockTiming
-from cdc_archiver.events.binlog import BinlogStream, Pace
+from cdc_archiver.events.binlog import BinlogStream, StreamTiming
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.sandbox import DatabaseServer
 
-QUICK = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5)
+QUICK_TIMING = StreamTiming(
+    heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=0.5
+)
 """As the service's own, but faster: so that a test is soon over."""
-UNLOOKING = Pace(heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=600.0)
-"""As QUICK, but it does not look around in between: for what the stream itself must notice."""
-BRISK_LOCK = LockTiming(session_limit=9, check_interval=1.0, answer_limit=3.0, try_interval=0.2)
+TIMING_WITHOUT_CHECKS = StreamTiming(
+    heartbeat=1.0, first_retry=0.05, last_retry=0.5, first_ask=0.2, last_ask=0.5, settle=0.3, look=600.0
+)
+"""As QUICK_TIMING, but it does not look around in between: for what the stream itself must notice."""
+QUICK_LOCK_TIMING = LockTiming(session_limit=9, check_interval=1.0, answer_limit=3.0, try_interval=0.2)
 
 LINK_OR_LOCK: tuple[dict[str, int], ...] = ({"link": 1}, {})
-"""Reconnects after every connection broke: where the lock's loss is noticed first, the stream is closed for that and not counted."""
+"""Reconnects after every connection broke: where the loss of the lock is noticed first, the stream is closed for it and not
+counted."""
 
 FORGET_THE_LOG = {"mysql": "RESET BINARY LOGS AND GTIDS", "mariadb": "RESET MASTER"}
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the service shows of itself in all places where it can be asked.
+class ReportedState:
+    """The state of the service as reported by its pages and metrics.
 
     Attributes:
-        mode: the ones that the metric names; None for whichever.
+        mode: the modes that the metric names; None for any.
     """
 
     ready: int
@@ -47,8 +52,8 @@ class Shown:
 
 
 @dataclass
-class Story:
-    """One fault: what is registered before, while and after it is there.
+class StreamScenario:
+    """One fault, and the files registered before, during and after it.
 
     Attributes:
         files: by the id of the row.
@@ -60,25 +65,24 @@ class Story:
     _written: int = 0
 
     def new_files(self, count: int = 1) -> list[SourceFile]:
-        """Files that are not registered yet."""
+        """Creates files without registering them."""
         first, self._written = self._written, self._written + count
         return [self.stage.file(f"f{number:04}.npy") for number in range(first, self._written)]
 
     def register(self, count: int = 1) -> list[int]:
-        """Registers so many files in one INSERT; their ids."""
+        """Registers new files in one INSERT; returns their ids."""
         files = self.new_files(count)
         return self.remember(self.stage.register(*files), files)
 
     def remember(self, ids: list[int], files: list[SourceFile]) -> list[int]:
-        """These were registered some other way."""
+        """Adds files that were registered in another way."""
         self.files |= dict(zip(ids, files, strict=True))
         return ids
 
     def arrives_by_stream(self, count: int = 1) -> None:
-        """Registers files, and sees that it is the stream that tells of them, and that they are archived.
+        """Registers files, and asserts that the stream delivers them and that they are archived.
 
-        Once more where a new stream was opened meanwhile, as after a lock that died with its connection: those files were the
-        sweep's.
+        It repeats this where a new stream was opened meanwhile, as after a lost lock: the sweep found those files.
         """
         while True:
             stream, reconnects = self._stream(), self.reconnects()
@@ -88,16 +92,16 @@ class Story:
             def another_stream(before: object = stream, counted: object = reconnects) -> bool:
                 return self._stream() is not before or self.reconnects() != counted
 
-            eventually(lambda: self.told(ids) == set(ids) or another_stream(), f"the stream tells of {ids}")  # noqa: B023
-            if self.told(ids) == set(ids):
+            eventually(lambda: self.delivered(ids) == set(ids) or another_stream(), f"the stream delivers {ids}")  # noqa: B023
+            if self.delivered(ids) == set(ids):
                 return
 
-    def was_told(self, ids: list[int]) -> None:
-        """Sees that the stream tells of these rows."""
-        eventually(lambda: self.told(ids) == set(ids), f"the stream tells of {ids}")
+    def was_delivered(self, ids: list[int]) -> None:
+        """Asserts that the stream delivers these rows."""
+        eventually(lambda: self.delivered(ids) == set(ids), f"the stream delivers {ids}")
 
-    def told(self, ids: list[int]) -> set[int]:
-        """Which of these rows the stream has told of since it was opened."""
+    def delivered(self, ids: list[int]) -> set[int]:
+        """The rows among these that the stream has delivered since it was opened."""
         stream = self._stream()
         delivered = stream.delivered if stream else IntervalSet()
         return {id_ for id_ in ids if id_ in delivered}
@@ -107,38 +111,38 @@ class Story:
         return pipeline.stream if pipeline else None
 
     def streams(self) -> None:
-        """Waits until everything that can be asked says that the service streams."""
-        self._shows(Shown(200, "streaming", 200, "streaming", 1, "stream", True))
+        """Waits until all pages and metrics report that the service streams."""
+        self._wait_reported(ReportedState(200, "streaming", 200, "streaming", 1, "stream", True))
         assert self.service.get("/readyz")[1].count("\n") == 1
 
     def polls(self, why: str) -> None:
-        """Waits until everything that can be asked says that the service polls, and why."""
-        told = lambda: why in (self.service.status()["stream"]["why"] or "")
-        self._shows(Shown(200, "polling", 200, "polling", 0, "polling", False), why, told)
+        """Waits until all pages and metrics report that the service polls, and why."""
+        reason_in_status = lambda: why in (self.service.status()["stream"]["why"] or "")
+        self._wait_reported(ReportedState(200, "polling", 200, "polling", 0, "polling", False), why, reason_in_status)
 
     def has_no_database(self, why: str = "") -> None:
-        """Waits until everything that can be asked says that the service has no database, and why."""
-        self._shows(Shown(503, "no database", 200, "no database", 0, None, False), why)
+        """Waits until all pages and metrics report that the service has no database, and why."""
+        self._wait_reported(ReportedState(503, "no database", 200, "no database", 0, None, False), why)
 
-    def _shows(self, expected: Shown, why: str = "", besides: Callable[[], bool] = lambda: True) -> None:
+    def _wait_reported(self, expected: ReportedState, why: str = "", also: Callable[[], bool] = lambda: True) -> None:
         seen: list[object] = []
 
         def as_expected() -> bool:
-            shown, body = self._shown()
-            seen[:] = shown, body
-            # Without a database there may be a mode or none: whether the lock is known to be lost by then is another matter.
+            reported, body = self._reported()
+            seen[:] = reported, body
+            # Without a database there may be a mode or none, depending on whether the loss of the lock is known by then.
             if expected.mode is None:
-                shown = replace(shown, mode=None)
-            return shown == expected and why in body and besides()
+                reported = replace(reported, mode=None)
+            return reported == expected and why in body and also()
 
         assert eventually_or_not(as_expected, PATIENCE), f"expected {expected} and {why!r}, seen {seen}"
 
-    def _shown(self) -> tuple[Shown, str]:
+    def _reported(self) -> tuple[ReportedState, str]:
         ready, body = self.service.get("/readyz")
         healthy, health = self.service.get("/healthz")
         modes = [mode for mode in ("stream", "polling", "standby") if self.service.metric("mode", mode=mode)]
         stream = self.service.status()["stream"]
-        return Shown(
+        return ReportedState(
             ready,
             body.partition(":")[0].strip(),
             healthy,
@@ -149,7 +153,7 @@ class Story:
         ), body
 
     def reconnects(self) -> dict[str, int]:
-        """How often the stream ended, by reason."""
+        """Number of reconnects of the stream, by reason."""
         return {
             sample.labels["reason"]: int(sample.value)
             for family in text_string_to_metric_families(self.service.get("/metrics")[1])
@@ -158,10 +162,10 @@ class Story:
         }
 
     def ends_well(self, *, missed: int = 0) -> None:
-        """Sees that every file is archived, once, as it was, and that nobody was charged.
+        """Asserts that every file is archived once, unchanged, and that no attempt has failed.
 
-        Arguments:
-            missed: of how many rows the stream could not know.
+        Args:
+            missed: number of rows that the stream could not deliver.
         """
         rows = self.stage.wait_archived(*self.files)
         assert [row.attempts for row in rows] == [0] * len(self.files)
@@ -178,15 +182,15 @@ class Story:
 def connections_of(stage: PrivateSite, command: str = "") -> list[int]:
     """The service's connections, as the server lists them.
 
-    Arguments:
-        command: of these alone that do this now: ``Binlog Dump``.
+    Args:
+        command: only those that run this command: ``Binlog Dump``.
     """
     rows = stage.sql("SHOW PROCESSLIST")
     return [int(row[0]) for row in rows if row[1] == stage.user and (not command or row[4] == command)]
 
 
 def kill_connections(stage: PrivateSite, command: str = "") -> int:
-    """Kills these; how many."""
+    """Kills these; returns their number."""
     ids = connections_of(stage, command)
     for id_ in ids:
         try:
@@ -198,7 +202,7 @@ def kill_connections(stage: PrivateSite, command: str = "") -> int:
 
 
 def copy_site(stage: PrivateSite, server: DatabaseServer, password: str, history: str) -> None:
-    """Puts a copy of a site's database on another server, as a replica of the first would have it."""
+    """Copies a site's database to another server, as a replica would have it."""
     there = stage.database
     server.execute(f"DROP DATABASE IF EXISTS {there}")
     server.execute(f"CREATE DATABASE {there}")

@@ -1,4 +1,4 @@
-"""Settings, from all places that they are read from."""
+"""Settings from every place that they are read from: flags, environment, file."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ LITERALS: Final = (
     '"${HOME}"',
 )
 SECRETS: Final = (f'"{SECRET}"', f'["{SECRET}"]', f'{{ secret = "{SECRET}" }}')
-"""Of the password alone: what stands in another setting is no secret."""
+"""Values of the password only: the value of another setting is not a secret."""
 FIELDS: Final = tuple(Settings.model_fields)
 
 
 @dataclass
-class Site:
-    """What settings are read from.
+class Configuration:
+    """The inputs that settings are read from.
 
     Attributes:
         config: the TOML file's bytes; None for no file.
@@ -73,7 +73,7 @@ def _line(rng: random.Random, *keys: str) -> str:
     return f"{key} = {rng.choice(SECRETS if key == 'mysql_password' and rng.random() < 0.5 else LITERALS)}"
 
 
-def make_site(rng: random.Random) -> Site:
+def make_configuration(rng: random.Random) -> Configuration:
     config = None
     if rng.random() < 0.7:
         lines = [_line(rng, *FIELDS) for _ in range(rng.randrange(4))]
@@ -110,30 +110,32 @@ def make_site(rng: random.Random) -> Site:
         environment[f"CDC_ARCHIVER_{words().replace('=', '')}"] = words()
     if rng.random() < 0.5:
         environment["MYSQL_PASSWORD"] = SECRET
-    return Site(config, flags, environment)
+    return Configuration(config, flags, environment)
 
 
-class Desk:
-    """A directory for the configuration file."""
+class SettingsTarget:
+    """The settings, with a directory for the configuration file."""
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "site.toml"
 
-    def check(self, site: Site) -> None:
-        if site.config is not None:
-            self._file.write_bytes(site.config)
+    def check(self, configuration: Configuration) -> None:
+        if configuration.config is not None:
+            self._file.write_bytes(configuration.config)
         try:
-            settings = load(site.flags, self._file if site.config is not None else None, site.environment)
+            settings = load(
+                configuration.flags, self._file if configuration.config is not None else None, configuration.environment
+            )
             said = repr(settings) + str(settings) + repr(settings.sources)
             with contextlib.suppress(Misconfigured):
                 _ = settings.password
             _ = settings.modes, settings.targets
             for part in (settings, *settings.sources):
                 paths = [value for name in type(part).model_fields if isinstance(value := getattr(part, name), Path)]
-                assert not any("\0" in str(path) for path in paths), "no file can be called so"
+                assert not any("\0" in str(path) for path in paths), "no file can have this name"
         except Misconfigured as error:
             said = str(error)
             assert said
             assert len(said.splitlines()) == 1, "an error is one line"
-            assert "\x1b" not in said, "an error moves no cursor"
+            assert "\x1b" not in said, "an error contains no escape sequence"
         assert SECRET not in said, "a password is shown"

@@ -1,6 +1,6 @@
-"""``python crash_at.py STEP run …``: the service, which kills itself (SIGKILL) when it comes to a step for the first time.
+"""``python crashing_service.py STEP run …``: the service, which kills itself (SIGKILL) when it first reaches a step.
 
-The steps are those of a file's way, in their order. What follows a step has not happened: no clean-up, no goodbye.
+The steps are those of a file's copy, in order. Nothing after the step happens, not even a clean-up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Origin
 from cdc_archiver.service.supervisor import Supervisor
-from cdc_archiver.transfer import durable
+from cdc_archiver.transfer import disk_sync
 from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import Archive
 
@@ -34,7 +34,7 @@ def die() -> NoReturn:
 
 
 def before(owner: Any, name: str, when: Callable[..., object] = lambda *_, **__: True) -> None:
-    """Dies in place of a call."""
+    """Dies instead of a call."""
     original = getattr(owner, name)
 
     def call(*arguments: Any, **named: Any) -> Any:
@@ -46,7 +46,7 @@ def before(owner: Any, name: str, when: Callable[..., object] = lambda *_, **__:
 
 
 def after(owner: Any, name: str, when: Callable[[Any], object] = lambda result: True) -> None:
-    """Dies when a call has returned, before anybody sees what."""
+    """Dies when a call has returned, before the caller gets the result."""
     original = getattr(owner, name)
 
     def call(*arguments: Any, **named: Any) -> Any:
@@ -59,7 +59,7 @@ def after(owner: Any, name: str, when: Callable[[Any], object] = lambda result: 
 
 
 def in_mid_transfer() -> None:
-    """Dies when rsync has brought a part of a large file."""
+    """Dies when rsync has transferred a part of a large file."""
     original = RsyncRun._start
 
     def start(self: RsyncRun, *arguments: Any) -> Any:
@@ -78,12 +78,12 @@ def staged_bytes(directory: os.PathLike[str]) -> int:
         for name in names:
             try:
                 total += os.lstat(os.path.join(parent, name)).st_size
-            except FileNotFoundError:  # it was given its name just now
+            except FileNotFoundError:  # rsync has renamed it meanwhile
                 continue
     return total
 
 
-def somebody_changed(written: Any) -> bool:
+def any_row_changed(written: Any) -> bool:
     return bool(written.changed)
 
 
@@ -94,21 +94,21 @@ STEPS: Final[Mapping[str, Callable[[], None]]] = {
     "in-mid-transfer": in_mid_transfer,
     "transferred": lambda: before(Archive, "verify"),
     "hashed": lambda: after(Archive, "verify"),
-    "staging-synced": lambda: after(durable, "sync_files"),
+    "staging-synced": lambda: after(disk_sync, "sync_files"),
     "linked": lambda: after(Archive, "_link"),
-    "directories-synced": lambda: after(durable, "sync_directories"),
+    "directories-synced": lambda: after(disk_sync, "sync_directories"),
     "placed": lambda: before(Recorder, "put"),
-    "row-written": lambda: after(FilesTable, "mark_copied", somebody_changed),
+    "row-written": lambda: after(FilesTable, "mark_copied", any_row_changed),
     "history-written": lambda: after(History, "write"),
     "committed": lambda: after(Recorder, "_write"),
-    "charge-written": lambda: after(FilesTable, "charge", somebody_changed),
+    "charge-written": lambda: after(FilesTable, "count_failed_attempt", any_row_changed),
 }
-"""How to make the service die at each step."""
+"""Makes the service die at each step."""
 
 
 def main() -> None:
     step = sys.argv.pop(1)
-    # It places files of its own, for a trial.
+    # The preflight places trial files of its own.
     Supervisor._preflight = lambda self: None  # type: ignore[method-assign]
     STEPS[step]()
     cli.main()
