@@ -169,6 +169,17 @@ def stream_obstacles(connection: sa.Connection, server: ServerInfo, database: st
     return obstacles
 
 
+def format_was_set(connection: sa.Connection, server: ServerInfo) -> bool:
+    """Whether binlog_format was set since the server's start: sessions from before keep the format that they had.
+
+    False on MySQL, which shows this only to accounts with other privileges, and whose default is ROW.
+    """
+    if server.kind is not ServerKind.MARIADB:
+        return False
+    query = "SELECT GLOBAL_VALUE_ORIGIN FROM information_schema.SYSTEM_VARIABLES WHERE VARIABLE_NAME = 'BINLOG_FORMAT'"
+    return connection.exec_driver_sql(query).scalar() == "SQL"
+
+
 def key_column(connection: sa.Connection, database: str, table: str) -> KeyColumn:
     """The column of the table's primary key.
 
@@ -242,7 +253,7 @@ def _settings_obstacles(variables: dict[str, str]) -> list[Obstacle]:
         obstacles.append(
             Obstacle(
                 f"binlog_format is {log_format}: the log contains statements, and rows are needed;"
-                " open connections keep the old format after a change",
+                " open connections keep the old format after a change, so reconnect the writers",
                 "SET GLOBAL binlog_format = 'ROW'",
             )
         )

@@ -126,6 +126,11 @@ class Dispatcher:
         with self._changed:
             return self._scheduler.was_dropped(id_)
 
+    def is_awaited(self, id_: int) -> bool:
+        """Whether an event announced a change of this row that was not visible yet when the row was read."""
+        with self._changed:
+            return self._scheduler.is_awaited(id_)
+
     def forget_dropped(self) -> None:
         """A sweep has offered everything that was dropped."""
         with self._changed:

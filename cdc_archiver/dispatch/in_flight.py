@@ -17,8 +17,13 @@ _OWN_WRITE_SECONDS: Final = 60.0
 """How long the stream may take to report a write of this process."""
 _OWN_WRITES_LIMIT: Final = 20_000
 _WAITING_LIMIT: Final = 50_000
-_REREAD_DELAYS: Final = (0.005, 0.02, 0.1, 0.5)
-"""Seconds until the next read of a row that does not show yet what its event announced."""
+_REREAD_DELAYS: Final = tuple(min(0.005 * 2**reads, 5.0) for reads in range(21))
+"""Seconds until the next read of a row that does not show yet what its event announced: for a minute in all."""
+_QUICK_READS: Final = 8
+"""Reads of the first second. Most changes are visible after milliseconds; later come a replica's acknowledgement, which
+semi-synchronous replication waits for, and XA COMMIT."""
+_LATE_LIMIT: Final = 10_000
+"""Waiting ids above which no row is read again after the first second."""
 
 
 class InFlightState(StrEnum):
@@ -106,12 +111,12 @@ class InFlightTable:
         return iter(self._files)
 
     def file_status(self, id_: int, now: float) -> FileStatus | None:
-        """The status of an id, for an operator; None if it is not tracked.
+        """The status of an id, for an operator; None if it is not tracked, or its row shows no reason for that.
 
         The only method that needs no lock: a change meanwhile makes the answer a moment old, nothing worse.
         """
         file = self._files.get(id_)
-        if file is None:
+        if file is None or file.stale_reads:
             return None
         retry_in = max(0.0, file.due - now) if file.state is InFlightState.WAITING else None
         return FileStatus(file.state, file.origin, max(0.0, now - file.woken_at), retry_in)
@@ -121,7 +126,7 @@ class InFlightTable:
         return self._counts[state]
 
     def offer(self, id_: int, origin: Origin, now: float, *, fresh: bool) -> OfferResult:
-        """Tracks an id, unless it is tracked already."""
+        """Tracks an id, unless it is tracked already. A wait for a change that is visible now is over."""
         if origin is Origin.STREAM and self._is_own_write(id_, now):
             return OfferResult.OWN_WRITE
         file = self._files.get(id_)
@@ -129,15 +134,23 @@ class InFlightTable:
             self._files[id_] = TrackedFile(InFlightState.OFFERED, origin, now, fresh)
             self._counts[InFlightState.OFFERED] += 1
             return OfferResult.OFFERED
+        awaited = self.is_awaited(id_)
         if origin is Origin.STREAM:
             file.origin = origin  # what is read of it from now on may be older than what was announced
             file.stale_reads = 0
-            if file.state is InFlightState.WAITING:  # its row was changed, so the wait is over
-                self._move(file, InFlightState.OFFERED)
-                file.fresh = True
-                return OfferResult.OFFERED
-            file.touched = True
+        elif not awaited:
+            return OfferResult.DUPLICATE
+        if file.state is InFlightState.WAITING:  # its row was changed, so the wait is over
+            self._move(file, InFlightState.OFFERED)
+            file.fresh = True
+            return OfferResult.OFFERED
+        file.touched = True
         return OfferResult.DUPLICATE
+
+    def is_awaited(self, id_: int) -> bool:
+        """Whether it waits for its row to show what its event announced."""
+        file = self._files.get(id_)
+        return file is not None and file.state is InFlightState.WAITING and file.stale_reads > 0
 
     def reading(self, id_: int) -> None:
         """Its row is about to be read: a change from now on may be newer than what is read."""
@@ -174,14 +187,16 @@ class InFlightTable:
         heapq.heappush(self._waiting, (file.due, id_))
 
     def read_again(self, id_: int, now: float) -> bool:
-        """Its row is read once more in a moment, since a change becomes visible some milliseconds after its event.
+        """Its row is read once more after a while, since a change becomes visible some time after its event.
 
         Returns:
-            Whether it is read again; not after some reads: then it is left to the sweep.
+            Whether it is read again; not after a minute, nor after a second while very many ids wait: then it is left to
+            the sweep.
         """
         file = self._files[id_]
         file.stale_reads += 1
-        if file.stale_reads > len(_REREAD_DELAYS):
+        many = self._counts[InFlightState.WAITING] >= _LATE_LIMIT
+        if file.stale_reads > (_QUICK_READS if many else len(_REREAD_DELAYS)):
             return False
         self.retry(id_, now + _REREAD_DELAYS[file.stale_reads - 1])
         return True

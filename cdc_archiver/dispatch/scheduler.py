@@ -163,6 +163,10 @@ class Scheduler:
         """Whether an id was dropped for lack of room since the last :meth:`forget_dropped`."""
         return id_ in self._dropped
 
+    def is_awaited(self, id_: int) -> bool:
+        """Whether an event announced a change of this row that was not visible yet when the row was read."""
+        return self.in_flight.is_awaited(id_)
+
     def forget_dropped(self) -> None:
         """A sweep has offered everything that was dropped."""
         self._dropped = IntervalSet()
@@ -230,13 +234,13 @@ class Scheduler:
 
     def not_pending(self, id_: int, now: float, *, failed: bool = False) -> Decisions:
         """A row was read and says that it is archived or given up. If an event announced it, that may be how it was before:
-        a change becomes visible some milliseconds after its event, like a new row. Then it is read again.
+        a change becomes visible some time after its event, like a new row. Then it is read again.
 
         Args:
             failed: as in :meth:`dismiss`.
         """
         if self.in_flight[id_].origin is Origin.STREAM and self.in_flight.read_again(id_, now):
-            return NOTHING
+            return NOTHING if failed else (ForgetFailure(id_),)
         return self.dismiss(id_, failed=failed)
 
     # Records become outcomes.

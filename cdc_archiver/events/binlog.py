@@ -60,7 +60,7 @@ class StreamListener(Protocol):
         """The stream is open and does not contain what was written before: sweep now, and again a second later."""
 
     def on_gap(self, why: str) -> None:
-        """An event could not be read: sweep soon. The stream goes on."""
+        """An event could not be read, or has no rows but a statement: sweep soon. The stream goes on."""
 
     def on_lost(self, reason: str) -> None:
         """The stream ended, and a new one is being opened. ``on_anchor`` or ``on_unavailable`` follows.
@@ -283,6 +283,9 @@ class BinlogStream(StoppableThread):
             heartbeat=self._timing.heartbeat,
         )
         reader.open()
+        # A session keeps the binlog_format that it began with: one of ours from before a change would log its write-backs as
+        # statements, which are gaps.
+        self._database.close()
         self._anchored = True
         self._reported = ""
         self._progress.begin(start)

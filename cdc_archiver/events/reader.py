@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ logging.getLogger("pymysqlreplication").setLevel(logging.ERROR)
 
 _LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
 
-# No QueryEvent: on MySQL 9.7 it raises before the position has advanced. XidEvents of other tables advance the position.
+# No QueryEvent: on MySQL 9.7 it raises before the position has advanced; statements are seen by LoggedStatements. XidEvents of
+# other tables advance the position.
 _EVENTS: Final = (
     WriteRowsEvent,
     UpdateRowsEvent,
@@ -51,6 +53,13 @@ _MARKS: Final = (XidEvent, XAPrepareEvent, RotateEvent, HeartbeatLogEvent)
 # replication, another heartbeat; MariaDB's compressed statement. Any other unknown event may have contained rows: 40 is MySQL's
 # compressed transaction, 0xA6 and its neighbours are MariaDB's compressed rows, 26 reports that the log is incomplete.
 _WITHOUT_ROWS: Final = frozenset({0x1C, 0x22, 0x24, 0x25, 0x29, 0x2A, 0xA5})
+
+# Types of the events that contain a statement, QUERY and EXECUTE_LOAD_QUERY, and the size of what is before their status variables.
+_STATEMENT_HEADERS: Final = {2: 13, 18: 26}
+_EVENT_HEADER: Final = 20
+"""Bytes of a packet before the part of its type: one of the protocol, 19 of every event."""
+_STATEMENT_BYTES: Final = 4096
+"""Length up to which a statement is searched for the table's name: an INSERT may have megabytes."""
 
 _SILENT_HEARTBEATS: Final = 3.5
 """Heartbeat intervals of silence after which the link counts as dead."""
@@ -107,6 +116,45 @@ class UnreadableEvent:
 StreamItem: TypeAlias = ChangedRows | StreamMark | UnreadableEvent
 
 
+class LoggedStatements:
+    """Recognizes events with a statement that changes the table: the log has its text in place of rows. Pure.
+
+    A session logs statements although ``binlog_format`` is ROW if it has another value itself, like a session opened before the
+    variable was set.
+
+    Args:
+        schema: the database of the table.
+        table: its name.
+    """
+
+    def __init__(self, schema: str, table: str) -> None:
+        self._schema = schema.encode().lower()
+        in_schema, name = (re.escape(name.encode()) for name in (schema, table))
+        self._change = re.compile(
+            rb"(?>\s|/\*.*?\*/|--\s[^\n]*|\#[^\n]*)*+"
+            rb"(?:INSERT|REPLACE|UPDATE|LOAD|WITH|SET)\b.*?"
+            rb"(?:(?<![\w$])(" + in_schema + rb")`?\s*\.\s*`?)?(?<![\w$])" + name + rb"(?![\w$])",
+            re.IGNORECASE | re.DOTALL,
+        )
+
+    def writer(self, packet: bytes) -> int | None:
+        """The id of the connection that wrote such a statement; None for every other event.
+
+        Args:
+            packet: as the server sends it.
+        """
+        header = _STATEMENT_HEADERS.get(packet[5]) if len(packet) > _EVENT_HEADER + 13 else None
+        if header is None:
+            return None
+        connection, _, schema_bytes, _, variables = struct.unpack_from("<IIBHH", packet, _EVENT_HEADER)
+        begin = _EVENT_HEADER + header + variables
+        end = begin + schema_bytes
+        change = self._change.match(packet[end + 1 : end + _STATEMENT_BYTES])
+        if change is None or not (change[1] or packet[begin:end].lower() == self._schema):
+            return None
+        return int(connection)
+
+
 class BinlogReader:
     """The stream of one connection. It never reconnects.
 
@@ -139,6 +187,8 @@ class BinlogReader:
         self._connections = connections
         self._server = server
         self._keys = PrimaryKeyDecoder(look_up_key)
+        self._table = key.table
+        self._statements = LoggedStatements(key.schema, key.table)
         self._silence = heartbeat * _SILENT_HEARTBEATS
         self._unreadable = 0
         self._opened = False
@@ -183,6 +233,7 @@ class BinlogReader:
         if not isinstance(event, RotateEvent):
             raise StreamLost(f"the stream begins with {type(event).__name__}, not with its file's name", "decode")
         self._opened = True
+        self._watch_packets()
 
     def next(self) -> StreamItem:
         """Waits for the next item, on a healthy link for at most one or two heartbeats.
@@ -220,10 +271,28 @@ class BinlogReader:
         elif event.checksum_algorithm != self._checksum:
             raise StreamLost(f"the server {self._address} changed binlog_checksum", "decode")
 
+    def _watch_packets(self) -> None:
+        """Looks at each packet before the library does, which skips statements unseen, and would fail to decode them."""
+        connection = self._reader._stream_connection
+        read = connection._read_packet
+
+        def read_packet() -> Any:
+            packet = read()
+            writer = self._statements.writer(packet.get_all_data())
+            if writer is not None:
+                self.heard_at = time.monotonic()
+                raise UndecodableEvent(
+                    f"a session still logs statements: reconnect the writer, connection {writer} of the server;"
+                    f" the log has its statement on {self._table}, not the rows"
+                )
+            return packet
+
+        connection._read_packet = read_packet
+
     def _fetch(self) -> Any:
         try:
             event = self._reader.fetchone()
-        except (StreamLost, StreamUnavailable):
+        except (StreamLost, StreamUnavailable, UndecodableEvent):
             raise
         except (pymysql.MySQLError, OSError) as error:
             raise self._translate(error) from error

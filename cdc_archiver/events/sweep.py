@@ -48,6 +48,7 @@ class WakeupSink(Protocol):
     def room(self, source: str) -> int: ...
     def request_refill(self, source: str) -> None: ...
     def was_dropped(self, id_: int) -> bool: ...
+    def is_awaited(self, id_: int) -> bool: ...
     def forget_dropped(self) -> None: ...
 
 
@@ -268,6 +269,8 @@ class Sweeper(StoppableThread):
         """Why a sweep finds this row; empty where the progress of the stream will decide."""
         if self._sink.was_dropped(pending.id):
             return "overflow"
+        if self._sink.is_awaited(pending.id):
+            return "late_commit"
         if pending.attempts:
             return "retry"
         anchor = self._stream.anchor_max_id

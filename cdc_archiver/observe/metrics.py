@@ -41,7 +41,7 @@ class Metrics:
         self.stream_events = self._counter(
             "stream_events_total",
             "Rows in the stream, by outcome: offered, echo (of our own write), known (already in flight), dropped (the "
-            "queue was full; may have been offered before), unreadable (events that could not be read).",
+            "queue was full; may have been offered before), unreadable (events that could not be read, or are statements).",
             "outcome",
         )
         self.stream_reconnects = self._counter("stream_reconnects_total", "Streams that ended, by reason.", "reason")
@@ -122,7 +122,7 @@ class Metrics:
         )
 
         # A series that appears only with its first increment is invisible to rate() and to an alert.
-        for why in ("backlog", "retry", "requeued", "stream_missed", "overflow"):
+        for why in ("backlog", "retry", "requeued", "stream_missed", "overflow", "late_commit"):
             self.sweep_found.labels(why)
         for mode in ("stream", "polling", "standby"):
             self.mode.labels(mode).set(0)

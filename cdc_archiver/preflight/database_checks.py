@@ -14,7 +14,14 @@ from sqlalchemy.dialects import mysql
 from cdc_archiver.database import history, schema
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
-from cdc_archiver.database.server_features import ServerInfo, ServerKind, identify, position, stream_obstacles
+from cdc_archiver.database.server_features import (
+    ServerInfo,
+    ServerKind,
+    format_was_set,
+    identify,
+    position,
+    stream_obstacles,
+)
 from cdc_archiver.errors import ArchiverError, Misconfigured
 from cdc_archiver.preflight.findings import Finding, failure, finding_from_error, ok, run_check, warning
 from cdc_archiver.settings import Settings
@@ -166,9 +173,13 @@ class _Table:
             for obstacle in (obstacle for obstacle in obstacles if obstacle.fix != self._innodb_statement):
                 yield warning("stream", obstacle.what + (until_then if obstacle.fatal else ""), obstacle.fix)
             if not obstacles:
-                yield ok(
-                    "stream", f"new files are seen at once; the binary log is at {position(connection, self._server)}"
-                )
+                seen = f"new files are seen at once; the binary log is at {position(connection, self._server)}"
+                if format_was_set(connection, self._server):
+                    seen += (
+                        "; binlog_format was set since the server's start, and sessions from before log statements:"
+                        " reconnect the writers"
+                    )
+                yield ok("stream", seen)
 
     def side_table(self) -> Iterator[Finding]:
         """Checks the privileges on the side table without creating it."""

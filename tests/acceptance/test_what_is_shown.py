@@ -139,6 +139,7 @@ def test_metrics_are_those_of_the_contract(stage: PrivateSite) -> None:
         "requeued",
         "stream_missed",
         "overflow",
+        "late_commit",
     }
     assert {labels["side"] for labels, _ in found["rsync_info"]} == {"here", source}
     assert value("last_sweep_timestamp_seconds") > 1_500_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from files_table import TABLE
 from private_site import PrivateSite, SourceFile, insert
 from proxy import Proxy
 from stream_scenario import FORGET_THE_LOG, LINK_OR_LOCK, TIMING_WITHOUT_CHECKS, StreamScenario, connections_of
+from structlog.testing import capture_logs
 from waiting import eventually
 
 from cdc_archiver.events import binlog
@@ -198,20 +200,36 @@ def test_rows_that_are_compressed_in_mid_stream(stage: PrivateSite, without_chec
         assert story.reconnects() == {}
 
 
-def test_rows_that_a_session_logs_as_statements(stage: PrivateSite) -> None:
-    with stage.service(sweep_interval=1) as service:
-        service.wait_settled()
+def test_rows_of_a_session_that_still_logs_statements(stage: PrivateSite) -> None:
+    with contextlib.ExitStack() as stack:
+        # Given a server that logs statements, a writer, and a service that polls and has written a row,
+        stage.sql("SET GLOBAL binlog_format = 'MIXED'")
+        stack.callback(stage.sql, "SET GLOBAL binlog_format = 'ROW'")
+        writer = stack.enter_context(contextlib.closing(stage.connect()))
+        lines = stack.enter_context(capture_logs())
+        service = stack.enter_context(stage.service(until="polling", sweep_interval=3600, poll_interval=0.5))
         story = StreamScenario(stage, service)
-        story.arrives_by_stream()
-        # Given rows of which the log has nothing but the INSERT's text,
-        files = story.new_files(2)
-        story.remember(register_after(stage, "SET SESSION binlog_format = STATEMENT", files), files)
-        # then the sweep finds them,
-        story.arrives_by_stream()
+        stage.wait_archived(*story.register())
+        # when the server's format is set to what the service needs,
+        stage.sql("SET GLOBAL binlog_format = 'ROW'")
         story.streams()
-        # and they are counted for what they are: rows that the stream did not tell of.
-        eventually(lambda: service.metric("sweep_found_total", why="stream_missed") == 2, "two rows are missed")
-        story.ends_well(missed=2)
+        service.wait_settled()
+        # then the service's own connections log rows,
+        story.arrives_by_stream()
+        assert service.metric("stream_events_total", outcome="unreadable") == 0
+        # and what the writer goes on to log as a statement is swept for at once,
+        files = story.new_files(2)
+        with writer.cursor() as cursor:
+            first = insert(cursor, [stage.values(file) for file in files])
+        stage.wait_archived(*story.remember([first, first + 1], files))
+        # with the words that help, and without the alarm of a row that the stream has lost.
+        said = [line["detail"] for line in lines if line["event"] == "stream_gap"]
+        assert said
+        assert f"reconnect the writer, connection {writer.thread_id()} of the server" in said[0]
+        story.streams()
+        story.arrives_by_stream()
+        story.ends_well()
+        assert service.metric("stream_events_total", outcome="unreadable") == 1
         assert story.reconnects() == {}
 
 
@@ -232,23 +250,65 @@ def prepared(stage: PrivateSite, files: list[SourceFile]) -> Iterator[tuple[Any,
 
 
 def test_rows_that_become_visible_long_after_their_event(stage: PrivateSite) -> None:
-    with stage.service(sweep_interval=1) as service:
+    with stage.service(sweep_interval=3600) as service:
         service.wait_settled()
         story = StreamScenario(stage, service)
         story.arrives_by_stream()
+        swept = service.metric("sweep_duration_seconds_count")
         # Given rows of a transaction that is prepared, of which the log tells, and whose commit takes its time,
         files = story.new_files(2)
         with prepared(stage, files) as (cursor, first, name):
+            began = time.monotonic()
             story.was_delivered([first, first + 1])
-            # until nobody looks for them any more,
             story.arrives_by_stream()
             eventually(lambda: service.metric("queue_depth") == service.metric("in_flight") == 0, "nothing is in hand")
+            eventually(lambda: time.monotonic() > began + 2.0, "a commit that is on its way would have come")
             assert stage.count("copied = 0") == 0
             cursor.execute(f"XA COMMIT {name}")
-        # then they are archived all the same, and the stream has missed nothing.
-        story.remember([first, first + 1], files)
+            committed = time.monotonic()
+        # then they are archived soon after it, without a sweep,
+        stage.wait_archived(*story.remember([first, first + 1], files))
+        assert time.monotonic() - committed < (committed - began) + 3.0
+        assert service.metric("sweep_duration_seconds_count") == swept
+        # and the stream goes on, and has missed nothing.
         story.arrives_by_stream()
         story.ends_well()
+        assert story.reconnects() == {}
+
+
+SEMI_SYNC = {"mysql": "rpl_semi_sync_source", "mariadb": "rpl_semi_sync_master"}
+
+
+@contextlib.contextmanager
+def semi_synchronous(stage: PrivateSite, milliseconds: int) -> Iterator[None]:
+    """The next commit is in the log, and visible so much later: it waits for a replica to acknowledge it, and there is none."""
+    name = SEMI_SYNC[stage.server.kind]
+    if stage.server.kind == "mysql":
+        stage.sql(f"INSTALL PLUGIN {name} SONAME 'semisync_source.so'")
+    stage.sql(f"SET GLOBAL {name}_wait_point = 'AFTER_SYNC', GLOBAL {name}_timeout = {milliseconds}")
+    stage.sql(f"SET GLOBAL {name}_enabled = ON")
+    try:
+        yield
+    finally:
+        stage.sql(f"SET GLOBAL {name}_enabled = OFF")
+        if stage.server.kind == "mysql":
+            stage.sql(f"UNINSTALL PLUGIN {name}")
+
+
+def test_rows_whose_commit_waits_for_a_replica(stage: PrivateSite) -> None:
+    with stage.service(sweep_interval=3600) as service:
+        service.wait_settled()
+        story = StreamScenario(stage, service)
+        story.arrives_by_stream()
+        swept = service.metric("sweep_duration_seconds_count")
+        # Given a server that shows a row only after it has waited for a replica,
+        with semi_synchronous(stage, 1000):
+            story.register(2)
+        # then the files are archived without a sweep, although their event came before.
+        story.arrives_by_stream()
+        story.ends_well()
+        assert service.metric("event_to_archived_seconds_sum") > 1.0, "the commit did not wait"
+        assert service.metric("sweep_duration_seconds_count") == swept
         assert story.reconnects() == {}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pymysql
 import pytest
-from files_table import TABLE
+from files_table import CREATE_TABLE, TABLE
 from private_database import PrivateDatabase
 from stream_under_test import streaming
 from waiting import eventually
@@ -90,6 +90,40 @@ def test_a_row_that_is_replaced_or_updated_wakes_us_again(world: PrivateDatabase
             world.sql(statement)
             eventually(lambda before=heard_before: len(running.heard.ids) > before, statement)  # type: ignore[misc]
         assert set(running.heard.ids) == {row}
+
+
+def test_a_statement_on_the_table_makes_a_gap_and_no_other_statement_does(
+    world: PrivateDatabase, tmp_path: Path
+) -> None:
+    """A session logs statements where its binlog_format is another one than the server's. MySQL 9's cannot be decoded."""
+    log_statements, elsewhere = "SET SESSION binlog_format = STATEMENT", f"{world.name}_elsewhere"
+    insert = f"INSERT INTO {TABLE} (path, md5sum) VALUES ('/a', 0x01)"
+    lines = tmp_path / "rows.csv"
+    lines.write_text("/c,0123456789abcdef\n")
+    with streaming(world) as running:
+        # Given DDL, statements on other tables and in other databases, then there is no gap.
+        world.sql(log_statements, "CREATE TABLE other (id INT)", "INSERT INTO other VALUES (1)", "DROP TABLE other")
+        world.sql(f"CREATE DATABASE {elsewhere}")
+        world.sql(log_statements, f"USE {elsewhere}", CREATE_TABLE, insert, f"DROP DATABASE {elsewhere}")
+        running.heard.await_ids(world.insert("/b"))
+        assert running.heard.all("gap") == []
+        # Given statements on the table, then each is a gap, and the stream goes on.
+        world.sql(log_statements, insert)
+        world.sql(log_statements, "USE mysql", insert.replace(TABLE, f"`{world.name}`.{TABLE}"))
+        world.sql("SET GLOBAL local_infile = ON")
+        with (
+            contextlib.closing(world.server.connect(database=world.name, local_infile=True)) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(log_statements)
+            cursor.execute(
+                f"LOAD DATA LOCAL INFILE '{lines}' INTO TABLE {TABLE} FIELDS TERMINATED BY ',' (path, md5sum)"
+            )
+        running.heard.await_ids(world.insert("/d"))
+        gaps = running.heard.all("gap")
+        assert len(gaps) == 3
+        assert all("a session still logs statements: reconnect the writer" in gap for gap in gaps)
+        assert running.heard.all("lost") == []
 
 
 def test_the_key_is_found_in_a_minimal_row_image(world: PrivateDatabase) -> None:

@@ -34,6 +34,7 @@ class FakeSink:
         self.offered: list[tuple[int, bool]] = []
         self.known: set[int] = set()
         self.dropped: set[int] = set()
+        self.awaited: set[int] = set()
         self.starved = False
 
     def offer(self, ids: Iterable[int], origin: Origin, *, fresh: bool) -> set[int]:
@@ -51,6 +52,9 @@ class FakeSink:
 
     def was_dropped(self, id_: int) -> bool:
         return id_ in self.dropped
+
+    def is_awaited(self, id_: int) -> bool:
+        return id_ in self.awaited
 
     def forget_dropped(self) -> None:
         self.dropped.clear()
@@ -93,7 +97,7 @@ class Stage:
         self.sweeper = Sweeper(loaded, self.database, files_table(), self.sink, self.stream, self.metrics)
 
     def found(self) -> dict[str, float]:
-        reasons = ("backlog", "retry", "requeued", "stream_missed", "overflow")
+        reasons = ("backlog", "retry", "requeued", "stream_missed", "overflow", "late_commit")
         return {why: n for why in reasons if (n := self.metrics.total("sweep_found_total", why=why))}
 
     def close(self) -> None:
@@ -153,25 +157,26 @@ def test_rows_added_since_the_last_sweep_go_before_the_backlog(world: PrivateDat
 
 
 def test_it_counts_why_a_sweep_found_a_row(world: PrivateDatabase, make: Any) -> None:
-    # Given a stream anchored after the first row, that has delivered the second and third of four
+    # Given a stream anchored after the first row, that has delivered the others but the last, one before it was visible
     stream = FakeStream()
-    before, delivered, dropped, unheard = register(world, {}, {}, {}, {})
+    before, delivered, dropped, late, unheard = register(world, {}, {}, {}, {}, {})
     stream.anchor_max_id = before
-    stream.delivered.add(delivered)
-    stream.delivered.add(dropped)
+    for id_ in (delivered, dropped, late):
+        stream.delivered.add(id_)
     stage = make(stream)
     stage.sink.dropped.add(dropped)
+    stage.sink.awaited.add(late)
     # When a sweep finds all of them
     stage.sweeper.sweep()
-    # Then the fourth is a suspect, and no miss as long as the stream may still tell of it,
-    assert stage.found() == {"backlog": 1, "requeued": 1, "overflow": 1}
-    assert len(stage.sink.offered) == 4
+    # Then the last is a suspect, and no miss as long as the stream may still tell of it,
+    assert stage.found() == {"backlog": 1, "requeued": 1, "overflow": 1, "late_commit": 1}
+    assert len(stage.sink.offered) == 5
     assert stream.suspects == [unheard]
     # and is one when the stream has passed it without delivering it: once.
     stream.missed = [unheard]
     stage.sweeper.sweep()
     stage.sweeper.sweep()
-    assert stage.found() == {"backlog": 1, "requeued": 1, "overflow": 1, "stream_missed": 1}
+    assert stage.found() == {"backlog": 1, "requeued": 1, "overflow": 1, "late_commit": 1, "stream_missed": 1}
     assert stream.suspects == [unheard]
 
 

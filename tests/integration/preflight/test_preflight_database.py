@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from files_table import TABLE
 from findings import not_ok, settings, the_only
+from healthy_site import healthy_database
 from private_database import PASSWORD, PrivateDatabase
 from pymysqlreplication import binlogstream
 
@@ -16,6 +17,7 @@ from cdc_archiver.database import schema
 from cdc_archiver.database.connections import Database
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.preflight import CheckStatus, Finding, database_findings
+from cdc_archiver.sandbox import MariaDb
 
 
 def check(world: PrivateDatabase, **flags: Any) -> list[Finding]:
@@ -129,6 +131,18 @@ def test_the_statement_in_the_fix_fixes_the_fault(site: PrivateDatabase, name: s
         if name == "key-missing":
             site.sql(schema.index_statement(TABLE))
         assert not_ok(check(site)) == []
+
+
+def test_sessions_that_may_still_log_statements_are_mentioned(mariadb: MariaDb) -> None:
+    """MySQL does not show to an account with few privileges that a variable was set."""
+    with healthy_database(mariadb) as site:
+        site.sql("SET GLOBAL binlog_format = 'MIXED'", "SET GLOBAL binlog_format = 'ROW'")
+
+        findings = check(site)
+
+    assert not_ok(findings) == []
+    (found,) = (finding for finding in findings if finding.subject == "stream")
+    assert "reconnect the writers" in found.text
 
 
 def test_compression_prevents_the_stream(site: PrivateDatabase) -> None:

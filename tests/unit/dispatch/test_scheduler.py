@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from records import record
 
+from cdc_archiver.dispatch import in_flight
 from cdc_archiver.dispatch import scheduler as module
 from cdc_archiver.dispatch.decisions import (
     NOTHING,
@@ -544,30 +546,80 @@ def test_while_the_database_cannot_be_written_to_nothing_more_is_handed_out() ->
     assert script.ids() == [1]
 
 
-def reads(script: Script, id_: int, event: Any, step: float) -> Sequence[float]:
-    """When the row of an id is read, if each read leads to this event."""
+def reads(script: Script, id_: int, event: Any) -> Sequence[float]:
+    """When the row of an id is read, if each read leads to this event, until it is tracked no longer."""
     times = []
-    for _ in range(100):
-        if script.take_ids() == [id_]:
-            times.append(script.now)
-            event(id_, script.now)
-        script.now += step
+    while id_ in script.scheduler.in_flight:
+        assert script.take_ids() == [id_]
+        times.append(script.now)
+        event(id_, script.now)
+        script.now = script.scheduler.in_flight.next_due() or script.now
     return times
 
 
-def test_a_row_that_stays_invisible_is_left_to_the_sweep() -> None:
+def test_a_row_that_stays_invisible_is_looked_for_for_a_minute_and_ends_quietly() -> None:
     script = Script()
     script.offer([1])
-    times = reads(script, 1, script.scheduler.not_visible, 0.1)
-    assert 2 < len(times) < 10
-    assert times[-1] - times[0] < 2.0
-    assert 1 not in script.scheduler.in_flight
+    times = reads(script, 1, script.scheduler.not_visible)
+    waits = [after - before for before, after in itertools.pairwise(times)]
+    assert waits[:4] == pytest.approx([0.005, 0.01, 0.02, 0.04])
+    assert all(after == pytest.approx(min(2 * before, 5.0)) for before, after in itertools.pairwise(waits))
+    assert 55.0 < times[-1] < 65.0
+    assert (script.scheduler.idle, script.ids()) == (True, [])
+
+
+def test_a_row_that_becomes_visible_after_seconds_is_archived_with_the_time_since_its_event() -> None:
+    script = Script()
+    script.offer([1])
+    while script.now < 3.0:
+        script.take_ids()
+        script.scheduler.not_visible(1, script.now)
+        script.now = script.scheduler.in_flight.next_due() or 0.0
+    assert script.scheduler.idle, "while it waits, nothing is in hand"
+    assert script.now < 6.0
+    script.enqueue(script.take_ids())
+    (taken,) = script.taken()
+    archived = Archived(taken, "/data/x", 1)
+    script.judge(archived)
+    assert script.settle(archived) == (CountOutcome("srv", archived, script.now), Signal.WAKE)
+
+
+def test_an_awaited_row_that_a_sweep_finds_is_read_at_once() -> None:
+    script = Script()
+    script.offer([1])
+    assert not script.scheduler.is_awaited(1), "it was not read yet"
+    script.take_ids()
+    script.scheduler.not_visible(1, script.now)
+    assert script.scheduler.is_awaited(1)
+    assert script.offer([1], SWEEP) == ({1}, WAKE)
+    assert not script.scheduler.is_awaited(1)
+    # A file that waits for its next attempt is none of these: a sweep does not end its wait.
+    script.enqueue(script.take_ids())
+    (taken,) = script.taken()
+    script.judge(Deferred(taken, Reason.UNDECIDED, "…"))
+    assert not script.scheduler.is_awaited(1)
+    assert script.offer([1], SWEEP) == (set(), NOTHING)
+
+
+def test_no_more_rows_are_looked_for_after_a_second_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "_LATE_LIMIT", 2)
+    script = Script()
+    script.offer([1, 2, 3])
+    seen: dict[int, float] = {}
+    while script.scheduler.in_flight.next_due() is not None or not seen:
+        for id_ in script.take_ids():
+            seen[id_] = script.now
+            script.scheduler.not_visible(id_, script.now)
+        script.now = script.scheduler.in_flight.next_due() or 0.0
+    assert sorted(seen) == [1, 2, 3]
+    assert 1.0 < min(seen.values()) < 2.0
+    assert sorted(seen.values())[1] > 55.0
 
 
 def test_a_row_that_was_visible_may_be_invisible_as_often_again() -> None:
     script = Script()
     script.offer([1], SWEEP)
-    for step in (0.005, 0.02, 0.1, 0.5):
+    for step in (0.005, 0.01, 0.02, 0.04):
         assert script.take_ids() == [1]
         script.scheduler.not_visible(1, script.now)
         script.now += step
@@ -577,15 +629,16 @@ def test_a_row_that_was_visible_may_be_invisible_as_often_again() -> None:
     script.judge(failed)
     script.settle(failed)
     script.now += 10.0
-    assert len(reads(script, 1, script.scheduler.not_visible, 0.1)) == 5
+    times = reads(script, 1, script.scheduler.not_visible)
+    assert times[-1] - times[0] > 55.0
 
 
 def test_a_row_that_seems_to_be_done_when_its_event_came_is_read_again() -> None:
     """What is read a moment after an event may be how the row was before."""
     script = Script()
     script.offer([1])
-    assert len(reads(script, 1, script.scheduler.not_pending, 0.01)) == 5
-    assert 1 not in script.scheduler.in_flight
+    times = reads(script, 1, script.scheduler.not_pending)
+    assert times[-1] - times[0] > 55.0
     # What a sweep found, and was done by then, is done.
     script.offer([2], SWEEP)
     assert script.take_ids() == [2]
@@ -595,9 +648,11 @@ def test_a_row_that_seems_to_be_done_when_its_event_came_is_read_again() -> None
     script.offer([3], SWEEP)
     script.offer([3])
     assert script.take_ids() == [3]
-    assert script.scheduler.not_pending(3, script.now) == NOTHING
+    assert script.scheduler.not_pending(3, script.now) == (ForgetFailure(3),)
+    assert 3 in script.scheduler.in_flight
     script.now += 0.01
     assert script.take_ids() == [3]
+    assert script.scheduler.not_pending(3, script.now, failed=True) == NOTHING
 
 
 def test_a_row_that_was_given_up_after_failed_attempts_stays_among_those_that_fail() -> None:

@@ -174,6 +174,9 @@ class Driver:
     def was_dropped(self, id_: int) -> bool:
         return self.scheduler.was_dropped(id_)
 
+    def is_awaited(self, id_: int) -> bool:
+        return self.scheduler.is_awaited(id_)
+
     def forget_dropped(self) -> None:
         self.scheduler.forget_dropped()
 
