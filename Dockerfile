@@ -1,27 +1,27 @@
-# cdc_archiver as a container: `make image` builds it, `make image-test` builds it, runs it and archives files with it.
+# cdc_archiver as a container: `make image` builds it; `make image-test` builds it, runs it and archives files with it.
 #
 # BASE is a Debian (trixie or later, for rsync 3.4) with Python 3.11 or later as python3.
 ARG BASE=python:3.12-slim-trixie
 
 FROM ${BASE} AS build
-# Exactly the versions that were tested together, for what builds the wheel as well (pip calls that differently since 25.3).
+# The versions that were tested together, also for the build of the wheel (a separate setting of pip since 25.3).
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_CONSTRAINT=/build/constraints.txt PIP_BUILD_CONSTRAINT=/build/constraints.txt
 WORKDIR /build
 COPY . .
 RUN ["python3", "-m", "venv", "/opt/cdc_archiver"]
-# pip has nothing to do in a service.
+# A service does not need pip.
 RUN /opt/cdc_archiver/bin/python -m pip install --quiet . \
  && /opt/cdc_archiver/bin/python -m pip uninstall --quiet --yes pip
 
 FROM ${BASE} AS runtime
-# tini reaps what a killed rsync leaves behind. libnss_wrapper lends an account to a uid that has none (`user:` in a compose
-# file), since OpenSSH refuses to work without one.
+# tini reaps the children of a killed rsync. libnss_wrapper provides an account for a uid without one (`user:` in a compose
+# file): OpenSSH refuses to work without an account.
 RUN export DEBIAN_FRONTEND=noninteractive \
  && apt-get -qq update \
  && apt-get -qq install --yes --no-install-recommends libnss-wrapper openssh-client rsync tini \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
-# The observatory's user, by name and number; any other uid will do.
+# The observatory's user, by name and number; any other uid works, too.
 RUN groupadd --gid 9000 ocs \
  && useradd --uid 9000 --gid 9000 --create-home --home-dir /home/ocs --shell /bin/sh ocs \
  && install --directory --owner 9000 --group 9000 --mode 755 /data /config \
@@ -55,7 +55,7 @@ LABEL org.opencontainers.image.title="cdc_archiver" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# For the demo of deploy/compose.yaml alone: a readout server with sshd, and an instrument that writes and registers files.
+# Only for the demo of deploy/compose.yaml: a readout server with sshd, and an instrument that writes and registers files.
 FROM runtime AS demo
 USER 0:0
 RUN apt-get -qq update \
@@ -68,5 +68,5 @@ HEALTHCHECK NONE
 ENTRYPOINT ["tini", "--"]
 CMD ["/opt/demo/readout.sh"]
 
-# The last stage is what a build without --target makes.
+# The last stage is the one that a build without --target makes.
 FROM runtime

@@ -1,1 +1,1 @@
-"""Benchmarks: the service beside its opponents, in one run, on the sandbox's real servers."""
+"""Benchmarks: the service and its baselines, measured in one run on the sandbox's real servers."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures, prints tables, writes JSON, draws. `make bench` calls it."""
+"""`python -m benchmarks`: measures, prints tables, writes JSON and plots. `make bench` calls it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from rich.console import Console
 
 from benchmarks import plots
 from benchmarks.cases import CASES, Case
-from benchmarks.ground import Ground
-from benchmarks.report import describe, file_system, tell_aims, tell_case, write_json
+from benchmarks.report import describe, file_system, print_aims, print_case, write_json
 from benchmarks.runner import INTERRUPTED, Result, run
 from benchmarks.scale import FULL, GB, SHORT, SMOKE, Scale
+from benchmarks.testbed import Testbed
 from cdc_archiver.sandbox import Sandbox, SandboxError
 
 _SCALES = {scale.name: scale for scale in (SMOKE, SHORT, FULL)}
 _WIDTH = 150
-"""Of tables in a pipe, where there is nothing to fit into."""
+"""Of tables in a pipe, which has no width of its own."""
 _SERVER_OPTIONS = ("--innodb-buffer-pool-size=512M",)
-"""A site's server has some memory; the sandbox's own default is a test's."""
+"""A site's server has more memory than the sandbox's default, which is for tests."""
 _INTERRUPTED_STATUS = 130
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        Its exit status: 0 when all was measured, whatever came out; 1 when a case failed; 2 wrong usage, or no room; 130
+        Its exit status: 0 all was measured, aims met or not; 1 a case failed; 2 wrong usage, or too little space; 130
         interrupted.
     """
     given = _parser().parse_args(arguments)
@@ -46,17 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.directory is not None:
         tempfile.tempdir = str(given.directory.absolute())
     place = Path(tempfile.gettempdir())
-    if not place.is_dir() or (free := shutil.disk_usage(place).free) < scale.room_bytes:
-        has = f"has {free / GB:.1f} GB" if place.is_dir() else "is no directory"
+    if not place.is_dir() or (free := shutil.disk_usage(place).free) < scale.space_bytes:
+        has = f"has {free / GB:.1f} GB" if place.is_dir() else "is not a directory"
         print(
-            f"benchmarks: a {scale.name} run needs {scale.room_bytes / GB:.0f} GB, and {place} {has}: --directory, or TMPDIR",
+            f"benchmarks: a {scale.name} run needs {scale.space_bytes / GB:.0f} GB, and {place} {has}: --directory, or TMPDIR",
             file=sys.stderr,
         )
         return 2
     if file_system(place).startswith(("tmpfs", "ramfs")):
-        console.print(
-            f"{place} is in memory: what is made durable there costs nothing, --directory is", style="bold red"
-        )
+        console.print(f"{place} is in memory, where durability costs nothing: use --directory", style="bold red")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)
@@ -70,31 +68,31 @@ def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, directory: Path, 
     status = 0
     try:
         with Sandbox("mysql" if kind == "mysql" else "mariadb", options=_SERVER_OPTIONS) as sandbox:
-            ground = Ground(sandbox)
-            environment = describe(ground, scale, _SERVER_OPTIONS)
+            testbed = Testbed(sandbox)
+            environment = describe(testbed, scale, _SERVER_OPTIONS)
             subtitle = (
                 f"{environment['database']}; {environment['processors']} × {environment['processor']}; "
                 f"{environment['file_system'].partition(' ')[0]}; {scale.name} run, {scale.rounds} rounds"
             )
             console.print(subtitle, markup=False, highlight=False)
             if (load := environment["load_at_start"]) > 1.0:
-                console.print(f"the machine is not quiet: its load is {load:.1f}", style="bold red")
+                console.print(f"the machine is busy: its load is {load:.1f}", style="bold red")
 
-            def tell(result: Result, complete: bool) -> None:
+            def on_result(result: Result, complete: bool) -> None:
                 write_json(directory, environment, [*results, result], time.monotonic() - began)
                 if complete:
                     results.append(result)
-                    tell_case(console, result)
+                    print_case(console, result)
 
-            run(cases, ground, scale, console, directory, tell)
-            console.print("clearing away", style="dim")  # all files of all turns: up to a minute
+            run(cases, testbed, scale, console, directory, on_result)
+            console.print("removing files", style="dim")  # up to a minute
     except SandboxError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         status = 1
     except KeyboardInterrupt:
         status = _INTERRUPTED_STATUS
     if results:
-        tell_aims(console, results)
+        print_aims(console, results)
         _draw(directory, results, subtitle, console)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     console.print(f"took {minutes} min {seconds} s; written to {directory}/", markup=False, highlight=False)
@@ -107,20 +105,20 @@ def _draw(directory: Path, results: Sequence[Result], subtitle: str, console: Co
     try:
         plots.draw(directory, results, subtitle)
     except ImportError:
-        console.print("no pictures: matplotlib is not installed (make bench does that)", style="dim")
-    except Exception as error:  # half an hour's tables are told all the same
-        console.print(f"no pictures: {type(error).__name__}: {error}", style="bold red", markup=False)
+        console.print("no plots: matplotlib is not installed (make bench installs it)", style="dim")
+    except Exception as error:  # the tables of half an hour are printed all the same
+        console.print(f"no plots: {type(error).__name__}: {error}", style="bold red", markup=False)
 
 
 def _interrupt(_number: int, _frame: object) -> None:
-    """Ctrl-C, a terminal that closes, SIGTERM: what was measured is told, and all is cleared away; nothing cuts that short."""
+    """Ctrl-C, SIGHUP, SIGTERM: prints what was measured and removes all files; further signals are ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def _results_directory(parent: Path, scale: Scale) -> Path:
-    """A new directory, so that no run takes an earlier one's results away; the link ``latest`` leads to it."""
+    """A new directory, so that no run overwrites earlier results; the link ``latest`` leads to it."""
     name = f"{scale.name}-{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}"
     directory = parent / name
     directory.mkdir(parents=True)
@@ -133,20 +131,22 @@ def _results_directory(parent: Path, scale: Scale) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--db", choices=["mariadb", "mysql"], default="mariadb")
-    parser.add_argument("--scale", choices=list(_SCALES), default=SHORT.name, help="how much is measured")
+    parser.add_argument(
+        "--scale", choices=list(_SCALES), default=SHORT.name, help="sizes of the cases (default: short)"
+    )
     parser.add_argument("--results", type=Path, default=Path("bench-results"), metavar="DIRECTORY")
     parser.add_argument(
         "--directory",
         type=Path,
         metavar="DIRECTORY",
-        help="on the disk that is measured; the temporary directory otherwise",
+        help="directory on the disk to measure (default: the temporary directory)",
     )
     parser.add_argument(
         "--cases",
         type=_names,
         default=[],
         metavar="NAME,…",
-        help=f"of {', '.join(case.name for case in CASES)}; all where none is named",
+        help=f"of {', '.join(case.name for case in CASES)}; default: all",
     )
     return parser
 
@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 def _names(text: str) -> list[str]:
     names = [name for name in text.split(",") if name]
     if unknown := set(names) - {case.name for case in CASES}:
-        raise argparse.ArgumentTypeError(f"there is no case {', '.join(sorted(unknown))}")
+        raise argparse.ArgumentTypeError(f"unknown case: {', '.join(sorted(unknown))}")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a run, as SVG and PNG: each case's values, and all aims beside their limits."""
+"""Plots of a run, as SVG and PNG: the values of each case, and all aims with their limits."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.figures import pooled, unit_of
-from benchmarks.report import ways_of
+from benchmarks.measurements import pooled, unit_of
+from benchmarks.report import contenders_of
 from benchmarks.runner import Result
 
 _LEAST: Final = 0.05
 _MOST: Final = 100
-"""Between these parts of its limit an aim is drawn."""
+"""Range, relative to the limit, in which an aim is drawn."""
 
 
 def draw(directory: Path, results: Sequence[Result], subtitle: str) -> list[Path]:
@@ -34,22 +34,25 @@ def draw(directory: Path, results: Sequence[Result], subtitle: str) -> list[Path
 
     paths = []
     for result in results:
-        if pooled_by_way(result):
+        if pooled_by_contender(result):
             paths += _save(pyplot, directory, result.name, _draw_case(pyplot, result))
     if any(result.verdicts for result in results):
         paths += _save(pyplot, directory, "aims", _draw_aims(pyplot, results, subtitle))
     return paths
 
 
-def pooled_by_way(result: Result) -> list[tuple[str, list[float]]]:
-    """The values of the figure that is drawn, of each way that has it."""
-    ways = ((way, pooled(result.measurements, way, result.plot)) for way in ways_of(result.measurements))
-    return [(way, found) for way, found in ways if found]
+def pooled_by_contender(result: Result) -> list[tuple[str, list[float]]]:
+    """The values of the plotted figure, of each contender that has it."""
+    contenders = (
+        (contender, pooled(result.measurements, contender, result.plot))
+        for contender in contenders_of(result.measurements)
+    )
+    return [(contender, found) for contender, found in contenders if found]
 
 
 def _draw_case(pyplot: Any, result: Result) -> Any:
-    """Every value as a dot, by way; the box holds the middle half."""
-    shown = pooled_by_way(result)
+    """Every value as a dot, by contender; the box holds the middle half."""
+    shown = pooled_by_contender(result)
     figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.6 * len(shown)), layout="constrained")
     axes.boxplot(
         [found for _, found in shown],
@@ -59,10 +62,10 @@ def _draw_case(pyplot: Any, result: Result) -> Any:
         medianprops={"color": "C3"},
     )
     for number, (_, found) in enumerate(shown, 1):
-        # Side by side, so that equal values show as many.
+        # Spread, so that equal values stay visible.
         offsets = [number + 0.3 * ((place * 0.618) % 1.0 - 0.5) for place in range(len(found))]
         axes.plot(found, offsets, ".", alpha=0.4, markersize=4)
-    axes.set_yticks(range(1, len(shown) + 1), [way for way, _ in shown])
+    axes.set_yticks(range(1, len(shown) + 1), [contender for contender, _ in shown])
     axes.invert_yaxis()
     smallest = min(min(found) for _, found in shown)
     if smallest > 0 and max(max(found) for _, found in shown) > 20 * smallest:
@@ -75,7 +78,7 @@ def _draw_case(pyplot: Any, result: Result) -> Any:
 
 
 def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
-    """Each aim as a part of its limit: at 1 it is just met, to the right it is met with room to spare."""
+    """Each aim relative to its limit: at 1 it is just met, to the right it is met with a margin."""
     bars = [
         (
             f"{result.name}: {verdict.aim.sentence}" + ("" if result.at_aimed_size else f"\nat {result.size}"),
@@ -94,7 +97,7 @@ def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
         ]
         colour = "C2" if verdict.met else "C3"
         axes.plot(parts[1:], [number] * 2, "-", color=colour, linewidth=5, alpha=0.3)
-        # Hollow: the case failed, and what there is of it judges nothing.
+        # Hollow: the case failed, and its values are no verdict.
         axes.plot(parts[:1], [number], "o", color=colour, fillstyle="none" if result.failure else "full")
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
@@ -113,12 +116,12 @@ def _draw_aims(pyplot: Any, results: Sequence[Result], subtitle: str) -> Any:
 
 
 def _shown(part: float) -> float:
-    """What is far beyond its limit, or below zero, would leave no room for the others."""
+    """Clips values far beyond the limit or below zero, which would leave no space for the others."""
     return min(max(part, _LEAST), _MOST)
 
 
 def _title(figure: Any, text: str) -> None:
-    """Over the whole width: the axes' own begins where long labels end."""
+    """Over the whole width; the title of the axes would begin after the long labels."""
     figure.suptitle(text, x=0.01, ha="left", fontsize=9)
 
 

@@ -1,4 +1,4 @@
-"""What is told: a table of aims, a table of figures, and everything as JSON."""
+"""The report: a table of aims, a table of figures, and everything as JSON."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.figures import OURS, Measurement, human, pooled, summary
-from benchmarks.ground import Ground
+from benchmarks.measurements import OURS, Measurement, human, pooled, summary
 from benchmarks.runner import Result
 from benchmarks.scale import Scale
+from benchmarks.testbed import Testbed
 from cdc_archiver import __version__
 
 
-def describe(ground: Ground, scale: Scale, options: Sequence[str]) -> dict[str, Any]:
-    """The machine and the programs, without which a figure says little.
+def describe(testbed: Testbed, scale: Scale, options: Sequence[str]) -> dict[str, Any]:
+    """The machine and the versions of the programs.
 
     Args:
         options: of the database server.
     """
-    path = ground.environment.get("PATH")
+    path = testbed.environment.get("PATH")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "scale": scale.name,
         "rounds": scale.rounds,
         "cdc_archiver": __version__,
-        "revision": _said("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
+        "revision": _first_line_of("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
         "processors": os.cpu_count(),
         "processor": _processor(),
         "memory_gb": round(memory / 1e9, 1),
         "kernel": platform.release(),
         "load_at_start": os.getloadavg()[0],
-        "file_system": file_system(ground.directory),
-        "database": f"{ground.sandbox.kind} {ground.server.execute('SELECT VERSION()')[0][0]}",
+        "file_system": file_system(testbed.directory),
+        "database": f"{testbed.sandbox.kind} {testbed.server.execute('SELECT VERSION()')[0][0]}",
         "database_options": list(options),
-        "rsync": _said(shutil.which("rsync", path=path) or "rsync", "--version").partition("protocol")[0].strip(),
-        "ssh": _said(shutil.which("ssh", path=path) or "ssh", "-V"),
+        "rsync": _first_line_of(shutil.which("rsync", path=path) or "rsync", "--version")
+        .partition("protocol")[0]
+        .strip(),
+        "ssh": _first_line_of(shutil.which("ssh", path=path) or "ssh", "-V"),
         "python": sys.version.split()[0],
         "mysql_replication": version("mysql-replication"),
         "pymysql": version("PyMySQL"),
@@ -56,14 +58,14 @@ def describe(ground: Ground, scale: Scale, options: Sequence[str]) -> dict[str, 
 
 def file_system(directory: Path) -> str:
     """The type, the device and the options of the file system that a directory is on."""
-    return _said("findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", "-T", str(directory))
+    return _first_line_of("findmnt", "-no", "FSTYPE,SOURCE,OPTIONS", "-T", str(directory))
 
 
 def write_json(directory: Path, environment: dict[str, Any], results: Sequence[Result], seconds: float) -> None:
-    """Writes all of it to a directory, every single measurement included; whole or not at all.
+    """Writes all of it to a directory, every single measurement included; atomically.
 
     Args:
-        seconds: that the run has taken so far.
+        seconds: duration of the run so far.
     """
     path = directory / "results.json"
     unfinished = path.with_suffix(".unfinished")
@@ -76,15 +78,15 @@ def write_json(directory: Path, environment: dict[str, Any], results: Sequence[R
     unfinished.rename(path)
 
 
-def tell_case(console: Console, result: Result) -> None:
-    """A case's figures, way by way."""
+def print_case(console: Console, result: Result) -> None:
+    """Prints a case's figures by contender."""
     table = Table(title=f"{result.name}: {result.title} ({result.seconds:.0f} s)", title_justify="left", box=None)
     for heading in ("", "figure", "median", "quarters", "p99", "values"):
         table.add_column(heading, justify="left" if heading in ("", "figure") else "right")
-    for way in ways_of(result.measurements):
-        shown = way
-        for figure in figures_of(result.measurements, way):
-            values = summary(pooled(result.measurements, way, figure))
+    for contender in contenders_of(result.measurements):
+        shown = contender
+        for figure in figures_of(result.measurements, contender):
+            values = summary(pooled(result.measurements, contender, figure))
             late = human(figure, values.late) if values.count >= 100 else ""
             quarters = f"{human(figure, values.low)} … {human(figure, values.high)}"
             table.add_row(shown, figure, human(figure, values.middle), quarters, late, f"{values.count:,}")
@@ -94,8 +96,8 @@ def tell_case(console: Console, result: Result) -> None:
         console.print(f"  FAILED: {result.failure}", style="bold red", markup=False)
 
 
-def tell_aims(console: Console, results: Sequence[Result]) -> None:
-    """Every aim, with its ratio and its verdict."""
+def print_aims(console: Console, results: Sequence[Result]) -> None:
+    """Prints every aim, with its ratio and its verdict."""
     table = Table(title="aims", title_justify="left")
     for heading in ("case", "aim", "limit", "measured", "rounds", ""):
         table.add_column(heading, justify="right" if heading in ("limit", "measured", "rounds") else "left")
@@ -110,25 +112,25 @@ def tell_aims(console: Console, results: Sequence[Result]) -> None:
             word, style = ("met", "green") if verdict.met else ("MISSED", "bold red")
             if result.failure:
                 word, style = "FAILED", "bold red"
-            words = [word, *([] if result.at_aimed_size else [f"at {result.size}"])]
+            verdict_parts = [word, *([] if result.at_aimed_size else [f"at {result.size}"])]
             sentence = "\n".join(filter(None, (aim.sentence, verdict.note)))
             table.add_row(
-                result.name, sentence, aim.limit, f"{verdict.value:.2f}", spread, " ".join(words), style=style
+                result.name, sentence, aim.limit, f"{verdict.value:.2f}", spread, " ".join(verdict_parts), style=style
             )
     console.print(table)
     if not all(result.at_aimed_size for result in results):
-        console.print("“at …”: the aim speaks of another size, which make bench FULL=1 has", style="dim")
+        console.print("“at …”: the aim is defined for another size; make bench FULL=1 measures it", style="dim")
 
 
-def ways_of(measurements: Sequence[Measurement]) -> list[str]:
-    """The ways, ours first."""
-    names = list(dict.fromkeys(one.way for one in measurements))
+def contenders_of(measurements: Sequence[Measurement]) -> list[str]:
+    """The contenders, ours first."""
+    names = list(dict.fromkeys(one.contender for one in measurements))
     return sorted(names, key=lambda name: name != OURS)
 
 
-def figures_of(measurements: Sequence[Measurement], way: str) -> list[str]:
-    """The names of a way's figures."""
-    return list(dict.fromkeys(name for one in measurements if one.way == way for name in one.figures))
+def figures_of(measurements: Sequence[Measurement], contender: str) -> list[str]:
+    """The names of a contender's figures."""
+    return list(dict.fromkeys(name for one in measurements if one.contender == contender for name in one.figures))
 
 
 def _case_as_json(result: Result) -> dict[str, Any]:
@@ -153,15 +155,15 @@ def _case_as_json(result: Result) -> dict[str, Any]:
             for verdict in [verdicts.get(aim)]
         ],
         "summaries": {
-            way: {
-                figure: summary(pooled(result.measurements, way, figure)).as_dict()
-                for figure in figures_of(result.measurements, way)
+            contender: {
+                figure: summary(pooled(result.measurements, contender, figure)).as_dict()
+                for figure in figures_of(result.measurements, contender)
             }
-            for way in ways_of(result.measurements)
+            for contender in contenders_of(result.measurements)
         },
         "measurements": [
             {
-                "way": one.way,
+                "way": one.contender,
                 "round": one.round,
                 "turn": one.turn,
                 "figures": {name: list(values) for name, values in one.figures.items()},
@@ -178,8 +180,8 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _said(*command: str) -> str:
-    """What a program prints first, or that it is not there."""
+def _first_line_of(*command: str) -> str:
+    """The first line that a program prints; ``unknown`` if it cannot be run."""
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=10

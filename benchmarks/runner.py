@@ -1,4 +1,4 @@
-"""The run: each case prepared, its ways taking turns round by round, its aims judged."""
+"""Runs the cases: prepares each, lets its contenders take case_run in rounds, judges its aims."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.cases import Case
-from benchmarks.figures import Aim, Measurement, Verdict
-from benchmarks.ground import Ground
+from benchmarks.measurements import Aim, Measurement, Verdict
 from benchmarks.scale import Scale
+from benchmarks.testbed import Testbed
 
 INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a case.
+    """The result of a case.
 
     Attributes:
-        size: this run's, in a word or two.
-        at_aimed_size: whether it is the one that the aims speak of.
-        seconds: that it took, preparations included.
-        failure: why it was not measured to its end, the last line of it first; empty almost always.
+        size: of this run, as a short text.
+        at_aimed_size: whether it is the size for which the aims are defined.
+        seconds: duration, preparation included.
+        failure: why it was not completed, starting with the error; normally empty.
     """
 
     name: str
@@ -45,17 +45,17 @@ class Result:
 
 def run(
     cases: Sequence[type[Case]],
-    ground: Ground,
+    testbed: Testbed,
     scale: Scale,
     console: Console,
     evidence: Path,
-    tell: Callable[[Result, bool], None],
+    on_result: Callable[[Result, bool], None],
 ) -> None:
-    """Measures cases one after the other; after an interruption no further one.
+    """Measures cases one after the other, until an interruption.
 
     Args:
-        evidence: a directory for the logs of a case that fails.
-        tell: called with what there is of a case after each round, and, with True, at its end.
+        evidence: directory for the logs of a failed case.
+        on_result: called with the result of a case so far after each round, and, with True, at its end.
     """
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn(),
@@ -67,15 +67,15 @@ def run(
             def show(what: str, done: float, number: int = number, name: str = kind.name) -> None:
                 progress.update(task, description=f"{name}: {what}", completed=number + done)
 
-            turns = _Turns(kind(ground, scale), show)
-            turns.measure(evidence, lambda turns=turns: tell(turns.result(), False))  # type: ignore[misc]
-            tell(turns.result(), True)
-            if turns.failure == INTERRUPTED:
+            case_run = _CaseRun(kind(testbed, scale), show)
+            case_run.measure(evidence, lambda case_run=case_run: on_result(case_run.result(), False))  # type: ignore[misc]
+            on_result(case_run.result(), True)
+            if case_run.failure == INTERRUPTED:
                 return
 
 
-class _Turns:
-    """One case's, from its preparation to its end."""
+class _CaseRun:
+    """One case, from its preparation to its end."""
 
     def __init__(self, case: Case, show: Callable[[str, float], None]) -> None:
         self._case = case
@@ -85,7 +85,7 @@ class _Turns:
         self.failure = ""
 
     def result(self) -> Result:
-        """What there is by now."""
+        """The result so far."""
         case = self._case
         return Result(
             case.name,
@@ -101,13 +101,13 @@ class _Turns:
         )
 
     def measure(self, evidence: Path, after_round: Callable[[], None]) -> None:
-        """Measures all rounds. What fails is said, and costs no other case."""
+        """Measures all rounds. A failure is recorded and does not affect other cases."""
         try:
             self._rounds(after_round)
         except KeyboardInterrupt:
             self.failure = INTERRUPTED
         except Exception as error:
-            kept = _keep_logs(self._case.ground, evidence / f"failed-{self._case.name}")
+            kept = _keep_logs(self._case.testbed, evidence / f"failed-{self._case.name}")
             self.failure = f"{type(error).__name__}: {error}\nlogs: {kept}\n{traceback.format_exc()}"
         finally:
             self._close()
@@ -115,18 +115,18 @@ class _Turns:
     def _rounds(self, after_round: Callable[[], None]) -> None:
         case, rounds = self._case, self._case.rounds
         self._show("preparing", 0.0)
-        case.ground.settle()
-        case.tell = lambda words: self._show(f"preparing, {words}", 0.0)
+        case.testbed.settle()
+        case.report_progress = lambda text: self._show(f"preparing, {text}", 0.0)
         case.prepare()
-        ways = list(case.ways().items())
+        contenders = list(case.contenders().items())
         for number in range(rounds):
             case.begin_round()
-            # Who goes first changes from round to round: whoever follows finds what the other has left behind.
-            first = number % len(ways)
-            for turn, (name, way) in enumerate(ways[first:] + ways[:first]):
-                self._show(f"round {number + 1} of {rounds}, {name}", (number + turn / len(ways)) / rounds)
-                case.ground.settle()
-                self._measurements.append(Measurement(name, number, way(), turn))
+            # The first contender changes from round to round: the next one runs on what it left behind.
+            first = number % len(contenders)
+            for turn, (name, contender) in enumerate(contenders[first:] + contenders[:first]):
+                self._show(f"round {number + 1} of {rounds}, {name}", (number + turn / len(contenders)) / rounds)
+                case.testbed.settle()
+                self._measurements.append(Measurement(name, number, contender(), turn))
             after_round()
 
     def _close(self) -> None:
@@ -136,9 +136,9 @@ class _Turns:
             self.failure = self.failure or f"{type(error).__name__}: {error}"
 
 
-def _keep_logs(ground: Ground, directory: Path) -> Path:
-    """Copies what the programs of a case, and the servers, have written: their own directories go with the case."""
+def _keep_logs(testbed: Testbed, directory: Path) -> Path:
+    """Copies the logs of a case's services and of the servers, whose directories are removed with the case."""
     directory.mkdir(parents=True, exist_ok=True)
-    for log in [*ground.sandbox.directory.glob("*/*.log"), *ground.directory.glob("site-*/program-*/*.log")]:
+    for log in [*testbed.sandbox.directory.glob("*/*.log"), *testbed.directory.glob("site-*/program-*/*.log")]:
         shutil.copyfile(log, directory / f"{log.parent.name}-{log.name}")
     return directory

@@ -1,4 +1,4 @@
-"""How much is measured: a look whether all of it works, a short run, the sizes that the aims speak of."""
+"""Sizes of a run: a smoke test, a short run, and the sizes for which the aims are defined."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ class Scale:
     """Sizes of all cases.
 
     Attributes:
-        rounds: how often each way of a case has its turn; an even number, so that either of two is first as often.
-        lone_rounds: the same of cases without an opponent.
-        room_bytes: that the disk has to have free; twice of what small files of all turns, large ones of one and the database need.
-        idle_files: that come one by one, in each round.
-        burst_files: of 20 kB.
-        polled_files: that the polling way gets, in each round.
-        dust_files: of 500 bytes.
-        large_bytes: of the one large file.
-        many_large: how many files come one after the other, and the size of each.
-        night: how many large files stream, and the size of each.
-        stream_rows: that are inserted at once.
-        paced_seconds: for which a writer commits 1,000 rows a second.
-        unrelated_rows: in other tables.
-        table_rows: of the small table and the large.
-        pending_rows: that wait when the service starts.
-        pending_seconds: for which its memory is watched then.
-        rest_seconds: for which it does nothing.
-        sweep_seconds: for which sweeps are counted.
-        sources, source_files: how many sources at once; files of each.
-        growth_files: of 20 kB, at once.
-        growth_bytes: of one file.
-        small_limit: the service's: the large files have to be above it.
+        rounds: turns of each contender of a case; an even number, so that each of two is first equally often.
+        rounds_without_baseline: the same for cases without a baseline.
+        space_bytes: free space that the disk must have: twice what the small files of all turns, the large files of one turn and the
+            database need.
+        idle_files: files that come one by one in each round.
+        burst_files: files of 20 kB.
+        polled_files: files for the polling agent in each round.
+        dust_files: files of 500 bytes.
+        large_bytes: size of the single large file.
+        many_large: number of files that come one after the other, and the size of each.
+        night: number of large files, and the size of each.
+        stream_rows: rows that are inserted at once.
+        paced_seconds: duration for which a writer commits 1,000 rows a second.
+        unrelated_rows: rows in other tables.
+        table_rows: rows of the small and of the large table.
+        pending_rows: pending rows at the start of the service.
+        pending_seconds: duration for which its memory is watched.
+        rest_seconds: duration for which it is idle.
+        sweep_seconds: duration for which sweeps are counted.
+        sources, source_files: numbers of sources; files of each.
+        growth_files: numbers of files of 20 kB at once.
+        growth_bytes: sizes of one file.
+        small_limit: the service's setting; the large files must be above it.
     """
 
     name: str
     rounds: int
-    lone_rounds: int
-    room_bytes: int
+    rounds_without_baseline: int
+    space_bytes: int
     idle_files: int
     burst_files: int
     polled_files: int
@@ -67,8 +68,8 @@ class Scale:
 SMOKE: Final = Scale(
     name="smoke",
     rounds=1,
-    lone_rounds=1,
-    room_bytes=GB,
+    rounds_without_baseline=1,
+    space_bytes=GB,
     idle_files=3,
     burst_files=30,
     polled_files=2,
@@ -93,8 +94,8 @@ SMOKE: Final = Scale(
 SHORT: Final = Scale(
     name="short",
     rounds=6,
-    lone_rounds=5,
-    room_bytes=5 * GB,
+    rounds_without_baseline=5,
+    space_bytes=5 * GB,
     idle_files=12,
     burst_files=2000,
     polled_files=4,
@@ -118,8 +119,8 @@ SHORT: Final = Scale(
 FULL: Final = Scale(
     name="full",
     rounds=6,
-    lone_rounds=5,
-    room_bytes=20 * GB,
+    rounds_without_baseline=5,
+    space_bytes=20 * GB,
     idle_files=100,
     burst_files=2000,
     polled_files=7,

@@ -12,8 +12,8 @@ from cdc_archiver import __version__
 from cdc_archiver.commands import check, init_db, register, retry, run, shadow, status
 from cdc_archiver.commands import list as list_
 from cdc_archiver.commands.output import print_to_stderr
-from cdc_archiver.commands.verify import command as verify
-from cdc_archiver.commands.why import command as why
+from cdc_archiver.commands.verify import verify
+from cdc_archiver.commands.why import why
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.settings.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
 from cdc_archiver.transfer import nss_account
@@ -62,7 +62,7 @@ def demo(
 
     Exit status: 0 every file is archived and proved.
     """
-    from cdc_archiver.demo.command import run_demo  # a service needs none of the sandbox
+    from cdc_archiver.demo.entry_point import run_demo  # a service needs none of the sandbox
 
     raise typer.Exit(run_demo(database, files, largest))
 

@@ -1,4 +1,4 @@
-"""Servers that tests share, each started when the first test asks for it."""
+"""Fixtures that all tests share: servers, each started on first use, and sites on them."""
 
 import os
 import sys
@@ -21,20 +21,20 @@ pytest_plugins = ["healthy_site"]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def logs_beside_what_commands_print() -> None:
-    """A service in a thread of ours logs while a test captures what a command prints: not into that."""
+def logs_go_to_stderr() -> None:
+    """A service in a thread logs while a test captures the output of a command: keep the two apart."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 @contextmanager
 def needed() -> Iterator[None]:
-    """Where a server cannot be had, CI fails and a developer's machine skips, with the reason."""
+    """If a server is not available, the test fails in CI and is skipped elsewhere, with the reason."""
     try:
         yield
     except SandboxError as error:
         if os.environ.get("CI"):
-            pytest.fail(f"the sandbox is not to be had: {error}", pytrace=False)
-        pytest.skip(f"the sandbox is not to be had: {error}")
+            pytest.fail(f"the sandbox is not available: {error}", pytrace=False)
+        pytest.skip(f"the sandbox is not available: {error}")
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,7 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
 
 @pytest.fixture(scope="session")
 def promtool() -> Tool:
-    """Prometheus's own tool, and with it Prometheus."""
+    """Prometheus's tool, and Prometheus with it."""
     with needed():
         tool = find("promtool")
         find("prometheus")
@@ -84,21 +84,21 @@ def promtool() -> Tool:
 
 @pytest.fixture
 def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
-    """A site, where it does not matter on which database server."""
+    """A site on MariaDB, for tests that do not depend on the database server."""
     with new_private_site(mariadb, ssh_server, tmp_path) as made:
         yield made
 
 
 @pytest.fixture
 def either_stage(database_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
-    """A site on each of the database servers in turn."""
+    """A site on each database server in turn."""
     with new_private_site(database_server, ssh_server, tmp_path) as made:
         yield made
 
 
 @pytest.fixture(scope="session", params=["mariadb", "mysql"])
 def doomed_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DatabaseServer]:
-    """A server of each kind for tests that break it; they leave it as they found it, or stopped."""
+    """A server of each kind, for tests that break it; they restore it or leave it stopped."""
     server = open_database(request.param, tmp_path_factory.mktemp(f"doomed-{request.param}"))
     with needed():
         server.start()
@@ -108,7 +108,7 @@ def doomed_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.fixture
 def doomed_stage(doomed_server: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> Iterator[PrivateSite]:
-    """A site on it."""
+    """A site on a server that may be broken."""
     doomed_server.start()
     with new_private_site(doomed_server, ssh_server, tmp_path) as made:
         yield made
@@ -117,14 +117,14 @@ def doomed_stage(doomed_server: DatabaseServer, ssh_server: SshServer, tmp_path:
 
 @pytest.fixture
 def world(database_server: DatabaseServer) -> Iterator[PrivateDatabase]:
-    """A database with the table alone, on each of the servers in turn."""
+    """A database with the table of files, on each database server in turn."""
     with new_private_database(database_server) as made:
         yield made
 
 
 @pytest.fixture
 def doomed(doomed_server: DatabaseServer) -> Iterator[PrivateDatabase]:
-    """The same on a server that may be stopped, killed or reset."""
+    """A database with the table of files, on a server that may be stopped, killed or reset."""
     doomed_server.start()
     with new_private_database(doomed_server) as made:
         yield made
@@ -133,5 +133,5 @@ def doomed(doomed_server: DatabaseServer) -> Iterator[PrivateDatabase]:
 
 @pytest.fixture
 def quick_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams wait less for everything."""
+    """Streams with short waits."""
     monkeypatch.setattr(binlog, "StreamTiming", lambda: QUICK_TIMING)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from benchmarks.cases.base import Case
-from benchmarks.cases.bursts import Burst, Dust
-from benchmarks.cases.growth import LargerFiles, MoreFiles
-from benchmarks.cases.idle import Idle
+from benchmarks.cases.bursts import Burst, Dust, LargerFiles, MoreFiles
+from benchmarks.cases.idle import Idle, Rest
 from benchmarks.cases.large import LargeFile, LargeFileTransferOnly, ManyLargeFiles
 from benchmarks.cases.night import Night
-from benchmarks.cases.rest import Rest
 from benchmarks.cases.sources import Sources
 from benchmarks.cases.stream import Paced, StreamBurst, Unrelated
 from benchmarks.cases.tables import Pending, Sweep

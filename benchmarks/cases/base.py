@@ -1,4 +1,4 @@
-"""What every case is: something to prepare, ways that take turns, and aims."""
+"""The base of all cases: preparation, contenders that take turns, aims."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeAlias
 
-from benchmarks.figures import Aim, Measurement, Verdict, judge
-from benchmarks.ground import Ground
+from benchmarks.measurements import Aim, Measurement, Verdict, judge
 from benchmarks.scale import FULL, Scale
+from benchmarks.testbed import Testbed
 
 Figures: TypeAlias = Mapping[str, Sequence[float]]
-Way: TypeAlias = Callable[[], Figures]
-"""Measures once: every single value, by what it is."""
+Contender: TypeAlias = Callable[[], Figures]
+"""Measures once; all values, by the name of the figure."""
 
 
 class Case(ABC):
     """One case. Used once: prepared, measured round by round, closed.
 
     Args:
-        ground: servers and files.
-        scale: how much.
+        testbed: servers and files.
+        scale: sizes.
     """
 
     name: ClassVar[str]
@@ -30,50 +30,50 @@ class Case(ABC):
     plot: ClassVar[str]
     """The figure that is drawn."""
     sizes: ClassVar[Sequence[str]]
-    """Which fields of :class:`Scale` its aims depend on."""
+    """The fields of :class:`Scale` on which its aims depend."""
 
-    def __init__(self, ground: Ground, scale: Scale) -> None:
-        self.ground = ground
+    def __init__(self, testbed: Testbed, scale: Scale) -> None:
+        self.testbed = testbed
         self.scale = scale
         self.stack = contextlib.ExitStack()
-        self.tell: Callable[[str], object] = lambda _: None
-        """For a preparation that takes minutes: how far it is, in a few words. Whoever runs the case sets it."""
+        self.report_progress: Callable[[str], object] = lambda _: None
+        """Called with the progress of a long preparation; set by the runner."""
 
     @property
     @abstractmethod
     def title(self) -> str:
-        """What is done, with this run's sizes."""
+        """A description, with the sizes of this run."""
 
     @property
     @abstractmethod
     def size(self) -> str:
-        """This run's sizes, in a word or two."""
+        """The sizes of this run, as a short text."""
 
     @property
     def at_aimed_size(self) -> bool:
-        """Whether these are the sizes that the aims speak of."""
+        """Whether these are the sizes for which the aims are defined."""
         return all(getattr(self.scale, name) == getattr(FULL, name) for name in self.sizes)
 
     @property
     def rounds(self) -> int:
-        """How often each way has its turn."""
+        """Turns of each contender."""
         return self.scale.rounds
 
     @abstractmethod
     def prepare(self) -> None:
-        """Makes what the ways need; what has to be closed again goes to ``stack``."""
+        """Prepares the contenders; what has to be closed goes to ``stack``."""
 
     @abstractmethod
-    def ways(self) -> Mapping[str, Way]:
-        """Ours and its opponents: each has its turn in each round."""
+    def contenders(self) -> Mapping[str, Contender]:
+        """The service and its baselines, by name; each has a turn in each round."""
 
     def begin_round(self) -> None:
-        """Makes what the ways of one round share."""
+        """Prepares what the contenders of one round share."""
 
     def verdicts(self, measurements: Sequence[Measurement]) -> list[Verdict]:
-        """What came of the aims that anything was measured for."""
+        """The verdicts on the aims for which something was measured."""
         return [verdict for aim in self.aims if (verdict := judge(aim, measurements)) is not None]
 
     def close(self) -> None:
-        """Closes it."""
+        """Closes what was prepared."""
         self.stack.close()

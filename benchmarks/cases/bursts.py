@@ -1,14 +1,18 @@
-"""Many small files, registered at once while the service is idle: how many are archived in a second."""
+"""Files registered at once while the service is idle: how many are archived in a second, and how the cost grows."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar
 
-from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import OURS, Aim
-from benchmarks.program import Program
-from benchmarks.rivals import Bare, Polling, cpu_of_children
+from benchmarks.baselines import BareRsync, PollingAgent, cpu_of_children
+from benchmarks.cases.base import Case, Contender, Figures
+from benchmarks.measured_service import MeasuredService
+from benchmarks.measurements import OURS, Aim
+from benchmarks.scale import MB
+from benchmarks.testbed import SourceFile
 
 
 class _Many(Case):
@@ -20,37 +24,37 @@ class _Many(Case):
     @property
     @abstractmethod
     def count(self) -> int:
-        """How many files."""
+        """Number of files."""
 
     @property
     def size(self) -> str:
         return f"{self.count:,} files"
 
     def prepare(self) -> None:
-        self._files = self.ground.files(self.name, self.count, self.bytes_each)
-        self._site = self.ground.site()
+        self._files = self.testbed.files(self.name, self.count, self.bytes_each)
+        self._site = self.testbed.site()
         self.stack.callback(self._site.close)
-        self._bare = Bare(self._site)
-        self._program = self.stack.enter_context(Program(self._site))
-        self._site.wait_copied(self._site.register(self.ground.files("warm", 1, 1000)))
+        self._bare = BareRsync(self._site)
+        self._service = self.stack.enter_context(MeasuredService(self._site))
+        self._site.wait_copied(self._site.register(self.testbed.files("warm", 1, 1000)))
         self._site.empty()
 
-    def ways(self) -> Mapping[str, Way]:
+    def contenders(self) -> Mapping[str, Contender]:
         return {OURS: self._ours, "rsync": self._rsync}
 
     def _ours(self) -> Figures:
-        python, all_of_it = self._program.cpu_seconds(), self._program.cpu_seconds_with_children()
+        python, with_children = self._service.cpu_seconds(), self._service.cpu_seconds_with_children()
         rows = self._site.register(self._files)
-        seconds = self._site.wait_none_pending(rows, self._program.copied) - rows.committed
-        python = self._program.cpu_seconds() - python
-        all_of_it = self._program.cpu_seconds_with_children() - all_of_it
+        seconds = self._site.wait_none_pending(rows, self._service.copied) - rows.committed
+        python = self._service.cpu_seconds() - python
+        with_children = self._service.cpu_seconds_with_children() - with_children
         self._site.require_archived(rows, self._files)
         self._site.empty()
         each = 1e6 / len(self._files)
         return {
             "rate": [len(self._files) / seconds],
             "python_cpu_us": [python * each],
-            "cpu_us": [all_of_it * each],
+            "cpu_us": [with_children * each],
         }
 
     def _rsync(self) -> Figures:
@@ -59,13 +63,13 @@ class _Many(Case):
         used = cpu_of_children()
         seconds = self._bare.tree(self._files[0].path.parent, to)
         used = cpu_of_children() - used
-        self.ground.put_aside(to)
-        self.ground.settle()
+        self.testbed.put_aside(to)
+        self.testbed.settle()
         return {"rate": [len(self._files) / seconds], "cpu_us": [used * 1e6 / len(self._files)]}
 
 
 class Burst(_Many):
-    """2,000 files of 20 kB, against the barest rsync and the way of the agent that polls."""
+    """2,000 files of 20 kB, against plain rsync and the polling agent."""
 
     name = "burst"
     aims = (
@@ -85,23 +89,23 @@ class Burst(_Many):
 
     def prepare(self) -> None:
         super().prepare()
-        self._polled = self.ground.site()
+        self._polled = self.testbed.site()
         self.stack.callback(self._polled.close)
 
-    def ways(self) -> Mapping[str, Way]:
-        return {**super().ways(), "polling": self._polling}
+    def contenders(self) -> Mapping[str, Contender]:
+        return {**super().contenders(), "polling": self._polling}
 
     def _polling(self) -> Figures:
         files = self._files[: self.scale.polled_files]
         rows = self._polled.register(files)
-        seconds = Polling(self._polled).archive(rows)
+        seconds = PollingAgent(self._polled).archive(rows)
         self._polled.require_archived(rows, files)
         self._polled.empty()
         return {"rate": [len(files) / seconds]}
 
 
 class Dust(_Many):
-    """Files so small that each one's own cost is all there is."""
+    """Files so small that only the cost of each file counts."""
 
     name = "dust"
     aims = (Aim("rate against bare rsync -a and one sync", "rate", "rsync", at_least=0.6),)
@@ -115,3 +119,68 @@ class Dust(_Many):
     @property
     def title(self) -> str:
         return f"{self.count:,} files of 500 bytes at once"
+
+
+class _Growth(Case):
+    """The service with more and more work, without baseline and aim: for the calculations in docs/performance.md."""
+
+    aims: ClassVar[Sequence[Aim]] = ()
+    sizes: ClassVar[Sequence[str]] = ()
+    size = ""
+
+    @property
+    def rounds(self) -> int:
+        return self.scale.rounds_without_baseline
+
+    def prepare(self) -> None:
+        self._site = self.testbed.site()
+        self.stack.callback(self._site.close)
+        self._service = self.stack.enter_context(MeasuredService(self._site, small_limit=self.scale.small_limit))
+        self._site.wait_copied(self._site.register(self.testbed.files("warm", 1, 1000)))
+        self._site.empty()
+
+    def _measure(self, files: Sequence[SourceFile]) -> Figures:
+        python, with_children = self._service.cpu_seconds(), self._service.cpu_seconds_with_children()
+        rows = self._site.register(files)
+        seconds = self._site.wait_none_pending(rows, self._service.copied) - rows.committed
+        python = self._service.cpu_seconds() - python
+        with_children = self._service.cpu_seconds_with_children() - with_children
+        self._site.require_archived(rows, files)
+        self._site.empty()
+        return {"total_ms": [seconds * 1000], "python_cpu_ms": [python * 1000], "cpu_ms": [with_children * 1000]}
+
+
+class MoreFiles(_Growth):
+    """Files of 20 kB at once: the cost of a batch and of each further file."""
+
+    name = "files"
+    plot = "total_ms"
+
+    @property
+    def title(self) -> str:
+        return f"{', '.join(f'{count:,}' for count in self.scale.growth_files)} files of 20 kB at once"
+
+    def contenders(self) -> Mapping[str, Contender]:
+        files = self.testbed.files("growth", max(self.scale.growth_files), 20_000)
+        return {
+            f"{count:,} {'file' if count == 1 else 'files'}": partial(self._measure, files[:count])
+            for count in self.scale.growth_files
+        }
+
+
+class LargerFiles(_Growth):
+    """One file: the cost of a megabyte."""
+
+    name = "bytes"
+    plot = "total_ms"
+
+    @property
+    def title(self) -> str:
+        return f"one file of {', '.join(f'{size // MB:,}' for size in self.scale.growth_bytes)} MB"
+
+    def contenders(self) -> Mapping[str, Contender]:
+        sizes = self.scale.growth_bytes
+        made = {size: self.testbed.files("growth", 1, size) for size in sizes}
+        for files in made.values():
+            self.stack.callback(self.testbed.forget, files)
+        return {f"{size // MB:,} MB": partial(self._measure, made[size]) for size in sizes}

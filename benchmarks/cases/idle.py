@@ -1,24 +1,34 @@
-"""One file at a time, while nothing else goes on: how soon it is archived."""
+"""An idle service: how soon one file is archived, and what the service costs while it has nothing to do."""
 
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from statistics import median
+from typing import Final
 
-from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import OURS, Aim
-from benchmarks.program import Program
-from benchmarks.rivals import Bare
+from benchmarks.baselines import BareRsync
+from benchmarks.cases.base import Case, Contender, Figures
+from benchmarks.measured_service import MeasuredService
+from benchmarks.measurements import OURS, Aim
 from cdc_archiver.database import history
 
 _PAUSE = (0.02, 0.08)
-"""Seconds between two files: at random, so that they keep no step with anybody's timer."""
+"""Seconds between two files: random, so that they do not synchronise with a timer."""
+
+_IMPORTS: Final = """
+import cdc_archiver.cli, cdc_archiver.service.supervisor, uvicorn.protocols.http.h11_impl, uvicorn.lifespan.on
+from pathlib import Path
+pages = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
+print(int(pages.split()[1]) * 1024 / 1e6)
+"""
 
 
 class Idle(Case):
-    """COMMIT of one row until it is seen to be copied, beside one rsync of that file and its fsync."""
+    """From COMMIT of one row until it is seen copied, against one rsync of that file and its fsync."""
 
     name = "idle"
     aims = (
@@ -31,7 +41,7 @@ class Idle(Case):
         Aim("p99 of it, against that median", "latency_ms", "rsync", part=99, at_most=3.0),
     )
     plot = "latency_ms"
-    sizes = ()  # it is one file each time
+    sizes = ()  # always one file
 
     @property
     def size(self) -> str:
@@ -42,23 +52,23 @@ class Idle(Case):
         return f"one file of 20 kB while idle, {self.scale.idle_files} times"
 
     def prepare(self) -> None:
-        self._files = self.ground.files("idle", self.scale.idle_files, 20_000)
-        self._site = self.ground.site()
+        self._files = self.testbed.files("idle", self.scale.idle_files, 20_000)
+        self._site = self.testbed.site()
         self.stack.callback(self._site.close)
-        self._bare = Bare(self._site)
+        self._bare = BareRsync(self._site)
         self.stack.enter_context(self._bare.warm())
-        self._program = self.stack.enter_context(Program(self._site))
-        # The first copy waits for the connection, of either.
+        self._service = self.stack.enter_context(MeasuredService(self._site))
+        # The first copy of each waits for its connection.
         self._site.wait_copied(self._site.register(self._files[:1]))
         self._rsync()
         self._pause = random.Random(1)
 
-    def ways(self) -> Mapping[str, Way]:
+    def contenders(self) -> Mapping[str, Contender]:
         return {OURS: self._ours, "rsync": self._rsync}
 
     def _ours(self) -> Figures:
         latencies, ids, archived = [], [], []
-        used = self._program.cpu_seconds()
+        used = self._service.cpu_seconds()
         for file in self._files:
             rows = self._site.register([file])
             (seen,) = self._site.wait_copied(rows).values()
@@ -66,14 +76,14 @@ class Idle(Case):
             ids.append(rows.ids[0])
             archived.append((rows, file))
             time.sleep(self._pause.uniform(*_PAUSE))
-        used = self._program.cpu_seconds() - used
+        used = self._service.cpu_seconds() - used
         for rows, file in archived:
             self._site.require_archived(rows, [file])
         self._site.empty()
         return {"latency_ms": latencies, "cpu_ms": [used * 1000 / len(ids)], **self._steps(ids, latencies)}
 
     def _steps(self, ids: list[int], latencies: list[float]) -> Figures:
-        """Where the time went, as the service itself wrote it down, in whole milliseconds; the rest is COMMIT to event, and
+        """The steps of that time, as the service recorded them, in whole milliseconds; the rest is COMMIT to event and
         the write-back."""
         steps = ("waited_ms", "transferred_ms", "verified_ms", "placed_ms")
         rows = self._site.sql(
@@ -81,17 +91,69 @@ class Idle(Case):
             (ids[0], ids[-1]),
         )
         rest = [latency - sum(row) for latency, row in zip(latencies, rows, strict=True)]
-        told = {f"of_it_{step}": [median(float(row[number]) for row in rows)] for number, step in enumerate(steps)}
-        return {**told, "of_it_rest_ms": [median(rest)]}
+        medians = {f"of_it_{step}": [median(float(row[number]) for row in rows)] for number, step in enumerate(steps)}
+        return {**medians, "of_it_rest_ms": [median(rest)]}
 
     def _rsync(self) -> Figures:
         latencies = []
         to = self._site.directory / "bare"
         for number, file in enumerate(self._files):
-            # A directory for each, and all of them put aside at the end: nothing of that is in the next one's fsync.
+            # A directory for each, all put aside at the end, so that the next fsync does not include that work.
             place = to / str(number)
             place.mkdir(parents=True)
             latencies.append(self._bare.one(file.path, place) * 1000)
-        self.ground.put_aside(to)
-        self.ground.settle()
+        self.testbed.put_aside(to)
+        self.testbed.settle()
         return {"latency_ms": latencies}
+
+
+class Rest(Case):
+    """Processor time and memory of an idle service, against those of a Python that has only imported it."""
+
+    name = "rest"
+    aims = (
+        Aim("processor time while idle, of one core", "cpu_percent", at_most=0.5, unit="%"),
+        Aim("memory above that of its imports", "above_imports_mb", at_most=25.0, unit="MB"),
+    )
+    plot = "cpu_percent"
+    sizes = ("rest_seconds",)
+
+    @property
+    def size(self) -> str:
+        return f"{self.scale.rest_seconds:g} s"
+
+    @property
+    def title(self) -> str:
+        return f"idle for {self.size}"
+
+    @property
+    def rounds(self) -> int:
+        return self.scale.rounds_without_baseline
+
+    def prepare(self) -> None:
+        site = self.testbed.site()
+        self.stack.callback(site.close)
+        self._service = self.stack.enter_context(MeasuredService(site))
+        site.wait_copied(site.register(self.testbed.files("warm", 1, 1000)))
+        time.sleep(1.0)  # the work of the start ends
+
+    def contenders(self) -> Mapping[str, Contender]:
+        return {OURS: self._ours}
+
+    def _ours(self) -> Figures:
+        self._service.require_streaming()
+        used, began = self._service.cpu_seconds_with_children(), time.monotonic()
+        time.sleep(self.scale.rest_seconds)
+        used, seconds = self._service.cpu_seconds_with_children() - used, time.monotonic() - began
+        self._service.require_streaming()
+        resident, imports = self._service.resident_mb(), self._imports_mb()
+        return {
+            "cpu_percent": [used / seconds * 100],
+            "resident_mb": [resident],
+            "imports_mb": [imports],
+            "above_imports_mb": [resident - imports],
+        }
+
+    def _imports_mb(self) -> float:
+        done = subprocess.run([sys.executable, "-c", _IMPORTS], check=True, capture_output=True, text=True)
+        return float(done.stdout)

@@ -7,23 +7,23 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import OURS, Aim
-from benchmarks.program import Program
-from benchmarks.rivals import MD5, Bare
+from benchmarks.baselines import MD5, BareRsync
+from benchmarks.cases.base import Case, Contender, Figures
+from benchmarks.measured_service import MeasuredService
+from benchmarks.measurements import OURS, Aim
 from benchmarks.scale import MB
 
 
 class _Large(Case):
     plot = "mb_rate"
     options: ClassVar[Mapping[str, str]] = {}
-    opponent = "equal work"
+    baseline = "equal work"
 
     sizes: ClassVar = ("large_bytes",)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """How many files, and the size of each."""
+        """Number of files, and the size of each."""
         return 1, self.scale.large_bytes
 
     @property
@@ -32,38 +32,38 @@ class _Large(Case):
         return f"{count} × {each // MB:,} MB"
 
     def prepare(self) -> None:
-        self._files = self.ground.files(self.name, *self.shape)
-        self.stack.callback(self.ground.forget, self._files)
-        self._site = self.ground.site()
+        self._files = self.testbed.files(self.name, *self.shape)
+        self.stack.callback(self.testbed.forget, self._files)
+        self._site = self.testbed.site()
         self.stack.callback(self._site.close)
-        self._bare = Bare(self._site)
+        self._bare = BareRsync(self._site)
         self.stack.enter_context(self._bare.warm())  # as the service's connection is
-        self._program = self.stack.enter_context(
-            Program(self._site, small_limit=self.scale.small_limit, **self.options)
+        self._service = self.stack.enter_context(
+            MeasuredService(self._site, small_limit=self.scale.small_limit, **self.options)
         )
-        self._site.wait_copied(self._site.register(self.ground.files("warm", 1, 1000)))
+        self._site.wait_copied(self._site.register(self.testbed.files("warm", 1, 1000)))
         self._site.empty()
 
-    def ways(self) -> Mapping[str, Way]:
-        work = self._bare.equal_work if self.opponent == "equal work" else self._bare.tree
-        return {OURS: self._ours, self.opponent: partial(self._opponent, work)}
+    def contenders(self) -> Mapping[str, Contender]:
+        work = self._bare.equal_work if self.baseline == "equal work" else self._bare.tree
+        return {OURS: self._ours, self.baseline: partial(self._baseline, work)}
 
     def _figures(self, seconds: float) -> Figures:
         return {"mb_rate": [sum(file.size for file in self._files) / MB / seconds]}
 
     def _ours(self) -> Figures:
         rows = self._site.register(self._files)
-        seconds = self._site.wait_none_pending(rows, self._program.copied) - rows.committed
+        seconds = self._site.wait_none_pending(rows, self._service.copied) - rows.committed
         self._site.require_archived(rows, self._files)
         self._site.empty()
         return self._figures(seconds)
 
-    def _opponent(self, work: Callable[[Path, Path], float]) -> Figures:
+    def _baseline(self, work: Callable[[Path, Path], float]) -> Figures:
         to = self._site.directory / "bare"
         to.mkdir()
         seconds = work(self._files[0].path.parent, to)
-        self.ground.put_aside(to)
-        self.ground.settle()
+        self.testbed.put_aside(to)
+        self.testbed.settle()
         return self._figures(seconds)
 
 
@@ -87,15 +87,15 @@ class LargeFileTransferOnly(_Large):
         Aim("rate against the same with md5, which a row can be compared with", "mb_rate", "rsync, md5", at_least=0.95),
     )
     options: ClassVar = {"verify": "transfer"}
-    opponent = "rsync"
+    baseline = "rsync"
 
     @property
     def title(self) -> str:
         return f"one file of {self.scale.large_bytes // MB:,} MB, --verify transfer"
 
-    def ways(self) -> Mapping[str, Way]:
+    def contenders(self) -> Mapping[str, Contender]:
         with_md5 = lambda directory, to: self._bare.tree(directory, to, MD5)
-        return {**super().ways(), "rsync, md5": partial(self._opponent, with_md5)}
+        return {**super().contenders(), "rsync, md5": partial(self._baseline, with_md5)}
 
 
 class ManyLargeFiles(_Large):

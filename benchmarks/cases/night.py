@@ -6,16 +6,16 @@ import random
 import time
 from collections.abc import Mapping
 
-from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import OURS, Aim
-from benchmarks.ground import PATIENCE, Registered
-from benchmarks.program import Program
+from benchmarks.cases.base import Case, Contender, Figures
+from benchmarks.measured_service import MeasuredService
+from benchmarks.measurements import OURS, Aim
 from benchmarks.scale import MB
+from benchmarks.testbed import PATIENCE, Registered
 from cdc_archiver.sandbox import SandboxError
 
 _BURST = 5
 _EVERY = 0.25
-"""Seconds from one burst to the next, however late the last one is: an instrument does not wait."""
+"""Seconds from one burst to the next, however late the previous one is: an instrument does not wait."""
 _LOOK_EVERY = 0.002
 _SINGLES = 10
 _PAUSE = (0.02, 0.08)
@@ -23,7 +23,7 @@ _PAUSE = (0.02, 0.08)
 
 
 class Night(Case):
-    """How long small files take beside large ones, and how long one takes while nothing else goes on."""
+    """Latency of small files while large ones are copied, against that of a single file while the service is idle."""
 
     name = "night"
     aims = (
@@ -42,17 +42,17 @@ class Night(Case):
         return f"bursts of {_BURST} files of 20 kB every {_EVERY:g} s while {self.size} stream"
 
     def prepare(self) -> None:
-        self._large = self.ground.files("night", *self.scale.night)
-        self.stack.callback(self.ground.forget, self._large)
-        self._small = self.ground.files("night-small", _SINGLES, 20_000)
-        self._site = self.ground.site()
+        self._large = self.testbed.files("night", *self.scale.night)
+        self.stack.callback(self.testbed.forget, self._large)
+        self._small = self.testbed.files("night-small", _SINGLES, 20_000)
+        self._site = self.testbed.site()
         self.stack.callback(self._site.close)
-        self._program = self.stack.enter_context(Program(self._site, small_limit=self.scale.small_limit))
+        self._service = self.stack.enter_context(MeasuredService(self._site, small_limit=self.scale.small_limit))
         self._site.wait_copied(self._site.register(self._small[:1]))
         self._site.empty()
         self._pause = random.Random(1)
 
-    def ways(self) -> Mapping[str, Way]:
+    def contenders(self) -> Mapping[str, Contender]:
         return {OURS: self._ours, "idle": self._idle}
 
     def _ours(self) -> Figures:

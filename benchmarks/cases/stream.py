@@ -1,7 +1,7 @@
-"""The stream alone: rows of our table, a steady writer, and traffic that is nobody's business.
+"""Only the stream: rows of our table, a steady writer, and traffic of other tables.
 
-The readers of a round are there before it, and wait. Then the rows are written, once; then each reader, in its turn, reads the very
-same log.
+The readers of a round are started first, and wait. Then the rows are written, once; then each reader in turn reads the same
+log.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from functools import partial
 from statistics import median
 from typing import ClassVar, Final, Self
 
-from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import OURS, Aim
-from benchmarks.ground import TABLE, Site, SourceFile
+from benchmarks.cases.base import Case, Contender, Figures
+from benchmarks.measurements import OURS, Aim
+from benchmarks.testbed import TABLE, BenchmarkSite, SourceFile
 from cdc_archiver.sandbox import SandboxError
 
 _PATIENCE: Final = 120.0
@@ -36,13 +36,13 @@ _COPIED: Final = (
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a reader said at its end.
+class _ReaderResult:
+    """The result of a reader.
 
     Attributes:
-        began: when it was told to go on, on the monotonic clock.
-        seen: when how many rows had been handed over.
-        cpu: seconds of its processor time.
+        began: time of its order, on the monotonic clock.
+        seen: times, each with the number of rows handed over by then.
+        cpu: its processor time, in seconds.
     """
 
     began: float
@@ -50,17 +50,17 @@ class _Seen:
     cpu: float
 
 
-class _Reading:
-    """A reader in a process of its own, inside a ``with`` block.
+class _ReaderProcess:
+    """A reader in its own process, inside a ``with`` block.
 
     Args:
-        way: which one.
-        look: seconds between ours's looks.
+        contender: ours or bare.
+        look: seconds between two checks of our stream.
     """
 
-    def __init__(self, site: Site, way: str, look: float) -> None:
+    def __init__(self, site: BenchmarkSite, contender: str, look: float) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.readers"],
+            [sys.executable, "-m", "benchmarks.stream_readers"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(os.environ),
@@ -68,7 +68,7 @@ class _Reading:
             start_new_session=True,  # Ctrl-C is not for it
         )
         settings = {name: value for name, value in site.options().items() if name.startswith("mysql_")}
-        self._tell({"way": way, "table": TABLE, "settings": settings, "look": look})
+        self._tell({"way": contender, "table": TABLE, "settings": settings, "look": look})
         self._began = 0.0
 
     def __enter__(self) -> Self:
@@ -78,8 +78,8 @@ class _Reading:
         self._process.kill()
         self._process.communicate()
 
-    def says(self, word: str, timeout: float = _PATIENCE) -> bool:
-        """Whether it says this word in time; there is no other that it could say."""
+    def receives(self, word: str, timeout: float = _PATIENCE) -> bool:
+        """Whether it sends this word in time."""
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], timeout)[0]:
             return False
@@ -88,17 +88,17 @@ class _Reading:
         return True
 
     def go(self, before: int, rows: int) -> None:
-        """It reads: so many rows that it is not asked for, and then those that it is."""
+        """Orders it to read: first the earlier rows, then the measured ones."""
         self._began = time.monotonic()
         self._tell({"before": before, "rows": rows})
 
-    def result(self) -> _Seen:
+    def result(self) -> _ReaderResult:
         """Waits for its end."""
         said, _ = self._process.communicate(timeout=_PATIENCE)
         if self._process.returncode != 0:
             raise SandboxError(f"a reader ended with status {self._process.returncode}")
         found = json.loads(said.splitlines()[-1])
-        return _Seen(self._began, [(at, total) for at, total in found["seen"]], found["cpu"])
+        return _ReaderResult(self._began, [(at, total) for at, total in found["seen"]], found["cpu"])
 
     def _tell(self, what: object) -> None:
         assert self._process.stdin is not None
@@ -111,30 +111,33 @@ class _Stream(Case):
     look = _NEVER  # looks that came due while it waits would all be paid for in the second that is timed
 
     def prepare(self) -> None:
-        self._site = self.ground.site()
+        self._site = self.testbed.site()
         self.stack.callback(self._site.close)
         # A reader that waits takes nothing from the server, which must not throw it out for that.
         self._site.sql("SET GLOBAL net_write_timeout = 600")
-        # Of another target: nobody would copy them, and the stream cannot know.
-        self._row = SourceFile(self.ground.directory / "nothing.npy", 0, b"\x00" * 16)
-        self._site.register([self._row] * 1000, target="somebody", columns={"copied": 1})
+        # Of another target: no service copies them, and the stream does not know targets.
+        self._row = SourceFile(self.testbed.directory / "nothing.npy", 0, b"\x00" * 16)
+        self._site.register([self._row] * 1000, target="another-target", columns={"copied": 1})
         self._site.sql(f"CREATE TABLE template AS SELECT {_COPIED} FROM {TABLE}")
         self._round = self.stack.enter_context(contextlib.ExitStack())
 
-    def ways(self) -> Mapping[str, Way]:
-        return {way: partial(self._measure, way) for way in self.readers}
+    def contenders(self) -> Mapping[str, Contender]:
+        return {contender: partial(self._measure, contender) for contender in self.readers}
 
     def begin_round(self) -> None:
         self._round.close()
-        self._readers = {way: self._round.enter_context(_Reading(self._site, way, self.look)) for way in self.readers}
+        self._readers = {
+            contender: self._round.enter_context(_ReaderProcess(self._site, contender, self.look))
+            for contender in self.readers
+        }
         for reader in self._readers.values():
-            if not reader.says("ready"):
+            if not reader.receives("ready"):
                 raise SandboxError("a reader is not ready")
         self._before = 0
         deadline = time.monotonic() + _PATIENCE
         for reader in self._readers.values():
             # What ours asks once, it asks between two events: rows give it the occasion.
-            while not reader.says("first", _NUDGE_EVERY):
+            while not reader.receives("first", _NUDGE_EVERY):
                 if time.monotonic() > deadline:
                     raise SandboxError("a reader sees no row")
                 self._insert(1)
@@ -147,7 +150,7 @@ class _Stream(Case):
         """What is read in the round."""
 
     @abstractmethod
-    def _measure(self, way: str) -> Figures:
+    def _measure(self, contender: str) -> Figures:
         """One turn of a reader."""
 
     def _insert(self, count: int) -> None:
@@ -159,16 +162,16 @@ class _Stream(Case):
                 f"CROSS JOIN (SELECT 1 FROM template LIMIT {-(-part // 1000)}) AS times LIMIT {part}"
             )
 
-    def _read(self, way: str, rows: int, of_it: int) -> Figures:
-        """Figures of a reader that passes so many rows, of which some are its table's."""
-        reader = self._readers[way]
-        reader.go(self._before, of_it)
+    def _read(self, contender: str, rows: int, rows_of_table: int) -> Figures:
+        """Figures of a reader that passes so many rows, some of them of its table."""
+        reader = self._readers[contender]
+        reader.go(self._before, rows_of_table)
         seen = reader.result()
         return {"rate": [rows / (seen.seen[-1][0] - seen.began)], "cpu_us": [seen.cpu * 1e6 / rows]}
 
     @contextlib.contextmanager
     def _no_waiting_for_the_disk(self) -> Iterator[None]:
-        """What is measured is the reading: the writer does not wait for its disk."""
+        """Only reading is measured: the writer need not wait for its disk."""
         ((flush, sync),) = self._site.sql("SELECT @@GLOBAL.innodb_flush_log_at_trx_commit, @@GLOBAL.sync_binlog")
         self._site.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 0, GLOBAL sync_binlog = 0")
         try:
@@ -178,7 +181,7 @@ class _Stream(Case):
 
 
 class StreamBurst(_Stream):
-    """Rows that are there already are read as fast as can be."""
+    """Existing rows are read as fast as possible."""
 
     name = "stream"
     aims = (Aim("ids handed over, against the bare reader", "rate", "bare", at_least=0.9),)
@@ -196,8 +199,8 @@ class StreamBurst(_Stream):
     def _write(self) -> None:
         self._insert(self.scale.stream_rows)
 
-    def _measure(self, way: str) -> Figures:
-        return self._read(way, self.scale.stream_rows, self.scale.stream_rows)
+    def _measure(self, contender: str) -> Figures:
+        return self._read(contender, self.scale.stream_rows, self.scale.stream_rows)
 
 
 class Paced(_Stream):
@@ -224,20 +227,20 @@ class Paced(_Stream):
 
     @property
     def rounds(self) -> int:
-        return self.scale.lone_rounds
+        return self.scale.rounds_without_baseline
 
     def _write(self) -> None:
         """Nothing yet."""
 
-    def _measure(self, way: str) -> Figures:
+    def _measure(self, contender: str) -> Figures:
         transactions, rows = round(self.scale.paced_seconds * 100), 10
         committed: list[float] = []
-        reader = self._readers[way]
+        reader = self._readers[contender]
         reader.go(self._before, transactions * rows)
         began = time.monotonic()
         for number in range(transactions):
             time.sleep(max(0.0, began + number / 100 - time.monotonic()))
-            done = self._site.register([self._row] * rows, target="somebody", columns={"copied": 1})
+            done = self._site.register([self._row] * rows, target="another-target", columns={"copied": 1})
             committed.append(done.committed)
         wrote = transactions * rows / (time.monotonic() - began)
         seen = iter(reader.result().seen)
@@ -246,7 +249,7 @@ class Paced(_Stream):
         for number, commit in enumerate(committed, 1):
             while total < number * rows:
                 at, total = next(seen)
-            lags.append((at - commit) * 1000)  # below zero: it was told before COMMIT returned
+            lags.append((at - commit) * 1000)  # below zero: the event came before COMMIT returned
         tenth = max(1, len(lags) // 10)
         first, last = median(lags[:tenth]), median(lags[-tenth:])
         return {
@@ -288,7 +291,7 @@ class Unrelated(_Stream):
 
     def _write(self) -> None:
         self._site.sql("CALL feed(%s)", (self.scale.unrelated_rows // 10,))
-        self._insert(1)  # the last: whoever sees it has passed all the others
+        self._insert(1)  # the last one: a reader that sees it has passed all others
 
-    def _measure(self, way: str) -> Figures:
-        return self._read(way, self.scale.unrelated_rows, 1)
+    def _measure(self, contender: str) -> Figures:
+        return self._read(contender, self.scale.unrelated_rows, 1)

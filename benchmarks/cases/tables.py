@@ -1,4 +1,4 @@
-"""Large tables: ten million rows that are done, a million that wait."""
+"""Large tables: ten million archived rows, a million pending ones."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
-from benchmarks.cases.base import Case, Figures, Way
-from benchmarks.figures import OURS, Aim
-from benchmarks.ground import PATIENCE, TABLE, Site
-from benchmarks.processes import cpu_seconds
-from benchmarks.program import Program
+from benchmarks.cases.base import Case, Contender, Figures
+from benchmarks.measured_service import MeasuredService
+from benchmarks.measurements import OURS, Aim
+from benchmarks.proc_stats import cpu_seconds
+from benchmarks.testbed import PATIENCE, TABLE, BenchmarkSite
 from cdc_archiver.database import history, schema
 from cdc_archiver.sandbox import SandboxError
 
@@ -27,16 +27,16 @@ _ROWS_OF_A_COMMIT: Final = 100_000
 _WRITTEN: Final = "path, action, timestamp, plot, pub_id, instance_id, copied, failed_copy_attempts, md5sum"
 
 
-def grow(site: Site, rows: int, tell: Callable[[str], object] = lambda _: None) -> None:
+def grow(site: BenchmarkSite, rows: int, report_progress: Callable[[str], object] = lambda _: None) -> None:
     """Copies a site's rows again and again, each time to another action, until there are so many; past the binary log.
 
     What comes from a small table and goes to the end of a large one does not depend on how large that is; nor does an index
     that is built once, when all rows are there.
 
     Args:
-        site: whose table has some rows, at the most `rows`.
-        rows: how many it is to have.
-        tell: called now and then with how far it is.
+        site: its table has at least one and at most `rows` rows.
+        rows: the final number.
+        report_progress: called now and then with the progress.
     """
     ((there, stamp),) = site.sql(f"SELECT COUNT(*), MAX(action_timestamp) FROM {TABLE}")
     if there == rows:
@@ -46,7 +46,7 @@ def grow(site: Site, rows: int, tell: Callable[[str], object] = lambda _: None) 
     site.sql(f"CREATE TABLE template (PRIMARY KEY (id)) AS SELECT id, {_WRITTEN} FROM {TABLE}")
     block = there
     while there < rows:
-        tell(f"{there:,} of {rows:,} rows")
+        report_progress(f"{there:,} of {rows:,} rows")
         until = min(rows, there + _ROWS_OF_A_COMMIT)
         site.sql("BEGIN")
         while there < until:
@@ -59,7 +59,7 @@ def grow(site: Site, rows: int, tell: Callable[[str], object] = lambda _: None) 
             )
             there += more
         site.sql("COMMIT")
-    tell(f"the index of {rows:,} rows")
+    report_progress(f"the index of {rows:,} rows")
     site.sql(schema.index_statement(TABLE))
     site.sql(f"ANALYZE TABLE {TABLE}")  # a site's server has had the time to learn how large it is
     site.sql("DROP TABLE template")
@@ -67,7 +67,7 @@ def grow(site: Site, rows: int, tell: Callable[[str], object] = lambda _: None) 
 
 
 class Sweep(Case):
-    """What a sweep costs that finds nothing, by the size of the table."""
+    """The cost of a sweep that finds nothing, by the size of the table."""
 
     name = "sweep"
     aims = (
@@ -90,53 +90,55 @@ class Sweep(Case):
         return f"a sweep that finds nothing, in {large:,} rows and in {small:,}"
 
     def prepare(self) -> None:
-        self._programs = {}
-        for way, rows in zip(("small", OURS), self.scale.table_rows, strict=True):
-            site = self.ground.site()
+        self._services = {}
+        for contender, rows in zip(("small", OURS), self.scale.table_rows, strict=True):
+            site = self.testbed.site()
             self.stack.callback(site.close)
-            site.register(self.ground.files("rows", _BASE, 100), columns={"copied": 1})
-            grow(site, rows, self.tell)
-            self._programs[way] = self.stack.enter_context(Program(site, sweep_interval=f"{_SWEEP_EVERY}s"))
+            site.register(self.testbed.files("rows", _BASE, 100), columns={"copied": 1})
+            grow(site, rows, self.report_progress)
+            self._services[contender] = self.stack.enter_context(
+                MeasuredService(site, sweep_interval=f"{_SWEEP_EVERY}s")
+            )
 
-    def ways(self) -> Mapping[str, Way]:
+    def contenders(self) -> Mapping[str, Contender]:
         return {OURS: partial(self._sweeps, OURS), "small": partial(self._sweeps, "small")}
 
-    def _sweeps(self, way: str) -> Figures:
+    def _sweeps(self, contender: str) -> Figures:
         """The mean of the sweeps of some seconds, as the service itself counts them; the counts of rows that follow each are not
         in that figure, but in the processor time, which is that of a window and hence of all that goes on in it."""
-        program = self._programs[way]
+        service = self._services[contender]
         with contextlib.ExitStack() as stack:
-            for other in self._programs.values():
-                if other is not program:
-                    stack.enter_context(other.paused())  # one server for both
+            for other in self._services.values():
+                if other is not service:
+                    stack.enter_context(other.paused())  # both share one server
             # A sweep in whose midst it was paused itself has taken as long as that: the next one that ends is no figure.
-            self._watch(program, 1, 0.0)
-            used = self._cpu_seconds(program)
-            count, total = self._watch(program, _SWEEPS_LEAST, self.scale.sweep_seconds)
-            used = self._cpu_seconds(program) - used
+            self._watch(service, 1, 0.0)
+            used = self._cpu_seconds(service)
+            count, total = self._watch(service, _SWEEPS_LEAST, self.scale.sweep_seconds)
+            used = self._cpu_seconds(service) - used
         return {"sweep_ms": [total / count * 1000], "cpu_ms": [used / count * 1000]}
 
-    def _watch(self, program: Program, least: int, seconds: float) -> tuple[float, float]:
-        """How many sweeps end in so many seconds, and in more where they are less than `least`; and the seconds they took."""
-        before, began = program.metrics(), time.monotonic()
+    def _watch(self, service: MeasuredService, least: int, seconds: float) -> tuple[float, float]:
+        """Number of sweeps in so many seconds, or longer until there are `least`; and their duration in seconds."""
+        before, began = service.metrics(), time.monotonic()
         count = total = 0.0
         while count < least or time.monotonic() < began + seconds:
             if time.monotonic() > began + _SWEEPS_PATIENCE:
                 raise SandboxError(f"{count:.0f} sweeps were over after {_SWEEPS_PATIENCE:.0f} s")
             time.sleep(_LOOK_EVERY)
-            now = program.metrics()
+            now = service.metrics()
             count, total = (
                 now.total(f"sweep_duration_seconds_{what}") - before.total(f"sweep_duration_seconds_{what}")
                 for what in ("count", "sum")
             )
         return count, total
 
-    def _cpu_seconds(self, program: Program) -> float:
-        return program.cpu_seconds() + cpu_seconds(self.ground.server.pid)
+    def _cpu_seconds(self, service: MeasuredService) -> float:
+        return service.cpu_seconds() + cpu_seconds(self.testbed.server.pid)
 
 
 class Pending(Case):
-    """The service starts, and a million rows wait: how soon it begins, and what it keeps in memory."""
+    """The service starts with a million pending rows: time to the first file, and memory."""
 
     name = "pending"
     aims = (
@@ -156,37 +158,37 @@ class Pending(Case):
 
     @property
     def rounds(self) -> int:
-        return self.scale.lone_rounds
+        return self.scale.rounds_without_baseline
 
     def prepare(self) -> None:
-        empty = self.ground.site()
+        empty = self.testbed.site()
         self.stack.callback(empty.close)
-        with Program(empty) as program:
-            self._idle_mb = program.most_resident_mb()
-        self._full = self.ground.site()
+        with MeasuredService(empty) as service:
+            self._idle_mb = service.most_resident_mb()
+        self._full = self.testbed.site()
         self.stack.callback(self._full.close)
-        self._full.register(self.ground.files("pending", _BASE, 2000))
-        grow(self._full, self.scale.pending_rows, self.tell)
+        self._full.register(self.testbed.files("pending", _BASE, 2000))
+        grow(self._full, self.scale.pending_rows, self.report_progress)
 
-    def ways(self) -> Mapping[str, Way]:
+    def contenders(self) -> Mapping[str, Contender]:
         return {OURS: self._pending}
 
     def _pending(self) -> Figures:
         site = self._full
         before = self._archived()
-        program = Program(site, drain_timeout=1)
-        program.start()
+        service = MeasuredService(site, drain_timeout=1)
+        service.start()
         try:
             ready = time.monotonic()
             while self._archived() == before:
                 if time.monotonic() - ready > PATIENCE:
-                    raise SandboxError(f"no file was archived; {program.last_words()}")
+                    raise SandboxError(f"no file was archived; {service.log_excerpt()}")
                 time.sleep(0.005)
             first = time.monotonic() - ready
             time.sleep(self.scale.pending_seconds)
-            resident, copied = program.most_resident_mb(), program.copied()
+            resident, copied = service.most_resident_mb(), service.copied()
         finally:
-            program.stop(20.0)
+            service.stop(20.0)
         site.empty()
         return {
             "resident_mb": [resident],

@@ -1,1 +1,1 @@
-"""The demo: an observing session on private servers, archived by the real service and proved."""
+"""The demo: the real service archives an observing session on private servers, and every file is checked."""

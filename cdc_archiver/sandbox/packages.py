@@ -1,10 +1,10 @@
-"""Programs and where they come from: the machine itself, or Debian packages in a private directory, without being root.
+"""Programs, from the machine itself or from Debian packages in a private directory, without root.
 
-A program that the machine has is taken as it is. Where it has none, apt downloads the packages into a cache directory and
-they are unpacked there; nothing of the system is changed. There are two kinds of such a package root:
+A program of the machine is used as it is. If there is none, apt downloads its packages into a cache directory, where they are
+unpacked; the system is not changed. There are two kinds of such a package root:
 
-- of the machine's own suite, holding only what the machine lacks and using the machine's libraries for the rest;
-- of another suite, complete down to the C library and run through its own loader.
+- of the machine's own suite: it holds only what the machine lacks and uses the machine's libraries for the rest;
+- of another suite: it is complete, C library included, and its programs run through its own loader.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.sources import as_suite, debian_sources, read_sources
+from cdc_archiver.sandbox.apt_sources import as_suite, debian_sources, read_sources
+from cdc_archiver.sandbox.child_process import SandboxError
 
 _SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
-"""Looked into after PATH: a plain user's PATH has no sbin, where servers live."""
+"""Searched after PATH: a normal user's PATH lacks the sbin directories, where servers are."""
 
 _TRIES = 3
 _PAUSE = 3.0
@@ -38,7 +38,7 @@ _DOWNLOAD_LIMIT = 600.0
 """Seconds that one run of apt may take."""
 
 _LAYOUT = 1
-"""Raised when what a package root holds changes, so that older ones are made anew."""
+"""Increased when the content of a package root changes, so that older ones are replaced."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ BUNDLES = {
             ("mariadb-server-core", "mariadb-client-core"),
             ("mariadbd", "mariadb-install-db", "mariadb"),
         ),
-        # Debian's releases have no MySQL server; its unstable suite does.
+        # Debian's releases have no MySQL server; its unstable suite has one.
         Bundle("mysql", ("mysql-server-core",), ("mysqld",), suite="sid"),
         Bundle(
             "ssh",
@@ -68,7 +68,7 @@ BUNDLES = {
             ("sshd", "ssh", "ssh-keygen", "rsync", "rrsync"),
         ),
         Bundle("prometheus", ("prometheus",), ("prometheus", "promtool")),
-        # A browser without a screen: a fifth smaller than the whole one. It draws text with the fonts that come along.
+        # A headless browser: a fifth smaller than the complete one. It needs fonts.
         Bundle("browser", ("chromium-headless-shell", "fonts-dejavu-core"), ("chromium-headless-shell",)),
     )
 }
@@ -78,17 +78,17 @@ _BUNDLE_OF = {program: bundle for bundle in BUNDLES.values() for program in bund
 
 @dataclass(frozen=True)
 class Tool:
-    """A program that can be run here."""
+    """A program that can be run on this machine."""
 
     name: str
     path: Path
     """The program itself, not a link to it."""
     root: Path
-    """What its files are below: `/`, or a private package root."""
+    """The root of its files: `/`, or a private package root."""
     loader: tuple[str, ...] = ()
-    """What has to stand before the program in its command line: a loader of its own and where its libraries are."""
+    """Prefix of its command line: its own loader and the directories of its libraries."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables that it needs beside the usual ones."""
+    """Environment variables that it needs in addition."""
 
     @property
     def private(self) -> bool:
@@ -100,16 +100,16 @@ class Tool:
         return [*self.loader, str(self.path), *map(str, arguments)]
 
     def environ(self) -> dict[str, str]:
-        """This process's environment with what the tool needs on top."""
+        """This process's environment and the variables that the tool needs."""
         return {**os.environ, **self.environment}
 
     def run(self, *arguments: str | Path, timeout: float = 120.0) -> str:
-        """Run it to its end and return what it printed; SandboxError where it fails or takes longer than `timeout` s."""
+        """Run it to its end; its output. SandboxError if it fails or takes longer than `timeout` seconds."""
         return _run(self.command(*arguments), self.environ(), timeout)
 
 
 def cache_directory() -> Path:
-    """Where packages and prepared data directories are kept: `$CDC_ARCHIVER_CACHE`, or below the user's cache directory."""
+    """The directory of packages and prepared data: `$CDC_ARCHIVER_CACHE`, or below the user's cache directory."""
     if given := os.environ.get("CDC_ARCHIVER_CACHE"):
         return Path(given).absolute()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -117,19 +117,19 @@ def cache_directory() -> Path:
 
 
 def bin_directory() -> Path:
-    """A directory for PATH: one runnable entry for each program that was fetched because the machine lacks it."""
+    """A directory for PATH, with an executable for each fetched program."""
     return cache_directory() / "bin"
 
 
 @contextlib.contextmanager
 def workshop(name: str) -> Iterator[Path]:
-    """Hold one part of the cache against other processes and threads that would build in it.
+    """Lock one part of the cache against other processes and threads that would build in it.
 
     Arguments:
-        name: the part; who holds one may ask for another.
+        name: the part; one may be locked inside another.
 
     Yields:
-        an empty directory to build in, on the cache's disk; it is gone afterwards, and what a killed builder left as well.
+        an empty directory to build in, on the cache's disk; removed afterwards, like the rest of a killed builder.
 
     Raises:
         SandboxError: the cache cannot be written.
@@ -154,13 +154,13 @@ def workshop(name: str) -> Iterator[Path]:
 
 
 def find(program: str) -> Tool:
-    """The program, fetched first where the machine lacks it; a fetched one gets its entry in the bin directory, too.
+    """The program, fetched first if the machine lacks it; a fetched one also gets an entry in the bin directory.
 
     Arguments:
         program: its name, without a directory.
 
     Raises:
-        SandboxError: it is not here and could not be fetched; the message says what to install by hand.
+        SandboxError: it is not installed and could not be fetched; the message names the packages to install.
     """
     if found := find_on_system(program):
         return Tool(program, found, Path("/"))
@@ -178,7 +178,7 @@ def find(program: str) -> Tool:
 
 
 def find_on_system(program: str) -> Path | None:
-    """The machine's own program of that name, whether or not its directory is on PATH; None where there is none."""
+    """The machine's own program of that name, even if its directory is not on PATH; None if there is none."""
     own = str(bin_directory())
     directories = [
         directory for directory in os.environ.get("PATH", "").split(os.pathsep) if directory and directory != own
@@ -188,12 +188,12 @@ def find_on_system(program: str) -> Path | None:
         return None
     path = Path(found)
     if program == "mysqld" and "mariadb" in path.resolve().name:
-        return None  # MariaDB's packages install its server under MySQL's name, too
+        return None  # MariaDB's packages also install its server under MySQL's name
     return path.absolute()
 
 
 def find_library(name: str) -> Path:
-    """A shared library of the `ssh` bundle (`libnss_wrapper.so`), fetched like a program where the machine lacks it."""
+    """A shared library of the `ssh` bundle (`libnss_wrapper.so`), fetched like a program if the machine lacks it."""
     bundle = BUNDLES["ssh"]
     if found := _library_in(Path("/"), name):
         return found
@@ -203,15 +203,15 @@ def find_library(name: str) -> Path:
 
 
 def ensure_tools(*programs: str) -> dict[str, Tool]:
-    """Make programs runnable by their bare names in this process and its children.
+    """Make programs available by name in this process and its children.
 
-    PATH is left alone where they are installed; otherwise the private directory comes first in it.
+    PATH is not changed if they are installed; otherwise the private directory is put first.
 
     Arguments:
-        programs: names; `rsync` and `ssh` where none is given.
+        programs: names; default: `rsync` and `ssh`.
 
     Raises:
-        SandboxError: one of them cannot be had.
+        SandboxError: one of them is not available.
     """
     tools = {program: find(program) for program in programs or ("rsync", "ssh")}
     if any(tool.private or shutil.which(tool.name) is None for tool in tools.values()):
@@ -220,7 +220,7 @@ def ensure_tools(*programs: str) -> dict[str, Tool]:
 
 
 def path_with_tools(path: str) -> str:
-    """A PATH that finds fetched programs before anything else in `path`."""
+    """`path` with the directory of fetched programs in front."""
     own = str(bin_directory())
     return os.pathsep.join(
         [own, *(directory for directory in path.split(os.pathsep) if directory and directory != own)]
@@ -228,18 +228,18 @@ def path_with_tools(path: str) -> str:
 
 
 def fetch(bundle: Bundle) -> Path:
-    """The bundle's package root, filled first where it is not there yet.
+    """The bundle's package root, made first if it is absent.
 
     Raises:
-        SandboxError: the packages cannot be fetched; the message says what to install by hand.
+        SandboxError: the packages cannot be fetched; the message names the packages to install.
     """
     root = cache_directory() / "roots" / bundle.name
     stamp = root / ".complete"
     wanted = _stamp(bundle)
-    if _reads(stamp) == wanted:
+    if _read_or_none(stamp) == wanted:
         return root
     with workshop("packages") as scratch:
-        if _reads(stamp) == wanted:  # somebody else fetched it while this process waited
+        if _read_or_none(stamp) == wanted:  # another process fetched it meanwhile
             return root
         print(
             f"sandbox: fetching {', '.join(bundle.packages)} (Debian {bundle.suite or _release()}) into {root}",
@@ -287,12 +287,12 @@ def _download(bundle: Bundle, scratch: Path) -> list[Path]:
     settings = {
         "Dir::State": directories["state"],
         "Dir::State::lists": directories["lists"],
-        # Its real status makes apt download only what the machine lacks; an empty one makes it download everything.
+        # With the real status, apt downloads only what the machine lacks; with an empty one, everything.
         "Dir::State::status": directories["state"] / "empty-status" if bundle.suite else "/var/lib/dpkg/status",
         "Dir::Cache": directories["cache"],
         "Dir::Etc::sourcelist": "/dev/null",
         "Dir::Etc::sourceparts": directories["sources"],
-        # The machine's own configuration may run hooks that touch the system; of it only Acquire (proxies) is taken.
+        # The machine's configuration may have hooks that change the system; only its Acquire section (proxies) is used.
         "Dir::Etc::main": "/dev/null",
         "Dir::Etc::parts": directories["none"],
         "Dir::Etc::preferences": "/dev/null",
@@ -315,7 +315,7 @@ def _download(bundle: Bundle, scratch: Path) -> list[Path]:
             _run(["apt-get", "install", "--yes", "--download-only", *bundle.packages], environment, _DOWNLOAD_LIMIT)
             archives = sorted((directories["cache"] / "archives").glob("*.deb"))
             if not archives:
-                raise SandboxError("apt holds the packages for installed, and yet their programs are not here")
+                raise SandboxError("apt reports the packages as installed, but their programs are missing")
             return archives
         except SandboxError as caught:
             error = caught
@@ -323,7 +323,7 @@ def _download(bundle: Bundle, scratch: Path) -> list[Path]:
 
 
 def _acquire_settings() -> list[str]:
-    """The machine's settings for downloading (proxies, clocks that are off), without its further index files."""
+    """The machine's download settings (proxies, tolerance for wrong clocks), without additional index files."""
     text = _run(["apt-config", "dump"], {**os.environ, "LC_ALL": "C"}, 30.0)
     return [
         line + "\n"
@@ -333,14 +333,14 @@ def _acquire_settings() -> list[str]:
 
 
 def _tool_in(root: Path, program: str) -> Tool | None:
-    # The browser first where it is itself: what stands for it in usr/bin is a script that looks in the system's places.
+    # The browser's own directory first: its entry in usr/bin is a script that searches system directories.
     for directory in ("usr/lib/chromium", "usr/sbin", "usr/bin", "sbin", "bin"):
         path = root / directory / program
         if not path.exists():
             continue
         path = path.resolve()
         libraries = os.pathsep.join(map(str, _library_directories(root)))
-        # A root that holds a C library must be run through its loader: the machine's may be older than that library.
+        # Programs of a root with a C library need its loader: the machine's may be older than that library.
         loaders = sorted(root.glob("usr/lib/*/ld-linux*.so.*")) or sorted(root.glob("lib/*/ld-linux*.so.*"))
         if loaders and not _is_script(path):
             return Tool(program, path, root, (str(loaders[0]), "--library-path", libraries))
@@ -364,9 +364,9 @@ def _library_directories(root: Path) -> list[Path]:
 
 
 def _write_entry(tool: Tool) -> None:
-    """Put a way to run a private tool into the bin directory, in one step: another process may be running it."""
+    """Write an executable for a private tool to the bin directory, atomically: another process may be using it."""
     if _is_script(tool.path) and tool.name != "rrsync":
-        return  # it would look for its files in the system's places
+        return  # it would search system directories for its files
     if tool.name == "rrsync":
         # rrsync is a Python script that names rsync by its system path.
         text = tool.path.read_text().replace("'/usr/bin/rsync'", repr(str(bin_directory() / "rsync")))
@@ -398,7 +398,7 @@ def _stamp(bundle: Bundle) -> str:
     return f"{_LAYOUT} {_release()} {platform.machine()} {' '.join(bundle.packages)} {bundle.suite or ''}\n"
 
 
-def _reads(file: Path) -> str | None:
+def _read_or_none(file: Path) -> str | None:
     try:
         return file.read_text()
     except OSError:
@@ -432,7 +432,7 @@ def _run(command: list[str], environment: Mapping[str, str], timeout: float) -> 
     text = done.stdout.decode(errors="replace")
     if done.returncode:
         lines = text.splitlines()
-        # apt marks the lines that say why, and the first ones say it; other programs say it last.
+        # apt marks the lines with the cause, the first ones matter; other programs print it last.
         marked = [line for line in lines if line.startswith("E:")] or [
             line for line in lines if line.startswith("Err:")
         ]

@@ -1,19 +1,17 @@
-"""A private Prometheus on loopback: it scrapes what it is told to, evaluates rules, and can be given a past."""
+"""A private Prometheus on loopback: scrapes the given targets, evaluates rules, and can be filled with past samples."""
 
 import http.client
 import json
 import math
-import time
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cdc_archiver.sandbox.errors import SandboxError
+from cdc_archiver.sandbox.child_process import ChildProcess, SandboxError
 from cdc_archiver.sandbox.packages import find
-from cdc_archiver.sandbox.process import ChildProcess
-from cdc_archiver.sandbox.server import Server
+from cdc_archiver.sandbox.private_server import PrivateServer
 
 _START_LIMIT = 30.0
 _ANSWER_LIMIT = 10.0
@@ -21,7 +19,7 @@ _ANSWER_LIMIT = 10.0
 
 @dataclass(frozen=True)
 class Series:
-    """What a query found: labels, and the value now."""
+    """One series of a query's result: its labels and its current value."""
 
     labels: Mapping[str, str]
     value: float
@@ -47,8 +45,8 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Past:
-    """A series as it was: values evenly spaced between two times, in seconds since the epoch."""
+class PastSeries:
+    """Past samples of a series: values evenly spaced between two times, in seconds since the epoch."""
 
     name: str
     labels: Mapping[str, str]
@@ -57,15 +55,15 @@ class Past:
     values: Sequence[float]
 
     def lines(self) -> Iterable[str]:
-        """Its samples, in OpenMetrics."""
+        """Its samples in OpenMetrics format."""
         labels = ",".join(f"{name}={json.dumps(value)}" for name, value in self.labels.items())
         step = (self.until - self.since) / max(1, len(self.values) - 1)
         for number, value in enumerate(self.values):
             yield f"{self.name}{{{labels}}} {value} {self.since + number * step:.3f}"
 
 
-class PrometheusServer(Server):
-    """One private Prometheus; everything that it keeps is in its directory."""
+class PrometheusServer(PrivateServer):
+    """One private Prometheus; all its data is in its directory."""
 
     def __init__(
         self,
@@ -79,11 +77,11 @@ class PrometheusServer(Server):
         """Describe the server; `start` runs it.
 
         Arguments:
-            directory: its own directory, made where it is absent.
-            jobs: what to scrape, host:port, for each job.
-            rules: files with rules.
-            interval: seconds between two scrapes, and between two evaluations of the rules.
-            external_labels: what every alert is labelled with.
+            directory: its own directory, made if it is absent.
+            jobs: targets to scrape (host:port), by job.
+            rules: rule files.
+            interval: seconds between two scrapes and between two evaluations of the rules.
+            external_labels: labels of every alert.
         """
         super().__init__("Prometheus")
         self.directory = directory.absolute()
@@ -102,15 +100,15 @@ class PrometheusServer(Server):
             ],
         }
 
-    def remember(self, *past: Past) -> None:
-        """Give it a past, before it is started.
+    def remember(self, *past: PastSeries) -> None:
+        """Store past samples, before the first start.
 
         Raises:
-            SandboxError: promtool did not take it.
+            SandboxError: promtool rejects them.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         text = self.directory / "past.openmetrics"
-        by_name: dict[str, list[Past]] = {}
+        by_name: dict[str, list[PastSeries]] = {}
         for series in past:
             by_name.setdefault(series.name, []).append(series)
         lines = []
@@ -120,11 +118,11 @@ class PrometheusServer(Server):
         find("promtool").run("tsdb", "create-blocks-from", "openmetrics", text, self._data)
 
     def start(self) -> None:
-        """Run it and wait until it is ready; SandboxError, with its last words, where it is not."""
+        """Run it and wait until it is ready; SandboxError, with the end of its log, if it is not."""
         program = find("prometheus")
         self.directory.mkdir(parents=True, exist_ok=True)
         configuration = self.directory / "prometheus.yml"
-        configuration.write_text(json.dumps(self._configuration))  # YAML takes it
+        configuration.write_text(json.dumps(self._configuration))  # JSON is YAML, too
 
         def launch(port: int) -> ChildProcess:
             command = program.command(
@@ -137,36 +135,38 @@ class PrometheusServer(Server):
             process.start()
             return process
 
-        self._start_on_a_port(launch, _await_ready)
+        self._start_on_a_port(
+            launch, lambda process, port: self._await(process, lambda: _missing_answer(port), _START_LIMIT)
+        )
 
     def stop(self) -> None:
-        """End it: nobody reads its data again, and so nothing is waited for."""
+        """Kill it: its data is not read again."""
         if self._process is not None:
             self._process.kill()
 
     def query(self, expression: str) -> list[Series]:
-        """What an expression is now; SandboxError, with its words, where Prometheus does not take it."""
+        """The current result of an expression; SandboxError, with Prometheus's message, if it is rejected."""
         answer = self._ask("/api/v1/query", query=expression)
         if answer["resultType"] == "scalar":
             return [Series({}, float(answer["result"][1]))]
         return [Series(each["metric"], float(each["value"][1])) for each in answer["result"]]
 
     def has_data(self, expression: str) -> bool:
-        """Whether an expression has a value now that is a number."""
+        """Whether an expression has a current value that is a number."""
         return any(not math.isnan(series.value) for series in self.query(expression))
 
     def alerts(self) -> list[Alert]:
-        """Those whose condition holds, whether or not for long enough."""
+        """The alerts whose condition holds, pending ones included."""
         found = self._ask("/api/v1/alerts")["alerts"]
         return [Alert(each["labels"]["alertname"], each["labels"], each["annotations"]) for each in found]
 
     def rules(self) -> list[Rule]:
-        """The rules that it has read."""
+        """The rules that it has loaded."""
         found = [rule for group in self._ask("/api/v1/rules")["groups"] for rule in group["rules"]]
         return [Rule(each["name"], each["query"], each["health"], each.get("lastError", "")) for each in found]
 
     def rule_errors(self) -> dict[str, str]:
-        """Rules that were evaluated in vain, and why; SandboxError where one was not evaluated yet."""
+        """Errors by rule, of the rules whose evaluation failed; SandboxError if one was not evaluated yet."""
         if late := [rule.name for rule in self.rules() if rule.health == "unknown"]:
             raise SandboxError(f"not evaluated yet: {', '.join(late)}")
         return {rule.name: rule.error for rule in self.rules() if rule.health != "ok"}
@@ -181,30 +181,17 @@ class PrometheusServer(Server):
         finally:
             connection.close()
         if answer.get("status") != "success":
-            raise SandboxError(f"Prometheus does not take {parameters or path}: {answer.get('error')}")
+            raise SandboxError(f"Prometheus rejects {parameters or path}: {answer.get('error')}")
         return answer["data"]
 
 
-def _await_ready(process: ChildProcess, port: int) -> None:
-    deadline = time.monotonic() + _START_LIMIT
-    while True:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
-        try:
-            connection.request("GET", "/-/ready")
-            ready = connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            ready = False
-        finally:
-            connection.close()
-        if process.wait(0.05):
-            raise SandboxError(
-                f"Prometheus ended at its start with status {process.returncode}; its log {process.log} ends with:\n"
-                f"{process.log_tail()}"
-            )
-        if ready:
-            return
-        if time.monotonic() > deadline:
-            raise SandboxError(
-                f"Prometheus was not ready within {_START_LIMIT:.0f} s; its log {process.log} ends with:\n"
-                f"{process.log_tail()}"
-            )
+def _missing_answer(port: int) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1.0)
+    try:
+        connection.request("GET", "/-/ready")
+        status = connection.getresponse().status
+        return "" if status == 200 else f"/-/ready answers {status}"
+    except (OSError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    finally:
+        connection.close()

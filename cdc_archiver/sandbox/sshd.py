@@ -3,14 +3,12 @@
 import os
 import shlex
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
-from cdc_archiver.sandbox.errors import SandboxError
+from cdc_archiver.sandbox.child_process import ChildProcess
 from cdc_archiver.sandbox.packages import Tool, bin_directory, find, find_library
-from cdc_archiver.sandbox.process import ChildProcess
-from cdc_archiver.sandbox.server import Server
+from cdc_archiver.sandbox.private_server import PrivateServer
 
 _START_LIMIT = 15.0
 _NOBODY = 65_534
@@ -21,11 +19,11 @@ NO_PROGRAMS = "/nonexistent"
 """A remote PATH on which nothing is found, rsync included."""
 
 
-class SshServer(Server):
-    """One private sshd that lets one key into one account, `smurf`.
+class SshServer(PrivateServer):
+    """One private sshd that accepts one key for one account, `smurf`.
 
-    The account is made up for this server alone (nss_wrapper): it has the uid of this process, a home directory of its own
-    and a plain `/bin/sh` that reads no start-up files. The machine's accounts are neither needed nor changed.
+    The account exists only for this server (nss_wrapper): it has the uid of this process, its own home directory and a plain
+    `/bin/sh` that reads no start-up files. Accounts of the machine are neither needed nor changed.
     """
 
     user = "smurf"
@@ -35,7 +33,7 @@ class SshServer(Server):
         """Describe the server; `start` runs it.
 
         Arguments:
-            directory: its own directory, made where it is absent; keys found there are used again.
+            directory: its own directory, made if it is absent; keys of an earlier server there are used again.
         """
         super().__init__("sshd")
         self.directory = directory.absolute()
@@ -53,7 +51,7 @@ class SshServer(Server):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it is reached, as settings of a source; a person's own configuration of ssh does not count."""
+        """Settings of a source that reach it; the user's own ssh configuration is left out."""
         return {
             "host": self.host,
             "user": self.user,
@@ -64,33 +62,35 @@ class SshServer(Server):
         }
 
     def prepare(self) -> None:
-        """Get what it needs onto the machine, which may take a download; `start` does it otherwise."""
+        """Get the programs that it needs, which may take a download; `start` does the same."""
         for program in ("sshd", "ssh-keygen", "ssh", "rsync", "rrsync"):
             find(program)
         find_library(_NSS_WRAPPER)
 
     def start(self) -> None:
-        """Run it and wait until it takes connections; SandboxError, with its last words, where it does not."""
+        """Run it and wait until it accepts connections; SandboxError, with the end of its log, if it does not."""
         if self.running:
             return
         self.prepare()
-        self._furnish()
+        self._write_files()
         first = self._port is None
-        self._start_on_a_port(self._launch, _await_banner)
+        self._start_on_a_port(
+            self._launch, lambda process, port: self._await(process, lambda: _missing_greeting(port), _START_LIMIT)
+        )
         if first:
             self._write_known_hosts()
 
     def stop(self) -> None:
-        """End it and every session that it has open."""
+        """End it and all its sessions."""
         if self._process is not None:
             self._process.stop(5.0)
 
     def authorize(self, *, read_only: Path | None = None, path: str | None = None) -> None:
-        """Say what the client's key may do, from the next connection on; without arguments, everything.
+        """Set the permissions of the client's key for new connections; without arguments, everything is allowed.
 
         Arguments:
-            read_only: the directory that the key is restricted to, as `restrict,command="rrsync -ro DIRECTORY"` does it.
-            path: the PATH of remote commands; None finds rsync on it, `NO_PROGRAMS` finds nothing.
+            read_only: the directory that the key is restricted to, by `restrict,command="rrsync -ro DIRECTORY"`.
+            path: the PATH of remote commands; None: one with rsync; `NO_PROGRAMS`: one with no program.
         """
         remote_path = path if path is not None else f"{bin_directory()}:{_REMOTE_PATH}"
         options = [f'environment="PATH={remote_path}"']
@@ -102,11 +102,11 @@ class SshServer(Server):
         self._authorized_keys.write_text(f"{','.join(options)} {public}")
 
     def revoke(self) -> None:
-        """Let the client's key in no more, until `authorize`."""
+        """Refuse the client's key until `authorize`."""
         self._authorized_keys.write_text("")
 
     def change_host_key(self) -> None:
-        """Give it another host key and start it again; `known_hosts` keeps the old one, until `trust_host_key`."""
+        """Give it another host key and restart it; `known_hosts` keeps the old key until `trust_host_key`."""
         self.stop()
         for file in (self._host_key, self._host_key.with_suffix(".pub")):
             file.unlink()
@@ -114,11 +114,11 @@ class SshServer(Server):
         self.start()
 
     def trust_host_key(self) -> None:
-        """Write its present host key to `known_hosts`."""
+        """Write its current host key to `known_hosts`."""
         self._write_known_hosts()
 
     def command(self, *remote: str) -> list[str]:
-        """The `ssh` command line that logs in, strictly checked and with no question asked, and runs `remote`."""
+        """The `ssh` command line that logs in without prompts, checks the host key strictly, and runs `remote`."""
         options = (
             ("BatchMode", "yes"),
             ("IdentitiesOnly", "yes"),
@@ -127,11 +127,11 @@ class SshServer(Server):
             ("GlobalKnownHostsFile", "/dev/null"),
             ("ConnectTimeout", "10"),
         )
-        words = [word for name, value in options for word in ("-o", f"{name}={value}")]
+        flags = [part for name, value in options for part in ("-o", f"{name}={value}")]
         login = ["-F", "/dev/null", "-i", str(self.key), "-p", str(self.port), f"{self.user}@{self.host}"]
-        return find("ssh").command(*words, *login, *remote)
+        return find("ssh").command(*flags, *login, *remote)
 
-    def _furnish(self) -> None:
+    def _write_files(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.home.mkdir(exist_ok=True)
         if not self.key.exists():
@@ -139,7 +139,7 @@ class SshServer(Server):
             _make_key(self._host_key)
             self.authorize()
         if os.geteuid() == 0:
-            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # compiled into it: where its first stage is locked in
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # compiled in: the chroot directory of its first stage
         accounts = [
             f"{self.user}:*:{os.getuid()}:{os.getgid()}:sandbox:{self.home}:/bin/sh",
             f"sshd:*:{_NOBODY}:{_NOBODY}:privilege separation:/run/sshd:/usr/sbin/nologin",
@@ -155,7 +155,7 @@ class SshServer(Server):
         configuration.write_text("".join(f"{name} {value}\n" for name, value in self._settings(program, port)))
         environment = {
             **program.environ(),
-            # sshd hands none of these on: a session's environment is made from nothing.
+            # sshd passes none of these on: it builds the environment of a session anew.
             "LD_PRELOAD": str(find_library(_NSS_WRAPPER)),
             "NSS_WRAPPER_PASSWD": str(self.directory / "passwd"),
             "NSS_WRAPPER_GROUP": str(self.directory / "group"),
@@ -176,8 +176,8 @@ class SshServer(Server):
             ("PasswordAuthentication", "no"),
             ("KbdInteractiveAuthentication", "no"),
             ("PermitRootLogin", "yes"),
-            ("StrictModes", "no"),  # a temporary directory's parents belong to others
-            ("PermitUserEnvironment", "yes"),  # authorize() names the PATH
+            ("StrictModes", "no"),  # the parents of a temporary directory belong to other users
+            ("PermitUserEnvironment", "yes"),  # authorize() sets the PATH
             ("PermitUserRC", "no"),
             ("MaxStartups", "100:30:200"),
             ("MaxSessions", "100"),
@@ -187,7 +187,7 @@ class SshServer(Server):
             ("Subsystem", "sftp internal-sftp"),
         ]
         if program.private:
-            # From 9.8 on a session is a program of its own, found by a path that is compiled in.
+            # Since 9.8 a session is a separate program, with a compiled-in path.
             for name, file in (("SshdSessionPath", "sshd-session"), ("SshdAuthPath", "sshd-auth")):
                 helper = program.root / "usr/lib/openssh" / file
                 if helper.exists():
@@ -199,29 +199,12 @@ class SshServer(Server):
         self.known_hosts.write_text(f"[{self.host}]:{self.port} {kind} {key}\n")
 
 
-def _await_banner(process: ChildProcess, port: int) -> None:
-    """Wait until it greets.
-
-    A greeting by somebody else who took the port does not count: this server has ended by then.
-    """
-    deadline = time.monotonic() + _START_LIMIT
-    while True:
-        try:
-            with socket.create_connection(("127.0.0.1", port), timeout=0.5) as probe:
-                greeting = probe.recv(4)
-        except OSError:
-            greeting = b""
-        if process.wait(0.02):
-            raise SandboxError(
-                f"sshd ended at its start with status {process.returncode}; its log {process.log} ends with:\n"
-                f"{process.log_tail()}"
-            )
-        if greeting == b"SSH-":
-            return
-        if time.monotonic() > deadline:
-            raise SandboxError(
-                f"sshd did not answer within {_START_LIMIT:.0f} s; its log {process.log} ends with:\n{process.log_tail()}"
-            )
+def _missing_greeting(port: int) -> str:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=0.5) as probe:
+            return "" if probe.recv(4) == b"SSH-" else "it sends no greeting"
+    except OSError as error:
+        return str(error)
 
 
 def _make_key(file: Path) -> None:

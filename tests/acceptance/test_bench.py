@@ -1,4 +1,4 @@
-"""The benchmark, on sizes that say nothing of speed: every case measures what it says, and what is measured is told and kept."""
+"""The benchmark, with sizes too small for speed: every case measures its figures, which are printed and stored."""
 
 import json
 import os
@@ -18,9 +18,9 @@ import pytest
 from benchmarks.cases import CASES
 from benchmarks.cases.sources import growth
 from benchmarks.cases.tables import grow
-from benchmarks.figures import Aim, Measurement, judge, percentile
-from benchmarks.ground import TABLE, Ground
+from benchmarks.measurements import Aim, Measurement, judge, percentile
 from benchmarks.scale import GB, MB
+from benchmarks.testbed import TABLE, Testbed
 from cdc_archiver.database.schema import INDEX
 from cdc_archiver.sandbox import Kind, Sandbox, SshServer
 
@@ -29,12 +29,12 @@ RUNS = {
     "files": ("mariadb", ("idle", "burst", "dust", "large", "transfer", "many", "night")),
     "rows": ("mysql", ("stream", "paced", "unrelated", "sweep", "pending", "rest", "sources", "files", "bytes")),
 }
-"""Two runs, so that they go side by side."""
+"""Two runs, so that they can run in parallel."""
 
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """The benchmark's TMPDIR; a short one: archived paths have to fit into their column."""
+    """The benchmark's TMPDIR; short, because archived paths must fit into their column."""
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as directory:
         yield Path(directory)
 
@@ -43,7 +43,7 @@ def start_bench(place: Path, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks", "--results", str(place / "results"), *arguments],
         cwd=ROOT,
-        # What a developer's shell has set is no setting of the benchmark's service.
+        # Settings of a developer's shell must not reach the benchmark's service.
         env={**os.environ, "TMPDIR": str(place), "CDC_ARCHIVER_TABLE": "of_a_site", "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -66,10 +66,10 @@ def test_every_case_is_run() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("database", "cases"), RUNS.values(), ids=RUNS.keys())
-def test_each_case_measures_all_that_its_aims_speak_of(
+def test_each_case_measures_the_figures_of_its_aims(
     request: pytest.FixtureRequest, ssh_server: SshServer, place: Path, database: str, cases: tuple[str, ...]
 ) -> None:
-    request.getfixturevalue(database)  # skips where it is not to be had
+    request.getfixturevalue(database)  # skips if it is not available
     done = bench(place, "--db", database, "--scale", "smoke", "--cases", ",".join(cases))
     assert done.returncode == 0, done.stdout + done.stderr
     results = place / "results/latest"
@@ -79,25 +79,25 @@ def test_each_case_measures_all_that_its_aims_speak_of(
     assert [case["name"] for case in found["cases"]] == list(cases)
     for case, kind in zip(found["cases"], [kind for kind in CASES if kind.name in cases], strict=True):
         assert not case["failure"]
-        # Every aim has a verdict: every figure that it is made of was measured, by ours and by the opponent.
+        # Every aim has a verdict: its figures were measured for the service and for the baseline.
         assert [aim["sentence"] for aim in case["aims"]] == [aim.sentence for aim in kind.aims]
         assert all(aim["met"] is not None for aim in case["aims"])
         assert all(value for one in case["measurements"] for value in one["figures"].values())
         assert any(kind.plot in one["figures"] for one in case["measurements"])
-        # Each is told, with its limit.
+        # Each is printed, with its limit.
         assert all(aim.limit in done.stdout for aim in kind.aims)
-    # Nothing is left behind but the results.
+    # Only the results are left behind.
     assert [path.name for path in place.iterdir()] == ["results"]
     for name in ("aims", *cases):
         assert (results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert ElementTree.parse(results / f"{name}.svg").getroot().tag.endswith("svg")
 
 
-def test_who_is_interrupted_is_told_what_there_is(ssh_server: SshServer, mariadb: object, place: Path) -> None:
+def test_an_interrupted_run_reports_what_it_has_measured(ssh_server: SshServer, mariadb: object, place: Path) -> None:
     running = start_bench(place, "--scale", "short", "--cases", "idle,burst")
     try:
         deadline = time.monotonic() + 120
-        while not list(place.glob("results/*/results.json")):  # the first round is over, and five more are to come
+        while not list(place.glob("results/*/results.json")):  # the first of six rounds is over
             assert time.monotonic() < deadline
             assert running.poll() is None, running.communicate()
             time.sleep(0.05)
@@ -120,46 +120,46 @@ def test_who_is_interrupted_is_told_what_there_is(ssh_server: SshServer, mariadb
 def test_an_unknown_case_is_wrong_usage(place: Path) -> None:
     done = bench(place, "--cases", "idle,fast")
     assert done.returncode == 2
-    assert "there is no case fast" in done.stderr
+    assert "unknown case: fast" in done.stderr
 
 
-# What a run stands on.
+# The testbed.
 
 
-def test_what_is_put_aside_keeps_its_small_files_so_that_ext4_has_no_inodes_to_step_over(tmp_path: Path) -> None:
-    ground = Ground(cast("Sandbox", SimpleNamespace(directory=tmp_path, database=None, environment=dict)))
+def test_put_aside_keeps_small_files_so_that_ext4_has_no_recently_deleted_inodes(tmp_path: Path) -> None:
+    testbed = Testbed(cast("Sandbox", SimpleNamespace(directory=tmp_path, database=None, environment=dict)))
     kept = set()
-    for _ in range(2):  # the second has the first one's name
-        turn = ground.directory / "turn"
+    for _ in range(2):  # the second has the same name
+        turn = testbed.directory / "turn"
         (turn / "outputs").mkdir(parents=True)
         for name, size in {"dust": 500, "outputs/small": 20_000, "outputs/large": GB // 100}.items():
             with (turn / name).open("wb") as file:
                 file.truncate(size)
             if size < MB:
                 kept.add((turn / name).stat().st_ino)
-        ground.put_aside(turn)
+        testbed.put_aside(turn)
         assert not turn.exists()
-    assert {path.stat().st_ino for path in ground.directory.rglob("*") if path.is_file()} == kept
+    assert {path.stat().st_ino for path in testbed.directory.rglob("*") if path.is_file()} == kept
 
 
 @pytest.mark.parametrize("database", ["mariadb", "mysql"])
 def test_a_table_grows_to_its_size_action_by_action(
     request: pytest.FixtureRequest, ssh_server: SshServer, place: Path, database: Kind
 ) -> None:
-    request.getfixturevalue(database)  # skips where it is not to be had
+    request.getfixturevalue(database)  # skips if it is not available
     with Sandbox(database, place / "sandbox") as sandbox:
-        ground = Ground(sandbox)
-        site = ground.site()
-        files = ground.files("rows", 100, 10)
+        testbed = Testbed(sandbox)
+        site = testbed.site()
+        files = testbed.files("rows", 100, 10)
         site.register(files, columns={"copied": 1})
         logged = sandbox.database.execute("SHOW BINARY LOGS")
-        told: list[str] = []
-        grow(site, 1050, told.append)
+        medians: list[str] = []
+        grow(site, 1050, medians.append)
         actions = site.sql(
             "SELECT COUNT(*), COUNT(DISTINCT path), MIN(copied), MAX(id) - MIN(id) "
             f"FROM {TABLE} GROUP BY action_timestamp ORDER BY MIN(id)"
         )
-        # Each action's files lie side by side, as a monitor registers them.
+        # Rows of one action are adjacent, as a monitor registers them.
         assert actions == [(100, 100, 1, 99)] * 10 + [(50, 50, 1, 49)]
         assert [
             column
@@ -170,20 +170,20 @@ def test_a_table_grows_to_its_size_action_by_action(
             )
         ][:3] == ["copied", "instance_id", "id"]
         assert site.sql("SHOW TABLES LIKE 'template'") == []
-        assert sandbox.database.execute("SHOW BINARY LOGS") == logged  # nobody reads all that
-        assert told[0] == "100 of 1,050 rows"
+        assert sandbox.database.execute("SHOW BINARY LOGS") == logged  # no reader needs all that
+        assert medians[0] == "100 of 1,050 rows"
         site.close()
 
 
 # How values become a verdict.
 
 
-def measured(way: str, round_: int, *values: float) -> Measurement:
-    return Measurement(way, round_, {"ms": values})
+def measured(contender: str, round_: int, *values: float) -> Measurement:
+    return Measurement(contender, round_, {"ms": values})
 
 
 def test_a_ratio_is_taken_round_by_round_so_that_a_slow_minute_counts_for_both() -> None:
-    # The machine was ten times slower in the last round: for both ways.
+    # The machine was ten times slower in the last round, for both contenders.
     rounds = [(10.0, 10.0), (12.0, 10.0), (130.0, 100.0)]
     both = [one for n, (a, b) in enumerate(rounds) for one in (measured("ours", n, a), measured("rsync", n, b))]
     aim = Aim("", "ms", "rsync", at_most=1.25)
@@ -193,7 +193,7 @@ def test_a_ratio_is_taken_round_by_round_so_that_a_slow_minute_counts_for_both()
     assert list(verdict.rounds) == pytest.approx([1.0, 1.2, 1.3])
 
 
-def test_late_values_are_those_of_all_rounds_against_the_opponents_median() -> None:
+def test_late_percentiles_are_taken_over_all_rounds_against_the_baselines_median() -> None:
     ours = [measured("ours", n, *([10.0] * 99), late) for n, late in enumerate((10.0, 60.0, 80.0))]
     theirs = [measured("rsync", n, 10.0, 20.0, 30.0) for n in range(3)]
     verdict = judge(Aim("", "ms", "rsync", part=99, at_most=3.0), [*ours, *theirs])
@@ -215,7 +215,7 @@ def test_what_was_not_measured_has_no_verdict() -> None:
     assert judge(Aim("", "ms", "rsync", at_most=1.0), [measured("ours", 0, 1.0)]) is None
 
 
-def test_a_limit_that_stands_for_itself_is_kept_in_every_round() -> None:
+def test_an_absolute_limit_must_be_met_in_every_round() -> None:
     rounds = [measured("ours", n, value) for n, value in enumerate((1.0, 1.0, 9.0))]
     verdict = judge(Aim("", "ms", at_most=2.0), rounds)
     assert verdict is not None
@@ -224,8 +224,8 @@ def test_a_limit_that_stands_for_itself_is_kept_in_every_round() -> None:
 
 def sources(rates: dict[str, float], processors: dict[str, float]) -> list[Measurement]:
     return [
-        Measurement(way, 0, {"rate": [rate], "processors_percent": [processors.get(way, 10.0)]})
-        for way, rate in rates.items()
+        Measurement(contender, 0, {"rate": [rate], "processors_percent": [processors.get(contender, 10.0)]})
+        for contender, rate in rates.items()
     ]
 
 
@@ -233,11 +233,11 @@ def sources(rates: dict[str, float], processors: dict[str, float]) -> list[Measu
     ("rates", "processors", "met"),
     [
         ({"1 source": 100.0, "2 sources": 180.0, "4 sources": 300.0}, {}, True),
-        # It grows no more, and nothing is busy.
+        # No growth, and nothing is busy.
         ({"1 source": 100.0, "2 sources": 180.0, "4 sources": 182.0}, {"2 sources": 50.0}, False),
-        # It grows no more, and the processors are: that is the machine's limit.
+        # No growth, but the processors are busy: the machine's limit.
         ({"1 source": 100.0, "2 sources": 180.0, "4 sources": 170.0}, {"2 sources": 97.0}, True),
-        # What is busy later does not explain why it did not grow before.
+        # Later utilisation does not explain earlier missing growth.
         ({"1 source": 100.0, "2 sources": 100.0, "4 sources": 300.0}, {"2 sources": 97.0}, False),
     ],
 )

@@ -1,4 +1,4 @@
-"""The demo as a person runs it: it proves itself right, fails when something is not, and leaves nothing behind."""
+"""The demo as a user runs it: it checks its own result, fails if a check fails, and leaves nothing behind."""
 
 import contextlib
 import os
@@ -21,9 +21,9 @@ FEW = ("--files", "60", "--largest", "2M")
 
 @pytest.fixture
 def place() -> Iterator[Path]:
-    """The demo's TMPDIR: what it leaves behind shows there, and all that it starts knows the name.
+    """The demo's TMPDIR: files left behind show there, and all its processes know the name.
 
-    Not pytest's own directory: the archived paths have to fit into their column, and a socket's name is shorter still.
+    Not pytest's own directory, which is too long for archived paths and for a socket's name.
     """
     directory = Path(tempfile.mkdtemp(prefix="demo-", dir="/tmp"))
     yield directory
@@ -32,7 +32,7 @@ def place() -> Iterator[Path]:
 
 @pytest.fixture(params=["mariadb", "mysql"])
 def database(request: pytest.FixtureRequest, ssh_server: SshServer) -> str:
-    """A database that can be had here; the test is skipped where it cannot."""
+    """A database that is available here; otherwise the test is skipped."""
     request.getfixturevalue(request.param)
     name: str = request.param
     return name
@@ -40,7 +40,7 @@ def database(request: pytest.FixtureRequest, ssh_server: SshServer) -> str:
 
 @contextlib.contextmanager
 def demo(place: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
-    """The demo at work; killed if the test is over before it."""
+    """A running demo; killed at the end of the block."""
     with subprocess.Popen(
         [sys.executable, "-m", "cdc_archiver", "demo", *arguments],
         env={**os.environ, "TMPDIR": str(place), "MYSQL_HOST": "a site's own", "CDC_ARCHIVER_TABLE": "of_a_site"},
@@ -54,19 +54,19 @@ def demo(place: Path, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def read_until(process: "subprocess.Popen[str]", words: str) -> str:
-    """What it prints up to a line with these words."""
+def read_until(process: "subprocess.Popen[str]", expected: str) -> str:
+    """Its output up to the line with this text."""
     assert process.stdout is not None
     text = ""
     for line in process.stdout:
         text += line
-        if words in line:
+        if expected in line:
             return text
-    raise AssertionError(f"it ended without {words!r}:\n{text}")
+    raise AssertionError(f"it ended without {expected!r}:\n{text}")
 
 
 def of_this_demo(place: Path) -> list[tuple[int, str]]:
-    """The processes that have its directory in their command line or environment, and their command lines."""
+    """The processes with its directory in their command line or environment, and their command lines."""
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -78,7 +78,7 @@ def of_this_demo(place: Path) -> list[tuple[int, str]]:
 
 
 def assert_nothing_is_left(place: Path) -> None:
-    # A killed process's own children may take a moment to be gone.
+    # The children of a killed process may take a moment to end.
     deadline = time.monotonic() + 5.0
     while (left := of_this_demo(place)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -86,49 +86,49 @@ def assert_nothing_is_left(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
-def test_every_file_is_archived_and_proved(database: str, place: Path) -> None:
+def test_every_file_is_archived_and_checked(database: str, place: Path) -> None:
     with demo(place, "--db", database, *FEW) as process:
         out, _ = process.communicate()
 
     assert process.returncode == 0, out
-    assert re.search(r"files +60, of 100 bytes to 2\.1 MB; [\d.]+ MB in all", out)
+    assert re.search(r"files +60, of 100 bytes to 2\.1 MB; [\d.]+ MB in total", out)
     assert re.search(r"under load +\d+ files, [\d.]+ MB in [\d.]+ s: \d+ files/s, [\d.]+ [kM]B/s", out)
-    assert re.search(r"latency, alone +p50 [\d.]+ m?s, p99 [\d.]+ m?s \(6 files\)", out)
+    assert re.search(r"latency, single +p50 [\d.]+ m?s, p99 [\d.]+ m?s \(6 files\)", out)
     assert re.search(r"latency, all +p50 [\d.]+ m?s, p99 [\d.]+ m?s \(57 files\)", out)
-    # The anchor's sweep may find the first of those that came after the service's start, too.
-    backlog = re.search(r"sweeps +\d+; they found (\d+) backlog, .*\b0 stream_missed", out)
+    # The sweep at the start of the stream may also find the first of the files that came after the service's start.
+    backlog = re.search(r"sweeps +\d+; found: (\d+) backlog, .*\b0 stream_missed", out)
     assert backlog is not None, out
     assert int(backlog[1]) >= 3, out
-    # A sweep may be first with a row; then the stream tells of one that is known.
+    # If a sweep finds a row first, the event of the stream counts as known.
     assert sum(int(count) for count in re.findall(r"(\d+) (?:offered|known)", out)) == 57
     for line in (
-        "60 rows say copied = 1",
-        "60 paths are what the layout makes",
-        "60 archived files, hashed again, have the md5",
+        "60 rows have copied = 1",
+        "60 paths follow from the registered rows",
+        "60 archived files have the registered md5",
         "files have mode 640 and directories 750",
-        "the archive holds no file that no row names",
-        "60 files at the source are as they were written",
-        "the service's metrics say so too: 0 stream_missed, 0 charged, 0 refused, 60 archived",
-        "SIGTERM ends the service in",
-        "run --reconcile finds nothing left to do",
+        "every file in the archive has a row",
+        "60 files at the source are unchanged",
+        "the service's metrics agree: 0 stream_missed, 0 charged, 0 refused, 60 archived",
+        "SIGTERM stops the service in",
+        "run --reconcile finds no file to archive",
         "the private servers are stopped",
     ):
         assert re.search(rf"^  ✓ {re.escape(line)}", out, re.MULTILINE), f"no tick for {line!r} in:\n{out}"
     assert "✗" not in out
-    assert out.splitlines()[-1].startswith("all is right, after")
+    assert out.splitlines()[-1].startswith("passed in ")
     assert_nothing_is_left(place)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_at_work_it_clears_everything_away(
+def test_an_interrupted_demo_removes_everything(
     ssh_server: SshServer, mariadb: object, place: Path, number: int
 ) -> None:
     with demo(place, "--files", "300", "--largest", "20M") as process:
         read_until(process, "streaming")
-        assert any("cdc_archiver run" in command for _, command in of_this_demo(place))  # there is something to clear
+        assert any("cdc_archiver run" in command for _, command in of_this_demo(place))  # there is something to remove
         process.send_signal(number)
         time.sleep(0.1)
-        process.send_signal(number)  # an impatient second one does not cut it short
+        process.send_signal(number)  # a second signal does not interrupt the clean-up
         out, _ = process.communicate()
 
     assert process.returncode == 1, out
@@ -136,10 +136,10 @@ def test_interrupted_at_work_it_clears_everything_away(
     assert_nothing_is_left(place)
 
 
-def test_interrupted_while_its_servers_start_it_clears_everything_away(
+def test_a_demo_interrupted_while_its_servers_start_removes_everything(
     ssh_server: SshServer, mysql: object, place: Path
 ) -> None:
-    """Against a server that is up only after the clearing away, and keeps its directory."""
+    """Otherwise a server would come up after the clean-up, and keep its directory."""
     with demo(place, "--db", "mysql", *FEW) as process:
         deadline = time.monotonic() + 30.0
         while not any("mysqld" in command for _, command in of_this_demo(place)):
@@ -153,7 +153,7 @@ def test_interrupted_while_its_servers_start_it_clears_everything_away(
     assert_nothing_is_left(place)
 
 
-def test_a_service_that_dies_is_a_failure_with_its_last_words(
+def test_a_service_that_dies_is_a_failure_with_the_end_of_its_log(
     ssh_server: SshServer, mariadb: object, place: Path
 ) -> None:
     with demo(place, "--files", "300", "--largest", "20M") as process:
@@ -163,25 +163,25 @@ def test_a_service_that_dies_is_a_failure_with_its_last_words(
         out, _ = process.communicate()
 
     assert process.returncode == 1, out
-    assert "the service ended with status -9" in out
-    assert "the service's last words:" in out
+    assert "the service ended unexpectedly, with status -9" in out
+    assert "the service's log ends with:" in out
     assert_nothing_is_left(place)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "expected"),
     [
-        (("--db", "oracle"), "no demo on 'oracle'"),
-        (("--largest", "much"), "--largest 'much' is no size"),
-        (("--largest", "10"), "--largest '10' is no size of 100 bytes or more"),
+        (("--db", "oracle"), "invalid database: 'oracle'"),
+        (("--largest", "much"), "invalid size: --largest 'much'"),
+        (("--largest", "10"), "invalid size: --largest '10' (at least 100 bytes)"),
         (("--largest", "900T"), "the demo needs"),
     ],
 )
-def test_what_makes_no_sense_is_said_in_one_line(arguments: tuple[str, ...], words: str, place: Path) -> None:
+def test_an_invalid_argument_is_reported_in_one_line(arguments: tuple[str, ...], expected: str, place: Path) -> None:
     with demo(place, *arguments) as process:
         out, _ = process.communicate()
 
     assert process.returncode == 2
-    assert words in out
+    assert expected in out
     assert len(out.splitlines()) == 1
     assert_nothing_is_left(place)

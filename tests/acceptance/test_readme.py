@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import eventually
 
-from cdc_archiver.sandbox import DatabaseServer, SshServer
-from cdc_archiver.sandbox.process import free_port
+from cdc_archiver.sandbox import DatabaseServer, SshServer, free_port
 
 README = Path(__file__).parents[2] / "README.md"
 ADMINISTRATOR = "readme_root"

@@ -1,18 +1,12 @@
-"""A release: wheel and sdist that install and run, one version everywhere, changes that tell of it, a workflow that is one."""
+"""A release: one version everywhere, changes that tell of it, libraries that are all asked for, a workflow that is one."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import tomllib
-import venv
-import zipfile
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import Any
@@ -22,87 +16,6 @@ from deploy_files import ROOT, VERSION, read, validate
 from packaging.requirements import Requirement
 
 WORKFLOW = ROOT / ".github/workflows/ci.yaml"
-_NOT_OURS = shutil.ignore_patterns(
-    ".git", ".venv", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", ".hypothesis"
-)
-
-
-def test_wheel_and_sdist_are_whole_and_the_wheel_runs_in_an_environment_of_its_own(tmp_path: Path) -> None:
-    # One test, since its parts follow on each other and workers share nothing.
-    sdist, wheel = _built(tmp_path)
-
-    assert wheel.name == f"cdc_archiver-{VERSION}-py3-none-any.whl"
-    with zipfile.ZipFile(wheel) as archive:
-        names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    ours = {
-        str(path.relative_to(ROOT))
-        for kind in ("py", "html", "css", "js")
-        for path in (ROOT / "cdc_archiver").rglob(f"*.{kind}")
-    }
-    assert names == ours | {"cdc_archiver/py.typed"}
-
-    with tarfile.open(sdist) as archive_of_source:
-        modes = {member.name.partition("/")[2]: member.mode for member in archive_of_source.getmembers()}
-    names = set(modes)
-    wanted = {
-        "Dockerfile",
-        "constraints.txt",
-        "CHANGELOG.md",
-        "deploy/compose.yaml",
-        "tests/support/private_site.py",
-        "Makefile",
-        # What tests in it ask for.
-        ".gitignore",
-        ".dockerignore",
-        ".ci/run",
-        ".github/workflows/ci.yaml",
-        "benchmarks/__main__.py",
-        "tests/deploy/servicemonitor.json",
-    }
-    assert wanted <= names
-    programs = ("deploy/make-secrets", "deploy/demo/readout.sh", "deploy/systemd/install.sh")
-    assert all(modes[name] & 0o111 for name in programs)
-    assert not [name for name in names if "secrets/" in name or "config/" in name or name.endswith(".env")]
-
-    fresh = _installed(wheel, tmp_path / "fresh")
-    clean = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-
-    def run(*words: str | Path) -> str:
-        return subprocess.run(words, check=True, capture_output=True, text=True, env=clean, cwd=tmp_path).stdout
-
-    where = "import cdc_archiver; print(cdc_archiver.__file__, cdc_archiver.__version__)"
-    file, version = run(fresh / "bin/python", "-c", where).split()
-    assert Path(file).is_relative_to(fresh)
-    assert version == VERSION
-    assert "--data-dir" in run(fresh / "bin/cdc-archiver", "run", "--help")
-
-
-def _built(directory: Path) -> tuple[Path, Path]:
-    """The sdist, and the wheel that was built from it, of a tree that has a site's own files next to the compose and kustomize files."""
-    tree = directory / "cdc_archiver"
-    shutil.copytree(ROOT, tree, ignore=_NOT_OURS)
-    for name in ("secrets/mysql_password", "kubernetes/secrets/mysql_password", "config/cdc_archiver.toml", ".env"):
-        kept = tree / "deploy" / name
-        kept.parent.mkdir(exist_ok=True)
-        kept.write_text("MYSQL_PASSWORD=hunter2")
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation"], check=False, capture_output=True, text=True, cwd=tree
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (sdist,) = (tree / "dist").glob("*.tar.gz")
-    (wheel,) = (tree / "dist").glob("*.whl")
-    return sdist, wheel
-
-
-def _installed(wheel: Path, directory: Path) -> Path:
-    """An environment with the wheel in it. What it depends on is here already, at the versions that were tested."""
-    venv.create(directory)
-    packages = directory / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    pip = [sys.executable, "-m", "pip", "--python", str(directory / "bin/python"), "install", "--quiet"]
-    options = ["--no-deps", "--no-index", "--no-compile", "--ignore-installed"]
-    subprocess.run([*pip, *options, str(wheel)], check=True)
-    return directory
 
 
 def test_the_program_asks_for_every_library_that_it_imports() -> None:

@@ -1,4 +1,4 @@
-"""What must be true of an archive whatever happened to it: watched all the time, audited row by row and file by file at the end."""
+"""The invariants of an archive: watched all the time, and audited row by row and file by file at the end."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from cdc_archiver.transfer.staging import INCOMING, MARKER
 
 _READ = 1 << 20
 _NOT_LEFT = frozenset({INCOMING, MARKER})
-"""What the archiver keeps in data_dir beside the archive. All that is its own begins with a dot, which no archived path does."""
+"""The archiver's own entries of data_dir. They begin with a dot, as no archived path does."""
 _TRIAL = ".check-"
 
 BALLAST = "ballast"
-"""What a fault fills the archive's disk with."""
+"""The file with which a fault fills the archive's disk."""
 
 
-class Fate(StrEnum):
-    """What has to become of a registered file. Of the bad ones, the word is the reason that they are charged or refused for."""
+class ExpectedResult(StrEnum):
+    """The expected result for a registered file. For a bad file: the reason of its failed attempts or its refusal."""
 
     GOOD = "good"
     MISSING = "missing"
@@ -39,76 +39,76 @@ class Fate(StrEnum):
     NOT_A_FILE = "not_a_file"
 
 
-class Standing(StrEnum):
-    """What the database knows of a file."""
+class RegistrationState(StrEnum):
+    """What the database knows about a file."""
 
     PLANNED = "planned"
-    """Perhaps it does: the INSERT is under way, or its commit was never acknowledged."""
+    """Unknown: the INSERT is under way, or its commit was not acknowledged."""
     REGISTERED = "registered"
     WITHDRAWN = "withdrawn"
-    """Its transaction was rolled back: nobody may ever see it."""
+    """Its transaction was rolled back: it must never be archived."""
     SUPERSEDED = "superseded"
-    """Its row was made another file's: it may be in the archive, if it was faster."""
+    """Its row was given to another file: it may be in the archive, if it was archived before."""
 
 
 @dataclass(frozen=True)
-class Expected:
-    """A file that was written and registered: its md5 is its name here, since no two have the same.
+class ExpectedFile:
+    """A file that was written and registered, identified by its md5, which is unique.
 
     Attributes:
-        place: where it belongs, relative to data_dir.
+        place: its path in the archive, relative to data_dir.
         size: in bytes.
     """
 
     md5: bytes
     place: str
     size: int
-    fate: Fate = Fate.GOOD
+    fate: ExpectedResult = ExpectedResult.GOOD
 
 
-class Book:
-    """What was registered, kept beside the database by whoever registers. Safe to share between threads."""
+class ExpectedFiles:
+    """The registered files, recorded independently of the database. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: dict[bytes, Expected] = {}
-        self._standing: dict[bytes, Standing] = {}
+        self._files: dict[bytes, ExpectedFile] = {}
+        self._standing: dict[bytes, RegistrationState] = {}
         self.handled: set[int] = set()
-        """Rows that somebody wrote to by hand, or made another file's: they have a history of their own."""
+        """Rows that were changed by hand, or given to another file: their history differs."""
 
-    def plan(self, files: Iterable[Expected]) -> None:
-        """Before they are registered: from here on they may appear in the archive."""
+    def plan(self, files: Iterable[ExpectedFile]) -> None:
+        """Records files before their registration: from now on they may appear in the archive."""
         with self._lock:
             for file in files:
                 self._files[file.md5] = file
-                self._standing[file.md5] = Standing.PLANNED
+                self._standing[file.md5] = RegistrationState.PLANNED
 
-    def set(self, files: Iterable[Expected], standing: Standing) -> None:
-        """The database's answer."""
+    def set(self, files: Iterable[ExpectedFile], standing: RegistrationState) -> None:
+        """Records the database's answer."""
         with self._lock:
             self._standing.update({file.md5: standing for file in files})
 
     def handle(self, *ids: int) -> None:
-        """Rows that are about to be written to by hand."""
+        """Records rows that are about to be changed by hand."""
         with self._lock:
             self.handled.update(ids)
 
-    def get(self, md5: bytes) -> Expected | None:
+    def get(self, md5: bytes) -> ExpectedFile | None:
         with self._lock:
             return self._files.get(md5)
 
-    def standing(self, md5: bytes) -> Standing | None:
+    def standing(self, md5: bytes) -> RegistrationState | None:
         with self._lock:
             return self._standing.get(md5)
 
-    def all(self, standing: Standing) -> list[Expected]:
-        """Those of one standing."""
+    def all(self, standing: RegistrationState) -> list[ExpectedFile]:
+        """The files in one state."""
         with self._lock:
             return [file for file in self._files.values() if self._standing[file.md5] is standing]
 
     def __len__(self) -> int:
         with self._lock:
-            return sum(standing is Standing.REGISTERED for standing in self._standing.values())
+            return sum(standing is RegistrationState.REGISTERED for standing in self._standing.values())
 
 
 @dataclass(frozen=True)
@@ -118,26 +118,26 @@ class _Seen:
     changed_ns: int
 
 
-class Watcher:
-    """Looks at the archive the whole time: what appears at a final path is whole at once, and stays as it is.
+class ArchiveWatcher:
+    """Watches the archive: a file at a final path must be complete at once, and must not change.
 
-    A directory is listed again when its time of change says so, or is so young that it may not say so; all that was seen is
-    looked at again now and then.
+    A directory is listed again if its modification time has changed, or is too recent to be reliable; files seen before are
+    checked again now and then.
     """
 
     _YOUNG = 2.0
     _ALL_EVERY = 10.0
 
-    def __init__(self, data_dir: Path, book: Book) -> None:
+    def __init__(self, data_dir: Path, expected_files: ExpectedFiles) -> None:
         self._data_dir = data_dir
-        self._book = book
+        self._expected_files = expected_files
         self._seen: dict[str, _Seen] = {}
         self._listed: dict[str, tuple[int, list[str]]] = {}
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="archive-watcher", daemon=True)
         self.half: list[str] = []
-        """Files that were not, when they were first seen, what anybody registered for that place."""
+        """Files that, when first seen, differed from what was registered for that path."""
         self.unsteady: list[str] = []
         """Files that vanished or changed."""
 
@@ -153,7 +153,7 @@ class Watcher:
 
     @property
     def files(self) -> int:
-        """How many files it has seen so far."""
+        """Number of files seen so far."""
         return len(self._seen)
 
     def _run(self) -> None:
@@ -165,7 +165,7 @@ class Watcher:
                 if began - looked_at_all > self._ALL_EVERY:
                     looked_at_all = began
                     self._look_again()
-                # The machine is the service's: one look in four times as long as a look takes.
+                # Leave the machine to the service: watch a quarter of the time.
                 self._stop.wait(max(0.01, 3 * (time.monotonic() - began)))
             self._look_at_directory("", anew=True)
             self._look_again()
@@ -207,10 +207,10 @@ class Watcher:
         except FileNotFoundError:
             self.unsteady.append(f"{name} was there and is gone")
             return
-        expected = self._book.get(md5)
+        expected = self._expected_files.get(md5)
         if expected is None:
             self.half.append(
-                f"{name} has {self._seen[name].size} bytes and the md5 {md5.hex()}, which nobody registered"
+                f"{name} has {self._seen[name].size} bytes and the md5 {md5.hex()}, which was not registered"
             )
         elif without_number(name, expected.place) is None:
             self.half.append(f"{name} is what belongs at {expected.place}")
@@ -230,15 +230,15 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Audit:
-    """What is wrong; all empty where nothing is.
+    """What is wrong; all empty if nothing is.
 
     Attributes:
-        lost: good files that are not archived although their row is there, or whose row is gone.
-        duplicated: files that are there twice, numbered without need, or written back twice.
-        wrongly_charged: rows whose counter or history does not say what has to become of their file.
-        half: files that were not whole from the first moment on, or changed, or vanished later.
-        orphans: files at final paths that no row names.
-        left: what lies in staging although nobody works there.
+        lost: good files with a row that are not archived, or without their row.
+        duplicated: files archived twice, numbered without need, or written back twice.
+        wrongly_charged: rows whose counter or history contradicts the expected result.
+        half: files that were incomplete at first, changed, or vanished.
+        orphans: files at final paths without a row.
+        left: files in staging although no transfer runs.
     """
 
     rows: int
@@ -267,9 +267,11 @@ class Audit:
         return "\n".join([f"{self.rows} rows, {self.files} files, {self.size} bytes", *lines])
 
 
-def audit(stage: PrivateSite, book: Book, watcher: Watcher, *, max_attempts: int = 5) -> Audit:
-    """Compares rows, history, archive and book. Nobody registers or archives meanwhile."""
-    return _Auditor(stage, book, max_attempts).audit(watcher)
+def audit(
+    stage: PrivateSite, expected_files: ExpectedFiles, watcher: ArchiveWatcher, *, max_attempts: int = 5
+) -> Audit:
+    """Compares rows, history, archive and expected files, while nothing is registered or archived."""
+    return _Auditor(stage, expected_files, max_attempts).audit(watcher)
 
 
 @dataclass(frozen=True)
@@ -285,16 +287,16 @@ class _Row:
 
 
 class _Auditor:
-    def __init__(self, stage: PrivateSite, book: Book, max_attempts: int) -> None:
+    def __init__(self, stage: PrivateSite, expected_files: ExpectedFiles, max_attempts: int) -> None:
         self._stage = stage
-        self._book = book
+        self._expected_files = expected_files
         self._max_attempts = max_attempts
         self._lost: list[str] = []
         self._duplicated: list[str] = []
         self._charged: list[str] = []
         self._orphans: list[str] = []
 
-    def audit(self, watcher: Watcher) -> Audit:
+    def audit(self, watcher: ArchiveWatcher) -> Audit:
         rows = self._rows()
         disk = dict(self._disk())
         self._compare_rows(rows, disk)
@@ -304,7 +306,11 @@ class _Auditor:
             rows=len(rows),
             files=len(disk),
             size=sum((self._stage.data_dir / name).stat().st_size for name in disk),
-            bad=sum(1 for row in rows if (file := self._book.get(row.md5)) and file.fate is not Fate.GOOD),
+            bad=sum(
+                1
+                for row in rows
+                if (file := self._expected_files.get(row.md5)) and file.fate is not ExpectedResult.GOOD
+            ),
             lost=tuple(self._lost),
             duplicated=tuple(self._duplicated),
             wrongly_charged=tuple(self._charged),
@@ -329,21 +335,21 @@ class _Auditor:
 
     def _compare_rows(self, rows: list[_Row], disk: Mapping[str, bytes]) -> None:
         there = {row.md5 for row in rows}
-        for file in self._book.all(Standing.REGISTERED):
+        for file in self._expected_files.all(RegistrationState.REGISTERED):
             if file.md5 not in there:
                 self._lost.append(f"the row of {file.place} is gone")
         for row in rows:
-            expected = self._book.get(row.md5)
-            if expected is None or self._book.standing(row.md5) is Standing.WITHDRAWN:
+            expected = self._expected_files.get(row.md5)
+            if expected is None or self._expected_files.standing(row.md5) is RegistrationState.WITHDRAWN:
                 self._lost.append(f"{row} was never registered so")
-            elif expected.fate is Fate.GOOD:
+            elif expected.fate is ExpectedResult.GOOD:
                 self._compare_good(row, expected, disk)
             else:
                 self._compare_bad(row, expected)
 
-    def _compare_good(self, row: _Row, expected: Expected, disk: Mapping[str, bytes]) -> None:
+    def _compare_good(self, row: _Row, expected: ExpectedFile, disk: Mapping[str, bytes]) -> None:
         if row.attempts:
-            self._charged.append(f"{row} was never at fault")
+            self._charged.append(f"{row} has failed attempts, but its file is good")
         if not row.copied:
             self._lost.append(f"{row} is not archived")
             return
@@ -353,31 +359,31 @@ class _Auditor:
         elif disk.get(name) != row.md5:
             self._lost.append(f"{row} names a file that is {'another' if name in disk else 'not there'}")
 
-    def _compare_bad(self, row: _Row, expected: Expected) -> None:
-        refused = expected.fate is Fate.NOT_A_FILE
+    def _compare_bad(self, row: _Row, expected: ExpectedFile) -> None:
+        refused = expected.fate is ExpectedResult.NOT_A_FILE
         right = row.attempts == REFUSED_FROM if refused else 1 <= row.attempts <= self._max_attempts
         if row.copied or not right:
             self._charged.append(f"{row} is {expected.fate}")
 
     def _compare_history(self, rows: list[_Row]) -> None:
-        told: dict[int, Counter[tuple[str, str | None]]] = defaultdict(Counter)
+        recorded: dict[int, Counter[tuple[str, str | None]]] = defaultdict(Counter)
         for id_, result, reason in self._stage.sql(f"SELECT file_id, result, reason FROM {HISTORY}"):
-            told[id_][result, reason] += 1
+            recorded[id_][result, reason] += 1
         for row in rows:
-            expected = self._book.get(row.md5)
-            if expected is None or row.id in self._book.handled:
+            expected = self._expected_files.get(row.md5)
+            if expected is None or row.id in self._expected_files.handled:
                 continue
-            of_row = told[row.id]
+            of_row = recorded[row.id]
             archived = of_row["archived", None] + of_row["adopted", None]
             if archived > 1:
                 self._duplicated.append(f"{row} was written back {archived} times: {dict(of_row)}")
-            if expected.fate is Fate.GOOD:
+            if expected.fate is ExpectedResult.GOOD:
                 right = set(of_row) <= {("archived", None), ("adopted", None)}
-            elif expected.fate is Fate.NOT_A_FILE:
+            elif expected.fate is ExpectedResult.NOT_A_FILE:
                 right = of_row == Counter({("refused", expected.fate.value): 1})
             else:
                 right = of_row == Counter({("charged", expected.fate.value): row.attempts})
-            # Counter and history are written in one transaction: they cannot tell two stories.
+            # Counter and history are written in one transaction: they must agree.
             if not right or (row.copied and archived == 0):
                 self._charged.append(f"{row} is {expected.fate}; its history: {dict(of_row)}")
 
@@ -386,10 +392,12 @@ class _Auditor:
         by_md5: dict[bytes, list[str]] = defaultdict(list)
         for name, md5 in disk.items():
             by_md5[md5].append(name)
-            expected = self._book.get(md5)
-            if name not in named and (expected is None or self._book.standing(md5) is not Standing.SUPERSEDED):
-                self._orphans.append(f"no row names {name} ({self._book.standing(md5)})")
-            # A number is given only where the names before it are taken.
+            expected = self._expected_files.get(md5)
+            if name not in named and (
+                expected is None or self._expected_files.standing(md5) is not RegistrationState.SUPERSEDED
+            ):
+                self._orphans.append(f"no row names {name} ({self._expected_files.standing(md5)})")
+            # A number is used only if the names before it are taken.
             number = without_number(name, expected.place) if expected else None
             if expected and number and (before := _numbered(expected.place, number - 1)) not in disk:
                 self._duplicated.append(f"{name} is there, and {before} is not")
@@ -398,8 +406,8 @@ class _Auditor:
                 self._duplicated.append(f"one file is there as {', '.join(names)}")
 
     def _left(self) -> Iterator[str]:
-        """What lies in staging, but for what is kept there for a day: parts of files for the next try, and what a check wrote
-        that was killed; and what is neither staging nor archive."""
+        """Files in staging, except those kept for a day (partial files for the next attempt, files of a killed check), and files
+        that belong neither to staging nor to the archive."""
         yield from (n for n in os.listdir(self._stage.data_dir) if _is_ours(n) and n not in _NOT_LEFT)
         for parent, _, names in os.walk(self._stage.data_dir / INCOMING):
             if not any(part == PARTIAL or part.startswith(_TRIAL) for part in Path(parent).parts):
@@ -407,7 +415,7 @@ class _Auditor:
 
 
 def without_number(name: str, place: str) -> int | None:
-    """0 where a name is the place, n where it is the place with ``.n``, None where it is neither."""
+    """0 if a name is the place, n if it is the place with ``.n``, None otherwise."""
     if name == place:
         return 0
     found = re.fullmatch(r"\.([1-9][0-9]*)", name.removeprefix(place)) if name.startswith(place) else None
@@ -431,6 +439,6 @@ def _numbered(place: str, number: int) -> str:
 
 
 def _seen(path: Path) -> _Seen:
-    # Not the time of the inode: placing a file takes away its other name after the fact.
+    # Not the inode's change time: removing the other name of a placed file changes it later.
     found = path.lstat()
     return _Seen(found.st_ino, found.st_size, found.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""A wire to a port that can be cut, frozen, delayed, throttled and led elsewhere: what networks do to the database and to ssh."""
+"""A TCP proxy that cuts, freezes, delays, throttles and redirects connections, as networks do to the database and to ssh."""
 
 import asyncio
 import contextlib
@@ -12,28 +12,27 @@ _WAIT = 10.0
 
 
 class Proxy:
-    """Carries bytes both ways between its own port on loopback and another.
+    """Forwards bytes between its own port on loopback and another one.
 
-    Its own port stays the same for its life. All that is asked of it holds for the connections that are open and for those
-    to come, but for :meth:`cut`.
+    Its own port does not change. Every method except :meth:`cut` affects open and new connections.
 
     Args:
-        target: port on loopback that it leads to.
+        target: the port on loopback to which it forwards.
     """
 
     def __init__(self, target: int) -> None:
         self.target = target
-        """Where new connections are led: set it anew for a fail-over."""
+        """The port for new connections; change it for a fail-over."""
         self.delay = 0.0
-        """Seconds that each piece is held back, in each direction."""
+        """Delay of each piece in each direction, in seconds."""
         self.rate = 0.0
-        """Bytes a second for each direction of each connection; 0 for no limit."""
+        """Limit for each direction of each connection, in bytes a second; 0: none."""
         self.carried = 0
-        """Bytes that came from the target's side so far."""
+        """Bytes received from the target so far."""
         self.connections = 0
-        """Connections that were ever made to it."""
+        """Connections accepted so far."""
         self.refusing = False
-        """Whether new connections are closed at once, as by a server that is down."""
+        """Whether new connections are closed at once, as by a stopped server."""
         self._cut_at: int | None = None
         self._links: set[_Link] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -45,7 +44,7 @@ class Proxy:
 
     @property
     def port(self) -> int:
-        """Where to connect."""
+        """The port to connect to."""
         return int(self._listener.getsockname()[1])
 
     def __enter__(self) -> Self:
@@ -60,23 +59,23 @@ class Proxy:
         self._loop.close()
 
     def cut(self) -> None:
-        """Resets every open connection; new ones are taken."""
+        """Resets every open connection; new ones are accepted."""
         self._do(self._abort_all)
 
     def cut_after(self, count: int) -> None:
-        """Resets every open connection once so many more bytes have come from the target's side."""
+        """Resets every open connection after so many further bytes from the target."""
         self._cut_at = self.carried + count
 
     def freeze(self) -> None:
-        """From now on nothing passes and nothing ends: connections stay open and silent, new ones are accepted and hear
-        nothing. So looks a link whose other end lost its power."""
+        """Forwards nothing and closes nothing: connections stay open and silent, new ones are accepted and stay silent, as if
+        the other end had lost power."""
         self._do(self._thawed.clear)
 
     def thaw(self, *, forget: bool = True) -> None:
-        """New connections pass again.
+        """Forwards new connections again.
 
         Arguments:
-            forget: whether those that were open meanwhile stay silent for ever; otherwise they go on where they were.
+            forget: whether connections from before stay silent for ever; otherwise they continue.
         """
 
         def go_on() -> None:
@@ -87,12 +86,12 @@ class Proxy:
         self._do(go_on)
 
     def refuse(self) -> None:
-        """Takes no more connections, and cuts those that are there."""
+        """Refuses new connections and resets the open ones."""
         self.refusing = True
         self.cut()
 
     def accept(self) -> None:
-        """Takes connections again."""
+        """Accepts connections again."""
         self.refusing = False
 
     def _do(self, act: Callable[[], None]) -> None:
@@ -134,7 +133,7 @@ class Proxy:
                 self._carry(link, far_reader, writer, counted=True),
             )
         except (OSError, asyncio.CancelledError):
-            pass  # the target is away, an end has hung up, or all of this ends
+            pass  # the target is away, one end has closed, or the proxy stops
         finally:
             link.abort()
             self._links.discard(link)

@@ -1,4 +1,4 @@
-"""An instrument that writes files and registers them in every way that SQL has, and keeps a book of what it did."""
+"""An instrument that writes files, registers them with every kind of SQL statement, and records what it did."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pymysql
-from audit import Book, Expected, Fate, Standing
+from audit import ExpectedFile, ExpectedFiles, ExpectedResult, RegistrationState
 from files_table import TABLE
 from private_site import PrivateSite, insert
 
 DISK = "disk"
-"""The one directory below the stage's sources: whoever moves it takes all files away at once."""
+"""The only directory below the site's sources: moving it away removes all files at once."""
 _EPOCH = 1_589_517_264
 _ACTIONS = ("take_iv", "take_noise", "take_bias_steps", "tracking")
 _SLOTS = ("crate1slot2", "crate1slot3", "crate1slot4")
@@ -32,13 +32,13 @@ _KEPT = 2000
 class Entry:
     """A file and the row that registers it."""
 
-    expected: Expected
+    expected: ExpectedFile
     row: dict[str, Any]
 
 
 @dataclass
 class _Late:
-    """A transaction that is committed after others that began later."""
+    """A transaction that is committed after later ones."""
 
     connection: Any
     entries: Sequence[Entry]
@@ -46,22 +46,22 @@ class _Late:
 
 
 class Publisher(threading.Thread):
-    """Publishes until it is stopped. Whatever the database says, it goes on: an instrument does.
+    """Publishes until it is stopped. Errors of the database do not stop it, as with an instrument.
 
     Args:
-        stage: where to.
-        book: what it writes down before and after each INSERT.
+        stage: the site.
+        expected_files: updated before and after each INSERT.
         chance: decides what comes next.
-        disk: held while files are written: whoever takes the sources away takes it too.
+        disk: held while files are written or moved away.
         pause: mean seconds between two actions.
-        huge: size in bytes of the largest files; 0 for none of them.
-        most_waiting: rows that wait to be archived at the most: the run has to come to an end.
+        huge: size of the largest files in bytes; 0: none.
+        most_waiting: most pending rows, so that the run comes to an end.
     """
 
     def __init__(
         self,
         stage: PrivateSite,
-        book: Book,
+        expected_files: ExpectedFiles,
         chance: random.Random,
         disk: threading.RLock,
         *,
@@ -71,7 +71,7 @@ class Publisher(threading.Thread):
     ) -> None:
         super().__init__(name="publisher", daemon=True)
         self._stage = stage
-        self._book = book
+        self._expected_files = expected_files
         self._chance = chance
         self._disk = disk
         self._pause = pause
@@ -85,11 +85,11 @@ class Publisher(threading.Thread):
         self._directory = ""
         self._place: tuple[str, dict[str, Any]] = ("", {})
         self.counts: Counter[str] = Counter()
-        """Actions that the database took, by name."""
+        """Successful actions, by name."""
         self.size = 0
         """Bytes written so far."""
         self.failure: BaseException | None = None
-        self._ways: list[tuple[float, Callable[[], None]]] = [
+        self._kinds: list[tuple[float, Callable[[], None]]] = [
             (40, self.single),
             (12, self.several),
             (3, self.burst),
@@ -110,16 +110,16 @@ class Publisher(threading.Thread):
         ]
 
     def stop(self) -> None:
-        """Asks it to end; what is late is committed."""
+        """Stops it; late transactions are committed."""
         self._stop_asked.set()
 
     def run(self) -> None:
         try:
             while not self._stop_asked.wait(self._chance.expovariate(1 / self._pause)):
-                weights, ways = zip(*self._ways, strict=True)
-                (way,) = self._chance.choices(ways, weights)
-                if self._try(way):
-                    self.counts[way.__name__] += 1
+                weights, actions = zip(*self._kinds, strict=True)
+                (action,) = self._chance.choices(actions, weights)
+                if self._try(action):
+                    self.counts[action.__name__] += 1
                 self._try(self._commit_late)
                 if self._chance.random() < 0.1:
                     self._try(self._wait_for_archiver)
@@ -133,7 +133,7 @@ class Publisher(threading.Thread):
             for late in self._late:
                 late.connection.close()
 
-    # The ways in which files come.
+    # The kinds of registration.
 
     def single(self) -> None:
         self._insert(self._write(1))
@@ -142,7 +142,7 @@ class Publisher(threading.Thread):
         self._insert(self._write(self._chance.randint(2, 20)))
 
     def burst(self) -> None:
-        """Hundreds of small ones, a row each, as fast as it goes."""
+        """Hundreds of small files, in many transactions, as fast as possible."""
         entries = self._write(self._chance.randint(100, 400), largest=20_000)
         for start in range(0, len(entries), 10):
             self._insert(entries[start : start + 10])
@@ -155,10 +155,10 @@ class Publisher(threading.Thread):
                 insert(cursor, [entry.row])
 
     def rolled_back(self) -> None:
-        """Nobody may ever see these."""
+        """These must never be archived."""
         entries = self._write(self._chance.randint(1, 5))
-        self._book.plan(entry.expected for entry in entries)
-        self._book.set([entry.expected for entry in entries], Standing.WITHDRAWN)
+        self._expected_files.plan(entry.expected for entry in entries)
+        self._expected_files.set([entry.expected for entry in entries], RegistrationState.WITHDRAWN)
         connection = self._connected()
         connection.begin()
         try:
@@ -169,16 +169,16 @@ class Publisher(threading.Thread):
             connection.rollback()
 
     def late(self) -> None:
-        """Committed in a while: rows with lower ids appear after those with higher ones."""
+        """Committed later: rows with lower ids appear after rows with higher ones."""
         entries = self._write(self._chance.randint(1, 5))
-        self._book.plan(entry.expected for entry in entries)
+        self._expected_files.plan(entry.expected for entry in entries)
         connection = self._stage.connect(autocommit=False)
         self._late.append(_Late(connection, entries, time.monotonic() + self._chance.uniform(0.2, 5)))
         with connection.cursor() as cursor:
             insert(cursor, [entry.row for entry in entries])
 
     def replaced(self) -> None:
-        """REPLACE: a row that is there becomes another file's."""
+        """REPLACE: an existing row becomes another file's."""
         self._supersede("REPLACE", "")
 
     def on_duplicate_key(self) -> None:
@@ -204,7 +204,7 @@ class Publisher(threading.Thread):
             table.unlink()
 
     def twice(self) -> None:
-        """One file, two rows: both are its."""
+        """One file with two rows."""
         (entry,) = self._write(1)
         self._insert([entry])
         self._insert([entry])
@@ -216,7 +216,7 @@ class Publisher(threading.Thread):
         self._insert([first, *others])
 
     def with_nulls(self) -> None:
-        """Rows of a writer that leaves out what it does not know."""
+        """Rows of a writer that leaves columns NULL."""
         self._insert(self._write(1), copied=None, failed_copy_attempts=None)
 
     def huge(self) -> None:
@@ -224,39 +224,39 @@ class Publisher(threading.Thread):
         self._insert(self._write(1, size=self._chance.randint(70 * self._huge // 100, self._huge)))
 
     def missing(self) -> None:
-        """Registered, and never there."""
-        self._bad(Fate.MISSING, lambda path: path.unlink())
+        """Registered, but removed."""
+        self._bad(ExpectedResult.MISSING, lambda path: path.unlink())
 
     def changed(self) -> None:
-        """Registered, and written to again."""
-        self._bad(Fate.CHANGED, lambda path: path.write_bytes(os.urandom(300)))
+        """Registered, and changed afterwards."""
+        self._bad(ExpectedResult.CHANGED, lambda path: path.write_bytes(os.urandom(300)))
 
     def directory(self) -> None:
-        """Somebody registered a directory."""
+        """A directory is registered."""
 
         def make_directory(path: Path) -> None:
             path.unlink()
             path.mkdir()
 
-        self._bad(Fate.NOT_A_FILE, make_directory)
+        self._bad(ExpectedResult.NOT_A_FILE, make_directory)
 
     def put_back(self) -> None:
-        """An operator has files archived anew."""
+        """An operator requeues archived files."""
         for id_, entry in self._chance.sample(self._known, min(len(self._known), self._chance.randint(1, 10))):
-            self._book.handle(id_)
+            self._expected_files.handle(id_)
             with self._connected().cursor() as cursor:
                 cursor.execute(
                     f"UPDATE {TABLE} SET copied = 0, path = %s WHERE id = %s AND md5sum = %s",
                     (entry.row["path"], id_, entry.expected.md5),
                 )
 
-    # How it is done.
+    # Implementation.
 
-    def _try(self, way: Callable[[], None]) -> bool:
-        """Does something, and says whether the database took it."""
+    def _try(self, action: Callable[[], None]) -> bool:
+        """Performs an action; whether the database accepted it."""
         try:
-            way()
-        except (pymysql.MySQLError, OSError):  # it is away, or went away in the midst; no commit, or nobody knows
+            action()
+        except (pymysql.MySQLError, OSError):  # no connection, or lost in the middle: no commit, or an unknown one
             self._hang_up()
             self._stop_asked.wait(0.3)
             return False
@@ -269,7 +269,7 @@ class Publisher(threading.Thread):
             return [self._write_one(size or self._size(largest), name) for _ in range(count)]
 
     def _size(self, largest: int) -> int:
-        """From 100 bytes on, small ones more often."""
+        """From 100 bytes on; small sizes are more frequent."""
         top = largest if self._chance.random() < 0.05 else min(largest, 100_000)
         return int(100 * (top / 100) ** self._chance.random())
 
@@ -283,13 +283,13 @@ class Publisher(threading.Thread):
         # Files of one name come from different directories.
         file = self._stage.file(f"{DISK}/{self._directory}/{self._files}/{name}", os.urandom(size))
         self.size += size
-        expected = Expected(file.md5, f"{prefix}/{'plots' if plot else 'outputs'}/{name}", size)
+        expected = ExpectedFile(file.md5, f"{prefix}/{'plots' if plot else 'outputs'}/{name}", size)
         return Entry(expected, self._stage.values(file, **values, plot=int(plot)))
 
     def _begin_action(self) -> None:
         number = self._files // _FILES_OF_ACTION
         begun, slot, action = _EPOCH + 7 * number, self._chance.choice(_SLOTS), self._chance.choice(_ACTIONS)
-        # The column is another time than the action's, and wanders through the first five digits.
+        # The column differs from the action's time, and runs through the first five digits.
         written = begun + 20_000 * number
         text = datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%d %H:%M:%S")
         values = {"pub_id": slot, "action": action, "action_timestamp": begun, "timestamp": text}
@@ -298,13 +298,13 @@ class Publisher(threading.Thread):
 
     def _insert(self, entries: Sequence[Entry], **columns: Any) -> None:
         """One INSERT."""
-        self._book.plan(entry.expected for entry in entries)
+        self._expected_files.plan(entry.expected for entry in entries)
         with self._connected().cursor() as cursor:
             first = insert(cursor, [{**entry.row, **columns} for entry in entries])
         self._registered(entries, first)
 
     def _registered(self, entries: Sequence[Entry], first: int | None) -> None:
-        self._book.set([entry.expected for entry in entries], Standing.REGISTERED)
+        self._expected_files.set([entry.expected for entry in entries], RegistrationState.REGISTERED)
         if first is not None:
             self._known += [(first + number, entry) for number, entry in enumerate(entries)]
             if len(self._known) > _KEPT:
@@ -312,7 +312,7 @@ class Publisher(threading.Thread):
 
     @contextlib.contextmanager
     def _transaction(self, entries: Sequence[Entry]) -> Iterator[Any]:
-        self._book.plan(entry.expected for entry in entries)
+        self._expected_files.plan(entry.expected for entry in entries)
         connection = self._connected()
         connection.begin()
         with connection.cursor() as cursor:
@@ -331,24 +331,24 @@ class Publisher(threading.Thread):
         if not self._known:
             return
         id_, old = self._known.pop(self._chance.randrange(len(self._known)))
-        self._book.handle(id_)
+        self._expected_files.handle(id_)
         (entry,) = self._write(1)
-        self._book.plan([entry.expected])
-        # From the statement on, whatever its answer: the row itself says in the end which of the two it is.
-        self._book.set([old.expected], Standing.SUPERSEDED)
+        self._expected_files.plan([entry.expected])
+        # From the statement on, whatever its answer: at the end the row itself shows which of the two it is.
+        self._expected_files.set([old.expected], RegistrationState.SUPERSEDED)
         with self._connected().cursor() as cursor:
             insert(cursor, [{"id": id_, **entry.row}], verb, end)
         self._registered([entry], None)
 
-    def _bad(self, fate: Fate, spoil: Callable[[Path], object]) -> None:
+    def _bad(self, fate: ExpectedResult, spoil: Callable[[Path], object]) -> None:
         with self._disk:
             (good,) = self._write(1)
             spoil(Path(good.row["path"]))
-        expected = Expected(good.expected.md5, good.expected.place, good.expected.size, fate)
-        self._book.plan([expected])
+        expected = ExpectedFile(good.expected.md5, good.expected.place, good.expected.size, fate)
+        self._expected_files.plan([expected])
         with self._connected().cursor() as cursor:
             insert(cursor, [good.row])
-        self._book.set([expected], Standing.REGISTERED)
+        self._expected_files.set([expected], RegistrationState.REGISTERED)
 
     def _wait_for_archiver(self) -> None:
         while not self._stop_asked.is_set():
@@ -360,7 +360,7 @@ class Publisher(threading.Thread):
 
     def _connected(self) -> Any:
         if self._connection is None:
-            # It may be frozen; then it answers in the end, or is killed.
+            # A frozen server answers in the end, or is killed.
             self._connection = self._stage.connect(read_timeout=60)
         return self._connection
 

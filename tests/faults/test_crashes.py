@@ -12,7 +12,7 @@ from typing import Any
 
 import crashing_service
 import pytest
-from audit import Book, Expected, Fate, Standing, Watcher, audit
+from audit import ArchiveWatcher, ExpectedFile, ExpectedFiles, ExpectedResult, RegistrationState, audit
 from files_table import TABLE
 from private_site import PrivateSite, SourceFile
 from soak.site import children_of, send
@@ -39,17 +39,19 @@ class Registrations:
 
     def __init__(self, stage: PrivateSite) -> None:
         self.stage = stage
-        self.book = Book()
-        self.watcher = Watcher(stage.data_dir, self.book)
+        self.book = ExpectedFiles()
+        self.watcher = ArchiveWatcher(stage.data_dir, self.book)
 
-    def register(self, *files: SourceFile, fate: Fate = Fate.GOOD) -> list[int]:
+    def register(self, *files: SourceFile, fate: ExpectedResult = ExpectedResult.GOOD) -> list[int]:
         expected = [
-            Expected(file.md5, os.path.relpath(self.stage.place(file), self.stage.data_dir), len(file.content), fate)
+            ExpectedFile(
+                file.md5, os.path.relpath(self.stage.place(file), self.stage.data_dir), len(file.content), fate
+            )
             for file in files
         ]
         self.book.plan(expected)
         ids = self.stage.register(*files)
-        self.book.set(expected, Standing.REGISTERED)
+        self.book.set(expected, RegistrationState.REGISTERED)
         return ids
 
     def require_clean(self) -> None:
@@ -73,7 +75,7 @@ def archive_through_a_crash(stage: PrivateSite, step: str) -> None:
         with stage.program(interpreter=crashing(step), bwlimit="2000") as service:
             service.wait_settled()
             ids = registrations.register(*files[:-1])
-            bad = registrations.register(missing, fate=Fate.MISSING)
+            bad = registrations.register(missing, fate=ExpectedResult.MISSING)
             assert service.wait() == -signal.SIGKILL
         # when another is started, and one more file is registered,
         with stage.service():
@@ -104,7 +106,7 @@ def test_a_failed_attempt_that_was_committed_and_not_acknowledged_is_counted_onc
     with registrations.watcher:
         # Given a service that is killed before it learns that the failed attempt is in the table,
         with stage.program(interpreter=crashing("committed")) as service:
-            (id_,) = registrations.register(missing, fate=Fate.MISSING)
+            (id_,) = registrations.register(missing, fate=ExpectedResult.MISSING)
             assert service.wait() == -signal.SIGKILL
         assert stage.row(id_).attempts == 1
         # when another tries once more, as each does at its start,

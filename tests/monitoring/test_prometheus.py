@@ -17,7 +17,7 @@ from waiting import PATIENCE, eventually, eventually_or_not
 
 from cdc_archiver.sandbox import PrometheusServer
 from cdc_archiver.sandbox.packages import Tool
-from cdc_archiver.sandbox.prometheus import Past
+from cdc_archiver.sandbox.prometheus import PastSeries
 from cdc_archiver.transfer.staging import MARKER
 
 AT_REST = {
@@ -70,9 +70,9 @@ def watched(directory: Path, service: Service, source: str, *others: str) -> Ite
     free = eventually(lambda: max(0.0, service.metric("destination_free_bytes")), "the disk was looked at")
     now = time.time()
 
-    def past(name: str, first: float, last: float, **labels: str) -> Past:
+    def past(name: str, first: float, last: float, **labels: str) -> PastSeries:
         spaced = [first + (last - first) * step / 360 for step in range(361)]
-        return Past(f"cdc_archiver_{name}", here | labels, now - 6 * 3600, now - 120, spaced)
+        return PastSeries(f"cdc_archiver_{name}", here | labels, now - 6 * 3600, now - 120, spaced)
 
     with node_exporter() as node:
         server = PrometheusServer(

@@ -1,4 +1,4 @@
-"""What is fetched, from where, and what a failed or a doubled fetch leaves behind."""
+"""Fetching packages: sources, results, and the state after a failed or a concurrent fetch."""
 
 import os
 import subprocess
@@ -9,8 +9,15 @@ from pathlib import Path
 import pytest
 
 from cdc_archiver.sandbox import SandboxError, packages
+from cdc_archiver.sandbox.apt_sources import (
+    AptSource,
+    as_suite,
+    debian_sources,
+    parse_deb822,
+    parse_one_line,
+    read_sources,
+)
 from cdc_archiver.sandbox.packages import Bundle, Tool, cache_directory, ensure_tools, fetch, find, find_on_system
-from cdc_archiver.sandbox.sources import Source, as_suite, debian_sources, parse_deb822, parse_one_line, read_sources
 
 DEB822 = """\
 Types: deb
@@ -74,7 +81,7 @@ def test_deb822_keeps_a_key_that_is_written_into_the_stanza() -> None:
 def test_one_line_entries_give_the_binary_sources_with_their_options() -> None:
     plain, security, vendor, cloud = parse_one_line(ONE_LINE)
 
-    assert plain == Source(("http://mirror.example/debian",), ("bookworm",), ("main", "non-free"))
+    assert plain == AptSource(("http://mirror.example/debian",), ("bookworm",), ("main", "non-free"))
     assert security.signed_by == "/usr/share/keyrings/debian-archive-keyring.gpg"
     assert dict(security.options)["Architectures"] == "amd64 arm64"
     assert vendor.signed_by == "/usr/share/keyrings/vendor.gpg"
@@ -104,7 +111,7 @@ def test_third_party_sources_are_left_out() -> None:
         ("deb [signed-by=/keys/debian-archive-keyring.gpg] mirror+file:/etc/apt/own.list bookworm main", True),
     ],
 )
-def test_what_counts_as_debians_own(line: str, kept: bool) -> None:
+def test_debians_own_sources_are_recognised(line: str, kept: bool) -> None:
     assert bool(debian_sources(parse_one_line(line), "bookworm")) is kept
 
 
@@ -148,7 +155,7 @@ mkdir -p "$3/usr/bin" && cp /bin/echo "$3/usr/bin/made-up"
 
 
 class FakeApt:
-    """An apt that hands out packages with one program, after as many failures as it is told."""
+    """An apt that provides packages with one program, after a given number of failures."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -180,7 +187,7 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeApt:
     return FakeApt(programs)
 
 
-def test_a_fetch_fills_the_root_says_so_once_and_is_not_repeated(
+def test_a_fetch_fills_the_root_reports_it_once_and_is_not_repeated(
     apt: FakeApt, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = fetch(BUNDLE)
@@ -196,13 +203,13 @@ def test_a_fetch_fills_the_root_says_so_once_and_is_not_repeated(
     assert capsys.readouterr().err == ""
 
 
-def test_a_hiccup_of_the_network_is_tried_again(apt: FakeApt) -> None:
+def test_a_transient_network_error_is_retried(apt: FakeApt) -> None:
     apt.fail(times=2)
 
     assert (fetch(BUNDLE) / "usr/bin/made-up").exists()
 
 
-def test_a_failed_fetch_says_what_to_install_and_leaves_nothing_behind(apt: FakeApt) -> None:
+def test_a_failed_fetch_names_the_packages_and_leaves_nothing_behind(apt: FakeApt) -> None:
     apt.fail(times=99)
 
     with pytest.raises(SandboxError, match=r"the network is away.*install made-up-server made-up-client by hand"):
@@ -224,7 +231,7 @@ def test_a_root_without_its_stamp_is_fetched_again(apt: FakeApt) -> None:
     assert (root / "usr/bin/made-up").exists()
 
 
-def test_a_machine_without_apt_is_told_what_to_install(apt: FakeApt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_apt_the_error_names_the_packages(apt: FakeApt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "find_on_system", lambda program: None)
 
     with pytest.raises(SandboxError, match=r"no apt-get to fetch it; install made-up-server made-up-client by hand"):
@@ -239,7 +246,7 @@ def test_a_cache_that_cannot_be_written_is_named(apt: FakeApt, tmp_path: Path, m
         fetch(BUNDLE)
 
 
-def test_two_that_want_the_same_packages_fetch_them_once(apt: FakeApt) -> None:
+def test_two_concurrent_fetches_of_one_bundle_download_it_once(apt: FakeApt) -> None:
     threads = [threading.Thread(target=fetch, args=(BUNDLE,)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -273,7 +280,7 @@ def test_a_fetched_program_has_an_entry_that_runs_it(apt: FakeApt, monkeypatch: 
     assert entry.stdout == "it's  me\n"
 
 
-def test_mariadb_under_the_name_of_mysqld_is_no_mysql(apt: FakeApt, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mariadb_under_the_name_of_mysqld_is_not_mysql(apt: FakeApt, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "_SYSTEM_DIRECTORIES", ())
     monkeypatch.setenv("PATH", str(apt.directory))
     apt.install("mariadbd", "#!/bin/sh\n")
@@ -295,7 +302,7 @@ def test_fetched_programs_run_by_their_bare_names(monkeypatch: pytest.MonkeyPatc
     assert done.stdout.startswith("rsync ")
 
 
-def test_the_command_rejects_a_bundle_that_is_not_there() -> None:
+def test_the_command_rejects_an_unknown_bundle() -> None:
     command = [sys.executable, "-m", "cdc_archiver.sandbox", "fetch", "nonsense"]
 
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The private servers do what the tests that use them rely on."""
+"""The private servers, and the properties on which other tests rely."""
 
 import contextlib
 import os
@@ -25,13 +25,13 @@ from cdc_archiver.sandbox import (
     SshServer,
     free_port,
     open_database,
+    private_server,
 )
-from cdc_archiver.sandbox import server as sandbox_server
 
 
 @pytest.fixture
 def own_server(database_server: DatabaseServer, tmp_path: Path) -> Iterator[DatabaseServer]:
-    """A server of a test's own, to be stopped and killed at will; of each kind, where that kind is to be had."""
+    """A server for one test, which may stop and kill it; one of each available kind."""
     server = open_database(database_server.kind, tmp_path / "server")
     server.start()
     yield server
@@ -65,7 +65,7 @@ def test_row_binlog_is_on_and_metadata_at_the_servers_default(database_server: D
     assert metadata == {"mariadb": "NO_LOG", "mysql": "MINIMAL"}[database_server.kind]
 
 
-def test_the_administrator_is_the_only_account_and_comes_by_the_socket_alone(own_server: DatabaseServer) -> None:
+def test_the_administrator_is_the_only_account_and_connects_only_by_the_socket(own_server: DatabaseServer) -> None:
     accounts = own_server.execute("SELECT User, Host FROM mysql.user")
 
     assert [host for user, host in accounts if user == "root"] == ["localhost"]
@@ -115,12 +115,12 @@ def test_the_archivers_account_may_do_what_it_needs_and_no_more(own_server: Data
                 cursor.execute(refused)
 
 
-def test_server_options_given_win(database_server: DatabaseServer, tmp_path: Path) -> None:
+def test_given_server_options_override_the_defaults(database_server: DatabaseServer, tmp_path: Path) -> None:
     with open_database(database_server.kind, tmp_path, options=["--skip-log-bin", "--server-id=7"]) as server:
         assert server.execute("SELECT @@log_bin, @@server_id") == [(0, 7)]
 
 
-def test_a_directory_with_a_long_path_serves_as_well(database_server: DatabaseServer, tmp_path: Path) -> None:
+def test_a_directory_may_have_a_long_path(database_server: DatabaseServer, tmp_path: Path) -> None:
     with open_database(database_server.kind, tmp_path / ("long" * 30)) as server:
         assert server.execute("SELECT 1") == [(1,)]
         sockets = server.socket.parent
@@ -129,7 +129,9 @@ def test_a_directory_with_a_long_path_serves_as_well(database_server: DatabaseSe
     assert eventually(lambda: not sockets.exists())
 
 
-def test_a_server_that_dies_at_its_start_is_quoted(database_server: DatabaseServer, tmp_path: Path) -> None:
+def test_the_error_quotes_the_log_of_a_server_that_ends_at_its_start(
+    database_server: DatabaseServer, tmp_path: Path
+) -> None:
     server = open_database(database_server.kind, tmp_path, options=["--no-such-option"])
 
     with pytest.raises(SandboxError, match="no-such-option"):
@@ -138,13 +140,13 @@ def test_a_server_that_dies_at_its_start_is_quoted(database_server: DatabaseServ
     assert not server.running
 
 
-def test_a_port_that_somebody_takes_first_is_given_up(
+def test_a_port_that_another_process_takes_is_given_up(
     database_server: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as somebody:
-        taken = somebody.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
         ports = iter([taken, free_port()])
-        monkeypatch.setattr(sandbox_server, "free_port", lambda: next(ports))
+        monkeypatch.setattr(private_server, "free_port", lambda: next(ports))
 
         with open_database(database_server.kind, tmp_path) as server:
             assert server.port != taken
@@ -170,7 +172,7 @@ def test_two_mysql_servers_have_two_identities(mysql: DatabaseServer, tmp_path: 
 
 @pytest.fixture
 def own_ssh(ssh_server: SshServer, tmp_path: Path) -> Iterator[SshServer]:
-    """A server of a test's own, where one is to be had at all."""
+    """A server for one test, if one is available."""
     with SshServer(tmp_path / "an ssh server") as server:
         yield server
 
@@ -214,7 +216,7 @@ def test_paramiko_logs_in_and_opens_sftp(ssh_server: SshServer) -> None:
         assert sftp.lstat("seen").st_size == 5
 
 
-def test_rsync_is_found_on_the_far_side_unless_it_shall_not(own_ssh: SshServer, tmp_path: Path) -> None:
+def test_the_remote_path_has_rsync_unless_it_is_replaced(own_ssh: SshServer, tmp_path: Path) -> None:
     (own_ssh.home / "file").write_text("hello")
 
     assert pull(own_ssh, "file", tmp_path / "first").returncode == 0
@@ -273,13 +275,13 @@ def test_a_kill_ends_open_sessions_and_the_port_stays(own_ssh: SshServer) -> Non
     assert remote(own_ssh, "true").returncode == 0
 
 
-def test_sshd_gives_up_a_port_that_somebody_takes_first(
+def test_sshd_gives_up_a_port_that_another_process_takes(
     ssh_server: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as somebody:
-        taken = somebody.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
         ports = iter([taken, free_port()])
-        monkeypatch.setattr(sandbox_server, "free_port", lambda: next(ports))
+        monkeypatch.setattr(private_server, "free_port", lambda: next(ports))
 
         with SshServer(tmp_path) as server:
             assert server.port != taken
@@ -371,7 +373,7 @@ def test_a_child_that_ignores_sigterm_is_killed_with_its_own_children(tmp_path: 
     assert not alive(grandchild)
 
 
-def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_program_is_named(tmp_path: Path) -> None:
     child = ChildProcess("nothing", [str(tmp_path / "no-such-program")], tmp_path / "log")
 
     with pytest.raises(SandboxError, match=r"nothing.*no-such-program"):

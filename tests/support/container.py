@@ -1,6 +1,6 @@
-"""Containers without a daemon: an image built by buildah, run in namespaces of its own as an engine would run it.
+"""Containers without a daemon: an image built by buildah, run in its own namespaces as an engine would run it.
 
-No registry is asked: the base is Debian, made by debootstrap from the machine's own package source, unless ``IMAGE_BASE`` names
+No registry is used: the base is Debian, made by debootstrap from the machine's own package source, unless ``IMAGE_BASE`` names
 another image. Both are kept in the cache directory.
 """
 
@@ -21,8 +21,8 @@ from typing import Any, Self
 
 from waiting import PATIENCE, eventually
 
+from cdc_archiver.sandbox.apt_sources import debian_sources, read_sources
 from cdc_archiver.sandbox.packages import cache_directory
-from cdc_archiver.sandbox.sources import debian_sources, read_sources
 
 ROOT = Path(__file__).parents[2]
 SUITE = "trixie"
@@ -34,7 +34,7 @@ _LIMIT = 900.0
 
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--propagation", "private", "--")
 
-# An engine's work, in a mount and a process namespace: the image read-only, what is mounted into it, then the account.
+# The work of an engine, in a mount and a process namespace: read-only image, mounts, account.
 _ENTER = """
 mount --bind "$ROOT" "$ROOT"
 mount -o remount,bind,ro "$ROOT"
@@ -47,11 +47,11 @@ mount --bind /etc/hosts "$ROOT/etc/hosts"
 
 @dataclass(frozen=True)
 class Image:
-    """An image, as its configuration says it.
+    """An image, with its configuration.
 
     Attributes:
-        size: bytes of all its layers, unpacked.
-        base_size: bytes of those that it was built on.
+        size: bytes of all layers, unpacked.
+        base_size: bytes of the layers of its base.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Image:
 
     @property
     def command(self) -> list[str]:
-        """What runs where nobody says anything else."""
+        """The default command."""
         return [*self.config["Entrypoint"], *self.config["Cmd"]]
 
     @property
@@ -71,18 +71,18 @@ class Image:
     @property
     def health_check(self) -> list[str]:
         kind, *words = self.config["Healthcheck"]["Test"]
-        assert kind == "CMD", "a shell is no part of it"
+        assert kind == "CMD", "it must not need a shell"
         return list(words)
 
 
 @dataclass
 class Container:
-    """A container: read-only, with a writable /tmp, on the machine's network, without any capability unless it is root.
+    """A container: read-only, with a writable /tmp, on the machine's network, without capabilities unless it is root.
 
     Attributes:
         user: ``uid:gid``.
-        mounts: directories and files of the machine, by their place in the container.
-        arguments: in place of the image's command, after its entry point; None for the command.
+        mounts: directories and files of the machine, by their path in the container.
+        arguments: replace the image's command, after its entry point; None: the command.
     """
 
     image: Image
@@ -99,7 +99,7 @@ class Container:
         script = ["set -eu", f"ROOT={shlex.quote(str(root))}", _ENTER]
         for place, source in self.mounts.items():
             point = root / place.lstrip("/")
-            # An engine makes the places that it mounts into.
+            # An engine creates the mount points.
             if source.is_dir():
                 point.mkdir(parents=True, exist_ok=True)
             else:
@@ -124,9 +124,9 @@ class Container:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # The end of its process 1 ends all that is in it. (--kill-child is forgotten where the account changes.)
+        # The end of its process 1 ends all its processes. (--kill-child has no effect after a change of the account.)
         while self._process.poll() is None:
-            with contextlib.suppress(AssertionError, OSError):  # it may end meanwhile
+            with contextlib.suppress(AssertionError, OSError):  # it may have ended meanwhile
                 os.kill(self.first, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1.0)
@@ -138,17 +138,17 @@ class Container:
 
     @property
     def first(self) -> int:
-        """Its process 1, as the machine numbers it."""
+        """The machine's process id of its process 1."""
         listed = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         children = lambda: listed.read_text().split() if self._process.poll() is None else ["0"]
         first = int(eventually(children, "it runs")[0])
         assert first, f"it has ended: {self.said}"
-        # Until then it is still on its way in.
+        # Before that it is still entering the namespaces.
         eventually(lambda: os.readlink(f"/proc/{first}/root") != "/", "it is in its own root")
         return first
 
     def execute(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Runs a program beside the others in it, as an engine does for a health check."""
+        """Runs another program in it, as an engine does for a health check."""
         return subprocess.run(
             [
                 *("nsenter", f"--target={self.first}", "--mount", "--pid", "--root", "--"),
@@ -164,12 +164,12 @@ class Container:
         )
 
     def stop(self) -> int:
-        """As an engine stops it, by the image's signal; its exit status."""
+        """Stops it as an engine does, with the image's signal; its exit status."""
         os.kill(self.first, signal.Signals[self.image.config.get("StopSignal") or "SIGTERM"])
         return self.wait()
 
     def wait(self) -> int:
-        """Waits for its end; its exit status."""
+        """Waits for its end; the exit status."""
         return self._process.wait(PATIENCE)
 
     def _variables(self) -> dict[str, str]:
@@ -185,7 +185,7 @@ class Container:
 
 
 def missing() -> str:
-    """What this machine lacks to build and run an image, and how to get it; fetched first, where we may. Empty: nothing."""
+    """What this machine lacks to build and run an image, with the fix; fetched first if possible. Empty: nothing."""
     if os.getuid() != 0:
         return "building and running an image without a container engine takes root: sudo make image-test"
     if absent := [program for program in _PROGRAMS if shutil.which(program) is None]:
@@ -213,7 +213,7 @@ def build(target: str, **arguments: str) -> Image:
     base = _base()
     name = f"localhost/cdc_archiver-{target}:test"
     given = [f"--build-arg={key}={value}" for key, value in {"BASE": base, **arguments}.items()]
-    # Some networks have an authority of their own, which the machine knows.
+    # Some networks have their own certificate authority, which the machine trusts.
     trusted = [f"--volume={_CERTIFICATES}:{_CERTIFICATES}:ro"] if Path(_CERTIFICATES).exists() else []
     _buildah(
         "bud",
@@ -241,13 +241,13 @@ def _size(name: str) -> int:
 
 
 def _base() -> str:
-    """The image to build on."""
+    """The base image."""
     if given := os.environ.get("IMAGE_BASE"):
         return given
     name = f"localhost/cdc_archiver-base:{SUITE}"
     if _buildah("images", "--quiet", "--filter", f"reference={name}"):
         return name
-    # Without what a base image from a registry does not have either: lists and packages of apt.
+    # Without apt's lists and packages, like a base image from a registry.
     root = cache_directory() / "containers" / "debian"
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +269,7 @@ def _codename() -> str:
 
 
 def _buildah(*arguments: str) -> str:
-    # A store of our own, with the one driver that works everywhere.
+    # A separate store, with the only driver that works everywhere.
     store = cache_directory() / "containers"
     return _run(
         "buildah", f"--root={store / 'store'}", f"--runroot={store / 'run'}", "--storage-driver=vfs", *arguments

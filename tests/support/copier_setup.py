@@ -1,4 +1,4 @@
-"""What the copier's tests share: a source's directory, an archive, and a copier between them."""
+"""The set-up of the copier's tests: a source directory, an archive, and a copier between them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cdc_archiver.transfer.staging import Archive
 
 @dataclass
 class CopierSetup:
-    """A source's directory, an archive, and a copier between them."""
+    """A source directory, an archive, and a copier between them."""
 
     source: Path
     data: Path
@@ -45,7 +45,7 @@ class CopierSetup:
         return self.row(name, **{"md5sum": hashlib.md5(content).digest(), **changes})
 
     def row(self, name: str, **changes: Any) -> FileRecord:
-        """A record alone."""
+        """A record without a file."""
         self._ids += 1
         return record(**{"id": self._ids, "path": str(self.source / name), **changes})
 
@@ -61,7 +61,7 @@ class CopierSetup:
 
 
 def archived(outcome: Outcome, content: bytes, *, adopted: bool = False) -> Path:
-    """The archived path, after a look at what lies there."""
+    """The archived path, after a check of its content."""
     assert isinstance(outcome, Archived), outcome
     assert Path(outcome.path).read_bytes() == content
     assert (outcome.size, outcome.adopted) == (len(content), adopted)
@@ -79,7 +79,7 @@ def staged(stage: CopierSetup) -> Iterator[CopierSetup]:
 
 
 def copying(stage: CopierSetup, source: SourceSettings, big: FileRecord) -> tuple[list[Outcome], threading.Thread]:
-    """A copy of a large file under way, some bytes of it there; what comes of it, and its thread."""
+    """Starts the copy of a large file and waits for its first bytes; its outcomes, and its thread."""
     outcomes: list[Outcome] = []
     batch = Batch(source.name, Lane.BULK, "bulk-0", (big,))
     thread = threading.Thread(target=lambda: outcomes.extend(stage.copier.archive(source, batch)))

@@ -1,4 +1,4 @@
-"""What the tests of `deploy/` share: its files as values, schemas, and compose's way with variables."""
+"""For tests of `deploy/`: its files as values, schemas, and compose's substitution of variables."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _VARIABLE = re.compile(r"\$\{(?P<name>\w+)(?:(?P<operator>:-|:\?)(?P<word>[^}]*)
 
 
 def read(path: Path) -> Any:
-    """A YAML file's one document."""
+    """The single document of a YAML file."""
     return yaml.safe_load(path.read_text())
 
 
@@ -40,14 +40,14 @@ def schema(name: str) -> Any:
 
 
 def validate(document: Any, name: str) -> None:
-    """Fails where a document is not what its schema says."""
+    """Fails if a document violates its schema."""
     validator = jsonschema.validators.validator_for(schema(name))(schema(name))
     problems = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(document)]
     assert not problems, "\n".join(problems)
 
 
 def interpolated(value: Any, environment: Mapping[str, str]) -> Any:
-    """A compose file's value with its variables put in, as compose does it."""
+    """A compose file's value with its variables substituted, as compose does."""
     if isinstance(value, dict):
         return {key: interpolated(inner, environment) for key, inner in value.items()}
     if isinstance(value, list):
@@ -63,8 +63,8 @@ def seconds(text: str) -> float:
 
 
 def initial_sql(file: Path, environment: Mapping[str, str], secrets: Path = Path("/run/secrets")) -> str:
-    """What a script of the database's directory has its image's client do."""
-    # The image runs one that is executable as a program of its own, which would not know the function.
+    """The SQL that a script of the database's directory runs in its image."""
+    # The image would run an executable script as a separate program, without the function.
     assert not os.access(file, os.X_OK)
     script = file.read_text().replace("/run/secrets", str(secrets))
     shell = shutil.which("bash")
@@ -80,7 +80,7 @@ def initial_sql(file: Path, environment: Mapping[str, str], secrets: Path = Path
 
 @contextlib.contextmanager
 def set_up_database(stage: PrivateSite, secrets: Path, **site: str) -> Iterator[None]:
-    """Does what the database's image does with the directory at its first start.
+    """Runs the scripts of the directory, as the database's image does at its first start.
 
     Args:
         site: variables of compose.yaml.

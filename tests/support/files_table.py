@@ -9,4 +9,4 @@ CREATE TABLE {TABLE} (
     pysmurf_version VARCHAR(64), socs_version VARCHAR(64)
 )
 """
-"""As the monitors of the Simons Observatory make it, and not as we would."""
+"""As the monitors of the Simons Observatory make it; a new table would look different."""

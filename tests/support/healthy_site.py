@@ -1,4 +1,4 @@
-"""A site, a source and a disk where all is as it should be, for tests to look at or to spoil."""
+"""Fixtures without any problem: a site, a source and a disk, for tests to check or to break."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ Source = Callable[..., SourceSettings]
 
 @contextmanager
 def healthy_database(server: DatabaseServer) -> Iterator[PrivateDatabase]:
-    """A site where all is as it should be, the index and the right to the side table included."""
+    """A database without any problem, with the index and the privileges on the side table."""
     with new_private_database(server) as made:
         made.sql(schema.index_statement(TABLE))
         made.server.create_archiver_user(made.user, PASSWORD, made.name, table=TABLE, history="cdc_archiver_history")
@@ -29,14 +29,14 @@ def healthy_database(server: DatabaseServer) -> Iterator[PrivateDatabase]:
 
 @pytest.fixture(scope="module")
 def good(database_server: DatabaseServer) -> Iterator[PrivateDatabase]:
-    """A good site that no test changes."""
+    """A healthy database that no test changes."""
     with healthy_database(database_server) as made:
         yield made
 
 
 @pytest.fixture
 def site(database_server: DatabaseServer) -> Iterator[PrivateDatabase]:
-    """A good site for one test to spoil."""
+    """A healthy database for one test to break."""
     with healthy_database(database_server) as made:
         yield made
 
@@ -52,7 +52,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def as_it_was(ssh_server: SshServer) -> Iterator[None]:
-    """Whatever a test does to the shared server is undone."""
+    """Restores the shared server after a test."""
     yield
     ssh_server.resume()
     ssh_server.start()
@@ -62,7 +62,7 @@ def as_it_was(ssh_server: SshServer) -> Iterator[None]:
 
 @pytest.fixture
 def source(ssh_server: SshServer, as_it_was: None, root: Path) -> Source:
-    """A source with a file, on a server where all is as it should be again afterwards."""
+    """A source with a file, on a server that is restored afterwards."""
 
     def make(**values: Any) -> SourceSettings:
         return SourceSettings.model_validate(
@@ -80,7 +80,7 @@ def source(ssh_server: SshServer, as_it_was: None, root: Path) -> Source:
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A directory that other accounts can get to, which pytest's own are not."""
+    """A directory that other accounts can reach, unlike pytest's own."""
     with tempfile.TemporaryDirectory(prefix="cdc-") as name:
         os.chmod(name, 0o755)
         directory = Path(name) / "the archive"

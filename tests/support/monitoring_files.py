@@ -1,4 +1,4 @@
-"""What is written for Prometheus, Grafana and the operator, as tests read it."""
+"""The files for Prometheus, Grafana and the operator, as values for tests."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ METRICS_PAGE = ROOT / "docs/metrics.md"
 ALERTS = re.findall(r"^      - alert: (\w+)$", RULES.read_text(), re.MULTILINE)
 
 OF_PROMETHEUS = {"job", "instance", "le"}
-"""Labels that no metric declares: those of the scrape, and a histogram's."""
+"""Labels that no metric declares: those of the scrape and of histograms."""
 
 FROM_VERIFY = "cdc_archiver_verify_files"
-"""What `cdc-archiver verify --metrics-file` leaves for node_exporter."""
+"""The metric that `cdc-archiver verify --metrics-file` writes for node_exporter."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A metric as the service declares it; a counter's name with its ending."""
+    """A metric as the service declares it; the name of a counter includes its suffix."""
 
     name: str
     kind: str
@@ -47,7 +47,7 @@ class Declared:
 @cache
 def declared() -> dict[str, Declared]:
     """The service's own metrics, by name."""
-    # Each is asked itself: one with labels has no series before it is used.
+    # Ask the metrics themselves: one with labels has no series before its first use.
     collectors = [each for each in vars(Metrics()).values() if isinstance(each, MetricWrapperBase)]
     found = {"cdc_archiver_build_info": Declared("cdc_archiver_build_info", "gauge", ("version",))}
     for each in collectors:
@@ -59,7 +59,7 @@ def declared() -> dict[str, Declared]:
 
 @cache
 def exposed() -> dict[str, set[str]]:
-    """The labels of every series that the service exposes, by name; those of its process among them."""
+    """The labels of every series that the service exposes, by name, process metrics included."""
     names = {sample: set(each.labels) for each in declared().values() for sample in each.samples}
     for family in Metrics().registry.collect():
         if not family.name.startswith("cdc_archiver_"):
@@ -68,7 +68,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 def selected(expression: str) -> Iterator[tuple[str, set[str]]]:
-    """The metrics that an expression names, each with the labels that it asks for."""
+    """The metrics in an expression, each with the labels that it selects by."""
     for name, selector in re.findall(r"\b((?:cdc_archiver|process|python)_\w+)(?:\{([^}]*)\})?", expression):
         yield name, set(re.findall(r"(\w+)\s*(?:=~|!=|=|!~)", selector))
 
@@ -86,7 +86,7 @@ def dashboard() -> Any:
 
 
 def expressions() -> list[tuple[str, str]]:
-    """Every expression of the dashboard, after its panel's title; Grafana's variables filled in as for *All*."""
+    """Every expression of the dashboard, with its panel's title; Grafana's variables are set as for *All*."""
     filled = {"$__rate_interval": "1m", "$job": ".*", "$instance": ".*", "$source": ".*"}
     found = []
     for panel in dashboard()["panels"]:
@@ -99,7 +99,7 @@ def expressions() -> list[tuple[str, str]]:
 
 
 def sections(page: Path) -> dict[str, str]:
-    """What stands below each heading of a page, by its anchor as GitHub makes it."""
+    """The text below each heading of a page, by GitHub's anchor of the heading."""
     parts = re.split(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
     return {anchor(title): text for title, text in zip(parts[1::2], parts[2::2], strict=True)}
 

@@ -1,4 +1,4 @@
-"""A service manager's ear: the socket that sd_notify(3) tells things."""
+"""The socket of a service manager, which receives the messages of sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from waiting import PATIENCE
 
 
 class NotifySocket:
-    """Hears what a service says, as systemd does."""
+    """Receives a service's messages, as systemd does."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "notify"
@@ -29,14 +29,14 @@ class NotifySocket:
         self._socket.close()
 
     def wait(self, line: str, within: float = PATIENCE) -> None:
-        """Waits until it has heard a line that begins like this, after those that it was waited for already."""
+        """Waits until a received line begins with this text."""
         deadline = time.monotonic() + within
         while not any(heard.startswith(line) for heard in self.heard):
             assert time.monotonic() < deadline, f"never heard {line!r}, but {self.heard}"
             self.listen()
 
     def listen(self) -> bool:
-        """Takes one datagram, or none after 0.1 s; whether there was one."""
+        """Receives one datagram within 0.1 s; whether there was one."""
         try:
             self.heard += self._socket.recv(65536).decode().split("\n")
         except TimeoutError:
@@ -44,7 +44,7 @@ class NotifySocket:
         return True
 
     def forget(self) -> None:
-        """Begins anew with what comes from now on."""
+        """Discards everything received so far."""
         self._socket.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:

@@ -1,4 +1,4 @@
-"""A database of its own with the table of files and the archiver's account: what tests below the whole service share."""
+"""A private database with the table of files and the archiver's account, for tests of parts of the service."""
 
 import contextlib
 import itertools
@@ -19,25 +19,25 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class PrivateDatabase:
-    """A database with a files table, and an account with what the archiver needs."""
+    """A database with a table of files, and an account with the privileges that the archiver needs."""
 
     server: DatabaseServer
     name: str
     user: str
 
     def sql(self, *statements: str) -> list[tuple[Any, ...]]:
-        """Runs them as root in one session; the rows of the last."""
+        """Runs statements as root in one session; the rows of the last one."""
         return as_root(self.server, *statements, database=self.name)
 
     def insert(self, *paths: str, md5: str = "0x00112233445566778899AABBCCDDEEFF", before: str = "DO 0") -> list[int]:
-        """Inserts a row each, in one statement; their ids."""
+        """Inserts a row for each path, in one statement; their ids."""
         rows = ", ".join(f"('{path}', {md5})" for path in paths or ("/data/a.dat",))
         statement = f"INSERT INTO {TABLE} (path, md5sum) VALUES {rows}"
         first = int(self.sql(before, statement, "SELECT LAST_INSERT_ID()")[0][0])
         return list(range(first, first + max(1, len(paths))))
 
     def database(self, *, port: int | None = None, password: str = PASSWORD, user: str = "") -> Database:
-        """The archiver's way to it, over another port where there is a relay."""
+        """The archiver's connections to it, over another port if a proxy is used."""
         flags = {
             "mysql_host": "127.0.0.1",
             "mysql_port": port or self.server.port,
@@ -49,7 +49,7 @@ class PrivateDatabase:
 
     @contextlib.contextmanager
     def connection(self, user: str = "") -> Iterator[sa.Connection]:
-        """A connection of the archiver's, or another's."""
+        """A connection of the archiver's account, or of another one."""
         database = self.database(user=user)
         try:
             with database.connect() as connection:
@@ -59,7 +59,7 @@ class PrivateDatabase:
 
     @contextlib.contextmanager
     def globally(self, variable: str, value: str) -> Iterator[None]:
-        """Sets a global variable for a while."""
+        """Sets a global variable inside the block."""
         before = self.sql(f"SELECT @@GLOBAL.{variable}")[0][0]
         self.sql(f"SET GLOBAL {variable} = {value}")
         try:
@@ -69,9 +69,9 @@ class PrivateDatabase:
 
 
 def as_root(server: DatabaseServer, *statements: str, database: str | None = None) -> list[tuple[Any, ...]]:
-    """Runs them in one session; the rows of the last."""
+    """Runs statements in one session; the rows of the last one."""
     rows: list[tuple[Any, ...]] = []
-    # Without TLS, whose context takes PyMySQL longer to make than most statements take.
+    # Without TLS: PyMySQL needs more time for its context than for most statements.
     with contextlib.closing(server.connect(database=database, ssl_disabled=True)) as connection:
         for statement in statements:
             with connection.cursor() as cursor:
@@ -82,7 +82,7 @@ def as_root(server: DatabaseServer, *statements: str, database: str | None = Non
 
 @contextlib.contextmanager
 def new_private_database(server: DatabaseServer) -> Iterator[PrivateDatabase]:
-    """A world on this server, taken away at the end."""
+    """A database on this server, dropped at the end."""
     number = next(_numbers)
     world = PrivateDatabase(server, f"files_{number}", f"archiver_{number}")
     account = f"'{world.user}'@'%'"

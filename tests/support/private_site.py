@@ -1,4 +1,4 @@
-"""What the acceptance tests share: a site of their own on the real servers."""
+"""A private site on the real servers, for acceptance tests: database, archiver's account, source files, archive."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as an instrument writes it."""
+    """A file that an instrument has written."""
 
     path: Path
     content: bytes
@@ -51,7 +51,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Row:
-    """What the archiver may change of a row."""
+    """The columns of a row that the archiver may change."""
 
     path: str
     copied: int | None
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended, and what it said."""
+    """The exit status and the output of a command."""
 
     returncode: int
     stdout: str
@@ -68,7 +68,7 @@ class Done:
 
 
 class PrivateSite:
-    """One site: a database with the table of files, an archiver's account, a directory of files, an archive."""
+    """One site: a database with the table of files, the archiver's account, a directory of source files, an archive."""
 
     def __init__(self, server: DatabaseServer, ssh: SshServer, directory: Path, runtime: Path) -> None:
         number = next(_numbers)
@@ -84,7 +84,7 @@ class PrivateSite:
         self._administrator: Any = None
 
     def build(self, *, table: bool = True) -> None:
-        """Makes it."""
+        """Creates it."""
         self.sources.mkdir()
         self.data_dir.mkdir()
         self.server.execute(f"CREATE DATABASE {self.database}")
@@ -93,12 +93,12 @@ class PrivateSite:
             self.sql(CREATE_TABLE)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the administrator's connection."""
         connection, self._administrator = self._administrator, None
         if connection is not None and connection.open:
             connection.close()
 
-    # The instrument's side.
+    # The instrument.
 
     def file(self, name: str, content: bytes | None = None, *, size: int = 2000) -> SourceFile:
         """Writes a file on the readout server."""
@@ -109,11 +109,11 @@ class PrivateSite:
         return SourceFile(path, content)
 
     def files(self, count: int, *, size: int = 2000, prefix: str = "f") -> list[SourceFile]:
-        """Writes several."""
+        """Writes several files on the readout server."""
         return [self.file(f"{prefix}{number:04}.npy", size=size) for number in range(count)]
 
     def values(self, file: SourceFile, **columns: Any) -> dict[str, Any]:
-        """A row as the monitor registers a file, but for these columns."""
+        """The values of a row as the monitor registers a file, changed by these columns."""
         return {
             "path": str(file.path),
             "action": "take_iv",
@@ -136,7 +136,7 @@ class PrivateSite:
         return list(range(first, first + len(rows)))
 
     def place(self, file: SourceFile, *, plot: bool = False) -> Path:
-        """Where a file belongs that was registered like any other."""
+        """The path in the archive of a file that was registered with the usual values."""
         directory = "plots" if plot else "outputs"
         return self.data_dir / "15895" / "crate1slot2" / "1589517264_take_iv" / directory / file.path.name
 
@@ -155,7 +155,7 @@ class PrivateSite:
                 cursor.execute(statement, arguments)
                 return list(cursor.fetchall())
         except (pymysql.OperationalError, pymysql.InterfaceError):
-            self.close()  # the server may be started anew before the next question
+            self.close()  # the server may be restarted before the next statement
             raise
 
     def row(self, id_: int) -> Row:
@@ -172,14 +172,14 @@ class PrivateSite:
         return int(self.sql(f"SELECT COUNT(*) FROM {TABLE} WHERE {condition}")[0][0])
 
     def history(self, id_: int) -> list[dict[str, Any]]:
-        """What the history says of a file, oldest first."""
+        """The history of a file, oldest entry first."""
         with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(f"SELECT * FROM {HISTORY} WHERE file_id = %s ORDER BY id", (id_,))
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
 
     def wait_archived(self, *ids: int, within: float = PATIENCE) -> list[Row]:
-        """Waits until the rows say that their files are archived."""
+        """Waits until the rows have copied = 1."""
         if not eventually_or_not(
             lambda: self._none_failed() and all(row.copied == 1 for row in self.rows(ids)), within
         ):
@@ -188,31 +188,31 @@ class PrivateSite:
         return self.rows(ids)
 
     def wait_attempts(self, id_: int, attempts: int, within: float = PATIENCE) -> Row:
-        """Waits until a row was charged so many times, or says what it says instead."""
-        charged = lambda: self._none_failed() and (self.row(id_).attempts or 0) >= attempts
-        eventually(charged, f"row {id_} has {attempts} attempts", within)
+        """Waits until a row has at least so many failed attempts."""
+        failed = lambda: self._none_failed() and (self.row(id_).attempts or 0) >= attempts
+        eventually(failed, f"row {id_} has {attempts} attempts", within)
         return self.row(id_)
 
     # The archive.
 
     def archived_files(self) -> list[Path]:
-        """Every file below data_dir but the archiver's own."""
-        # Staging comes and goes while we look.
+        """Every file below data_dir except the archiver's own."""
+        # Staging changes meanwhile.
         years = [directory for directory in self.data_dir.glob("*") if not directory.name.startswith(".")]
         return sorted(path for directory in years for path in (directory, *directory.rglob("*")) if path.is_file())
 
     # The archiver.
 
     def settings(self, **changes: Any) -> Settings:
-        """As an operator sets it up; ``host=""`` for a local copy."""
+        """Settings as an operator would choose them; ``host=""`` for a local copy."""
         return load(self._database_options() | self.options(changes), environment={})
 
     def service(self, *, until: str | None = "streaming", preflight: bool = False, **changes: Any) -> Service:
         """The service in a thread of this process.
 
         Arguments:
-            until: the state that it is waited for; None for none.
-            preflight: whether it says at the start what `check` would; a login of its own, which most tests do not look at.
+            until: the state to wait for; None: no wait.
+            preflight: whether it runs the checks of `check` at its start; most tests need not spend that login.
         """
         self.services.append(Service(self.settings(**changes), until))
         if not preflight:
@@ -222,20 +222,20 @@ class PrivateSite:
     def program(
         self, *, until: str | None = "streaming", interpreter: Sequence[str] = COMMAND, **changes: Any
     ) -> Program:
-        """The service as a program of its own: ``cdc-archiver run``.
+        """The service as a process: ``cdc-archiver run``.
 
         Arguments:
-            interpreter: what is run in place of ``cdc-archiver``.
+            interpreter: the command to run in place of ``cdc-archiver``.
         """
         log = self.directory / f"program-{next(_numbers)}.log"
         return Program([*interpreter, "run", *self.flags(**changes)], self.environment(), log, until)
 
     def command(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Done:
-        """Runs ``cdc-archiver`` with these arguments to its end, in this process: only the start of Python is saved."""
+        """Runs ``cdc-archiver`` with these arguments to its end, in this process, which saves the start of Python."""
         return run_here(arguments, self.environment() | dict(environment or {}))
 
     def process(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Done:
-        """Runs ``cdc-archiver`` with these arguments to its end, as a shell does it."""
+        """Runs ``cdc-archiver`` with these arguments to its end, as a shell does."""
         done = subprocess.run(
             [*COMMAND, *arguments],
             check=False,
@@ -248,16 +248,16 @@ class PrivateSite:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def flags(self, **changes: Any) -> list[str]:
-        """The settings as flags; None leaves one out."""
-        words: list[str] = []
+        """The settings as flags; None removes one."""
+        flags: list[str] = []
         for name, value in self.options(changes).items():
             flag = f"--{name.replace('_', '-')}"
             for single in value if isinstance(value, tuple) else (value,):
-                words += [flag, str(single)]
-        return words
+                flags += [flag, str(single)]
+        return flags
 
     def environment(self) -> dict[str, str]:
-        """Where the database is, and nothing that a developer's shell has set."""
+        """The address of the database, without settings of a developer's shell."""
         kept = {
             name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR") if name in os.environ
         }
@@ -265,14 +265,14 @@ class PrivateSite:
         return kept | variables | {"XDG_RUNTIME_DIR": str(self.runtime)}
 
     def _none_failed(self) -> bool:
-        """Nobody waits for the work of a service that has died."""
+        """Fails if a service has died: waiting for its work would be useless."""
         for service in self.services:
             if isinstance(service.ended, Exception):
                 raise service.ended
         return True
 
     def options(self, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Settings of this site but the database's, and these changes; None leaves one out."""
+        """Settings of this site except the database's, changed by these; None removes one."""
         changes = changes or {}
         options: dict[str, Any] = {
             "data_dir": self.data_dir,
@@ -301,9 +301,9 @@ class PrivateSite:
 def new_private_site(
     server: DatabaseServer, ssh: SshServer, directory: Path, *, table: bool = True
 ) -> Iterator[PrivateSite]:
-    """A stage on these servers, which are as they were afterwards; fails where a process or a thread of it is left."""
+    """A site on these servers, removed afterwards; fails if a process or a thread of it is left."""
     threads = set(threading.enumerate())
-    runtime = Path(tempfile.mkdtemp(prefix="cdc-stage-", dir="/tmp"))  # short: an ssh socket goes into it
+    runtime = Path(tempfile.mkdtemp(prefix="cdc-stage-", dir="/tmp"))  # short: it holds an ssh socket
     before = os.environ.get("XDG_RUNTIME_DIR")
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)
     stage = PrivateSite(server, ssh, directory, runtime)
@@ -329,7 +329,7 @@ def new_private_site(
 
 
 def run_here(arguments: Sequence[str], environment: Mapping[str, str]) -> Done:
-    """What ``cdc-archiver`` does when it is typed; afterwards this process is as it was."""
+    """Runs ``cdc-archiver`` with these arguments in this process, and restores the process afterwards."""
     stdout, stderr = io.StringIO(), io.StringIO()
     logs, root = structlog.get_config(), logging.getLogger()
     handlers, level = root.handlers[:], root.level
@@ -353,10 +353,10 @@ def run_here(arguments: Sequence[str], environment: Mapping[str, str]) -> Done:
 
 
 def insert(cursor: Any, rows: Sequence[Mapping[str, Any]], verb: str = "INSERT", end: str = "") -> int:
-    """One INSERT (or REPLACE) of several rows that have the same columns; the first id.
+    """One INSERT (or REPLACE) of several rows with the same columns; the first id.
 
     Arguments:
-        end: what follows the values.
+        end: SQL after the values.
     """
     columns = list(rows[0])
     one = f"({', '.join(['%s'] * len(columns))})"

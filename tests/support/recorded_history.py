@@ -1,4 +1,4 @@
-"""A past for files: what the history tells of them, without a service that made it so."""
+"""Files with a history, recorded without a service."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from cdc_archiver.transfer.staging import MARKER
 def failed(
     stage: PrivateSite, id_: int, reason: Reason, detail: str = "said rsync", md5_seen: bytes | None = None
 ) -> None:
-    """Tells of a try at a file that failed. The row stays as it is."""
-    _tell(stage, id_, reason, detail, md5_seen)
+    """Records a failed attempt in the history. The row is not changed."""
+    _record(stage, id_, reason, detail, md5_seen)
 
 
 def archived(stage: PrivateSite, file: SourceFile, content: bytes | None = None) -> int:
-    """A file that was archived: its row, its history, and the file in its place.
+    """An archived file: its row, its history, and the file in the archive.
 
     Arguments:
-        content: what is in its place instead.
+        content: of the file in the archive; default: that of the source file.
     """
     (id_,) = stage.register(file)
     place = stage.place(file)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(file.content if content is None else content)
     (stage.data_dir / MARKER).touch()
-    _tell(stage, id_, None, str(place), None)
+    _record(stage, id_, None, str(place), None)
     stage.sql(f"UPDATE {TABLE} SET path = %s, copied = 1 WHERE id = %s", (str(place), id_))
     return id_
 
 
-def _tell(stage: PrivateSite, id_: int, reason: Reason | None, words: str, md5_seen: bytes | None) -> None:
+def _record(stage: PrivateSite, id_: int, reason: Reason | None, text: str, md5_seen: bytes | None) -> None:
     database = Database(stage.settings())
     try:
         with database.connect() as connection:
@@ -48,11 +48,11 @@ def _tell(stage: PrivateSite, id_: int, reason: Reason | None, words: str, md5_s
             record = replace(record, failed_copy_attempts=0)
             outcome: Archived | AttemptFailed | Refused
             if reason is None:
-                outcome = Archived(record, words, Path(words).stat().st_size)
+                outcome = Archived(record, text, Path(text).stat().st_size)
             elif reason.scope == "row":
-                outcome = Refused(record, reason, words)
+                outcome = Refused(record, reason, text)
             else:
-                outcome = AttemptFailed(record, reason, words, md5_seen)
+                outcome = AttemptFailed(record, reason, text, md5_seen)
             History(TABLE, 0).write(connection, [OutcomeEntry(stage.ssh.host, outcome, 0.0)])
     finally:
         database.close()

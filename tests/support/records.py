@@ -23,5 +23,5 @@ RECORD = FileRecord(
 
 
 def record(**changes: Any) -> FileRecord:
-    """A record like any other, but for these changes."""
+    """The default record with these changes."""
     return replace(RECORD, **changes)

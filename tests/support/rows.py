@@ -28,7 +28,7 @@ COLUMNS = {
 
 
 def register(world: PrivateDatabase, *rows: dict[str, Any]) -> list[int]:
-    """Inserts rows in one transaction, each like any other but for its changes; their ids."""
+    """Inserts rows in one transaction, with default values changed by the given ones; their ids."""
     ids = []
     with contextlib.closing(world.server.connect(database=world.name, autocommit=False)) as connection:
         with connection.cursor() as cursor:
@@ -48,14 +48,14 @@ def states(world: PrivateDatabase) -> dict[int, tuple[Any, ...]]:
 
 
 def allow_history(world: PrivateDatabase) -> None:
-    """Gives the archiver's account its side table."""
-    rights = "CREATE, SELECT, INSERT, DELETE"
-    world.server.execute(f"GRANT {rights} ON {world.name}.{history.NAME} TO '{world.user}'@'%%'".replace("%%", "%"))
+    """Grants the archiver's account its privileges on the side table."""
+    privileges = "CREATE, SELECT, INSERT, DELETE"
+    world.server.execute(f"GRANT {privileges} ON {world.name}.{history.NAME} TO '{world.user}'@'%%'".replace("%%", "%"))
 
 
 @contextlib.contextmanager
 def database_of(world: PrivateDatabase) -> Iterator[Database]:
-    """The archiver's way to the world, closed at the end."""
+    """The archiver's connections to a database, closed at the end."""
     database = world.database()
     try:
         yield database

@@ -1,4 +1,4 @@
-"""The service under test: in a thread of this process, or as a program of its own, and what it says over HTTP."""
+"""The service under test, in a thread of this process or as a process of its own, and its answers over HTTP."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from cdc_archiver.settings import Settings
 
 COMMAND = (sys.executable, "-m", "cdc_archiver")
 PASSWORD = "tr0ub4dor-and-3"
-"""Of the archiver's account: no program may write it anywhere."""
+"""Of the archiver's account; no program may write it anywhere."""
 
 
 class Served:
-    """A service to ask over HTTP."""
+    """A service that answers over HTTP."""
 
     port = 0
 
@@ -40,16 +40,16 @@ class Served:
             return answer.status, answer.read().decode()
 
     def status(self) -> dict[str, Any]:
-        """What /api/status says."""
+        """The answer of /api/status."""
         answer: dict[str, Any] = json.loads(self.get("/api/status")[1])
         return answer
 
     def state(self) -> str:
-        """What /readyz says, in one or two words."""
+        """The state in /readyz's answer."""
         return self.get("/readyz")[1].partition(":")[0].strip()
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels; without the prefix."""
+        """The sum of a metric's samples with these labels; its name is given without the prefix."""
         return sum(
             sample.value
             for family in text_string_to_metric_families(self.get("/metrics")[1])
@@ -58,18 +58,18 @@ class Served:
         )
 
     def wait_metric(self, value: float, name: str, **labels: str) -> None:
-        """Waits until a metric has a value: a row is seen to be archived before the metrics count it."""
+        """Waits until a metric has a value: metrics count a file after its row has changed."""
         if not eventually_or_not(lambda: self.metric(name, **labels) == value, PATIENCE):
             raise AssertionError(f"{name} {labels} is not {value}, but {self.metric(name, **labels)}")
 
     def wait_state(self, state: str, within: float = PATIENCE) -> None:
-        """Waits until /readyz says so."""
+        """Waits until /readyz reports a state."""
         if not eventually_or_not(lambda: self.state() == state, within):
             raise AssertionError(f"not {state!r} within {within} s, but {self.get('/readyz')}")
 
     def wait_settled(self) -> None:
-        """Waits until the sweeps of the start are done, of which the last is 1.5 s after the stream's begin: what comes from
-        now on comes by the stream."""
+        """Waits for the sweeps of the start, of which the last is 1.5 s after the start of the stream: later files come by
+        the stream."""
         self.wait_state("streaming")
         began = time.time()
         last_look = lambda: self.metric("last_sweep_timestamp_seconds") > began + 1 or time.time() > began + 3
@@ -77,7 +77,7 @@ class Served:
 
 
 class Service(Served):
-    """The service in a thread. It ends with the ``with`` block, and must end well there unless :meth:`failure` was asked."""
+    """The service in a thread. It ends with the ``with`` block, without an error unless :meth:`failure` was called."""
 
     def __init__(self, settings: Settings, until: str | None) -> None:
         self.archiver = Supervisor(settings)
@@ -105,13 +105,13 @@ class Service(Served):
             assert self.ended is ExitStatus.DONE, f"the service ended with {self.ended!r}"
 
     def stop(self) -> None:
-        """As SIGTERM does it."""
+        """Stops it as SIGTERM does."""
         self.archiver.stop()
         self._thread.join(60.0)
         assert not self._thread.is_alive(), "the service did not end within 60 s"
 
     def failure(self) -> Exception:
-        """What it died of by itself."""
+        """The exception with which it ended."""
         self._thread.join(PATIENCE)
         self.looked = True
         assert isinstance(self.ended, Exception), f"the service did not fail: {self.ended!r}"
@@ -125,10 +125,10 @@ class Service(Served):
 
 
 class Program(Served):
-    """``cdc-archiver`` as a process of its own. It is killed at the end of the ``with`` block, and has written no secret there."""
+    """``cdc-archiver`` as a process. It is killed at the end of the ``with`` block, and must not have written a secret."""
 
     may_trace = False
-    """Whether a traceback may be in its log: where a bug is part of the test."""
+    """Whether a traceback is allowed in its log, because a bug is part of the test."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path, until: str | None) -> None:
         self._process = ChildProcess("cdc-archiver", command, log, environment)
@@ -158,7 +158,7 @@ class Program(Served):
 
     @property
     def said(self) -> str:
-        """All that it wrote, without colours."""
+        """Its whole output, without colours."""
         return self._process.log_tail(10_000)
 
     def signal(self, number: signal.Signals) -> None:
@@ -171,7 +171,7 @@ class Program(Served):
         return self._process.returncode
 
     def kill(self) -> None:
-        """SIGKILL, to it alone."""
+        """SIGKILL, without its children."""
         self._process.send(signal.SIGKILL)
         self._process.wait(PATIENCE)
 

@@ -1,4 +1,4 @@
-"""A stream alone, without a service around it, and a listener that remembers what it was told."""
+"""A stream without a service around it, and a listener that records its calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cdc_archiver.observe.metrics import Metrics
 
 
 class RecordingListener:
-    """A listener that remembers."""
+    """A listener that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -61,7 +61,7 @@ class RecordingListener:
 
 
 class StreamUnderTest:
-    """A stream, who hears it, and its metrics."""
+    """A stream, its listener and its metrics."""
 
     def __init__(self, world: PrivateDatabase, timing: StreamTiming = QUICK_TIMING, **options: Any) -> None:
         database = options.pop("database", None) or world.database()
@@ -85,7 +85,7 @@ class StreamUnderTest:
 def streaming(
     world: PrivateDatabase, timing: StreamTiming = QUICK_TIMING, *, anchored: bool = True, **options: Any
 ) -> Iterator[StreamUnderTest]:
-    """A stream that is open, and that must end of its own accord in good order."""
+    """An open stream, which must end without an error when it is stopped."""
     running = StreamUnderTest(world, timing, **options)
     running.stream.start()
     try:

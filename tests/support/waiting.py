@@ -1,4 +1,4 @@
-"""Patient waits, and what may be left behind: threads and processes."""
+"""Waits with a deadline, and the threads and processes that are left behind."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TypeVar
 
 PATIENCE = 30.0
-"""Seconds: a bound for a busy machine; no test waits that long where all is well."""
+"""Seconds; a limit for a busy machine that a passing test does not reach."""
 
 _T = TypeVar("_T")
 
 
 def eventually_or_not(question: Callable[[], object], within: float) -> bool:
-    """Asks until the answer is true; whether it was, within so many seconds."""
+    """Calls until the answer is true; whether it was, within so many seconds."""
     deadline = time.monotonic() + within
     while not question():
         if time.monotonic() > deadline:
@@ -27,7 +27,7 @@ def eventually_or_not(question: Callable[[], object], within: float) -> bool:
 
 
 def eventually(question: Callable[[], _T | None], what: str, within: float = PATIENCE) -> _T:
-    """Asks until the answer is true, and returns it; fails after some seconds."""
+    """Calls until the answer is true, and returns it; fails after so many seconds."""
     deadline = time.monotonic() + within
     while not (answer := question()):
         assert time.monotonic() < deadline, f"not within {within} s: {what}"
@@ -36,13 +36,13 @@ def eventually(question: Callable[[], _T | None], what: str, within: float = PAT
 
 
 def threads_since(before: Collection[threading.Thread]) -> list[str]:
-    """Threads that were not there before; the sandbox keeps one for all its children."""
+    """The names of new threads, except the one with which the sandbox starts its children."""
     new = [thread for thread in threading.enumerate() if thread not in before]
     return [thread.name for thread in new if thread.name != "sandbox-spawner"]
 
 
 def processes_of(directory: Path) -> list[str]:
-    """The command lines that name a directory: rsync on both sides, ssh, an archiver."""
+    """The command lines that contain a directory: rsync on both sides, ssh, an archiver."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit() and int(entry) != os.getpid():

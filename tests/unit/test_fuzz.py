@@ -60,7 +60,7 @@ def test_inputs_that_once_broke_a_promise_and_similar_ones(
 
 
 def test_a_broken_promise_is_shown_with_the_command_that_repeats_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """A fuzzer that cannot fail is a defect, too."""
+    """A fuzzer that cannot fail is a defect."""
 
     def reader(line: bytes) -> None:
         assert b"|" not in line

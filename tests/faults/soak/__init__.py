@@ -1,1 +1,1 @@
-"""A site under every fault at once, for as long as one likes, and the audit of what came of it."""
+"""A soak test: a site under all faults at once for a given time, then an audit of the result."""

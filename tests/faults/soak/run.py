@@ -1,4 +1,4 @@
-"""One soak: faults for some minutes, then peace, then the audit."""
+"""One soak: some minutes of faults, then quiet until all files are archived, then the audit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from audit import Audit, Fate, Watcher, audit
+from audit import ArchiveWatcher, Audit, ExpectedResult, audit
 from files_table import TABLE
 from private_site import HISTORY
 from publisher import Publisher
@@ -18,24 +18,31 @@ from publisher import Publisher
 from cdc_archiver.model import REFUSED_FROM
 from cdc_archiver.sandbox import Kind
 from cdc_archiver.transfer.staging import INCOMING
-from soak.lanes import ArchiveLane, ChildrenLane, DatabaseLane, Lane, ServiceLane, SourceLane
-from soak.site import Site, new_site
+from soak.fault_threads import (
+    ArchiveFaults,
+    ChildProcessFaults,
+    DatabaseFaults,
+    FaultThread,
+    ServiceFaults,
+    SourceFaults,
+)
+from soak.site import SoakSite, open_soak_site
 
-_PEACE_SECONDS = 300.0
-"""How long the service may stand still before what is pending is called lost."""
+_QUIET_SECONDS = 300.0
+"""Seconds without progress after which pending files count as lost."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a soak does.
+class SoakPlan:
+    """The parameters of a soak.
 
     Attributes:
-        seconds: of faults.
-        seed: of what comes in which order; when it hits, the machine decides as well.
-        huge: bytes of the largest files; 0 for none.
-        own_disk: whether the archive gets a file system that can be filled up, where this user may mount one.
-        haste: how often faults come, 1 for what a long run is planned with.
-        restart: whether the service is started anew when the faults are over: it need not wait for what it waits for then.
+        seconds: duration of the faults.
+        seed: for the order of the faults; their timing also depends on the machine.
+        huge: size of the largest files in bytes; 0: none.
+        own_disk: whether the archive gets its own file system, which can be filled, if this user may mount one.
+        haste: frequency of faults, relative to a long run.
+        restart: whether the service is restarted after the faults, so that it need not wait for its pauses.
     """
 
     kind: Kind
@@ -48,8 +55,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How it goes."""
+class SoakProgress:
+    """The state of a running soak."""
 
     seconds: float
     registered: int
@@ -60,10 +67,10 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What came of it."""
+class SoakReport:
+    """The result of a soak."""
 
-    plan: Plan
+    plan: SoakPlan
     audit: Audit
     faults: dict[str, int]
     ways: dict[str, int]
@@ -71,7 +78,7 @@ class Report:
 
     @property
     def kills(self) -> int:
-        """How often the service was killed."""
+        """Number of times that the service was killed."""
         return sum(self.faults.get(name, 0) for name in ("service_killed", "service_relieved", "reconcile_killed"))
 
     @property
@@ -93,110 +100,116 @@ class Report:
         )
 
 
-def soak(plan: Plan, directory: Path, say: Callable[[Progress], None] = lambda progress: None) -> Report:
-    """Does it.
+def soak(
+    plan: SoakPlan, directory: Path, on_progress: Callable[[SoakProgress], None] = lambda progress: None
+) -> SoakReport:
+    """Runs a soak.
 
     Args:
-        directory: of its own; logs and evidence stay there.
-        say: called about once a second.
+        directory: its own; logs and evidence stay there.
+        on_progress: called about once a second.
     """
-    with new_site(plan.kind, directory, own_disk=plan.own_disk) as site:
+    with open_soak_site(plan.kind, directory, own_disk=plan.own_disk) as site:
         publisher = _publisher(site, plan)
-        services = ServiceLane("service", site, random.Random(f"{plan.seed} service"), 1.0 / plan.haste)
+        services = ServiceFaults("service", site, random.Random(f"{plan.seed} service"), 1.0 / plan.haste)
         try:
-            with Watcher(site.stage.data_dir, site.book) as watcher:
+            with ArchiveWatcher(site.stage.data_dir, site.expected_files) as watcher:
                 _wait_for_marker(site)
-                lanes = _lanes(site, plan, services)
+                threads = _fault_threads(site, plan, services)
                 publisher.start()
-                for lane in lanes:
-                    lane.start()
-                _go_on(site, plan, publisher, lanes, watcher, say)
+                for thread in threads:
+                    thread.start()
+                _go_on(site, plan, publisher, threads, watcher, on_progress)
                 _join(publisher)
-                for lane in lanes:
-                    _join(lane)
+                for thread in threads:
+                    _join(thread)
                 services.between()
                 if plan.restart:
                     services.service_killed()
-                _wait_for_peace(site, lanes, watcher, say)
+                _wait_until_archived(site, threads, watcher, on_progress)
                 services.service.send(signal.SIGTERM)
                 site.require_end(services.service)
                 _start_once_more(site, services)
-            found = audit(site.stage, site.book, watcher)
+            found = audit(site.stage, site.expected_files, watcher)
         finally:
-            site.over.set()
+            site.faults_over.set()
             services.service.kill()
         site.read_logs()
-        report = Report(plan, found, dict(site.counts), dict(publisher.counts), tuple(site.unforeseen))
+        report = SoakReport(plan, found, dict(site.counts), dict(publisher.counts), tuple(site.unforeseen))
         if not report.clean:
             _keep_evidence(site, report, directory)
         return report
 
 
-def _publisher(site: Site, plan: Plan) -> Publisher:
-    return Publisher(site.stage, site.book, random.Random(f"{plan.seed} publisher"), site.sources_held, huge=plan.huge)
+def _publisher(site: SoakSite, plan: SoakPlan) -> Publisher:
+    return Publisher(
+        site.stage, site.expected_files, random.Random(f"{plan.seed} publisher"), site.sources_held, huge=plan.huge
+    )
 
 
-def _lanes(site: Site, plan: Plan, services: ServiceLane) -> list[Lane]:
+def _fault_threads(site: SoakSite, plan: SoakPlan, services: ServiceFaults) -> list[FaultThread]:
     def chance(name: str) -> random.Random:
         return random.Random(f"{plan.seed} {name}")
 
     return [
         services,
-        DatabaseLane("database", site, chance("database"), 8.0 / plan.haste),
-        SourceLane("source", site, chance("source"), 8.0 / plan.haste),
-        ArchiveLane("archive", site, chance("archive"), 15.0 / plan.haste),
-        ChildrenLane(site, chance("children"), 4.0 / plan.haste, services),
+        DatabaseFaults("database", site, chance("database"), 8.0 / plan.haste),
+        SourceFaults("source", site, chance("source"), 8.0 / plan.haste),
+        ArchiveFaults("archive", site, chance("archive"), 15.0 / plan.haste),
+        ChildProcessFaults(site, chance("children"), 4.0 / plan.haste, services),
     ]
 
 
-def _join(thread: Publisher | Lane) -> None:
+def _join(thread: Publisher | FaultThread) -> None:
     thread.join(120.0)
     if thread.is_alive() or thread.failure is not None:
-        raise RuntimeError(f"{thread.name} did not come to its end") from thread.failure
+        raise RuntimeError(f"{thread.name} did not end") from thread.failure
 
 
-def _wait_for_marker(site: Site) -> None:
-    """The first start makes the archive; from then on a missing marker is a missing disk."""
+def _wait_for_marker(site: SoakSite) -> None:
+    """The first start makes the archive; afterwards a missing marker means a missing disk."""
     for _ in _seconds(60.0):
         if (site.stage.data_dir / INCOMING).is_dir():
             return
-    raise RuntimeError("the service has not made the archive")
+    raise RuntimeError("the service did not make the archive")
 
 
 def _go_on(
-    site: Site,
-    plan: Plan,
+    site: SoakSite,
+    plan: SoakPlan,
     publisher: Publisher,
-    lanes: list[Lane],
-    watcher: Watcher,
-    say: Callable[[Progress], None],
+    threads: list[FaultThread],
+    watcher: ArchiveWatcher,
+    on_progress: Callable[[SoakProgress], None],
 ) -> None:
     began = time.monotonic()
-    while (gone := time.monotonic() - began) < plan.seconds and not site.over.wait(1.0):
-        say(_progress(site, lanes, watcher, gone))
+    while (gone := time.monotonic() - began) < plan.seconds and not site.faults_over.wait(1.0):
+        on_progress(_progress(site, threads, watcher, gone))
     publisher.stop()
     publisher.join(30.0)
-    site.over.set()
+    site.faults_over.set()
 
 
-def _progress(site: Site, lanes: list[Lane], watcher: Watcher, gone: float) -> Progress:
-    return Progress(
+def _progress(site: SoakSite, threads: list[FaultThread], watcher: ArchiveWatcher, gone: float) -> SoakProgress:
+    return SoakProgress(
         seconds=gone,
-        registered=len(site.book),
+        registered=len(site.expected_files),
         archived=watcher.files,
         kills=site.counts["service_killed"],
         faults=sum(site.counts.values()),
-        now=", ".join(lane.now.replace("_", " ") for lane in lanes if lane.now),
+        now=", ".join(thread.now.replace("_", " ") for thread in threads if thread.now),
     )
 
 
-def _wait_for_peace(site: Site, lanes: list[Lane], watcher: Watcher, say: Callable[[Progress], None]) -> None:
-    """Until nothing waits any more, or the service stands still."""
-    site.stage.close()  # its connection is from before the faults
+def _wait_until_archived(
+    site: SoakSite, threads: list[FaultThread], watcher: ArchiveWatcher, on_progress: Callable[[SoakProgress], None]
+) -> None:
+    """Waits until no file is pending, or the service makes no progress."""
+    site.stage.close()  # its connection is older than the faults
     began = moved = time.monotonic()
     last = -1
-    while time.monotonic() - moved < _PEACE_SECONDS:
-        # Bad files may wait for their next try, as long as each has had one.
+    while time.monotonic() - moved < _QUIET_SECONDS:
+        # Bad files may wait for their next attempt once each has had one.
         waiting = site.stage.sql(
             f"SELECT md5sum, failed_copy_attempts FROM {TABLE} WHERE COALESCE(copied, 0) = 0"
             f" AND COALESCE(failed_copy_attempts, 0) < {REFUSED_FROM}"
@@ -204,18 +217,18 @@ def _wait_for_peace(site: Site, lanes: list[Lane], watcher: Watcher, say: Callab
         left = sum(
             1
             for md5, attempts in waiting
-            if (file := site.book.get(md5)) is None or file.fate is Fate.GOOD or not attempts
+            if (file := site.expected_files.get(md5)) is None or file.fate is ExpectedResult.GOOD or not attempts
         )
         if left == 0:
             return
         if left != last:
             last, moved = left, time.monotonic()
-        say(_progress(site, lanes, watcher, time.monotonic() - began))
+        on_progress(_progress(site, threads, watcher, time.monotonic() - began))
         time.sleep(1.0)
 
 
-def _start_once_more(site: Site, services: ServiceLane) -> None:
-    """A start tidies up what was left in staging."""
+def _start_once_more(site: SoakSite, services: ServiceFaults) -> None:
+    """A start removes what was left in staging."""
     services.service = services.start_one()
     for _ in _seconds(60.0):
         if '"streaming"' in services.service.log.read_text(errors="replace"):
@@ -231,12 +244,12 @@ def _seconds(limit: float) -> Iterator[None]:
         time.sleep(0.1)
 
 
-def _keep_evidence(site: Site, report: Report, directory: Path) -> None:
+def _keep_evidence(site: SoakSite, report: SoakReport, directory: Path) -> None:
     rows = site.stage.sql(f"SELECT id, path, copied, failed_copy_attempts, HEX(md5sum) FROM {TABLE} ORDER BY id")
-    told = site.stage.sql(
+    recorded = site.stage.sql(
         f"SELECT file_id, at, result, reason, detail, source_path, archived_path FROM {HISTORY} ORDER BY id"
     )
-    for name, table in (("rows.tsv", rows), ("history.tsv", told)):
+    for name, table in (("rows.tsv", rows), ("history.tsv", recorded)):
         (directory / name).write_text("".join("\t".join(map(repr, row)) + "\n" for row in table))
     wrong = {**report.audit.wrong, "unforeseen": report.unforeseen}
     (directory / "wrong.json").write_text(json.dumps(wrong, indent=1))

@@ -1,4 +1,4 @@
-"""The site of a soak: servers, wires to both, a disk of its own for the archive where that can be had, and the service's log."""
+"""The site of a soak: servers, proxies to both, the archive's own disk if possible, and the service's logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from audit import Book
+from audit import ExpectedFiles
 from private_site import PrivateSite, new_private_site
 from proxy import Proxy
 from services import COMMAND, PASSWORD
@@ -28,8 +28,8 @@ _END_SECONDS = 60.0
 
 
 @dataclass
-class Site:
-    """Everything that faults can be done to."""
+class SoakSite:
+    """Everything that faults are applied to."""
 
     stage: PrivateSite
     database: DatabaseServer
@@ -37,16 +37,16 @@ class Site:
     database_wire: Proxy
     ssh_wire: Proxy
     disk: Path | None
-    """The archive's file system, where it is one of its own."""
-    book: Book = field(default_factory=Book)
+    """The archive's own file system, if it has one."""
+    expected_files: ExpectedFiles = field(default_factory=ExpectedFiles)
     sources_held: threading.RLock = field(default_factory=threading.RLock)
-    """Held by whoever writes files on the source, or takes them away."""
-    over: threading.Event = field(default_factory=threading.Event)
-    """The time of faults is over: whoever waits comes back."""
+    """Held while files on the source are written or moved away."""
+    faults_over: threading.Event = field(default_factory=threading.Event)
+    """Set when the time of faults is over: all waits end."""
     counts: Counter[str] = field(default_factory=Counter)
     """Faults so far, by name."""
     unforeseen: list[str] = field(default_factory=list)
-    """What the service did that no fault excuses: it died, or ended with another status than it should."""
+    """What no fault excuses: the service died, or ended with a wrong exit status."""
 
     @property
     def known_hosts(self) -> Path:
@@ -57,7 +57,7 @@ class Site:
         return self.stage.directory / "logs"
 
     def trust_host_key(self) -> None:
-        """As an operator does it who knows of a new host key."""
+        """As an operator does after a change of the host key."""
         self.ssh.trust_host_key()
         text = self.ssh.known_hosts.read_text().replace(f":{self.ssh.port} ", f":{self.ssh_wire.port} ")
         fresh = self.known_hosts.with_suffix(".new")
@@ -65,7 +65,7 @@ class Site:
         fresh.rename(self.known_hosts)
 
     def flags(self) -> list[str]:
-        """The service's settings: the usual ones, but for waits that a soak has not the time for."""
+        """The service's settings: the usual ones with shorter timeouts."""
         return self.stage.flags(
             mysql_port=self.database_wire.port,
             ssh_port=self.ssh_wire.port,
@@ -77,14 +77,14 @@ class Site:
         )
 
     def process(self, name: str, *more: str) -> ChildProcess:
-        """A ``cdc-archiver run``, not started yet, with a log of its own."""
+        """A ``cdc-archiver run`` with its own log, not started yet."""
         self.logs.mkdir(exist_ok=True)
         command = [*COMMAND, "run", *self.flags(), *more]
         return ChildProcess("cdc-archiver", command, self.logs / f"{name}.log", self.stage.environment())
 
     def require_end(self, process: ChildProcess) -> None:
-        """Notes it where a service that was asked to end does not, or not well."""
-        # One that is asked before Python has come to its first line ends as programs do.
+        """Records a service that does not end after SIGTERM, or ends with a wrong status."""
+        # Before the service has installed its handlers, SIGTERM ends the process as usual.
         began = "listening" in process.log.read_text(errors="replace")
         statuses = (0,) if began else (0, -signal.SIGTERM)
         if not process.wait(_END_SECONDS):
@@ -94,13 +94,13 @@ class Site:
             self.unforeseen.append(f"{process.log.name}: it ended with status {process.returncode}")
 
     def note(self, began: float, ended: float, fault: str) -> None:
-        """Writes a fault down, beside the services' logs, whose times it has."""
+        """Logs a fault, with times like those of the services' logs."""
         at = datetime.fromtimestamp(began, UTC).isoformat(timespec="milliseconds")
         with (self.stage.directory / "faults.log").open("a") as file:
             file.write(f"{at} {ended - began:6.1f} s  {fault}\n")
 
     def read_logs(self) -> None:
-        """Notes what no service may ever say."""
+        """Records log lines that no service may write."""
         for log in sorted(self.logs.glob("*.log")):
             for line in log.read_text(errors="replace").splitlines():
                 try:
@@ -112,8 +112,8 @@ class Site:
 
 
 @contextlib.contextmanager
-def new_site(kind: Kind, directory: Path, *, own_disk: bool) -> Iterator[Site]:
-    """Servers, wires, stage, disk; all of it gone afterwards but for the directory's files."""
+def open_soak_site(kind: Kind, directory: Path, *, own_disk: bool) -> Iterator[SoakSite]:
+    """Servers, proxies, site and disk; removed afterwards, except for the files of the directory."""
     ensure_tools()
     database, ssh = open_database(kind, directory / "database"), SshServer(directory / "ssh")
     place = directory / "site"
@@ -124,11 +124,11 @@ def new_site(kind: Kind, directory: Path, *, own_disk: bool) -> Iterator[Site]:
         with contextlib.ExitStack() as stack:
             stage = stack.enter_context(new_private_site(database, ssh, place))
             database_wire, ssh_wire = (stack.enter_context(Proxy(server.port)) for server in (database, ssh))
-            disk = stack.enter_context(_disk_of_its_own(directory, stage.data_dir)) if own_disk else None
-            site = Site(stage, database, ssh, database_wire, ssh_wire, disk)
+            disk = stack.enter_context(_own_disk(directory, stage.data_dir)) if own_disk else None
+            site = SoakSite(stage, database, ssh, database_wire, ssh_wire, disk)
             site.trust_host_key()
             yield site
-            # The stage looks for processes that name its directory.
+            # The site's clean-up looks for processes that name its directory.
             database.resume()
             ssh.resume()
     finally:
@@ -139,8 +139,8 @@ def new_site(kind: Kind, directory: Path, *, own_disk: bool) -> Iterator[Site]:
 
 
 @contextlib.contextmanager
-def _disk_of_its_own(directory: Path, mount: Path) -> Iterator[Path | None]:
-    """A file system for the archive alone, which can be filled up; None where this user may not mount."""
+def _own_disk(directory: Path, mount: Path) -> Iterator[Path | None]:
+    """A file system only for the archive, which can be filled; None if this user may not mount."""
     image = directory / "disk.ext4"
     with image.open("wb") as file:
         file.truncate(_DISK_BYTES)
@@ -165,7 +165,7 @@ def _run(*command: str) -> bool:
 
 
 def children_of(parent: int, pattern: str) -> list[int]:
-    """The processes below one, whose command line matches."""
+    """The descendants of a process whose command line matches."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():

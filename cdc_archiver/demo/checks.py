@@ -1,4 +1,4 @@
-"""The demo's audit: what the rows say, what lies in the archive and what lay on the source, each against the others."""
+"""The demo's checks: rows, files in the archive and files at the source, each compared with the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, Final
 
-from cdc_archiver.demo.registry import Registered
+from cdc_archiver.demo.instrument import RegisteredFile
 from cdc_archiver.model import FileRecord
 from cdc_archiver.settings.types import FileModes
 from cdc_archiver.transfer import layout
@@ -21,80 +21,80 @@ from cdc_archiver.transfer.staging import INCOMING, MARKER
 
 _HASHERS: Final = min(4, os.cpu_count() or 1)
 _WRITTEN_BACK: Final = ("path", "copied")
-"""The columns that archiving changes; of all others the proof is that it does not."""
+"""The columns that archiving may change; all others are checked to be unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the proof.
+    """One check.
 
     Attributes:
-        text: what was asked, as a statement.
-        faults: where it does not hold, each with the file that it is about.
+        text: the statement that was checked.
+        problems: where it is wrong, each with the file concerned.
     """
 
     text: str
-    faults: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @property
-    def right(self) -> bool:
-        """Whether it holds."""
-        return not self.faults
+    def passed(self) -> bool:
+        """Whether the statement is true."""
+        return not self.problems
 
 
-def prove(
-    registered: Sequence[Registered],
+def check_archive(
+    registered: Sequence[RegisteredFile],
     rows: Mapping[int, Mapping[str, Any]],
     data_dir: Path,
     modes: FileModes,
     source: Path,
     on_hashed: Callable[[int], None] = lambda size: None,
 ) -> list[Check]:
-    """Asks everything that can be asked of rows and files.
+    """Checks all rows and all files.
 
     Args:
         registered: all files, as they were written and registered.
-        rows: the whole table as it is now, by id.
+        rows: the whole table, by id.
         data_dir: the archive.
-        modes: what its files and directories should have.
-        source: the directory of the instrument, with nothing but its files.
-        on_hashed: called with the bytes of each file hashed; two for each registered one.
+        modes: the expected modes of its files and directories.
+        source: the instrument's directory, which holds only its files.
+        on_hashed: called with the size of each hashed file; twice for each registered one.
     """
     count = f"{len(registered):,}"
     archived = {row.id: Path(rows[row.id]["path"]) for row in registered if row.id in rows}
     return [
         Check(
-            f"{count} rows say copied = 1, and nothing in them has changed but path and copied",
-            tuple(_row_faults(registered, rows)),
+            f"{count} rows have copied = 1, and only their path and copied have changed",
+            tuple(_row_problems(registered, rows)),
         ),
         Check(
-            f"{count} paths are what the layout makes of the rows as registered; of one name: {_same_names(registered)}",
-            tuple(_path_faults(registered, archived, data_dir)),
+            f"{count} paths follow from the registered rows; of files with one name, {_same_names(registered)}",
+            tuple(_path_problems(registered, archived, data_dir)),
         ),
         Check(
-            f"{count} archived files, hashed again, have the md5 that was registered",
-            tuple(_content_faults(registered, archived, on_hashed)),
+            f"{count} archived files have the registered md5, computed again",
+            tuple(_content_problems(registered, archived, on_hashed)),
         ),
         Check(
             f"files have mode {modes.files:o} and directories {modes.directories:o}, as configured",
-            tuple(_mode_faults(data_dir, modes)),
+            tuple(_mode_problems(data_dir, modes)),
         ),
         Check(
-            f"the archive holds no file that no row names, and nothing is left in {INCOMING}",
-            tuple(_stray_faults(set(archived.values()), data_dir)),
+            f"every file in the archive has a row, and {INCOMING} holds no file",
+            tuple(_stray_problems(set(archived.values()), data_dir)),
         ),
         Check(
-            f"{count} files at the source are as they were written, and there is no other",
-            tuple(_source_faults(registered, source, on_hashed)),
+            f"{count} files at the source are unchanged, and no other file is there",
+            tuple(_source_problems(registered, source, on_hashed)),
         ),
     ]
 
 
-def _row_faults(registered: Sequence[Registered], rows: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
+def _row_problems(registered: Sequence[RegisteredFile], rows: Mapping[int, Mapping[str, Any]]) -> Iterator[str]:
     for row in registered:
         now = rows.get(row.id)
         if now is None:
-            yield f"row {row.id} ({row.file.path}) is gone"
+            yield f"row {row.id} ({row.file.path}) is missing"
             continue
         if now["copied"] != 1:
             yield f"row {row.id} ({row.file.path}) has copied = {now['copied']}"
@@ -102,12 +102,12 @@ def _row_faults(registered: Sequence[Registered], rows: Mapping[int, Mapping[str
             if column not in _WRITTEN_BACK and now[column] != before:
                 yield f"row {row.id} ({row.file.path}): {column} was {before!r} and is {now[column]!r}"
     for id_ in sorted(rows.keys() - {row.id for row in registered}):
-        yield f"row {id_} ({rows[id_]['path']}) was registered by nobody"
+        yield f"row {id_} ({rows[id_]['path']}) was not registered by the demo"
 
 
-def _path_faults(registered: Sequence[Registered], archived: Mapping[int, Path], data_dir: Path) -> Iterator[str]:
+def _path_problems(registered: Sequence[RegisteredFile], archived: Mapping[int, Path], data_dir: Path) -> Iterator[str]:
     for place, same in _by_place(registered).items():
-        # Those of one place come in any order; together they have name, name.1 … without a gap.
+        # Files of one path come in any order; together they have name, name.1 … without a gap.
         first = data_dir / place
         wanted = {first, *(first.with_name(f"{first.name}.{number}") for number in range(1, len(same)))}
         for row in same:
@@ -115,66 +115,68 @@ def _path_faults(registered: Sequence[Registered], archived: Mapping[int, Path],
             if path in wanted:
                 wanted.remove(path)
             elif path is not None:
-                yield f"row {row.id}: its path is {path}, and should be {' or '.join(map(str, sorted(wanted)))}"
+                yield f"row {row.id}: its path is {path}, expected {' or '.join(map(str, sorted(wanted)))}"
 
 
-def _content_faults(
-    registered: Sequence[Registered], archived: Mapping[int, Path], on_hashed: Callable[[int], None]
+def _content_problems(
+    registered: Sequence[RegisteredFile], archived: Mapping[int, Path], on_hashed: Callable[[int], None]
 ) -> Iterator[str]:
     there = [(row, archived[row.id]) for row in registered if row.id in archived]
     for (row, path), seen in zip(there, _hash([path for _, path in there], on_hashed), strict=True):
         if isinstance(seen, OSError):
             yield f"{path} cannot be read: {seen.strerror}"
         elif seen != row.file.md5:
-            yield f"{path} has md5 {seen.hex()}; {row.file.md5.hex()} was registered"
+            yield f"{path} has md5 {seen.hex()}; registered: {row.file.md5.hex()}"
 
 
-def _mode_faults(data_dir: Path, modes: FileModes) -> Iterator[str]:
+def _mode_problems(data_dir: Path, modes: FileModes) -> Iterator[str]:
     for path in _tree(data_dir):
         found = path.lstat().st_mode
         wanted = modes.directories if stat.S_ISDIR(found) else modes.files
         if stat.S_IMODE(found) != wanted:
-            yield f"{path} has mode {stat.S_IMODE(found):o}, and should have {wanted:o}"
+            yield f"{path} has mode {stat.S_IMODE(found):o}, expected {wanted:o}"
 
 
-def _stray_faults(named: set[Path], data_dir: Path) -> Iterator[str]:
+def _stray_problems(named: set[Path], data_dir: Path) -> Iterator[str]:
     for path in _tree(data_dir):
-        # A directory may be there for others; anything else has a row, and is a file: no link, no socket.
+        # A directory may be another file's; everything else must have a row and be a regular file, no link or socket.
         kind = path.lstat().st_mode
         if not stat.S_ISDIR(kind) and (path not in named or not stat.S_ISREG(kind)):
-            yield f"{path} is in the archive, and no row names it as a file"
-    # The workers' directories stay, empty.
+            yield f"{path} is in the archive, but is not a file with a row"
+    # The workers' directories stay; they must be empty.
     for path in (data_dir / INCOMING).rglob("*"):
         if not path.is_dir() or path.is_symlink():
             yield f"{path} was left behind"
 
 
-def _source_faults(registered: Sequence[Registered], source: Path, on_hashed: Callable[[int], None]) -> Iterator[str]:
+def _source_problems(
+    registered: Sequence[RegisteredFile], source: Path, on_hashed: Callable[[int], None]
+) -> Iterator[str]:
     hashes = _hash([row.file.path for row in registered], on_hashed)
     for row, seen in zip(registered, hashes, strict=True):
         path = row.file.path
         if isinstance(seen, OSError):
-            yield f"{path} cannot be read any more: {seen.strerror}"
+            yield f"{path} cannot be read: {seen.strerror}"
         elif seen != row.file.md5 or path.stat().st_mtime_ns != row.file.modified:
             yield f"{path} has changed at the source"
     known = {row.file.path for row in registered}
     for path in source.rglob("*"):
         if path not in known and not path.is_dir():
-            yield f"{path} has appeared at the source"
+            yield f"{path} is at the source, but was not written by the demo"
 
 
-def _by_place(registered: Sequence[Registered]) -> dict[Path, list[Registered]]:
+def _by_place(registered: Sequence[RegisteredFile]) -> dict[Path, list[RegisteredFile]]:
     places = defaultdict(list)
     for row in registered:
         places[Path(layout.archived_path(_as_registered(row)))].append(row)
     return places
 
 
-def _same_names(registered: Sequence[Registered]) -> str:
+def _same_names(registered: Sequence[RegisteredFile]) -> str:
     return f"{sum(len(rows) - 1 for rows in _by_place(registered).values())} got .1"
 
 
-def _as_registered(row: Registered) -> FileRecord:
+def _as_registered(row: RegisteredFile) -> FileRecord:
     values = row.values
     return FileRecord(
         id=row.id,
@@ -191,7 +193,7 @@ def _as_registered(row: Registered) -> FileRecord:
 
 
 def _tree(data_dir: Path) -> Iterator[Path]:
-    """All that is below data_dir but for what is the archiver's own."""
+    """Everything below data_dir except the archiver's own files."""
     for top in sorted(data_dir.iterdir()):
         if top.name not in (INCOMING, MARKER):
             yield top
@@ -207,10 +209,10 @@ def _hash(paths: Sequence[Path], on_hashed: Callable[[int], None]) -> Iterator[b
 
 
 def _md5_of(path: Path) -> bytes | OSError:
-    """Read anew, by none of the archiver's own code."""
+    """Computed without the archiver's code."""
     try:
         if path.is_symlink():
-            return OSError(0, "it is a link")
+            return OSError(0, "it is a symbolic link")
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).digest()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Child processes: started in a session of their own, logged to a file, stopped or killed with all they started."""
+"""Child processes: started in a session of their own, logged to a file, stopped or killed with all their descendants."""
 
 import contextlib
 import os
@@ -15,8 +15,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from cdc_archiver.sandbox.errors import SandboxError
-
 _POLL = 0.02
 """Seconds between two looks at something that can only be polled."""
 
@@ -27,8 +25,12 @@ _PORTS = range(20_000, 32_000)
 """Below Linux's range for outgoing connections, so that none takes a server's port while the server is restarted."""
 
 
+class SandboxError(Exception):
+    """A private server, or a program that it needs, is not available; the message says which, why, and the fix."""
+
+
 def free_port() -> int:
-    """A loopback TCP port that nothing listens on just now; whoever binds it must expect to lose a race for it."""
+    """A TCP port on loopback that is free now; another process may take it before the caller binds it."""
     for port in random.sample(_PORTS, 200):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -40,7 +42,7 @@ def free_port() -> int:
 class ChildProcess:
     """One long-running program.
 
-    It dies with this process, however this process ends, where `setpriv` is installed (it is part of Debian's base).
+    It ends with this process, however this process ends, if `setpriv` is installed (it is part of Debian's base system).
     Otherwise only `stop` and `kill` end it.
     """
 
@@ -50,10 +52,10 @@ class ChildProcess:
         """Describe the program; `start` runs it.
 
         Arguments:
-            name: how messages call it.
+            name: its name in messages.
             command: the program's path and its arguments.
             log: the file that its output is appended to.
-            environment: its whole environment; None stands for this process's own.
+            environment: its whole environment; None: the environment of this process.
         """
         self.name = name
         self.command = tuple(command)
@@ -64,7 +66,7 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """The running program's process id; SandboxError where it was never started."""
+        """The running program's process id; SandboxError before the first start."""
         if self._process is None:
             raise SandboxError(f"{self.name} was not started")
         return self._process.pid
@@ -80,11 +82,11 @@ class ChildProcess:
         return self._process.poll() if self._process is not None else None
 
     def start(self) -> None:
-        """Run it; SandboxError where it runs already or cannot be run at all."""
+        """Run it; SandboxError if it runs already or cannot be started."""
         if self.running:
             raise SandboxError(f"{self.name} runs already, as process {self.pid}")
         if shutil.which(self.command[0]) is None:  # setpriv would be started all the same
-            raise SandboxError(f"cannot run {self.name}: {self.command[0]} is no program")
+            raise SandboxError(f"cannot run {self.name}: {self.command[0]} is not a program")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._log_start = self.log.stat().st_size if self.log.exists() else 0
         try:
@@ -93,7 +95,7 @@ class ChildProcess:
             raise SandboxError(f"cannot run {self.name} ({self.command[0]}): {error}") from error
 
     def wait(self, timeout: float) -> bool:
-        """Wait for its end, at most `timeout` seconds, and say whether it came."""
+        """Wait for its end, at most `timeout` seconds; whether it ended."""
         if self._process is None:
             return True
         try:
@@ -103,28 +105,28 @@ class ChildProcess:
         return True
 
     def stop(self, timeout: float = 15.0) -> None:
-        """Ask it to end (SIGTERM), wait up to `timeout` seconds, then kill it and whatever it left running."""
+        """Ask it to end (SIGTERM), wait at most `timeout` seconds, then kill it and its remaining descendants."""
         if not self.running:
             return
-        family = self._family()
+        members = self._descendants_and_self()
         self.send(signal.SIGTERM)
-        self.send_to_all(signal.SIGCONT)  # a frozen one would not hear it
+        self.send_to_all(signal.SIGCONT)  # a stopped process does not handle SIGTERM
         self.wait(timeout)
-        self._kill(family)
+        self._kill(members)
 
     def kill(self) -> None:
-        """End it at once (SIGKILL), together with every process that it started."""
+        """End it and all its descendants at once (SIGKILL)."""
         if self.running:
-            self._kill(self._family())
+            self._kill(self._descendants_and_self())
 
     def send(self, number: signal.Signals) -> None:
-        """Send it one signal; nothing happens where it has ended."""
+        """Send it one signal; no effect after its end."""
         if self._process is not None:
             self._process.send_signal(number)
 
     def send_to_all(self, number: signal.Signals) -> None:
-        """Send a signal to it and to every process that it started: SIGSTOP and SIGCONT freeze and thaw a server."""
-        for member in self._family():
+        """Send a signal to it and to all its descendants: SIGSTOP and SIGCONT pause and resume a server."""
+        for member in self._descendants_and_self():
             member.send(number)
 
     def log_tail(self, lines: int = 15) -> str:
@@ -137,22 +139,22 @@ class ChildProcess:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
-    def _family(self) -> list["_Member"]:
+    def _descendants_and_self(self) -> list["_Member"]:
         return _descendants(self.pid) if self.running else []
 
-    def _kill(self, family: list["_Member"]) -> None:
+    def _kill(self, members: list["_Member"]) -> None:
         # A server that forks while it is being killed leaves a child that the first look did not see.
         deadline = time.monotonic() + _KILL_LIMIT
         while time.monotonic() < deadline:
             if self._process is not None and self._process.poll() is None:
-                family = [*family, *_descendants(self._process.pid)]
+                members = [*members, *_descendants(self._process.pid)]
                 self._process.kill()
-            alive = [member for member in family if member.alive()]
+            alive = [member for member in members if member.alive()]
             if not alive:
                 break
             for member in alive:
                 member.send(signal.SIGKILL)
-            family = [*alive, *(child for member in alive for child in _descendants(member.pid))]
+            members = [*alive, *(child for member in alive for child in _descendants(member.pid))]
             if self._process is not None:
                 self._process.poll()
             time.sleep(_POLL)
@@ -162,7 +164,7 @@ class ChildProcess:
 
 @dataclass(frozen=True)
 class _Member:
-    """A process, told from a later one with the same number by its start time."""
+    """A process, identified by its number and its start time: numbers are used again."""
 
     pid: int
     born: str
@@ -178,7 +180,7 @@ class _Member:
 
 
 def _stat(pid: int) -> tuple[int, str, str] | None:
-    """A process's parent, start time and state; None where it is gone."""
+    """A process's parent, start time and state; None if there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -189,7 +191,7 @@ def _stat(pid: int) -> tuple[int, str, str] | None:
 
 
 def _descendants(pid: int) -> list[_Member]:
-    """The process and all that it started and that still have a parent among them."""
+    """The process and its living descendants."""
     children: dict[int, list[int]] = {}
     born: dict[int, str] = {}
     for entry in os.listdir("/proc"):
@@ -206,7 +208,7 @@ def _descendants(pid: int) -> list[_Member]:
 
 
 @dataclass(frozen=True)
-class _Order:
+class _SpawnRequest:
     command: tuple[str, ...]
     log: Path
     environment: Mapping[str, str] | None
@@ -214,7 +216,7 @@ class _Order:
 
 
 class _Spawner(threading.Thread):
-    """The one thread that starts every child.
+    """The thread that starts every child process.
 
     Linux ties a child's "die with your parent" to the *thread* that forked it: a server that a short-lived thread
     started would die with that thread. This one lives as long as the process.
@@ -222,16 +224,16 @@ class _Spawner(threading.Thread):
 
     def __init__(self) -> None:
         super().__init__(name="sandbox-spawner", daemon=True)
-        self.orders: queue.SimpleQueue[_Order] = queue.SimpleQueue()
+        self.requests: queue.SimpleQueue[_SpawnRequest] = queue.SimpleQueue()
         self.owner = os.getpid()
 
     def run(self) -> None:
         while True:
-            order = self.orders.get()
+            request = self.requests.get()
             try:
-                order.answer.set_result(_popen(order.command, order.log, order.environment))
-            except Exception as error:  # it belongs to the caller, whatever it is
-                order.answer.set_exception(error)
+                request.answer.set_result(_popen(request.command, request.log, request.environment))
+            except Exception as error:  # raised again in the caller
+                request.answer.set_exception(error)
 
 
 _spawner: _Spawner | None = None
@@ -245,9 +247,9 @@ def _spawn(command: tuple[str, ...], log: Path, environment: Mapping[str, str] |
             _spawner = _Spawner()
             _spawner.start()
         spawner = _spawner
-    order = _Order(command, log, environment, Future())
-    spawner.orders.put(order)
-    return order.answer.result()
+    request = _SpawnRequest(command, log, environment, Future())
+    spawner.requests.put(request)
+    return request.answer.result()
 
 
 def _popen(command: tuple[str, ...], log: Path, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:

@@ -1,6 +1,6 @@
-"""A program that reads the stream and counts rows: our stream, or the bare library; told what to do on its standard input.
+"""A program that reads the stream and counts rows, with our stream or with the bare library; its orders come on standard input.
 
-It is a program of its own so that it reads nothing while rows are written, and so that its processor time is its own.
+It is a separate process so that it reads nothing while rows are written, and so that its processor time can be measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final
 from pymysqlreplication import binlogstream
 from pymysqlreplication.row_event import RowsEvent
 
-from benchmarks.figures import OURS
+from benchmarks.measurements import OURS
 from cdc_archiver.database import server_features
 from cdc_archiver.database.connections import Database
 from cdc_archiver.events.binlog import BinlogStream, StreamTiming
@@ -24,17 +24,17 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import load
 
 HEARTBEAT: Final = 60.0
-"""Seconds; longer than the service's: while it waits for its turn, a reader hears nothing, and must not take the link for dead."""
+"""Seconds; longer than the service's: a reader that waits for its turn must not consider the link dead."""
 _SILENCE: Final = 210.0
 _LIBRARY: Final[Any] = binlogstream.BinLogStreamReader
 
 
-class Count:
-    """Rows seen, and when; the program's conversation with whoever started it.
+class RowCounter:
+    """Counts rows with their times, and talks to the parent process.
 
-    It says "ready", then "first" when a row has come and all is over that a reader does once, and waits, in the thread that
-    reads, for the word to go on: {"before": rows of its table written so far, "rows": those to come}. With the last of them it says
-    what it saw.
+    It sends "ready", then "first" once a row has come and the one-time work of a reader is over. In the reading thread it then
+    waits for its orders: {"before": rows of its table written so far, "rows": rows to come}. After the last of these rows it
+    sends its result.
     """
 
     def __init__(self) -> None:
@@ -46,30 +46,30 @@ class Count:
         self._cpu = 0.0
 
     def add(self, rows: int) -> None:
-        """So many rows more."""
+        """Adds so many rows."""
         self._total += rows
         if self._rows == 0:
             if not self.settled():
                 return
-            say("first")
+            send("first")
             goal = json.loads(sys.stdin.readline())
             self._before, self._rows = goal["before"], goal["rows"]
             self._cpu = time.process_time()
         self._seen.append((time.monotonic(), self._total - self._before))
         if self._total >= self._before + self._rows:
-            say({"seen": self._seen, "cpu": time.process_time() - self._cpu})
+            send({"seen": self._seen, "cpu": time.process_time() - self._cpu})
             self.done.set()
 
 
-def say(what: object) -> None:
-    """One line for whoever started us."""
+def send(what: object) -> None:
+    """Sends one line to the parent process."""
     print(json.dumps(what), flush=True)
 
 
-class Counting:
-    """Our stream's listener."""
+class CountingListener:
+    """Listens to our stream."""
 
-    def __init__(self, count: Count) -> None:
+    def __init__(self, count: RowCounter) -> None:
         self._count = count
 
     def on_ids(self, ids: Sequence[int]) -> None:
@@ -77,11 +77,11 @@ class Counting:
         self._count.add(len(ids))
 
     def on_anchor(self) -> None:
-        """It reads from now on."""
-        say("ready")
+        """The stream is open."""
+        send("ready")
 
     def on_gap(self, why: str) -> None:
-        """Something was not read."""
+        """Rows were skipped."""
         raise RuntimeError(why)
 
     def on_lost(self, reason: str) -> None:
@@ -93,20 +93,20 @@ class Counting:
         raise RuntimeError(why)
 
 
-def read_ours(settings: dict[str, Any], table: str, count: Count, look: float) -> None:
-    """The service's stream, up to where it hands ids over.
+def read_ours(settings: dict[str, Any], table: str, count: RowCounter, look: float) -> None:
+    """Reads with the service's stream, up to the hand-over of ids.
 
     Args:
-        look: seconds between two looks whether the stream is what it should be; they are made in the thread that reads.
+        look: seconds between two checks of the stream, which are made in the reading thread.
     """
     stream = BinlogStream(
         Database(load(settings, environment={})),
         table,
-        Counting(count),
+        CountingListener(count),
         Metrics(),
         timing=StreamTiming(heartbeat=HEARTBEAT, settle=0.1, look=look),
     )
-    count.settled = lambda: stream.anchor_max_id is not None  # its first look is over
+    count.settled = lambda: stream.anchor_max_id is not None  # its first check is over
     stream.on_end = lambda part: count.done.set()
     stream.start()
     count.done.wait()
@@ -116,8 +116,8 @@ def read_ours(settings: dict[str, Any], table: str, count: Count, look: float) -
     stream.join(5.0)
 
 
-def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
-    """The library with the same filters, in a loop that touches the rows and does nothing else."""
+def read_bare(settings: dict[str, Any], table: str, count: RowCounter) -> None:
+    """Reads with the library and the same filters, in a loop that only counts the rows."""
     database = Database(load(settings, environment={}))
     with database.connect() as connection:
         start = server_features.position(connection, server_features.identify(connection))
@@ -139,7 +139,7 @@ def read_bare(settings: dict[str, Any], table: str, count: Count) -> None:
         enable_logging=False,
     )
     reader.fetchone()
-    say("ready")
+    send("ready")
     for event in reader:
         if isinstance(event, RowsEvent):
             count.add(len(event.rows))
@@ -152,9 +152,9 @@ def main() -> None:
     orders = json.loads(sys.stdin.readline())
     settings, table = orders["settings"], orders["table"]
     if orders["way"] == OURS:
-        read_ours(settings, table, Count(), orders["look"])
+        read_ours(settings, table, RowCounter(), orders["look"])
     else:
-        read_bare(settings, table, Count())
+        read_bare(settings, table, RowCounter())
 
 
 if __name__ == "__main__":

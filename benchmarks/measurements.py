@@ -1,4 +1,4 @@
-"""What a measurement is, and what many of them say: medians, spreads, ratios, verdicts. Pure."""
+"""Measurements and their evaluation: medians, spreads, ratios, verdicts. Pure."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _UNITS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One way in one round.
+    """One contender in one round.
 
     Attributes:
-        way: ``ours``, or an opponent's name.
-        figures: every single value, by what it is; a name ends in its unit: ``latency_ms``, ``rate``.
-        turn: which one in its round it was.
+        contender: ``ours``, or a baseline's name.
+        figures: all values, by name; a name ends in its unit: ``latency_ms``, ``rate``.
+        turn: its place in the order of the round.
     """
 
-    way: str
+    contender: str
     round: int
     figures: Mapping[str, Sequence[float]]
     turn: int = 0
@@ -31,16 +31,16 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What a case is to show.
+    """A target that a case has to meet.
 
     Attributes:
-        sentence: for the table.
-        figure: which figure it is about.
-        to: the opponent whose median it is divided by; empty: it stands for itself.
-        of: whose it is.
-        part: which percentile of ``of`` is meant; 50: the median.
+        sentence: its description in the table.
+        figure: the figure that it is about.
+        to: the baseline by whose median it is divided; empty: an absolute value.
+        of: the contender that it is about.
+        part: percentile of ``of``; 50: the median.
         at_least, at_most: the limit; one of the two.
-        unit: of a figure that stands for itself.
+        unit: of an absolute value.
     """
 
     sentence: str
@@ -54,7 +54,7 @@ class Aim:
 
     @property
     def limit(self) -> str:
-        """The limit in words."""
+        """The limit as text."""
         sign, limit = ("≥", self.at_least) if self.at_least is not None else ("≤", self.at_most)
         return f"{sign} {limit:g} {self.unit}"
 
@@ -65,12 +65,12 @@ class Aim:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """An aim, and what came of it.
+    """An aim and its result.
 
     Attributes:
-        value: of all rounds together.
-        rounds: of each round alone: its spread tells how far to believe ``value``.
-        note: what else there is to say.
+        value: over all rounds.
+        rounds: of each round; their spread shows the reliability of ``value``.
+        note: additional information.
     """
 
     aim: Aim
@@ -86,7 +86,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Many values in four numbers: the middle, the quarters around it, the late ones."""
+    """Many values in four numbers: median, quartiles, 99th percentile."""
 
     middle: float
     low: float
@@ -100,7 +100,7 @@ class Summary:
 
 
 def percentile(values: Sequence[float], part: int) -> float:
-    """One that was measured (nearest rank); the median, where it falls between two, is their mean.
+    """A percentile that is a measured value (nearest rank); a median between two values is their mean.
 
     Args:
         values: at least one.
@@ -113,23 +113,23 @@ def percentile(values: Sequence[float], part: int) -> float:
 
 
 def summary(values: Sequence[float]) -> Summary:
-    """Many values in four numbers; at least one."""
+    """Summary of at least one value."""
     return Summary(
         percentile(values, 50), percentile(values, 25), percentile(values, 75), percentile(values, 99), len(values)
     )
 
 
-def pooled(measurements: Sequence[Measurement], way: str, figure: str) -> list[float]:
-    """All values of one figure of one way, over all rounds."""
-    return [value for one in measurements if one.way == way for value in one.figures.get(figure, ())]
+def pooled(measurements: Sequence[Measurement], contender: str, figure: str) -> list[float]:
+    """All values of one figure of one contender, over all rounds."""
+    return [value for one in measurements if one.contender == contender for value in one.figures.get(figure, ())]
 
 
 def judge(aim: Aim, measurements: Sequence[Measurement]) -> Verdict | None:
-    """An aim's verdict; None where nothing was measured that it could be judged by.
+    """An aim's verdict; None if nothing was measured for it.
 
-    A ratio of medians is taken round by round, since the two ways of a round have run next to each other and the machine was
-    the same for both, and the middle one counts. A round has too few values for a late percentile: that is taken over all.
-    A figure that stands for itself has to keep its limit in every round: the worst one counts.
+    A ratio of medians is taken round by round, because the contenders of a round ran one after the other on the same machine;
+    the median of the rounds counts. A round has too few values for a late percentile: that is taken over all rounds.
+    An absolute value must keep its limit in every round: the worst one counts.
     """
     numbers = sorted({one.round for one in measurements})
     rounds = []
@@ -161,11 +161,11 @@ def _ratio(aim: Aim, measurements: Sequence[Measurement]) -> float | None:
 
 
 def human(figure: str, value: float) -> str:
-    """A value with its unit, which its name tells."""
+    """A value with its unit, which is the end of its name."""
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f} {unit_of(figure)}".rstrip()
 
 
 def unit_of(figure: str) -> str:
-    """A figure's unit, which its name tells."""
+    """A figure's unit, which is the end of its name."""
     return next((unit for end, unit in _UNITS.items() if figure.endswith(end)), "")

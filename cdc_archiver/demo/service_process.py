@@ -1,4 +1,4 @@
-"""The real service as a process of its own, started as a site starts it: `run` with flags and environment."""
+"""The real service as a child process, started as a site starts it: `run` with flags and environment variables."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.process import ChildProcess
+from cdc_archiver.sandbox.child_process import ChildProcess, SandboxError
 from cdc_archiver.settings import PREFIX
 
 _POLL: Final = 0.05
 _KEPT: Final = f"{PREFIX}CACHE"
-"""The one variable with a prefix of ours that is no setting of the service."""
+"""The only variable with the product's prefix that is not a setting of the service."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """The metrics at one moment."""
+class MetricsSnapshot:
+    """The metrics at one time."""
 
     samples: tuple[tuple[str, Mapping[str, str], float], ...]
 
@@ -33,7 +32,7 @@ class Reading:
         """The sum of the series that have these labels.
 
         Args:
-            name: as exposed, without the prefix: ``copies_total``.
+            name: without the prefix: ``copies_total``.
         """
         return sum(
             value
@@ -42,17 +41,17 @@ class Reading:
         )
 
     def by(self, label: str, name: str) -> dict[str, int]:
-        """The sums by one label's values."""
+        """The sums by the values of one label."""
         values = [has[label] for sample, has, _ in self.samples if sample == f"cdc_archiver_{name}"]
         return {value: round(self.total(name, **{label: value})) for value in values}
 
 
-class Service:
+class ServiceProcess:
     """`cdc-archiver run` as a child process.
 
     Args:
-        flags: of the command line, behind `run`.
-        environment: its variables; see :func:`clean`.
+        flags: of the command line, after `run`.
+        environment: its environment variables; see :func:`without_settings`.
         directory: for its logs.
     """
 
@@ -65,15 +64,15 @@ class Service:
 
     @property
     def running(self) -> bool:
-        """Whether its process is there."""
+        """Whether its process runs."""
         return self._process.running
 
     @property
     def port(self) -> int:
-        """Where its HTTP server listens on 127.0.0.1, as its log says.
+        """The port of its HTTP server on 127.0.0.1, from its log.
 
         Raises:
-            SandboxError: it has not said so yet.
+            SandboxError: the log does not have it yet.
         """
         if self._port is None:
             for line in self._lines():
@@ -84,13 +83,13 @@ class Service:
         return self._port
 
     def start(self, timeout: float = 30.0) -> None:
-        """Starts it and waits until it follows the binary log.
+        """Starts it and waits until it streams.
 
         Args:
             timeout: seconds.
 
         Raises:
-            SandboxError: it ended, or does not stream in time.
+            SandboxError: it ended, or does not stream within the timeout.
         """
         self._process.start()
         deadline = time.monotonic() + timeout
@@ -101,16 +100,16 @@ class Service:
                 raise SandboxError(f"after {timeout:.0f} s the service does not stream; /readyz says: {state}")
 
     def require_running(self) -> None:
-        """Asks whether it lives.
+        """Checks that it runs.
 
         Raises:
-            SandboxError: it does not.
+            SandboxError: it has ended.
         """
         if not self.running:
-            raise SandboxError(f"the service ended with status {self._process.returncode} in the middle of its work")
+            raise SandboxError(f"the service ended unexpectedly, with status {self._process.returncode}")
 
-    def metrics(self) -> Reading:
-        """What /metrics says now.
+    def metrics(self) -> MetricsSnapshot:
+        """The current content of /metrics.
 
         Raises:
             SandboxError: it does not answer.
@@ -119,29 +118,29 @@ class Service:
         if status != 200:
             raise SandboxError(f"the service's /metrics answered {status}")
         families = text_string_to_metric_families(text)
-        return Reading(
+        return MetricsSnapshot(
             tuple((sample.name, sample.labels, sample.value) for family in families for sample in family.samples)
         )
 
     def stop(self, timeout: float) -> tuple[int | None, float]:
-        """Asks it to end (SIGTERM); kills it after `timeout` seconds.
+        """Stops it with SIGTERM; kills it after `timeout` seconds.
 
         Returns:
-            Its exit status, and the seconds that it took.
+            Its exit status, and the duration in seconds.
         """
         began = time.monotonic()
         self._process.stop(timeout)
         return self._process.returncode, time.monotonic() - began
 
     def kill(self) -> None:
-        """Ends it and all that it started, at once."""
+        """Kills it and its descendants."""
         self._process.kill()
 
     def reconcile(self, timeout: float) -> tuple[int | None, str]:
-        """Runs it with `--reconcile`, to its end.
+        """Runs `run --reconcile` to its end.
 
         Returns:
-            Its exit status, None where it was killed after `timeout` seconds; the last line that it wrote.
+            Its exit status, None if it was killed after `timeout` seconds; its last line of output.
         """
         process = ChildProcess(
             "run --reconcile", (*self._command, "--reconcile"), self._directory / "reconcile.log", self._environment
@@ -153,8 +152,8 @@ class Service:
             process.kill()
         return process.returncode if ended else None, process.log_tail(1)
 
-    def last_words(self) -> str:
-        """What its log says last that is more than information; where there is no such word, its end."""
+    def log_excerpt(self) -> str:
+        """The last lines of its log above level info; without such lines, the end of the log."""
         lines = self._process.log_tail(500).splitlines()
         serious = [line for line in lines if '"level": "info"' not in line]
         return "\n".join(serious[-10:] or lines[-3:])
@@ -167,7 +166,7 @@ class Service:
         return f"{status} {text.strip()}"
 
     def _get(self, path: str) -> tuple[int, str]:
-        # No urllib: a machine's http_proxy is not for loopback.
+        # Not urllib, which would use the machine's http_proxy for loopback.
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10.0)
         try:
             connection.request("GET", path)
@@ -184,20 +183,20 @@ class Service:
             try:
                 line = json.loads(text)
             except ValueError:
-                continue  # what is not of its log: a library's word, a line not yet complete
+                continue  # a library's output, or an incomplete line
             if isinstance(line, dict):
                 lines.append(line)
         return lines
 
 
-def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment without the settings of an archiver that this machine may have."""
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without settings of the archiver, which this machine may have for another one."""
     return {
         name: value for name, value in environment.items() if name == _KEPT or not name.startswith((PREFIX, "MYSQL_"))
     }
 
 
-def site_environment(**settings: object) -> dict[str, str]:
+def settings_environment(**settings: object) -> dict[str, str]:
     """Settings as environment variables.
 
     Args:

@@ -1,4 +1,4 @@
-"""`cdc-archiver run` as users run it, a program of its own, with what it costs."""
+"""`cdc-archiver run` as users run it, a process of its own, and its use of processor and memory."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, Self
 
-from benchmarks.ground import Site
-from benchmarks.processes import cpu_seconds, cpu_seconds_of_family, most_resident_mb, resident_mb
-from cdc_archiver.demo.service import Service
+from benchmarks.proc_stats import cpu_seconds, cpu_seconds_of_family, most_resident_mb, resident_mb
+from benchmarks.testbed import BenchmarkSite
+from cdc_archiver.demo.service_process import ServiceProcess
 from cdc_archiver.sandbox import SandboxError
 
 _SETTLED_AFTER: Final = 1.5
-"""Seconds after the stream's begin when the start's second sweep is due."""
+"""Seconds from the start of the stream to the second sweep."""
 _PATIENCE: Final = 30.0
 _numbers = itertools.count(1)
 
 
-class Program(Service):
+class MeasuredService(ServiceProcess):
     """The service on a site, streaming and settled inside the ``with`` block.
 
     Args:
-        site: where.
-        flags: of the command line, behind ``run``.
-        options: settings over the site's; None leaves one out.
+        site: the site.
+        flags: of the command line, after ``run``.
+        options: settings that override the site's; None removes one.
     """
 
-    def __init__(self, site: Site, *flags: str, **options: Any) -> None:
+    def __init__(self, site: BenchmarkSite, *flags: str, **options: Any) -> None:
         directory = site.directory / f"program-{next(_numbers)}"
         directory.mkdir()
         super().__init__(flags, site.environment(options), directory)
@@ -41,7 +41,7 @@ class Program(Service):
             self.start(_PATIENCE)
             self.settle()
         except BaseException as error:
-            error.add_note(self.last_words())
+            error.add_note(self.log_excerpt())
             self.kill()
             raise
         return self
@@ -51,43 +51,43 @@ class Program(Service):
 
     @property
     def pid(self) -> int:
-        """Its process, which is there."""
+        """Its process id; SandboxError if it has ended."""
         self.require_running()
         return self._process.pid
 
     def settle(self) -> None:
-        """Waits until the sweeps of the start are over: what comes from now on comes by the stream."""
+        """Waits until the sweeps of the start are over: later files come by the stream."""
         began = time.time()
         while self.metrics().total("last_sweep_timestamp_seconds") < began + _SETTLED_AFTER - 0.5:
             if time.time() > began + 2 * _SETTLED_AFTER:
-                return  # they came before we looked
+                return  # they were over before the first look
             time.sleep(0.05)
 
     def cpu_seconds(self) -> float:
-        """Processor time of the Python program alone."""
+        """Processor time of the Python process only."""
         return cpu_seconds(self.pid)
 
     def cpu_seconds_with_children(self) -> float:
-        """Processor time of it, of its rsyncs and of its ssh."""
+        """Processor time of the process, its rsyncs and its ssh."""
         return cpu_seconds_of_family(self.pid)
 
     def resident_mb(self) -> float:
-        """Memory of the Python program, in MB."""
+        """Resident memory of the Python process, in MB."""
         return resident_mb(self.pid)
 
     def most_resident_mb(self) -> float:
-        """The most that it ever was."""
+        """The largest resident memory so far, in MB."""
         return most_resident_mb(self.pid)
 
     def require_streaming(self) -> None:
-        """Asks whether it follows the stream; SandboxError where it does not."""
+        """Checks that it streams; SandboxError if it does not."""
         self.require_running()
         if self.metrics().total("mode", mode="stream") != 1:
-            raise SandboxError(f"the service does not stream; {self.last_words()}")
+            raise SandboxError(f"the service does not stream; {self.log_excerpt()}")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """It stands still inside the block; for less than the 15 s after which its lock would go."""
+        """Pauses it inside the block, which must be shorter than 15 s: then its lock would be lost."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
             yield
@@ -100,9 +100,9 @@ class Program(Service):
         return self.metrics().total("copies_total", result="archived")
 
     def wait_copied(self, files: float) -> None:
-        """Waits until it has counted so many."""
+        """Waits until it has counted so many files."""
         deadline = time.monotonic() + _PATIENCE
         while self.copied() < files:
             if time.monotonic() > deadline:
-                raise SandboxError(f"{self.copied():.0f} files are archived, not {files:.0f}; {self.last_words()}")
+                raise SandboxError(f"{self.copied():.0f} files are archived, not {files:.0f}; {self.log_excerpt()}")
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""Lanes of faults: each does one fault after the other, at random, and fixes it again; several lanes at once do all kinds at once."""
+"""Threads that cause faults: each causes one fault after the other, at random, and ends it again; together they cause all kinds."""
 
 from __future__ import annotations
 
@@ -21,66 +21,66 @@ from publisher import DISK
 from cdc_archiver.database.source_locks import lock_name
 from cdc_archiver.sandbox import ChildProcess, SandboxError
 from cdc_archiver.transfer.staging import MARKER
-from soak.site import Site, children_of, send
+from soak.site import SoakSite, children_of, send
 
 _ENOUGH = 15.0
-"""Seconds that a service is given to archive something, of those that are given any."""
+"""Seconds that some services get to archive a file."""
 
 
-class Lane(threading.Thread):
-    """One fault after the other until the time of faults is over; what it broke is fixed when it has ended.
+class FaultThread(threading.Thread):
+    """Causes one fault after the other until the time of faults is over; at its end nothing is broken.
 
     Args:
         gap: mean seconds between two faults.
     """
 
-    def __init__(self, name: str, site: Site, chance: random.Random, gap: float) -> None:
+    def __init__(self, name: str, site: SoakSite, chance: random.Random, gap: float) -> None:
         super().__init__(name=f"faults-{name}", daemon=True)
         self.site = site
         self.chance = chance
         self.gap = gap
         self.now = ""
-        """The fault that is there now."""
+        """The current fault."""
         self.failure: BaseException | None = None
 
-    def ways(self) -> Sequence[tuple[float, Callable[[], None]]]:
-        """The faults, and how often each is to come among them."""
+    def faults(self) -> Sequence[tuple[float, Callable[[], None]]]:
+        """The faults, with their relative frequency."""
         raise NotImplementedError
 
     def between(self) -> None:
-        """What is looked after between two faults."""
+        """Called between two faults."""
 
     def rest(self) -> bool:
-        """Waits for the next fault; returns whether the time of faults is over."""
-        return self.site.over.wait(min(self.chance.expovariate(1 / self.gap), 4 * self.gap))
+        """Waits for the next fault; whether the time of faults is over."""
+        return self.site.faults_over.wait(min(self.chance.expovariate(1 / self.gap), 4 * self.gap))
 
     def run(self) -> None:
         try:
-            weights, ways = zip(*self.ways(), strict=True)
+            weights, faults = zip(*self.faults(), strict=True)
             while not self.rest():
                 self.between()
-                (way,) = self.chance.choices(ways, weights)
-                self.now = way.__name__
+                (fault,) = self.chance.choices(faults, weights)
+                self.now = fault.__name__
                 began = time.time()
-                # Other lanes' faults meet this one: a database that is away takes no statement.
+                # Faults of other threads interfere: a stopped database takes no statement.
                 with contextlib.suppress(pymysql.MySQLError, OSError, subprocess.TimeoutExpired):
-                    way()
-                    self.site.counts[way.__name__] += 1
-                    self.site.note(began, time.time(), way.__name__)
+                    fault()
+                    self.site.counts[fault.__name__] += 1
+                    self.site.note(began, time.time(), fault.__name__)
                 self.now = ""
         except BaseException as error:
             self.failure = error
-            self.site.over.set()
+            self.site.faults_over.set()
 
     def wait(self, least: float, most: float) -> None:
-        """The fault lasts."""
-        self.site.over.wait(self.chance.uniform(least, most))
+        """Waits while the fault lasts."""
+        self.site.faults_over.wait(self.chance.uniform(least, most))
 
 
-class DatabaseLane(Lane):
-    """The database server and the wire to it."""
+class DatabaseFaults(FaultThread):
+    """Faults of the database server and of the connection to it."""
 
-    def ways(self) -> Sequence[tuple[float, Callable[[], None]]]:
+    def faults(self) -> Sequence[tuple[float, Callable[[], None]]]:
         return [
             (3, self.database_restarted),
             (4, self.database_killed),
@@ -169,7 +169,7 @@ class DatabaseLane(Lane):
         self.site.database.execute("RESET BINARY LOGS AND GTIDS" if mysql else "RESET MASTER")
 
     def rows_locked(self) -> None:
-        """Somebody looks at rows in a transaction and goes to lunch."""
+        """A user leaves a transaction open that has locked rows."""
         with contextlib.closing(self.site.stage.connect(autocommit=False)) as connection, connection.cursor() as cursor:
             cursor.execute(f"SELECT id FROM {TABLE} WHERE copied = 0 ORDER BY id LIMIT 20 FOR UPDATE")
             self.wait(1, 6)
@@ -180,14 +180,14 @@ class DatabaseLane(Lane):
             f"SELECT ID FROM information_schema.PROCESSLIST WHERE USER = %s AND {which}", [self.site.stage.user]
         )
         for (session,) in sessions:
-            with contextlib.suppress(pymysql.MySQLError):  # it has just gone by itself
+            with contextlib.suppress(pymysql.MySQLError):  # it has just ended
                 self.site.database.execute(f"KILL {session}")
 
 
-class SourceLane(Lane):
-    """The readout server, its sshd, its disk and the wire to it."""
+class SourceFaults(FaultThread):
+    """Faults of the readout server, its sshd, its disk and the connection to it."""
 
-    def ways(self) -> Sequence[tuple[float, Callable[[], None]]]:
+    def faults(self) -> Sequence[tuple[float, Callable[[], None]]]:
         return [
             (4, self.sshd_stopped),
             (4, self.sshd_killed),
@@ -260,7 +260,7 @@ class SourceLane(Lane):
             wire.delay, wire.rate = 0.0, 0.0
 
     def sources_unmounted(self) -> None:
-        """All at once the root is an empty directory, for those that are at work in it, too."""
+        """The source root becomes an empty directory, also for processes that use it."""
         disk, away = self.site.stage.sources / DISK, self.site.stage.directory / "away"
         with self.site.sources_held:
             disk.rename(away)
@@ -270,10 +270,10 @@ class SourceLane(Lane):
                 away.rename(disk)
 
 
-class ArchiveLane(Lane):
-    """The archive's disk."""
+class ArchiveFaults(FaultThread):
+    """Faults of the archive's disk."""
 
-    def ways(self) -> Sequence[tuple[float, Callable[[], None]]]:
+    def faults(self) -> Sequence[tuple[float, Callable[[], None]]]:
         full = [(4.0, self.archive_full)] if self.site.disk else []
         return [(4, self.marker_gone), *full]
 
@@ -287,7 +287,7 @@ class ArchiveLane(Lane):
             away.rename(marker)
 
     def archive_full(self) -> None:
-        """To the last byte."""
+        """Fills the disk to the last byte."""
         ballast = self.site.stage.data_dir / BALLAST
         try:
             with ballast.open("wb", buffering=0) as file:
@@ -298,10 +298,10 @@ class ArchiveLane(Lane):
                         os.posix_fallocate(file.fileno(), size, int(free.f_bavail * free.f_frsize * 0.9) or 1)
                 file.seek(0, os.SEEK_END)
                 until = time.monotonic() + self.chance.uniform(1, 6)
-                # Others, who had space for a moment, give some back: it is taken too.
-                while time.monotonic() < until and not self.site.over.wait(0.05):
+                # What other processes free meanwhile is filled as well.
+                while time.monotonic() < until and not self.site.faults_over.wait(0.05):
                     with contextlib.suppress(OSError):
-                        while file.write(bytes(1 << 20)) and not self.site.over.is_set():
+                        while file.write(bytes(1 << 20)) and not self.site.faults_over.is_set():
                             pass
                     with contextlib.suppress(OSError):
                         file.write(bytes(4096))
@@ -309,15 +309,15 @@ class ArchiveLane(Lane):
             ballast.unlink(missing_ok=True)
 
 
-class ServiceLane(Lane):
-    """The service itself: killed, stopped, frozen, relieved by another, and always started again."""
+class ServiceFaults(FaultThread):
+    """Faults of the service: killed, stopped, paused, replaced by another, and always started again."""
 
-    def __init__(self, name: str, site: Site, chance: random.Random, gap: float) -> None:
+    def __init__(self, name: str, site: SoakSite, chance: random.Random, gap: float) -> None:
         super().__init__(name, site, chance, gap)
         self._number = 0
         self.service = self.start_one()
 
-    def ways(self) -> Sequence[tuple[float, Callable[[], None]]]:
+    def faults(self) -> Sequence[tuple[float, Callable[[], None]]]:
         return [
             (120, self.service_killed),
             (6, self.service_stopped),
@@ -328,20 +328,19 @@ class ServiceLane(Lane):
         ]
 
     def rest(self) -> bool:
-        """Often too short for a service to come to anything; but now and then it has to bring the work forward, however busy
-        the machine is."""
+        """Often too short for the service to archive a file; but sometimes it gets the time, however busy the machine is."""
         if self.chance.random() < 0.7:
-            return self.site.over.wait(self.chance.expovariate(1 / self.gap))
+            return self.site.faults_over.wait(self.chance.expovariate(1 / self.gap))
         until = time.monotonic() + _ENOUGH
-        while time.monotonic() < until and not self.site.over.is_set() and not self._has_archived():
-            self.site.over.wait(0.2)
-        return self.site.over.wait(self.chance.uniform(0, 2 * self.gap))
+        while time.monotonic() < until and not self.site.faults_over.is_set() and not self._has_archived():
+            self.site.faults_over.wait(0.2)
+        return self.site.faults_over.wait(self.chance.uniform(0, 2 * self.gap))
 
     def _has_archived(self) -> bool:
         return re.search(r'"(archived|adopted)"', self.service.log.read_text(errors="replace")) is not None
 
     def start_one(self, *more: str) -> ChildProcess:
-        """A service; its log says which one."""
+        """Starts a service with its own log."""
         self._number += 1
         process = self.site.process(f"{self._number:04}", *more)
         process.start()
@@ -362,7 +361,7 @@ class ServiceLane(Lane):
         self.service = self.start_one()
 
     def service_relieved(self) -> None:
-        """A second one stands by, and the first goes."""
+        """A second service stands by, and the first one ends."""
         second = self.start_one()
         self.wait(1, 8)
         if self.chance.random() < 0.5:
@@ -373,7 +372,7 @@ class ServiceLane(Lane):
         self.service = second
 
     def service_frozen(self) -> None:
-        """Long enough, now and then, that the second one takes over; then there are two for a moment."""
+        """Sometimes long enough for the second service to take over; then two run for a moment."""
         second = self.start_one()
         self.service.send(signal.SIGSTOP)
         try:
@@ -390,7 +389,7 @@ class ServiceLane(Lane):
             _kill(process)
 
     def reconcile_killed(self) -> None:
-        """It alone works, and is killed; then the service goes on."""
+        """Only a reconciliation runs, and is killed; then a service starts."""
         _kill(self.service)
         process = self.start_one("--reconcile")
         process.wait(self.chance.uniform(0.5, 8))
@@ -398,14 +397,14 @@ class ServiceLane(Lane):
         self.service = self.start_one()
 
 
-class ChildrenLane(Lane):
-    """What the service starts, here and on the source."""
+class ChildProcessFaults(FaultThread):
+    """Faults of the processes that the service starts, here and on the source."""
 
-    def __init__(self, site: Site, chance: random.Random, gap: float, services: ServiceLane) -> None:
+    def __init__(self, site: SoakSite, chance: random.Random, gap: float, services: ServiceFaults) -> None:
         super().__init__("children", site, chance, gap)
         self._services = services
 
-    def ways(self) -> Sequence[tuple[float, Callable[[], None]]]:
+    def faults(self) -> Sequence[tuple[float, Callable[[], None]]]:
         return [
             (4, self.rsync_killed),
             (3, self.ssh_killed),
@@ -417,7 +416,7 @@ class ChildrenLane(Lane):
         self._kill(self._services.service.pid, r"(^|/)rsync --files-from")
 
     def ssh_killed(self) -> None:
-        """Connections and masters alike."""
+        """Kills connections and masters."""
         self._kill(self._services.service.pid, r"(^|/)ssh ")
 
     def remote_rsync_killed(self) -> None:
@@ -426,7 +425,7 @@ class ChildrenLane(Lane):
     def remote_rsync_frozen(self) -> None:
         frozen = children_of(self.site.ssh.pid, r"(^|/)rsync --server")
         if not frozen:
-            raise OSError("there is none just now")
+            raise OSError("no such process")
         for pid in frozen:
             send(pid, signal.SIGSTOP)
         try:
@@ -438,13 +437,13 @@ class ChildrenLane(Lane):
     def _kill(self, parent: int, pattern: str) -> None:
         until = time.monotonic() + 2.0
         while not (found := children_of(parent, pattern)):
-            if time.monotonic() > until or self.site.over.wait(0.05):
-                raise OSError("there is none just now")
+            if time.monotonic() > until or self.site.faults_over.wait(0.05):
+                raise OSError("no such process")
         send(self.chance.choice(found), signal.SIGKILL)
 
 
 def _kill(process: ChildProcess) -> None:
-    """SIGKILL, to it alone: what it has started has to notice by itself."""
+    """SIGKILL, without its children: they have to notice its end."""
     process.send(signal.SIGKILL)
     if not process.wait(30.0):
         raise SandboxError(f"process {process.pid} survives SIGKILL")

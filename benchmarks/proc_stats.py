@@ -1,4 +1,4 @@
-"""What /proc says of a program, of the processors and of a disk."""
+"""Figures from /proc about a process, the processors and a disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it started and that is still there."""
+    """A process and its living descendants."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -35,7 +35,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def cpu_seconds_of_family(pid: int) -> float:
-    """The same of it and of all that it started: of those that are still there, and of those that it has waited for."""
+    """Processor time of a process, its living descendants and its ended children, in seconds."""
     total = cpu_seconds(pid) + cpu_of_ended_children(pid)
     for child in family(pid)[1:]:
         with contextlib.suppress(OSError):
@@ -44,7 +44,7 @@ def cpu_seconds_of_family(pid: int) -> float:
 
 
 def cpu_of_ended_children(pid: int) -> float:
-    """Processor time of the children that a process has waited for, in seconds; of the kernel's coarse kind."""
+    """Processor time of the ended children of a process, in seconds, with the coarse resolution of clock ticks."""
     fields = _stat(pid)
     return (int(fields[13]) + int(fields[14])) / _TICKS
 
@@ -59,7 +59,7 @@ def resident_mb(pid: int) -> float:
 
 
 def most_resident_mb(pid: int) -> float:
-    """The most that it ever had there.
+    """The largest resident memory so far, in MB.
 
     Raises:
         ProcessLookupError: it has ended.
@@ -68,7 +68,7 @@ def most_resident_mb(pid: int) -> float:
 
 
 def busy_processors() -> tuple[float, float]:
-    """Seconds that all processors together have worked, and have waited for a disk, since the machine's start."""
+    """Seconds that all processors together have worked, and waited for a disk, since the machine's start."""
     user, nice, system, _, waiting, irq, softirq, *_ = map(
         int, Path("/proc/stat").read_text().split("\n")[0].split()[1:]
     )
@@ -76,7 +76,7 @@ def busy_processors() -> tuple[float, float]:
 
 
 def disk_busy(directory: Path) -> float | None:
-    """Seconds that the disk of a directory has had something to do, since the machine's start; None where nobody can tell."""
+    """Seconds that the disk of a directory was busy, since the machine's start; None if it is unknown."""
     device = os.stat(directory).st_dev
     for line in Path("/proc/diskstats").read_text().splitlines():
         fields = line.split()

@@ -1,4 +1,4 @@
-"""The demo: an observing session on private servers, archived by the real service, proved file by file, cleared away."""
+"""`cdc-archiver demo`: starts private servers, plays the session, checks every file, and removes everything."""
 
 from __future__ import annotations
 
@@ -16,67 +16,66 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.filesize import decimal
 
-from cdc_archiver.demo.observing import FEWEST, SMALLEST, Session, plan
-from cdc_archiver.demo.playing import Play
-from cdc_archiver.demo.proof import Check
-from cdc_archiver.demo.telling import Teller
+from cdc_archiver.demo.checks import Check
+from cdc_archiver.demo.report import Reporter
+from cdc_archiver.demo.scenario import Scenario
+from cdc_archiver.demo.session import FEWEST, SMALLEST, Session, plan
 from cdc_archiver.errors import ExitStatus, Misconfigured
-from cdc_archiver.sandbox.database import Kind
-from cdc_archiver.sandbox.errors import SandboxError
-from cdc_archiver.sandbox.harness import Sandbox
+from cdc_archiver.sandbox import Sandbox, SandboxError
+from cdc_archiver.sandbox.database_servers import Kind
 from cdc_archiver.sandbox.packages import BUNDLES, cache_directory, find, find_library
 from cdc_archiver.settings.types import Bytes
 
 _KINDS: Final[dict[str, Kind]] = {"mariadb": "mariadb", "mysql": "mysql"}
 _SERVER_OF: Final[dict[Kind, str]] = {"mariadb": "mariadbd", "mysql": "mysqld"}
 _SERVERS_BYTES: Final = 400 * 10**6
-"""What the database's own files take (MySQL's: 200 MB), and room to spare."""
+"""Space for the database's own files (MySQL's take 200 MB), with a margin."""
 
 
 def run_demo(database: str, files: int, largest: str) -> ExitStatus:
-    """Plays it, says what came of it, and clears everything away, however it ends.
+    """Plays the demo, reports its result, and removes everything, however it ends.
 
     Args:
         database: ``mariadb`` or ``mysql``.
-        files: how many.
-        largest: size of the largest, as settings take sizes: ``200M``.
+        files: number of files.
+        largest: size of the largest file, in the format of settings: ``200M``.
 
     Returns:
-        DONE if every file is archived and proved, else INTERNAL_ERROR.
+        DONE if every check passes, otherwise INTERNAL_ERROR.
 
     Raises:
-        Misconfigured: an argument makes no sense, or there is not enough room.
+        Misconfigured: an argument is invalid, or the disk has too little free space.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter; that is no reason to end
+        sys.stdout.reconfigure(errors="replace")  # a character that the terminal lacks must not end the demo
     if database not in _KINDS:
-        raise Misconfigured(f"there is no demo on {database!r}", "--db mariadb, or --db mysql")
+        raise Misconfigured(f"invalid database: {database!r}", "--db mariadb, or --db mysql")
     if files < FEWEST:
-        raise Misconfigured(f"there is no demo with {files} files", f"--files {FEWEST}, or more")
+        raise Misconfigured(f"too few files: {files}", f"--files {FEWEST}, or more")
     session = plan(files, _size(largest))
-    _require_room(session)
-    teller = Teller(Console(highlight=False))
+    _require_space(session)
+    reporter = Reporter(Console(highlight=False))
     checks: list[Check] = []
     trouble = ""
     sandbox: Sandbox | None = None
     try:
         with _Interrupts() as interrupts, contextlib.ExitStack() as stack:
-            teller.say(f"starting {database} and sshd (fetched into {cache_directory()} where they are not installed)")
+            reporter.say(f"starting {database} and sshd (if not installed: fetched into {cache_directory()})")
             _fetch(_KINDS[database])
-            with interrupts.deferred():  # a server that is about to start cannot be stopped yet
+            with interrupts.deferred():  # a server cannot be stopped while it starts
                 sandbox = stack.enter_context(Sandbox(_KINDS[database]))
-                stack.callback(interrupts.ignore)  # called first: nothing cuts the clearing away short
-            for check in Play(sandbox, session, teller).run():
-                teller.check(check)
+                stack.callback(interrupts.ignore)  # called first: no signal interrupts the clean-up
+            for check in Scenario(sandbox, session, reporter).run():
+                reporter.check(check)
                 checks.append(check)
     except KeyboardInterrupt:
         trouble = "interrupted"
     except SandboxError as error:
         trouble = str(error)
     if sandbox is not None:
-        checks.append(_prove_cleared(sandbox))
-        teller.check(checks[-1])
-    return _conclude(teller, checks, trouble)
+        checks.append(_check_removed(sandbox))
+        reporter.check(checks[-1])
+    return _conclude(reporter, checks, trouble)
 
 
 def _fetch(kind: Kind) -> None:
@@ -85,24 +84,24 @@ def _fetch(kind: Kind) -> None:
     find_library("libnss_wrapper.so")
 
 
-def _conclude(teller: Teller, checks: list[Check], trouble: str) -> ExitStatus:
-    wrong = [check for check in checks if not check.right]
-    if not wrong and not trouble:
-        teller.verdict(f"all is right, after {teller.seconds:.0f} s", right=True)
+def _conclude(reporter: Reporter, checks: list[Check], trouble: str) -> ExitStatus:
+    failed = [check for check in checks if not check.passed]
+    if not failed and not trouble:
+        reporter.verdict(f"passed in {reporter.seconds:.0f} s", passed=True)
         return ExitStatus.DONE
-    teller.verdict(f"NOT RIGHT, after {teller.seconds:.0f} s:", right=False)
+    reporter.verdict(f"FAILED after {reporter.seconds:.0f} s:", passed=False)
     if trouble:
-        teller.fault(trouble)
-    for check in wrong:
-        teller.check(check)
+        reporter.problem(trouble)
+    for check in failed:
+        reporter.check(check)
     return ExitStatus.INTERNAL_ERROR
 
 
-def _prove_cleared(sandbox: Sandbox) -> Check:
+def _check_removed(sandbox: Sandbox) -> Check:
     left = [f"{server.log.stem} still runs" for server in (sandbox.database, sandbox.ssh) if server.running]
     if sandbox.directory.exists():
-        left.append(f"{sandbox.directory} is still there")
-    return Check("the private servers are stopped, and all that they and the demo wrote is removed", tuple(left))
+        left.append(f"{sandbox.directory} still exists")
+    return Check("the private servers are stopped, and all their files and the demo's are removed", tuple(left))
 
 
 def _size(text: str) -> int:
@@ -111,23 +110,23 @@ def _size(text: str) -> int:
     except ValidationError:
         size = 0
     if size < SMALLEST:
-        raise Misconfigured(f"--largest {text!r} is no size of {SMALLEST} bytes or more", "--largest 200M")
+        raise Misconfigured(f"invalid size: --largest {text!r} (at least {SMALLEST} bytes)", "--largest 200M")
     return size
 
 
-def _require_room(session: Session) -> None:
-    place = tempfile.gettempdir()
+def _require_space(session: Session) -> None:
+    directory = tempfile.gettempdir()
     needed = 2 * sum(file.size for file in session.files) + _SERVERS_BYTES
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(directory).free
     if free < needed:
         raise Misconfigured(
-            f"the demo needs {decimal(needed)} in {place}, which has {decimal(free)} left",
-            "TMPDIR=/some/other/directory, or smaller: --largest 20M --files 200",
+            f"the demo needs {decimal(needed)} in {directory}, where {decimal(free)} are free",
+            "TMPDIR=/some/other/directory, or a smaller demo: --largest 20M --files 200",
         )
 
 
 class _Interrupts:
-    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt, once: what follows, to the exit status, is not cut short."""
+    """Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt once; clean-up and report are not interrupted again."""
 
     def __init__(self) -> None:
         self._ignored = False
@@ -148,7 +147,7 @@ class _Interrupts:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """What comes meanwhile is heard at the end."""
+        """A signal inside the block takes effect at its end."""
         self._deferred = True
         try:
             yield
@@ -158,7 +157,7 @@ class _Interrupts:
             self._raise()
 
     def ignore(self) -> None:
-        """From now on they do nothing."""
+        """Ignores further signals."""
         self._ignored = True
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from cdc_archiver.demo.figures import percentiles
-from cdc_archiver.demo.observing import SMALLEST, Planned, plan, write
+from cdc_archiver.demo.report import percentiles
+from cdc_archiver.demo.session import SMALLEST, PlannedFile, plan, write
 
 MB = 1024**2
 
 
-def source_path(file: Planned) -> str:
+def source_path(file: PlannedFile) -> str:
     return str(file.directory / file.name)
 
 
@@ -23,7 +23,7 @@ def test_the_session_has_what_was_asked_for(files: int, largest: int) -> None:
     assert len(session.files) == files
     assert len({source_path(file) for file in session.files}) == files
     assert session.early
-    assert len(session.alone) >= 5
+    assert len(session.single) >= 5
     assert session.largest.size == largest == max(file.size for file in session.files)
     assert min(file.size for file in session.files) == SMALLEST
     assert len({file.pub_id for file in session.files}) >= (2 if files < 60 else 5)
@@ -68,7 +68,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"),
+    ("count", "text"),
     [
         (1, "p50 1 ms, p99 1 ms (1 files)"),
         (2, "p50 1 ms, p99 2 ms (2 files)"),
@@ -76,5 +76,5 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
         (2000, "p50 1.00 s, p99 1.98 s (2,000 files)"),
     ],
 )
-def test_a_percentile_is_one_that_was_measured(count: int, words: str) -> None:
-    assert percentiles([number / 1000 for number in range(count, 0, -1)]) == words
+def test_a_percentile_is_one_that_was_measured(count: int, text: str) -> None:
+    assert percentiles([number / 1000 for number in range(count, 0, -1)]) == text

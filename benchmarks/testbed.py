@@ -1,4 +1,4 @@
-"""What a benchmark stands on: the sandbox's servers, files of an instrument, and sites whose rows can be watched."""
+"""The testbed of a benchmark: the sandbox's servers, files of an instrument, and sites whose rows can be watched."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from benchmarks.scale import MB
 from cdc_archiver.database import history, schema
-from cdc_archiver.demo.service import clean, site_environment
+from cdc_archiver.demo.service_process import settings_environment, without_settings
 from cdc_archiver.sandbox import Sandbox, SandboxError, SshServer
 from cdc_archiver.settings import Settings, load
 
@@ -23,13 +23,13 @@ TARGET: Final = "pysmurf-monitor"
 USER: Final = "archiver"
 PASSWORD: Final = "benchmark"
 PATIENCE: Final = 120.0
-"""Seconds without any progress after which a case has failed."""
+"""Seconds without progress after which a case fails."""
 
 _LARGE: Final = MB
-"""Bytes of a file that is removed at once."""
+"""Files of at least so many bytes are removed at once."""
 _LOOK_EVERY: Final = 0.001
 _LOOK_AT_MANY_EVERY: Final = 0.01
-"""Opponents have nobody beside them who asks the database."""
+"""The baselines run without such queries."""
 _ROWS_AT_ONCE: Final = 1000
 _FIRST_STAMP: Final = 1_589_517_264
 _COLUMNS: Final = (
@@ -54,9 +54,9 @@ class Registered:
     """Rows of one transaction.
 
     Attributes:
-        stamp: their action_timestamp, which no other transaction has: it names the directory that they are archived in.
+        stamp: their action_timestamp, unique for each transaction; part of the path in the archive.
         ids: ascending.
-        committed: when COMMIT returned, on the monotonic clock.
+        committed: time at which COMMIT returned, on the monotonic clock.
     """
 
     stamp: int
@@ -64,28 +64,31 @@ class Registered:
     committed: float
 
 
-class Ground:
-    """The servers of one run, and a directory for all that is written.
+class Testbed:
+    """The servers of one run, and a directory for all files.
 
     Args:
         sandbox: running.
     """
+
+    __test__: Final = False
+    """pytest takes a class whose name begins with Test for tests."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.server = sandbox.database
         self.directory = sandbox.directory / "benchmark"
         self.directory.mkdir()
-        self.environment = clean(sandbox.environment())
+        self.environment = without_settings(sandbox.environment())
         self._files = self.directory / "readout"
-        self._attic = self.directory / "attic"
-        self._attic.mkdir()
+        self._aside = self.directory / "attic"
+        self._aside.mkdir()
         self._numbers = itertools.count(1)
-        self._in_attic = itertools.count(1)
+        self._aside_numbers = itertools.count(1)
         self._made: dict[tuple[str, int, int], list[SourceFile]] = {}
 
     def files(self, name: str, count: int, size: int) -> list[SourceFile]:
-        """Files in a directory of their own on the readout server, warm in its page cache; made once."""
+        """Files in their own directory on the readout server, in its page cache; made once."""
         key = (name, count, size)
         if key not in self._made:
             directory = self._files / f"{name}-{count}x{size}"
@@ -94,51 +97,53 @@ class Ground:
         return self._made[key]
 
     def forget(self, files: Sequence[SourceFile]) -> None:
-        """Puts files aside that are not needed any more: large ones."""
+        """Puts aside files that are not needed any more."""
         self._made = {key: made for key, made in self._made.items() if made is not files}
         for directory in {file.path.parent for file in files}:
             self.put_aside(directory)
 
     def put_aside(self, directory: Path) -> None:
-        """Takes a directory out of the way. Its large files, which are few, are removed, for their space; the others go with the ground.
+        """Moves a directory aside. Its few large files are removed to free their space; the small ones stay until the end.
 
-        ext4 does not give a deleted file's inode to another for one to five minutes (``recently_deleted`` in the kernel's
-        fs/ext4/ialloc.c), and looks at each of those for every new file. So to delete thousands makes new files several times
-        slower, for whoever makes some next.
+        ext4 does not reuse a deleted file's inode for one to five minutes (``recently_deleted`` in the kernel's
+        fs/ext4/ialloc.c), and looks at each of those inodes for every new file. Deleting thousands of files would make the
+        creation of the next ones several times slower.
 
         Args:
-            directory: of the ground.
+            directory: below the testbed's.
         """
         for place, _, names in os.walk(directory):
             for path in (Path(place, name) for name in names):
                 if path.lstat().st_size >= _LARGE:
                     path.unlink()
-        directory.rename(self._attic / str(next(self._in_attic)))
+        directory.rename(self._aside / str(next(self._aside_numbers)))
 
-    def site(self, *, targets: Sequence[str] = (TARGET,), ssh: SshServer | None = None) -> Site:
+    def site(self, *, targets: Sequence[str] = (TARGET,), ssh: SshServer | None = None) -> BenchmarkSite:
         """A new site: a database with an empty table of files, its index, an archiver's account, an empty archive."""
         number = next(self._numbers)
-        return Site(self, f"site_{number}", self.directory / f"site-{number}", tuple(targets), ssh or self.sandbox.ssh)
+        return BenchmarkSite(
+            self, f"site_{number}", self.directory / f"site-{number}", tuple(targets), ssh or self.sandbox.ssh
+        )
 
     def settle(self) -> None:
-        """Brings everything to the disk that is still on its way there, so that nobody pays for another's writing."""
+        """Flushes everything to the disk, so that the next measurement does not pay for earlier writes."""
         sync_file_system(self.directory)
 
 
-class Site:
+class BenchmarkSite:
     """One database, one archive."""
 
     def __init__(
-        self, ground: Ground, database: str, directory: Path, targets: tuple[str, ...], ssh: SshServer
+        self, testbed: Testbed, database: str, directory: Path, targets: tuple[str, ...], ssh: SshServer
     ) -> None:
-        self.ground = ground
+        self.testbed = testbed
         self.database = database
         self.directory = directory
         self.data_dir = directory / "archive"
         self.targets = targets
         self.ssh = ssh
         self.data_dir.mkdir(parents=True)
-        server = ground.server
+        server = testbed.server
         server.execute(f"CREATE DATABASE {database}")
         self._connection: Any = server.connect(database=database)
         self.sql(schema.table_statement(schema.files_table(TABLE)))
@@ -152,23 +157,23 @@ class Site:
         return f"{USER}_{self.database}"
 
     def close(self) -> None:
-        """Hangs up, and puts aside what it made."""
+        """Closes the connection, drops the database and puts its files aside."""
         self._connection.close()
-        self.ground.server.execute(f"DROP DATABASE {self.database}")
-        self.ground.put_aside(self.directory)
-        self.ground.settle()
+        self.testbed.server.execute(f"DROP DATABASE {self.database}")
+        self.testbed.put_aside(self.directory)
+        self.testbed.settle()
 
     # Settings.
 
     def settings(self) -> Settings:
-        """As the service has them."""
+        """The settings of the service."""
         return load({name: value for name, value in self.options().items() if value is not None}, environment={})
 
     def options(self) -> dict[str, Any]:
         """Settings by name."""
         return {
             "mysql_host": "127.0.0.1",
-            "mysql_port": self.ground.server.port,
+            "mysql_port": self.testbed.server.port,
             "mysql_database": self.database,
             "mysql_user": self.user,
             "mysql_password": PASSWORD,
@@ -180,18 +185,18 @@ class Site:
         }
 
     def environment(self, options: Mapping[str, object]) -> dict[str, str]:
-        """The environment of a program that works on it.
+        """The environment of a program that uses this site.
 
         Args:
-            options: over ours; None leaves one out.
+            options: settings that override the site's; None removes one.
         """
         chosen = {"log_format": "json", **self.options(), **options}
-        words = {
+        settings = {
             name: ",".join(value) if isinstance(value, tuple) else value
             for name, value in chosen.items()
             if value is not None
         }
-        return {**self.ground.environment, **site_environment(**words)}
+        return {**self.testbed.environment, **settings_environment(**settings)}
 
     # The table.
 
@@ -207,7 +212,7 @@ class Site:
         """Registers files in one transaction, as a monitor does.
 
         Args:
-            columns: over the ones that are usual.
+            columns: values that override the usual ones.
         """
         stamp = next(_stamps)
         usual = {"action": "bench", "plot": 0, "pub_id": "crate1slot2", "copied": 0, **(columns or {})}
@@ -227,7 +232,7 @@ class Site:
         return Registered(stamp, range(first, first + len(files)), time.monotonic())
 
     def wait_copied(self, rows: Registered) -> dict[int, float]:
-        """Waits for rows that are few, and looks often; when each was first seen copied, on the monotonic clock."""
+        """Waits for a few rows, with frequent queries; the time at which each was first seen copied, on the monotonic clock."""
         seen: dict[int, float] = {}
         waiting = set(rows.ids)
         last = time.monotonic()
@@ -245,20 +250,20 @@ class Site:
         return seen
 
     def copied_among(self, ids: Collection[int]) -> set[int]:
-        """Which of these rows say that they are copied."""
+        """The rows among these that have copied = 1."""
         listed = ", ".join(map(str, ids))
         return {id_ for (id_,) in self.sql(f"SELECT id FROM {TABLE} WHERE id IN ({listed}) AND copied = 1")}
 
     def wait_none_pending(self, rows: Registered, progress: Callable[[], object] = lambda: None) -> float:
-        """Waits until no row is pending; when that was seen, on the monotonic clock.
+        """Waits until no row is pending; the time at which this was seen, on the monotonic clock.
 
         Args:
-            rows: what was registered last. As long as its last row is pending, that one alone is asked for: the index of what
-                is pending is full of entries that are so no more, and who asks it a hundred times a second asks much of a
-                server that has work to do.
-            progress: a value that changes as long as work is done.
+            rows: what was registered last. While its last row is pending, only that row is queried: the index of what
+                is pending is full of outdated entries, and a hundred queries of it a second are a load for a busy
+                server.
+            progress: returns a value that changes as long as files are archived.
         """
-        last, before = time.monotonic(), object()  # asked late: it is no part of what is timed
+        last, before = time.monotonic(), object()  # called late: not part of the timed work
         condition = " OR ".join(["(copied = 0 AND instance_id = %s)"] * len(self.targets))
         while self.sql(f"SELECT 1 FROM {TABLE} WHERE id = {rows.ids[-1]} AND copied = 0") or self.sql(
             f"SELECT 1 FROM {TABLE} WHERE {condition} LIMIT 1", self.targets
@@ -272,7 +277,7 @@ class Site:
         return time.monotonic()
 
     def require_archived(self, rows: Registered, files: Sequence[SourceFile]) -> None:
-        """Asks whether what the rows say is so: a figure of work that was not done would be none."""
+        """Checks that the rows tell the truth: a figure is only valid if the work was done."""
         ((said,),) = self.sql(
             f"SELECT COUNT(*) FROM {TABLE} WHERE id BETWEEN %s AND %s AND copied = 1", (rows.ids[0], rows.ids[-1])
         )
@@ -281,11 +286,11 @@ class Site:
             raise SandboxError(f"of {len(files)} files {said} are said to be archived, and {len(sizes)} are")
 
     def empty(self) -> None:
-        """Puts aside what was archived, so that the next round finds a fresh destination."""
+        """Puts aside what was archived, so that the next round finds an empty destination."""
         for directory in self.data_dir.iterdir():
             if directory.is_dir() and not directory.name.startswith("."):
-                self.ground.put_aside(directory)
-        self.ground.settle()
+                self.testbed.put_aside(directory)
+        self.testbed.settle()
 
 
 def sync_file_system(directory: Path) -> None:

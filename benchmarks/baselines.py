@@ -1,4 +1,4 @@
-"""The opponents that copy: rsync at its barest, and the way of the agent that polls."""
+"""The baselines that copy: plain rsync, and the agent that polls."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.ground import PASSWORD, TABLE, Registered, Site, fsync, sync_file_system
+from benchmarks.testbed import PASSWORD, TABLE, BenchmarkSite, Registered, fsync, sync_file_system
 from cdc_archiver.sandbox import SandboxError
 from cdc_archiver.transfer.ssh import ControlMaster, clean_environment, remote_shell
 
 MD5: Final = "--checksum-choice=md5"
-"""What a row can be compared with; rsync's own choice is a much faster sum."""
+"""The sum that a row has; rsync's own choice is a much faster one."""
 
 
-class Bare:
+class BareRsync:
     """rsync itself, over the same ssh, from the same sshd, to the same disk.
 
     Args:
-        site: whose source it copies from.
+        site: the source to copy from is its.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: BenchmarkSite) -> None:
         self._source = site.settings().sources[0]
-        self._environment = clean_environment(site.ground.environment)
+        self._environment = clean_environment(site.testbed.environment)
         self._host = site.ssh.host
         self._master: ControlMaster | None = None
         self._control_path: Path | None = None
 
     @contextmanager
     def warm(self) -> Iterator[None]:
-        """Inside the block it goes over a connection that is there already."""
+        """Inside the block it uses an open connection."""
         master = ControlMaster(self._source)
         before = os.environ.get("PATH")
-        os.environ["PATH"] = self._environment["PATH"]  # where ssh is, and the master has no environment of its own
+        os.environ["PATH"] = self._environment["PATH"]  # with ssh on it; the master uses this process's environment
         try:
             self._control_path = master.ensure()
             if self._control_path is None:
-                raise SandboxError(f"there is no warm connection: {master.output}")
+                raise SandboxError(f"no warm connection: {master.output}")
             self._master = master
             yield
         finally:
@@ -62,21 +62,21 @@ class Bare:
             raise SandboxError(f"rsync ended with {done.returncode}: {done.stderr.strip()}")
 
     def one(self, file: Path, to: Path) -> float:
-        """One file, durable; seconds."""
+        """Copies one file and makes it durable; seconds."""
         with self._timed() as seconds:
             self.copy(file, to)
             fsync(to / file.name)
         return seconds()
 
     def tree(self, directory: Path, to: Path, *options: str) -> float:
-        """A directory's files and one sync; seconds."""
+        """Copies a directory's files, then one sync; seconds."""
         with self._timed() as seconds:
             self.copy(f"{directory}/", to, *options)
             sync_file_system(to)
         return seconds()
 
     def equal_work(self, directory: Path, to: Path) -> float:
-        """A directory's files with md5 in transfer, then one md5sum of all that has arrived, then one sync; seconds."""
+        """Copies a directory's files with md5 in transfer, then one md5sum of all copies, then one sync; seconds."""
         with self._timed() as seconds:
             self.copy(f"{directory}/", to, MD5)
             subprocess.run(["md5sum", *map(str, to.iterdir())], check=True, stdout=subprocess.DEVNULL)
@@ -85,8 +85,8 @@ class Bare:
 
     @contextmanager
     def _timed(self) -> Iterator[Callable[[], float]]:
-        """Times the block, and asks around it whether a connection that is to be warm is: without it ssh logs in anew,
-        and says no word of it."""
+        """Times the block, and checks before and after it that a warm connection still exists: without one, ssh logs in
+        again silently."""
         self._require_warm()
         took: list[float] = []
         began = time.monotonic()
@@ -100,26 +100,26 @@ class Bare:
 
 
 def cpu_of_children() -> float:
-    """Processor time of the children that this process has waited for, in seconds."""
+    """Processor time of the ended children of this process, in seconds."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-class Polling:
-    """One poll of the agent that polls: it selects the pending rows and runs one rsync for each, on a connection of its own.
+class PollingAgent:
+    """One poll of the polling agent: it selects the pending rows and runs one rsync for each, each with its own connection.
 
     Args:
-        site: that no service works on.
+        site: a site without a service.
     """
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: BenchmarkSite) -> None:
         self._site = site
-        self._bare = Bare(site)
+        self._bare = BareRsync(site)
 
     def archive(self, rows: Registered) -> float:
-        """Archives what is pending; seconds, from the poll that finds it: what it would wait for that is left out."""
+        """Archives what is pending; seconds from the poll that finds it, without the wait for that poll."""
         site = self._site
-        connection: Any = site.ground.server.connect(
+        connection: Any = site.testbed.server.connect(
             user=site.user, password=PASSWORD, database=site.database, autocommit=False
         )
         try:

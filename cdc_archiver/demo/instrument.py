@@ -1,4 +1,4 @@
-"""The demo's view of the database: rows are registered as an instrument's monitor does it, and seen to become copied."""
+"""The demo's instrument: registers files as the observatory's monitor does, and watches until their rows say copied."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from typing import Any, Final, Self
 import sqlalchemy as sa
 
 from cdc_archiver.database import schema
-from cdc_archiver.demo.observing import Written
+from cdc_archiver.demo.session import WrittenFile
 
 TARGET: Final = "pysmurf-monitor"
-"""instance_id of the monitor."""
+"""The monitor's instance_id."""
 
 LOOK_EVERY: Final = 0.005
-"""Seconds between two looks at the rows that are not copied yet."""
+"""Seconds between two queries for the rows that are not copied yet."""
 
 _MOST: Final = 1000
-"""Rows that one look asks for; the oldest first."""
+"""Most rows of one query; the oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Registered:
+class RegisteredFile:
     """A file and its row as it was inserted.
 
     Attributes:
-        values: by column, without the id.
+        values: by column, without id.
     """
 
     id: int
-    file: Written
+    file: WrittenFile
     values: Mapping[str, Any]
 
 
-class Monitor:
+class Instrument:
     """Registers files as the Simons Observatory's pysmurf monitor does (socs, ``agents/pysmurf_monitor``).
 
     Args:
@@ -49,25 +49,25 @@ class Monitor:
         self._engine = engine
         self._table = schema.files_table(table)
 
-    def register(self, files: Sequence[Written]) -> list[Registered]:
-        """Inserts a row for each, one statement after the other in one transaction; it is committed on return."""
+    def register(self, files: Sequence[WrittenFile]) -> list[RegisteredFile]:
+        """Inserts a row for each file, one statement each, in one transaction, which is committed on return."""
         registered = []
         with self._engine.begin() as connection:
             for file in files:
                 values = row_values(file)
                 result = connection.execute(sa.insert(self._table).values(values))
-                registered.append(Registered(int(result.lastrowid), file, values))
+                registered.append(RegisteredFile(int(result.lastrowid), file, values))
         return registered
 
     def rows(self) -> dict[int, Mapping[str, Any]]:
-        """All rows as they are now, by id."""
+        """All current rows, by id."""
         with self._engine.connect() as connection:
             rows = connection.execute(sa.select(self._table)).mappings()
             return {row["id"]: dict(row) for row in rows}
 
 
-class Watcher:
-    """Looks at the rows every :data:`LOOK_EVERY` seconds, and notes when each is first seen copied.
+class CopyWatcher:
+    """Queries the rows every :data:`LOOK_EVERY` seconds, and notes when each is first seen copied.
 
     Args:
         engine: of an account that may SELECT.
@@ -81,7 +81,7 @@ class Watcher:
         self._committed: dict[int, float] = {}
         self._seen: dict[int, float] = {}
         self._seen_bytes = 0
-        self._waiting: dict[int, Registered] = {}
+        self._waiting: dict[int, RegisteredFile] = {}
         self._failure: Exception | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -94,11 +94,11 @@ class Watcher:
         self._stopping.set()
         self._thread.join()
 
-    def expect(self, rows: Sequence[Registered], committed: float) -> None:
-        """Watches these rows too.
+    def expect(self, rows: Sequence[RegisteredFile], committed: float) -> None:
+        """Watches further rows.
 
         Args:
-            committed: when their COMMIT returned, on the monotonic clock.
+            committed: time at which their COMMIT returned, on the monotonic clock.
         """
         with self._changed:
             for row in rows:
@@ -106,10 +106,10 @@ class Watcher:
                 self._waiting[row.id] = row
 
     def wait(self, seconds: float) -> None:
-        """Waits until something is seen copied, at most that long.
+        """Waits until a row is seen copied, at most so many seconds.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: what ended the looking.
+            sqlalchemy.exc.SQLAlchemyError: a query failed.
         """
         with self._changed:
             if self._failure is not None:
@@ -119,34 +119,34 @@ class Watcher:
 
     @property
     def waiting(self) -> int:
-        """How many rows were not seen copied yet."""
+        """Number of rows not seen copied yet."""
         with self._changed:
             return len(self._waiting)
 
     @property
     def progress(self) -> tuple[int, int]:
-        """How many were, and the bytes of their files."""
+        """Number of rows seen copied, and the bytes of their files."""
         with self._changed:
             return len(self._seen), self._seen_bytes
 
-    def committed(self, row: Registered) -> float:
-        """When it was committed, on the monotonic clock."""
+    def committed(self, row: RegisteredFile) -> float:
+        """Time of its COMMIT, on the monotonic clock."""
         with self._changed:
             return self._committed[row.id]
 
-    def seen(self, row: Registered) -> float:
-        """When it was first seen copied, on the monotonic clock; KeyError for one that was not."""
+    def seen(self, row: RegisteredFile) -> float:
+        """Time at which it was first seen copied, on the monotonic clock; KeyError if it was not."""
         with self._changed:
             return self._seen[row.id]
 
-    def latency(self, row: Registered) -> float:
-        """Seconds from the return of its COMMIT until it was first seen copied; KeyError for one that was not."""
+    def latency(self, row: RegisteredFile) -> float:
+        """Seconds from the return of its COMMIT until it was first seen copied; KeyError if it was not."""
         return self.seen(row) - self.committed(row)
 
     def _run(self) -> None:
         try:
             with self._engine.connect() as plain:
-                # Autocommit: within one transaction a row would stay as it was first read.
+                # Autocommit: within one transaction the server would repeat what was first read.
                 connection = plain.execution_options(isolation_level="AUTOCOMMIT")
                 while not self._stopping.wait(LOOK_EVERY):
                     self._look(connection)
@@ -172,13 +172,13 @@ class Watcher:
                 self._changed.notify_all()
 
 
-def row_values(file: Written) -> dict[str, Any]:
-    """What the monitor writes into the row of a file, by column."""
+def row_values(file: WrittenFile) -> dict[str, Any]:
+    """The values that the monitor writes into a file's row, by column."""
     planned = file.planned
     return {
         "path": str(file.path),
         "action": planned.action,
-        # Naive, and meant as UTC: the monitor writes datetime.utcfromtimestamp().
+        # Naive, in UTC: the monitor writes datetime.utcfromtimestamp().
         "timestamp": datetime.fromtimestamp(planned.timestamp, UTC).replace(tzinfo=None),
         "action_timestamp": planned.action_timestamp,
         "format": planned.format,

@@ -1,4 +1,4 @@
-"""Debian's package sources as this machine has them: read, filtered down to Debian's own, turned to another suite."""
+"""Debian's package sources as configured on this machine: read, reduced to Debian's own, changed to another suite."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,14 +16,14 @@ _KEPT_FIELDS = ("Signed-By", "Architectures", "Trusted", "Check-Valid-Until")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One archive of binary packages: where it is, which suites and components, and apt's options for it."""
+class AptSource:
+    """One archive of binary packages: addresses, suites, components, and apt's options."""
 
     uris: tuple[str, ...]
     suites: tuple[str, ...]
     components: tuple[str, ...]
     options: tuple[tuple[str, str], ...] = ()
-    """Those of apt's fields (`Signed-By` and the like) that decide what is fetched and trusted."""
+    """apt's fields (`Signed-By` and others) that decide what is fetched and trusted."""
 
     @property
     def signed_by(self) -> str:
@@ -42,10 +42,10 @@ class Source:
         return "".join(f"{name}: {value}\n" for name, value in fields)
 
 
-def read_sources(directory: Path = Path("/etc/apt")) -> list[Source]:
+def read_sources(directory: Path = Path("/etc/apt")) -> list[AptSource]:
     """Every enabled binary source of the apt configuration in `directory`, in either of apt's two formats."""
     parts = directory / "sources.list.d"
-    sources: list[Source] = []
+    sources: list[AptSource] = []
     for file in [directory / "sources.list", *sorted(parts.glob("*.list"))]:
         if file.is_file():
             sources += parse_one_line(file.read_text(errors="replace"))
@@ -54,7 +54,7 @@ def read_sources(directory: Path = Path("/etc/apt")) -> list[Source]:
     return sources
 
 
-def parse_one_line(text: str) -> list[Source]:
+def parse_one_line(text: str) -> list[AptSource]:
     """The sources of a `sources.list` file: `deb [option=value …] uri suite component …`."""
     sources = []
     for line in text.splitlines():
@@ -65,11 +65,11 @@ def parse_one_line(text: str) -> list[Source]:
         given = {name.lower(): value.replace(",", " ") for name, _, value in pairs}
         # The one-line format says "arch" where the other says "Architectures".
         given.setdefault("architectures", given.pop("arch", ""))
-        sources.append(Source((words[0],), (words[1],), tuple(words[2:]), _options(given)))
+        sources.append(AptSource((words[0],), (words[1],), tuple(words[2:]), _options(given)))
     return sources
 
 
-def parse_deb822(text: str) -> list[Source]:
+def parse_deb822(text: str) -> list[AptSource]:
     """The sources of a `.sources` file: stanzas of `Field: value`, a value going on in lines that begin with a blank."""
     sources = []
     for stanza in re.split(r"\n[ \t]*\n", text):
@@ -87,7 +87,7 @@ def parse_deb822(text: str) -> list[Source]:
         enabled = fields.get("enabled", "yes").lower() not in ("no", "false", "0")
         if enabled and "deb" in fields.get("types", "").split() and fields.get("uris") and fields.get("suites"):
             sources.append(
-                Source(
+                AptSource(
                     tuple(fields["uris"].split()),
                     tuple(fields["suites"].split()),
                     tuple(fields.get("components", "").split()),
@@ -97,10 +97,10 @@ def parse_deb822(text: str) -> list[Source]:
     return sources
 
 
-def debian_sources(sources: Iterable[Source], codename: str) -> list[Source]:
+def debian_sources(sources: Iterable[AptSource], codename: str) -> list[AptSource]:
     """Debian's own sources among `sources`, for the release called `codename` and cut down to component main.
 
-    Third-party archives are left out: by their suite, by their signing key, or by a path that is no Debian mirror's.
+    Third-party archives are left out: by their suite, their signing key, or a path that no Debian mirror has.
     """
     own = []
     for source in sources:
@@ -110,10 +110,10 @@ def debian_sources(sources: Iterable[Source], codename: str) -> list[Source]:
     return own
 
 
-def as_suite(sources: Sequence[Source], codename: str, suite: str) -> list[Source]:
-    """The main archive of `sources` (already Debian's own) turned to another `suite`; empty where it is not there.
+def as_suite(sources: Sequence[AptSource], codename: str, suite: str) -> list[AptSource]:
+    """The main archive of `sources` (already Debian's own) changed to another `suite`; empty if it is absent.
 
-    The security archive has other paths and no such suite: it is the entry whose suite has no suffix that counts.
+    The security archive has other paths and lacks that suite: the entry whose suite has no suffix is the one to use.
     """
     for source in sources:
         if any(name == codename or name in _MOVING_NAMES for name in source.suites):
@@ -128,7 +128,7 @@ def _is_own_suite(suite: str, codename: str) -> bool:
     return base == codename or base in _MOVING_NAMES
 
 
-def _is_debian(source: Source) -> bool:
+def _is_debian(source: AptSource) -> bool:
     key = source.signed_by
     if key and "BEGIN PGP" not in key:
         return _OWN_KEYRING in key
