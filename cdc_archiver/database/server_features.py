@@ -186,7 +186,8 @@ def key_column(connection: sa.Connection, database: str, table: str) -> KeyColum
     ).all()
     if not columns:
         raise Misconfigured(
-            f"the table {database}.{table} does not exist, or this user may not see it", "`cdc-archiver check` names the cause"
+            f"the table {database}.{table} does not exist, or this user may not see it",
+            "`cdc-archiver check` names the cause",
         )
     keys = [(ordinal, column) for ordinal, column in enumerate(columns) if column.role == "PRI"]
     if len(keys) != 1 or keys[0][1].type.lower() not in _INTEGERS:

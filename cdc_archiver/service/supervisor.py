@@ -145,7 +145,7 @@ class Supervisor:
             _log.info("stopped")
         return ExitStatus.DONE
 
-    def _run_once(self, reconciliation: Reconciliation) -> ExitStatus:
+    def _run_once(self, reconciliation: ReconcileRun) -> ExitStatus:
         try:
             tables = self._bootstrap_until_answered()
             if tables is None:
@@ -304,7 +304,9 @@ class Supervisor:
                     if isinstance(failure, ArchiverError):
                         raise failure
                     _log.error("thread_crashed", part=event.part.name, exc_info=failure)
-                    raise ArchiverError(f"the thread {event.part.name} died of {failure!r}", "report this bug, with the log")
+                    raise ArchiverError(
+                        f"the thread {event.part.name} died of {failure!r}", "report this bug, with the log"
+                    )
 
     def _is_unexpected(self, part: StoppableThread) -> bool:
         """Whether a part's death is news: it was not asked to stop, or its source cannot be let go without it."""
