@@ -171,7 +171,7 @@ def test_what_stops_the_archives_readers_is_named_with_the_fix(data_dir: Path) -
     subprocess.run(found.fix, shell=True, check=True)
     subprocess.run(the_only(check(data_dir)).fix, shell=True, check=True)
     assert not_ok(check(data_dir)) == []
-    assert sorted(entry.name for entry in data_dir.iterdir()) == [INCOMING, MARKER, "15895", "15896"]
+    assert sorted(entry.name for entry in data_dir.iterdir()) == [MARKER, INCOMING, "15895", "15896"]
 
 
 def test_a_data_dir_that_is_the_top_of_a_disk_has_its_lost_and_found(
@@ -182,7 +182,7 @@ def test_a_data_dir_that_is_the_top_of_a_disk_has_its_lost_and_found(
 
     found = the_only(check(data_dir))
     assert "is a mount point" in found.text
-    assert found.fix.startswith(f"--data-dir {data_dir}/archive  #")
+    assert found.fix.startswith(f"--data-dir {shlex.quote(f'{data_dir}/archive')}  #")
 
 
 def test_leftovers_in_staging_are_reported(data_dir: Path) -> None:
