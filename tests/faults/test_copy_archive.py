@@ -118,7 +118,7 @@ def test_a_clean_up_downstream_that_removes_whole_timecodes_delays_no_file(stage
 
     remover = threading.Thread(target=clean_up, name="clean-up")
     # when files of such a timecode come,
-    with stage.program(batch_files=5) as program:
+    with stage.program(host="", batch_files=15) as program:
         remover.start()
         try:
             ids = stage.register(*files)
