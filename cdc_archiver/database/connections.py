@@ -199,7 +199,10 @@ class Database:
             if "connection is closed" not in str(error):
                 raise
             # The pool tried twice, and both times the new connection was dead at check-out.
-            raise DatabaseUnavailable(f"the database {self.address} accepts connections and does not answer") from error
+            raise DatabaseUnavailable(
+                f"the database {self.address} accepts connections and does not answer",
+                "look at the server's log and load",
+            ) from error
 
 
 def error_code(error: BaseException) -> int:

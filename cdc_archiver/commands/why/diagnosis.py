@@ -150,7 +150,7 @@ def _refused(facts: FileFacts) -> Diagnosis:
     why = last.detail or reason_text(last.reason) if last else _why_unknown(facts)
     if facts.place.refused is None and not (last and last.reason == Reason.NOT_A_FILE.value):
         return Diagnosis(
-            f"It is not here because its row was refused ({why}); the row was corrected since.",
+            f"It is not here because its row was refused ({why}); with its present values the row has a valid archived path.",
             "Nothing: a refused file is not tried again until an operator resets its counter.",
             (_retry(facts, "to have it tried again"), _ignore(facts)),
         )
