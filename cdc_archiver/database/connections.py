@@ -232,5 +232,5 @@ def translate_error(error: BaseException, address: str) -> DatabaseUnavailable |
         )
     return DatabaseUnavailable(
         f"the database {address} cannot be used: {message}",
-        "check that it is running, and MYSQL_HOST and MYSQL_PORT" if code in (2002, 2003, 0) else "",
+        "check that it is running, and the settings mysql_host and mysql_port" if code in (2002, 2003, 0) else "",
     )

@@ -177,6 +177,8 @@ class LockKeeper(StoppableThread):
             else:
                 self._free_since.setdefault(source, now)
         self._locks.request_sources(requests)
+        if self._all_or_none and not self._locks.held:
+            self._locks.close()  # a session that idles until the next try may be cut, which would end the run
         if holders != self._holders:
             self._holders = holders
             self._owner.on_held_by_other(holders)

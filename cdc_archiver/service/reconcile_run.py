@@ -117,13 +117,15 @@ class ReconcileRun:
         now = time.monotonic()
         if pipeline is None:
             return self._is_watched_enough(holders, now)
+        if not self._moved:
+            self._moved = now
+            if self._watching:
+                _log.info("taking_over")
         self._report(max(self._first.pending - self._archived_by_other, self._done()))
         # A source or the destination that is down is waited for, a file's own next attempt is not.
         if pipeline.sweeper.exhausted.is_set() and pipeline.dispatcher.idle and _is_up(pipeline):
             return True
-        if not self._moved and self._watching:
-            _log.info("taking_over")
-        if not self._moved or self._done() != self._done_before or _is_up(pipeline):
+        if self._done() != self._done_before or _is_up(pipeline):
             self._done_before, self._moved = self._done(), now
         return now - self._moved > _PATIENCE
 

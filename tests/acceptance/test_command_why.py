@@ -155,7 +155,7 @@ def test_a_changed_file_is_shown_with_both_md5_sums(stage: PrivateSite) -> None:
     text = why(stage, id_)
     assert f"md5 registered {file.md5.hex()}, md5 of what arrived {'ab' * 16}" in text
     assert (
-        f"UPDATE {TABLE} SET md5sum = 0x{'ab' * 16}, timestamp = timestamp WHERE id = {id_} AND COALESCE(copied, 0) = 0"
+        f"UPDATE {TABLE} SET md5sum = 0x{'ab' * 16}, timestamp = timestamp WHERE id = {id_} AND COALESCE(copied, 0) = 0;"
         in text
     )
 

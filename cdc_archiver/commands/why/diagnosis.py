@@ -335,13 +335,13 @@ def _fix_row(facts: FileFacts, reason: str) -> Iterator[tuple[str, str]]:
         keep = "" if column == "timestamp" else ", timestamp = timestamp"
         yield (
             f"to correct the row's {column}",
-            f"UPDATE {facts.table} SET {column} = …{keep} WHERE id = {facts.record.id}",
+            f"UPDATE {facts.table} SET {column} = …{keep} WHERE id = {facts.record.id};",
         )
     elif reason == Reason.PATH_TOO_LONG.value:
         # A MODIFY loses whatever it does not repeat: type, character set, collation.
         yield (
             "to widen the column path, first look up its type and character set, and repeat them",
-            f"SHOW CREATE TABLE {facts.table}",
+            f"SHOW CREATE TABLE {facts.table};",
         )
 
 
@@ -354,7 +354,7 @@ def _fix_file(facts: FileFacts, last: HistoryEntry | None) -> Iterator[tuple[str
                 "if the present file is the right one, correct the row's md5sum",
                 (
                     f"UPDATE {facts.table} SET md5sum = 0x{last.md5_seen.hex()}, timestamp = timestamp "
-                    f"WHERE id = {facts.record.id} AND COALESCE(copied, 0) = 0"
+                    f"WHERE id = {facts.record.id} AND COALESCE(copied, 0) = 0;"
                 ),
             )
         case "unreadable" if facts.at_source.state is not FileState.OK:
