@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from findings import not_ok, settings, the_only
+from check_findings import not_ok, settings, the_only
 from small_disk import UNSHARE, require_mounts
 
 from cdc_archiver.errors import ExitStatus
