@@ -35,6 +35,7 @@ from pydantic_settings import (
 )
 
 from cdc_archiver.errors import Misconfigured
+from cdc_archiver.model import OLDEST_TIMESTAMP
 from cdc_archiver.settings.types import (
     Bytes,
     FileModes,
@@ -42,6 +43,7 @@ from cdc_archiver.settings.types import (
     LogLevel,
     Names,
     Seconds,
+    Timestamp,
     Timetable,
     Verify,
     parse_modes,
@@ -229,6 +231,9 @@ class Settings(SourceOptions, BaseSettings):
     history_retention: Seconds = Field(365 * 86400.0, description="Time for which the history is kept. 0: for ever.")
 
     data_dir: Path | None = Field(None, description="Directory of the archive on this machine.")
+    oldest_timestamp: Timestamp = Field(
+        OLDEST_TIMESTAMP, description="Rows with an earlier timestamp are refused: their clock was wrong."
+    )
     chmod: str = Field("D755,F644", description="Octal modes of archived directories (D) and files (F).")
     min_free: Bytes = Field(1024**3, description="Free space on the destination below which nothing is copied.")
     verify: Verify = Field(
@@ -448,12 +453,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise Misconfigured(f"the configuration file {path} cannot be read: {error}") from error
+        raise Misconfigured(
+            f"the configuration file {path} cannot be read: {error}",
+            "check the path in --config or CDC_ARCHIVER_CONFIG",
+        ) from error
     except (
         ValueError,
         RecursionError,
     ) as error:  # of the TOML parser, a number with too many digits, a nesting too deep
-        raise Misconfigured(f"the configuration file {path} is not valid TOML: {error}") from error
+        raise Misconfigured(
+            f"the configuration file {path} is not valid TOML: {error}",
+            'correct that line: values are like name = "text" or name = 22',
+        ) from error
     known = {*Settings.model_fields}
     for key in values:
         _require_known(key, known, f"{path}: key")

@@ -67,7 +67,7 @@ class Keeping:
     def on_lost(self, lost: LockLost) -> None:
         self.lost.append((time.monotonic(), str(lost)))
 
-    def on_wanted(self, source: str) -> None:
+    def on_requested(self, source: str) -> None:
         self.keeper.release(source, self.keeper.losses)
 
     def on_held_by_other(self, holders: Mapping[str, str]) -> None:
@@ -328,7 +328,8 @@ def test_sources_are_described_anew(world: PrivateDatabase) -> None:
         keeping.keeper.release("b", 0)
         eventually(lambda: keeping.held == {"a", "c"}, "it is described no more")
         keeping.keeper.release("a", 0)
-        eventually(lambda: not locks_of(world.database(), "another").acquire("srv"), "with its new target", 5)
+        eventually(lambda: keeping.keeper.covers("a", ["one", "another"]), "with its new target", 5)
+        assert not locks_of(world.database(), "another").acquire("srv")
         assert keeping.held == {"a", "c"}
 
 
