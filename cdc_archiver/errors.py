@@ -33,7 +33,7 @@ class ArchiverError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.message} ({self.hint})" if self.hint else self.message
+        return f"{self.message}; fix: {self.hint}" if self.hint else self.message
 
 
 class Misconfigured(ArchiverError):

@@ -22,7 +22,7 @@ from cdc_archiver.commands.output import (
     print_to_stderr,
     progress_bar,
 )
-from cdc_archiver.commands.selection import ChangePlan, Selection, apply_change, plan_change
+from cdc_archiver.commands.retry_selection import ChangePlan, Selection, apply_change, plan_change
 from cdc_archiver.database.operator_history import IGNORED, RESTORED, RETRIED
 from cdc_archiver.database.search import Criteria, RowState
 from cdc_archiver.errors import ExitStatus, Misconfigured

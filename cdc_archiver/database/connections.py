@@ -28,7 +28,7 @@ _FIXES: Final = {
     1044: "grant the user access to the database",
     1045: "check MYSQL_USER and MYSQL_PASSWORD (or MYSQL_PASSWORD_FILE)",
     1049: "check MYSQL_DATABASE",
-    1054: "the table differs from the one that a pysmurf monitor creates: see `cdc-archiver check`",
+    1054: "`cdc-archiver check` names each column that differs from the table of a pysmurf monitor",
     1142: "`cdc-archiver check` names the GRANT that `run` needs; `init-db` needs CREATE and INDEX",
     1143: "`cdc-archiver check` names the GRANT that `run` needs; `init-db` needs CREATE and INDEX",
     1146: "the table is gone: see `cdc-archiver check`, or `cdc-archiver init-db` to create it",
@@ -229,5 +229,5 @@ def translate_error(error: BaseException, address: str) -> DatabaseUnavailable |
         )
     return DatabaseUnavailable(
         f"the database {address} cannot be used: {message}",
-        "is it running, and are MYSQL_HOST and MYSQL_PORT right?" if code in (2002, 2003, 0) else "",
+        "check that it is running, and MYSQL_HOST and MYSQL_PORT" if code in (2002, 2003, 0) else "",
     )

@@ -1,4 +1,4 @@
-"""The history for operators: what was attempted, why it failed, where a file came from; and entries for their own actions."""
+"""The history as operators use it: looks up attempts, failures and former paths, and records the operators' own actions."""
 
 from __future__ import annotations
 

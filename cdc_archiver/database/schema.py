@@ -170,7 +170,7 @@ def path_width(connection: sa.Connection, database: str, table: str) -> int:
         {"database": database, "table": table},
     ).scalar()
     if width is None:
-        raise Misconfigured(f"the table {table} has no text column path", "see `cdc-archiver check`")
+        raise Misconfigured(f"the table {table} has no text column path", "`cdc-archiver check` names each column")
     return int(width)
 
 

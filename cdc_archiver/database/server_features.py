@@ -186,13 +186,14 @@ def key_column(connection: sa.Connection, database: str, table: str) -> KeyColum
     ).all()
     if not columns:
         raise Misconfigured(
-            f"the table {database}.{table} does not exist, or this user may not see it", "see `cdc-archiver check`"
+            f"the table {database}.{table} does not exist, or this user may not see it",
+            "`cdc-archiver check` names the cause",
         )
     keys = [(ordinal, column) for ordinal, column in enumerate(columns) if column.role == "PRI"]
     if len(keys) != 1 or keys[0][1].type.lower() not in _INTEGERS:
         raise Misconfigured(
             f"the primary key of {database}.{table} is not a single integer column",
-            "the table differs from the one that a pysmurf monitor creates: see `cdc-archiver check`",
+            "`cdc-archiver check` names each column that differs from the table of a pysmurf monitor",
         )
     ordinal, column = keys[0]
     return KeyColumn(column.in_schema, column.in_table, column.name, ordinal, len(columns))

@@ -110,13 +110,8 @@ class SourceLocks:
             Misconfigured: it answers, and a person must fix something.
         """
         if source not in self._held:
-            taken: list[str] = []
-            # One by one: a single statement would take some locks although an earlier one is not available.
-            for name in self._described[source]:
-                if self._ask("SELECT GET_LOCK(%s, 0)", name) != (1,):
-                    self._free(taken)
-                    return False
-                taken.append(name)
+            if not self._take(list(self._described[source])):
+                return False
             self._held = {**self._held, source: self._described[source]}
         return True
 
@@ -127,7 +122,9 @@ class SourceLocks:
             DatabaseUnavailable: the database does not answer.
             Misconfigured: it answers, and a person must fix something.
         """
-        if all(self.acquire(source) for source in self._described):
+        missing = {source: locks for source, locks in self._described.items() if source not in self._held}
+        if self._take([name for locks in missing.values() for name in locks]):
+            self._held = {**self._held, **missing}  # at once: other threads never see some of them
             return True
         self.close()
         return False
@@ -213,6 +210,17 @@ class SourceLocks:
                 for name in names:
                     _rows(self._connection, "SELECT RELEASE_LOCK(%s)", [name])
         self._forget()
+
+    def _take(self, names: Sequence[str]) -> bool:
+        """Takes all of these locks, or none."""
+        taken: list[str] = []
+        # One by one: a single statement would take some locks although an earlier one is not available.
+        for name in names:
+            if self._ask("SELECT GET_LOCK(%s, 0)", name) != (1,):
+                self._free(taken)
+                return False
+            taken.append(name)
+        return True
 
     def _free(self, names: Sequence[str]) -> None:
         for name in names:

@@ -11,7 +11,7 @@ from functools import partial
 
 import structlog
 
-from cdc_archiver.dispatch.decisions import (
+from cdc_archiver.dispatch.decision_types import (
     CountOutcome,
     CountStreamEvents,
     Decision,

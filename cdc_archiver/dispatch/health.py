@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from cdc_archiver.dispatch.decisions import NOTHING, Decisions, LogEvent, Signal
+from cdc_archiver.dispatch.decision_types import NOTHING, Decisions, LogEvent, Signal
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, Outcome, Oversize, Reason, Refused, Scope
 
 DESTINATION: Final = "destination"

@@ -1,4 +1,5 @@
-"""Ids to records: one SELECT for what waits; rows that are not pending are dropped, invisible ones read again."""
+"""Routes ids to the queues of their sources: one SELECT reads their rows; rows that are not pending are dropped, invisible ones
+read again."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which file next, by which worker, and when again: the state of the dispatcher as a pure function of events and time.
 
-Each method is an event. It returns what is decided, see :mod:`cdc_archiver.dispatch.decisions`, and does nothing else: no
+Each method is an event. It returns what is decided, see :mod:`cdc_archiver.dispatch.decision_types`, and does nothing else: no
 lock, no clock, no random number, no metric, no log. All times are seconds of one monotonic clock, the caller's.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cdc_archiver.dispatch.decisions import (
+from cdc_archiver.dispatch.decision_types import (
     NOTHING,
     WAKE,
     WANT_SWEEP,

@@ -23,6 +23,8 @@ _KILL_LIMIT = 10.0
 
 _PORTS = range(20_000, 32_000)
 """Below Linux's range for outgoing connections, so that none takes a server's port while the server is restarted."""
+_PORT_SHARES = 16
+"""Processes with neighbouring ids draw from different ports, for the same reason."""
 
 
 class SandboxError(Exception):
@@ -31,7 +33,8 @@ class SandboxError(Exception):
 
 def free_port() -> int:
     """A TCP port on loopback that is free now; another process may take it before the caller binds it."""
-    for port in random.sample(_PORTS, 200):
+    share = _PORTS[os.getpid() % _PORT_SHARES :: _PORT_SHARES]
+    for port in random.sample(share, 200):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(("127.0.0.1", port))

@@ -1,6 +1,6 @@
 """The service from start to end: finds the tables, keeps the locks, runs the pipeline, drains and stops.
 
-One loop serves both ways to run it: until a stop, with a stream; or, with a :class:`Reconciliation`, without a stream until
+One loop serves both ways to run it: until a stop, with a stream; or, with a :class:`ReconcileRun`, without a stream until
 that says that the run is over.
 """
 
@@ -33,7 +33,7 @@ from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
-from cdc_archiver.service.reconciliation import Reconciliation
+from cdc_archiver.service.reconcile_run import ReconcileRun
 from cdc_archiver.service.status_builder import Snapshot, build_status
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import StoppableThread
@@ -67,7 +67,7 @@ class Supervisor:
         self,
         settings: Settings,
         load_again: Callable[[], Settings] | None = None,
-        reconciliation: Reconciliation | None = None,
+        reconciliation: ReconcileRun | None = None,
     ) -> None:
         self._settings = settings
         self._load_again = load_again or (lambda: settings)
@@ -145,7 +145,7 @@ class Supervisor:
             _log.info("stopped")
         return ExitStatus.DONE
 
-    def _run_once(self, reconciliation: Reconciliation) -> ExitStatus:
+    def _run_once(self, reconciliation: ReconcileRun) -> ExitStatus:
         try:
             tables = self._bootstrap_until_answered()
             if tables is None:
@@ -304,7 +304,9 @@ class Supervisor:
                     if isinstance(failure, ArchiverError):
                         raise failure
                     _log.error("thread_crashed", part=event.part.name, exc_info=failure)
-                    raise ArchiverError(f"the thread {event.part.name} died of {failure!r}", "this is a bug: report it")
+                    raise ArchiverError(
+                        f"the thread {event.part.name} died of {failure!r}", "report this bug, with the log"
+                    )
 
     def _is_unexpected(self, part: StoppableThread) -> bool:
         """Whether a part's death is news: it was not asked to stop, or its source cannot be let go without it."""

@@ -100,7 +100,8 @@ def test_by_time_whatever_the_servers_zone(either_stage: PrivateSite) -> None:
     done = ask(stage, "list", "--since", "yesteryear")
     assert done.returncode == 2
     assert (
-        done.stderr == "cdc-archiver: invalid time: 'yesteryear' (use 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30)\n"
+        done.stderr
+        == "cdc-archiver: invalid time: 'yesteryear'; fix: use 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30\n"
     )
 
 

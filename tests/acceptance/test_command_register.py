@@ -135,9 +135,15 @@ def test_each_mistake_is_reported_in_one_line(stage: PrivateSite) -> None:
     words = ["register", str(file.path), "--action", "a", "--pub-id", "p"]
     # No target, or several; nothing there; no right to insert.
     done = ask(stage, *words)
-    assert (done.returncode, done.stderr) == (2, "cdc-archiver: the files' target is not known (add --target NAME)\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "cdc-archiver: the files' target is not known; fix: add --target NAME\n",
+    )
     two = {"CDC_ARCHIVER_TARGET": "m1,m2"}
-    assert "(add --target with one of m1, m2)" in ask(stage, *words, *stage.flags(target=None), environment=two).stderr
+    assert (
+        "; fix: add --target with one of m1, m2\n"
+        in ask(stage, *words, *stage.flags(target=None), environment=two).stderr
+    )
     done = ask(stage, "register", "/nowhere", "--action", "a", "--pub-id", "p", *stage.flags())
     assert done.returncode == 2
     assert "run register on the machine that has the files" in done.stderr

@@ -65,7 +65,7 @@ def test_sources_of_a_file_are_filtered_by_name_and_by_target(stage: PrivateSite
     assert ids("--target", "m3", "--source", "one") == [three, one]
     assert ids("--target", "m4") == [others]
     done = stage.command("list", "--config", str(config), "--source", "three")
-    assert (done.returncode, done.stderr) == (2, "cdc-archiver: unknown source: 'three' (use one of one, two)\n")
+    assert (done.returncode, done.stderr) == (2, "cdc-archiver: unknown source: 'three'; fix: use one of one, two\n")
 
 
 def test_the_shell_completes_commands(stage: PrivateSite) -> None:

@@ -14,15 +14,15 @@ from waiting import eventually
 
 from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.model import Scope
-from cdc_archiver.service import reconciliation
-from cdc_archiver.service.reconciliation import Reconciliation
+from cdc_archiver.service import reconcile_run
+from cdc_archiver.service.reconcile_run import ReconcileRun
 from cdc_archiver.service.supervisor import Supervisor
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trouble is waited for a moment, not half a minute."""
-    monkeypatch.setattr(reconciliation, "_PATIENCE", 1.0)
+    monkeypatch.setattr(reconcile_run, "_PATIENCE", 1.0)
 
 
 def test_it_copies_what_was_missed_and_exits_with_0(either_stage: PrivateSite) -> None:
@@ -187,7 +187,7 @@ def test_more_than_fits_into_the_queues_is_archived_too(stage: PrivateSite, monk
     for name, value in {"INBOX_LIMIT": 20, "QUEUE_LIMIT": 10, "BACKLOG_LIMIT": 8, "REFILL_BELOW": 4}.items():
         monkeypatch.setattr(scheduler, name, value)
     stage.register(*stage.files(120))
-    reconciliation = Reconciliation()
+    reconciliation = ReconcileRun()
     Supervisor(stage.settings(), reconciliation=reconciliation).run()
     result = reconciliation.result
     assert result is not None

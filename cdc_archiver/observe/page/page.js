@@ -118,7 +118,7 @@ function numbers(status, now) {
     ["Quarantined", count(quarantined), quarantined ? "no attempts left" : "", quarantined ? "bad" : ""],
     ["Refused", count(refused), refused ? "rows to correct" : "", refused ? "warning" : ""],
     ["Ignored", count(total(status, "ignored")), "by an operator"],
-    ["Archived", count(status.archived), "since the service's start"],
+    ["Archived", count(status.archived), "since its start"],
     ["Disk free", size(free), status.destination ? shown(status.destination.path) : ""],
     ["Last sweep", status.last_sweep ? ago(new Date(status.last_sweep), now) : "–", status.last_sweep ? "" : "none yet"],
     ["Stream", stream ? (stream.connected ? "open" : "none") : "–", stream?.connected ? stream.position : shown(stream?.why ?? ""), stream && !stream.connected ? "warning" : ""],

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import pytest
 from files_table import TABLE
@@ -289,6 +289,31 @@ def test_all_or_none_takes_no_source_while_another_holds_one(world: PrivateDatab
         holder.close()
         eventually(lambda: keeping.held == set(FOUR), "all of them together")
         assert len(keeping.acquired) == 1
+
+
+def test_no_source_shows_as_held_while_all_are_tried_and_one_is_not_available(
+    world: PrivateDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other threads read what is held: some of the sources, for a moment, would be sources to copy from."""
+    holder = SourceLocks(world.database(), TABLE, {"srv2": FOUR["srv2"]})
+    locks = SourceLocks(world.database(), TABLE, FOUR)
+    assert holder.acquire("srv2")
+    held_meanwhile: list[tuple[str, ...]] = []
+    ask = locks._ask
+
+    def ask_and_look(statement: str, name: str) -> tuple[Any, ...]:
+        held_meanwhile.append(locks.held)
+        return ask(statement, name)
+
+    monkeypatch.setattr(locks, "_ask", ask_and_look)
+    assert not locks.acquire_all()
+    assert len(held_meanwhile) > 2
+    assert set(held_meanwhile) == {()}
+    assert all(locks.holder(source) is None for source in FOUR if source != "srv2"), "what was taken is free again"
+    holder.close()
+    assert locks.acquire_all()
+    assert set(locks.held) == set(FOUR)
+    locks.close()
 
 
 def test_sources_are_described_anew(world: PrivateDatabase) -> None:

@@ -10,7 +10,7 @@ import pytest
 from records import record
 
 from cdc_archiver.dispatch import scheduler as module
-from cdc_archiver.dispatch.decisions import (
+from cdc_archiver.dispatch.decision_types import (
     NOTHING,
     WAKE,
     CountOutcome,

@@ -20,7 +20,7 @@ from records import record
 
 from cdc_archiver.database.files_table import Census, Pending, Row
 from cdc_archiver.dispatch import scheduler as module
-from cdc_archiver.dispatch.decisions import CountStreamEvents, Decisions, Signal
+from cdc_archiver.dispatch.decision_types import CountStreamEvents, Decisions, Signal
 from cdc_archiver.dispatch.in_flight import InFlightState
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.dispatch.scheduler import Scheduler

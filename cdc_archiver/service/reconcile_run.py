@@ -65,7 +65,7 @@ class ReconcileResult:
         return ExitStatus.INCOMPLETE if left else ExitStatus.DONE
 
 
-class Reconciliation:
+class ReconcileRun:
     """End condition of a supervisor without a stream. Used once, by the supervisor's thread.
 
     Args:
