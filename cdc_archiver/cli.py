@@ -57,8 +57,8 @@ def demo(
 ) -> None:
     """Play an observing session and archive it.
 
-    Runs on private servers, proves that each file arrived, and cleans up. It changes nothing on this machine. If MariaDB or MySQL, sshd or rsync is not installed, it is fetched into a cache
-    directory.
+    Runs on private servers, checks that each file arrived, and cleans up. It changes nothing on this machine. If MariaDB or
+    MySQL, sshd or rsync is not installed, it is fetched into a cache directory.
 
     Exit status: 0 every file is archived and proved.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from cdc_archiver.commands.context import CommandContext
@@ -63,10 +64,10 @@ def require_mounted(context: CommandContext) -> bool:
             raise ArchiveUnavailable(
                 Reason.DESTINATION_MISSING,
                 f"data_dir {data_dir} has no marker file {MARKER}, and the history knows archived files there",
-                f"mount its disk; if it is mounted and only the marker is gone: touch {data_dir}/{MARKER}",
+                f"mount its disk; if it is mounted and only the marker is gone: touch {shlex.quote(f'{data_dir}/{MARKER}')}",
             )
     return marked
 
 
 def _mount(data_dir: Path) -> str:
-    return f"mount its disk: mount {data_dir}"
+    return f"mount {shlex.quote(str(data_dir))}"

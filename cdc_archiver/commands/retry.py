@@ -5,6 +5,7 @@ The running service learns of the change through the binary log, and takes the f
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -239,7 +240,7 @@ def _carry_out(
     if plan.unknown:
         print_to_stderr(f"no row has the id {', '.join(map(str, plan.unknown))}; cdc-archiver list prints the ids")
     for path in plan.unknown_paths:
-        print_to_stderr(f"no row has the path {path}; if it is archived: cdc-archiver why {path}")
+        print_to_stderr(f"no row has the path {path}; if it is archived: cdc-archiver why {shlex.quote(path)}")
     incomplete = result.moved_on or result.locked or plan.unknown or plan.unknown_paths
     return ExitStatus.INCOMPLETE if incomplete else ExitStatus.DONE
 

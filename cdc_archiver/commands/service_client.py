@@ -13,6 +13,9 @@ from cdc_archiver.settings import Settings
 
 _TIMEOUT: Final = 3.0
 _MAX_BODY: Final = 64 * 1024 * 1024
+_NOT_RUNNING: Final = (
+    "start it (systemctl start cdc-archiver, or cdc-archiver run), or set --http-host and --http-port to its address"
+)
 _WRONG_ADDRESS: Final = "set --http-host and --http-port to the service's address"
 
 
@@ -48,7 +51,7 @@ def get_json(settings: Settings, path: str) -> dict[str, Any]:
             body = answer.read(_MAX_BODY)
     except (OSError, http.client.HTTPException) as error:
         message = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise ServiceUnavailable(f"no service answers at {where}: {message}", _WRONG_ADDRESS) from error
+        raise ServiceUnavailable(f"no service answers at {where}: {message}", _NOT_RUNNING) from error
     if answer.status == 404:
         raise ServiceUnavailable(f"the service at {where} does not know {path}", "update it to this version")
     try:

@@ -199,7 +199,10 @@ class Database:
             if "connection is closed" not in str(error):
                 raise
             # The pool tried twice, and both times the new connection was dead at check-out.
-            raise DatabaseUnavailable(f"the database {self.address} accepts connections and does not answer") from error
+            raise DatabaseUnavailable(
+                f"the database {self.address} accepts connections and does not answer",
+                "look at the server's log and load",
+            ) from error
 
 
 def error_code(error: BaseException) -> int:
@@ -229,5 +232,5 @@ def translate_error(error: BaseException, address: str) -> DatabaseUnavailable |
         )
     return DatabaseUnavailable(
         f"the database {address} cannot be used: {message}",
-        "check that it is running, and MYSQL_HOST and MYSQL_PORT" if code in (2002, 2003, 0) else "",
+        "check that it is running, and the settings mysql_host and mysql_port" if code in (2002, 2003, 0) else "",
     )

@@ -95,7 +95,7 @@ class Obstacle:
     fatal: bool = True
 
     def __str__(self) -> str:
-        return f"{self.what} ({self.fix})"
+        return f"{self.what}; fix: {self.fix}"
 
 
 @dataclass(frozen=True, slots=True)

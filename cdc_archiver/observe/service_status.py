@@ -121,9 +121,9 @@ def overall_state(
     if not up:
         return ServiceState.NO_DESTINATION, f"{reason}: {detail}"
     down = [source for source in sources if not source.up]
-    reasons = "; ".join(f"{source.name}: {source.reason}: {source.detail}" for source in down)
+    reasons = " | ".join(f"{source.name}: {source.reason}: {source.detail}" for source in down)
     if down and len(down) == len(sources):
         return ServiceState.NO_SOURCE, reasons
     if streaming:
         return ServiceState.STREAMING, reasons
-    return ServiceState.POLLING, "; ".join(part for part in (stream_why, reasons) if part)
+    return ServiceState.POLLING, " | ".join(part for part in (stream_why, reasons) if part)

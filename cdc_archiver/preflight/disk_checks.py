@@ -122,6 +122,8 @@ def _write_fix(directory: Path, error: DestinationUnavailable) -> str:
             return f"mount -o remount,rw {shlex.quote(mount.point)}"
         # A unit's ProtectSystem or a container's read-only root: no mount command on the machine changes this process's view.
         return f"systemctl edit cdc-archiver  # [Service] ReadWritePaths={quoted}; or, in a container, mount a writable volume there"
+    if os.stat(directory).st_uid == os.geteuid():
+        return f"chmod u+rwx {quoted}"
     return f"chown {_account()} {quoted}"
 
 

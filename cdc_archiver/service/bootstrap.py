@@ -113,9 +113,9 @@ def archive_of(settings: Settings) -> Archive:
         Misconfigured: they name no directory, or no source.
     """
     if settings.data_dir is None:
-        raise Misconfigured("there is no data_dir", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
+        raise Misconfigured("data_dir is not set", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
     if not settings.sources:
-        raise Misconfigured("there is no target", "--target, or [[sources]] in the file of --config")
+        raise Misconfigured("no target is set", "--target, or [[sources]] in the file of --config")
     archive = Archive(settings.data_dir, settings.modes, settings.min_free)
     archive.require_directory()
     return archive

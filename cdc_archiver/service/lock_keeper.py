@@ -17,17 +17,17 @@ class Owner(Protocol):
     """What a lock keeper tells its owner, in the keeper's thread."""
 
     def on_acquired(self, sources: Sequence[str], losses: int) -> None:
-        """We hold them now, until something is lost: then the keeper counts one loss more."""
+        """These sources are held now, until a loss: then the keeper counts one more."""
 
     def on_lost(self, lost: LockLost) -> None:
         """We hold nothing any more. Has all copying stopped within what the timing of the locks leaves for it; until it
         returns, nothing is tried again."""
 
-    def on_wanted(self, source: str) -> None:
-        """Another archiver has room for one that we took beyond our share: let go of it when its copies have ended."""
+    def on_requested(self, source: str) -> None:
+        """Another archiver requests a source that is held beyond the share: yield it when its copies have ended."""
 
     def on_held_by_other(self, holders: Mapping[str, str]) -> None:
-        """Others hold these; who, for a person. Called when it changes."""
+        """Others hold these sources; the holders are described for a person. Called when it changes."""
 
     def on_unreachable(self, error: ArchiverError) -> None:
         """The database cannot be asked; once for each reason."""
@@ -65,7 +65,7 @@ class LockKeeper(StoppableThread):
         self._sources: tuple[str, ...] = tuple(locks.sources)
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._free_since: dict[str, float] = {}
-        self._leaving: set[str] = set()
+        self._yielding: set[str] = set()
         self._holders: Mapping[str, str] = {}
         self._last_error = ""
 
@@ -109,7 +109,7 @@ class LockKeeper(StoppableThread):
                         self._owner.on_reachable()
                     self._serve_requests(self._pause())
                 except LockLost as lost:
-                    self._leaving.clear()
+                    self._yielding.clear()
                     self._owner.on_lost(lost)
                 except ArchiverError as error:
                     if str(error) != self._last_error:
@@ -136,7 +136,7 @@ class LockKeeper(StoppableThread):
                 self._sources = tuple(request.sources)
                 return
             if request.release and request.losses == self._locks.losses:
-                self._leaving.discard(request.release)
+                self._yielding.discard(request.release)
                 # Whoever wants it is to have it: to us it is as if it were free from now on.
                 self._free_since[request.release] = time.monotonic()
                 self._locks.release(request.release)
@@ -151,16 +151,16 @@ class LockKeeper(StoppableThread):
             if acquired:
                 self._owner.on_acquired(acquired, self._locks.losses)
         for source in self._locks.held[self._share :] if self._share else ():
-            if source not in self._leaving and self._locks.is_requested(source):
-                self._leaving.add(source)
-                self._owner.on_wanted(source)
+            if source not in self._yielding and self._locks.is_requested(source):
+                self._yielding.add(source)
+                self._owner.on_requested(source)
 
     def _try_all(self, acquired: list[str]) -> None:
         now = time.monotonic()
         if self._all_or_none and not self._locks.held and self._locks.acquire_all():
             acquired.extend(self._locks.held)
         holders: dict[str, str] = {}
-        wishes: list[str] = []
+        requests: list[str] = []
         for source in self._sources:
             if source in self._locks.held:
                 continue
@@ -170,13 +170,15 @@ class LockKeeper(StoppableThread):
                 acquired.append(source)
                 continue
             if has_room:
-                wishes.append(source)
+                requests.append(source)
             if holder := self._locks.holder(source):  # it may have become free between the two questions
                 holders[source] = holder
                 self._free_since.pop(source, None)
             else:
                 self._free_since.setdefault(source, now)
-        self._locks.request_sources(wishes)
+        self._locks.request_sources(requests)
+        if self._all_or_none and not self._locks.held:
+            self._locks.close()  # a session that idles until the next try may be cut, which would end the run
         if holders != self._holders:
             self._holders = holders
             self._owner.on_held_by_other(holders)

@@ -20,6 +20,9 @@ _WATCH_INTERVAL: Final = 1.0
 _PATIENCE: Final = 15.0
 """Seconds without progress after which a source or destination that is down is no longer waited for."""
 
+_LOCK_LIMIT: Final = 10.0
+"""Seconds, at least, for a first answer whether the locks are free."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -81,7 +84,8 @@ class ReconcileRun:
         self._wait = wait
         self._on_progress = on_progress
         self._archived_by_other = 0
-        self._watch_began = self._looked = float("-inf")
+        self._watching = False
+        self._began = self._looked = float("-inf")
         self._moved = 0.0
         self._done_before = 0
         self.result: ReconcileResult | None = None
@@ -98,6 +102,7 @@ class ReconcileRun:
         """
         self._tables, self._targets, self._metrics = tables, targets, metrics
         self._first = self._left = self._census()
+        self._began = time.monotonic()
 
     def is_over(self, pipeline: Pipeline | None, holders: Mapping[str, str]) -> bool:
         """Whether the run is over: asked several times a second.
@@ -111,14 +116,16 @@ class ReconcileRun:
         """
         now = time.monotonic()
         if pipeline is None:
-            return bool(holders) and self._is_watched_enough(holders, now)
+            return self._is_watched_enough(holders, now)
+        if not self._moved:
+            self._moved = now
+            if self._watching:
+                _log.info("taking_over")
         self._report(max(self._first.pending - self._archived_by_other, self._done()))
         # A source or the destination that is down is waited for, a file's own next attempt is not.
         if pipeline.sweeper.exhausted.is_set() and pipeline.dispatcher.idle and _is_up(pipeline):
             return True
-        if not self._moved and self._watch_began != float("-inf"):
-            _log.info("taking_over")
-        if not self._moved or self._done() != self._done_before or _is_up(pipeline):
+        if self._done() != self._done_before or _is_up(pipeline):
             self._done_before, self._moved = self._done(), now
         return now - self._moved > _PATIENCE
 
@@ -129,8 +136,9 @@ class ReconcileRun:
             DatabaseUnavailable: the database does not answer.
         """
         if pipeline is None:
-            watched = self._watch_began != float("-inf")
-            self.result = ReconcileResult(self._archived_by_other, self._left, (), unreachable=False, watched=watched)
+            self.result = ReconcileResult(
+                self._archived_by_other, self._left, (), unreachable=False, watched=self._watching
+            )
             return self.result
         left = self._census()
         self._report(max(self._first.pending - self._archived_by_other, self._done()))
@@ -149,14 +157,16 @@ class ReconcileRun:
 
     def _is_watched_enough(self, holders: Mapping[str, str], now: float) -> bool:
         """Watches another archiver: nothing is pending any more, or the time is over."""
-        if self._watch_began == float("-inf"):
-            self._watch_began = now
+        if not holders and not self._watching:  # the locks are free, or nobody is known to hold them
+            return now - self._began > max(self._wait, _LOCK_LIMIT)
+        if not self._watching:
+            self._watching = True
             _log.info("watching", holder="; ".join(sorted(set(holders.values()))))
         if now - self._looked >= _WATCH_INTERVAL:
             self._looked, self._left = now, self._census()
             self._archived_by_other = max(0, self._first.pending - self._left.pending)
             self._on_progress(ReconcileProgress(self._first.pending, self._archived_by_other, 0))
-        return not self._left.pending or now - self._watch_began > self._wait
+        return not self._left.pending or now - self._began > self._wait
 
     def _census(self) -> Census:
         with self._tables.database.connect() as connection:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+
+import structlog
 
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.service_status import (
@@ -21,6 +24,39 @@ from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.settings import Settings
 from cdc_archiver.transfer.staging import Archive
+
+_log = structlog.get_logger(__name__)
+
+
+class DatabaseErrors:
+    """The threads that the database does not answer. It is up when it answers all of them. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def report(self, thread: str, up: bool, error: str) -> None:
+        """Notes whether the database answers a thread, and logs when it is down or up again."""
+        with self._lock:
+            before = bool(self._errors)
+            if up:
+                self._errors.pop(thread, None)
+            else:
+                self._errors[thread] = error or "it does not answer"
+            after = bool(self._errors)
+        if before and not after:
+            _log.info("database_up")
+        elif after and not before:
+            _log.error("database_down", detail=error)
+
+    def keep(self, thread: str) -> None:
+        """Forgets the errors of all threads but one."""
+        with self._lock:
+            self._errors = {name: error for name, error in self._errors.items() if name == thread}
+
+    def texts(self) -> list[str]:
+        """One sentence for each thread that the database does not answer."""
+        return list(self._errors.values())
 
 
 @dataclass(frozen=True, slots=True)

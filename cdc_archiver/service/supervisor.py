@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.service.reconcile_run import ReconcileRun
-from cdc_archiver.service.status_builder import Snapshot, build_status
+from cdc_archiver.service.status_builder import DatabaseErrors, Snapshot, build_status
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import StoppableThread
 
@@ -83,8 +84,7 @@ class Supervisor:
         """The pipeline, also while it is being stopped: a lost lock must cancel it."""
         self._keeper: LockKeeper | None = None
         self._failed = ""
-        self._database_errors: dict[str, str] = {}
-        self._database_lock = threading.Lock()
+        self._database_errors = DatabaseErrors()
         self._holders: dict[str, str] = {}
         self._losses_at_start = 0
         self._yielding: set[str] = set()
@@ -94,11 +94,11 @@ class Supervisor:
 
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler, and so takes no lock."""
-        self._events.put(_Event("stop"))
+        self._events.put(_Event(_EventKind.STOP))
 
     def reload(self) -> None:
-        """Asks it to read its sources anew; may be called from a signal handler, and so takes no lock."""
-        self._events.put(_Event("reload"))
+        """Asks it to read its sources again; may be called from a signal handler, and so takes no lock."""
+        self._events.put(_Event(_EventKind.RELOAD))
 
     def run(self) -> ExitStatus:
         """Runs until :meth:`stop`, or until its reconciliation is over.
@@ -152,8 +152,10 @@ class Supervisor:
                 raise DatabaseUnavailable("stopped while the database was waited for")
             self._serve(tables)
             pipeline = self._pipeline
-            self._end_work()
-            return reconciliation.finish(pipeline).status
+            self._end_pipeline(self._settings.drain_timeout)
+            return reconciliation.finish(
+                pipeline
+            ).status  # with the locks held: nobody archives what is counted as left
         finally:
             self._end_work()
             if self._tables is not None:
@@ -172,7 +174,7 @@ class Supervisor:
                 holders=self._holders,
                 failure=self._failed,
                 stopping=self._stopping.is_set(),
-                database_errors=list(self._database_errors.values()),
+                database_errors=self._database_errors.texts(),
             )
         )
 
@@ -221,18 +223,18 @@ class Supervisor:
                     bootstrap.abandon()
                     return None
                 if time.monotonic() - asked > _SILENCE_LIMIT:
-                    self._set_database("start", False, "it accepts connections and sends no answer")
+                    self._database_errors.report("start", False, "it accepts connections and sends no answer")
             try:
                 self._tables = bootstrap.result()
             except DatabaseUnavailable as error:
                 if self._reconciliation is not None:
                     raise
-                self._set_database("start", False, str(error))
+                self._database_errors.report("start", False, str(error))
                 if self._is_asked_to_stop(pause):
                     return None
                 pause = min(_LONGEST_PAUSE, pause * 2)
             else:
-                self._set_database("start", True, "")
+                self._database_errors.report("start", True, "")
                 return self._tables
 
     def _is_asked_to_stop(self, wait: float) -> bool:
@@ -240,9 +242,9 @@ class Supervisor:
             event = self._events.get(timeout=wait)
         except queue.Empty:
             return False
-        if event.what == "reload":
+        if event.kind is _EventKind.RELOAD:
             self._reload()
-        return event.what == "stop"
+        return event.kind is _EventKind.STOP
 
     def _next_event(self) -> _Event:
         # Python's signal handlers run in this thread, at its next bytecode: a signal that arrives on the way into a wait, or
@@ -250,7 +252,7 @@ class Supervisor:
         try:
             return self._events.get(timeout=_TICK if self._reconciliation is not None else _WAKE)
         except queue.Empty:
-            return _Event("tick")
+            return _Event(_EventKind.TICK)
 
     def _preflight(self) -> None:
         """Logs at the start what `check` finds."""
@@ -273,32 +275,32 @@ class Supervisor:
         self._keeper.start()
         while True:
             event = self._next_event()
-            match event.what:
-                case "tick":
+            match event.kind:
+                case _EventKind.TICK:
                     if self._reconciliation and self._reconciliation.is_over(self._pipeline, self._holders):
                         return False
-                case "stop":
+                case _EventKind.STOP:
                     return False
-                case "error" if self._reconciliation is not None and event.error is not None:
+                case _EventKind.ERROR if self._reconciliation is not None and event.error is not None:
                     raise event.error
-                case "table" if self._reconciliation is None:
+                case _EventKind.OTHER_TABLE if self._reconciliation is None:
                     self._end_work()
                     return True
-                case "acquired" if event.losses == self._keeper.losses:
+                case _EventKind.ACQUIRED if event.losses == self._keeper.losses:
                     self._start_sources(tables, event.sources, event.losses)
-                case "lost" if self._pipeline is not None:
+                case _EventKind.LOST if self._pipeline is not None:
                     _log.error("lock_lost", detail=event.why)
                     tables.database.close()  # what ended the lock's connection may have ended the idle ones in silence
                     self._end_pipeline(drain=0.0)
-                case "wanted":
+                case _EventKind.REQUESTED:
                     _log.info("yielding_source", source=event.why)
                     self._yielding.add(event.why)
                     self._yield_source(event.why)
-                case "left" if event.pipeline is self._pipeline:
+                case _EventKind.YIELDED if event.pipeline is self._pipeline:
                     self._release_source(event.why)
-                case "reload":
+                case _EventKind.RELOAD:
                     self._reload()
-                case "ended" if event.part is not None and self._is_unexpected(event.part):
+                case _EventKind.THREAD_ENDED if event.part is not None and self._is_unexpected(event.part):
                     failure = event.part.failure
                     self._failed = f"{event.part.name} died: {failure!r}"
                     if isinstance(failure, ArchiverError):
@@ -313,7 +315,7 @@ class Supervisor:
         yielding = self._pipeline.yielding if self._pipeline is not None else ()
         return not part.stopping.is_set() or part.name.partition("/")[0] in yielding
 
-    # The sources: which are ours changes while we work.
+    # The sources that are held change while the service works.
 
     def _described(self) -> dict[str, SourceSettings]:
         return {source.name: source for source in self._settings.sources}
@@ -322,13 +324,13 @@ class Supervisor:
         return {source.name: source.target for source in self._settings.sources}
 
     def _start_sources(self, tables: ResolvedTables, names: Sequence[str], losses: int) -> None:
-        """We hold the locks of these sources."""
+        """The locks of these sources are held: their files are archived from now on."""
         assert self._keeper is not None
         described = self._described()
         sources = []
         for name in names:
             if name not in described or not self._keeper.covers(name, described[name].target):
-                self._keeper.release(name, losses)  # the configuration was read anew since it was taken
+                self._keeper.release(name, losses)  # the configuration was read again since
             elif self._pipeline is None or name not in self._pipeline.sources:
                 sources.append(described[name])
         if not sources:
@@ -344,8 +346,10 @@ class Supervisor:
             self._archive,
             self.metrics,
             on_end=self._ended,
-            on_database=lambda who, up, why: self._set_database(who, up, why) if self._pipeline is pipeline else None,
-            on_other_table=lambda: self._events.put(_Event("table")),
+            on_database=lambda who, up, why: (
+                self._database_errors.report(who, up, why) if self._pipeline is pipeline else None
+            ),
+            on_other_table=lambda: self._events.put(_Event(_EventKind.OTHER_TABLE)),
             stream=self._reconciliation is None,
         )
         self._pipeline = self._active_pipeline = pipeline
@@ -355,19 +359,19 @@ class Supervisor:
         pipeline.start()
 
     def _yield_source(self, name: str) -> None:
-        """A source is to be ours no longer, or no longer as it is."""
+        """Yields a source, or restarts it with other options."""
         pipeline = self._pipeline
         if pipeline is not None and name in pipeline.sources and name not in pipeline.yielding:
-            left = lambda source: self._events.put(_Event("left", source, pipeline=pipeline))
+            left = lambda source: self._events.put(_Event(_EventKind.YIELDED, source, pipeline=pipeline))
             pipeline.remove(name, self._settings.drain_timeout, left)
 
     def _release_source(self, name: str) -> None:
-        """Nothing of a source is under way any more."""
+        """Releases a yielded source of which no copy is under way."""
         assert self._pipeline is not None
         assert self._keeper is not None
         source = self._described().get(name)
         if name not in self._yielding and source is not None and self._keeper.covers(name, source.target):
-            self._pipeline.add(source)  # only its options have changed: nobody else is to have it meanwhile
+            self._pipeline.add(source)  # only its options have changed, so it stays held
             return
         _log.info("source_yielded", source=name)
         self._yielding.discard(name)
@@ -377,7 +381,7 @@ class Supervisor:
             self._end_pipeline(drain=0.0)
 
     def _reload(self) -> None:
-        """Takes over what the configuration says of the sources now."""
+        """Takes over the sources of the configuration as it is now."""
         try:
             new = self._load_again()
             archive_of(new)
@@ -411,9 +415,7 @@ class Supervisor:
         self._active_pipeline = None
         self._yielding.clear()
         self.metrics.forget_sources()
-        # Its parts complain no more; who keeps the lock speaks for itself.
-        with self._database_lock:
-            self._database_errors = {who: why for who, why in self._database_errors.items() if who == "lock"}
+        self._database_errors.keep("lock")  # its threads report no more; the lock keeper reports its own
 
     def _end_work(self) -> None:
         self._end_pipeline(self._settings.drain_timeout)
@@ -423,26 +425,27 @@ class Supervisor:
 
     def _ended(self, part: StoppableThread) -> None:
         if part.failure is not None:
-            self._events.put(_Event("ended", part=part))
+            self._events.put(_Event(_EventKind.THREAD_ENDED, part=part))
 
-    # What the keeper of the locks tells, in its thread.
+    # Called by the lock keeper, in its thread.
 
     def on_acquired(self, sources: Sequence[str], losses: int) -> None:
-        self._set_database("lock", True, "")
-        self._events.put(_Event("acquired", sources=tuple(sources), losses=losses))
+        self._database_errors.report("lock", True, "")
+        self._events.put(_Event(_EventKind.ACQUIRED, sources=tuple(sources), losses=losses))
 
     def on_lost(self, lost: LockLost) -> None:
-        if (pipeline := self._active_pipeline) is not None:
-            pipeline.cancel()
+        pipeline = self._active_pipeline
         if self._reconciliation is None:
-            self._events.put(_Event("lost", str(lost)))
+            self._events.put(_Event(_EventKind.LOST, str(lost)))
         elif isinstance(lost.__cause__, pymysql.MySQLError | OSError):
-            self._events.put(_Event("error", error=DatabaseUnavailable(str(lost))))
+            self._events.put(_Event(_EventKind.ERROR, error=DatabaseUnavailable(str(lost))))
         else:
-            self._events.put(_Event("error", error=lost))
+            self._events.put(_Event(_EventKind.ERROR, error=lost))
+        if pipeline is not None:  # after the event: a reconciliation must not take the end of the copies for its own
+            pipeline.cancel()
 
-    def on_wanted(self, source: str) -> None:
-        self._events.put(_Event("wanted", source))
+    def on_requested(self, source: str) -> None:
+        self._events.put(_Event(_EventKind.REQUESTED, source))
 
     def on_held_by_other(self, holders: Mapping[str, str]) -> None:
         self._holders = dict(holders)
@@ -455,30 +458,33 @@ class Supervisor:
             _log.info("held_by_other", holders=dict(holders))
 
     def on_unreachable(self, error: ArchiverError) -> None:
-        self._set_database("lock", False, str(error))
-        self._events.put(_Event("error", error=error))
+        self._database_errors.report("lock", False, str(error))
+        self._events.put(_Event(_EventKind.ERROR, error=error))
 
     def on_reachable(self) -> None:
-        self._set_database("lock", True, "")
+        self._database_errors.report("lock", True, "")
 
-    def _set_database(self, who: str, up: bool, why: str) -> None:
-        """Each part that asks the database says for itself whether it answers: one that is content excuses no other."""
-        with self._database_lock:
-            before = bool(self._database_errors)
-            if up:
-                self._database_errors.pop(who, None)
-            else:
-                self._database_errors[who] = why or "it does not answer"
-            after = bool(self._database_errors)
-        if before and not after:
-            _log.info("database_up")
-        elif after and not before:
-            _log.error("database_down", detail=why)
+
+class _EventKind(Enum):
+    TICK = auto()
+    STOP = auto()
+    RELOAD = auto()
+    ACQUIRED = auto()
+    LOST = auto()
+    REQUESTED = auto()
+    """Another archiver requests a source."""
+    YIELDED = auto()
+    """No copy of a yielded source is under way."""
+    OTHER_TABLE = auto()
+    """A newer table of files has appeared."""
+    THREAD_ENDED = auto()
+    ERROR = auto()
+    """Ends a reconciliation."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    what: str
+    kind: _EventKind
     why: str = ""
     part: StoppableThread | None = None
     sources: tuple[str, ...] = ()

@@ -448,12 +448,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise Misconfigured(f"the configuration file {path} cannot be read: {error}") from error
+        raise Misconfigured(
+            f"the configuration file {path} cannot be read: {error}",
+            "check the path in --config or CDC_ARCHIVER_CONFIG",
+        ) from error
     except (
         ValueError,
         RecursionError,
     ) as error:  # of the TOML parser, a number with too many digits, a nesting too deep
-        raise Misconfigured(f"the configuration file {path} is not valid TOML: {error}") from error
+        raise Misconfigured(
+            f"the configuration file {path} is not valid TOML: {error}",
+            'correct that line: values are like name = "text" or name = 22',
+        ) from error
     known = {*Settings.model_fields}
     for key in values:
         _require_known(key, known, f"{path}: key")

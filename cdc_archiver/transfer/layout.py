@@ -1,6 +1,7 @@
 """Computes the archived path of a row's file and its path on the source. Pure.
 
-The archived path is exactly the polling agent's, because years of the archive were written that way: five digits of the column ``timestamp``, ``pub_id``, ``<action_timestamp>_<action>``, ``plots`` or ``outputs``, the name.
+The archived path is exactly the polling agent's, because years of the archive were written that way: five digits of the
+column ``timestamp``, ``pub_id``, ``<action_timestamp>_<action>``, ``plots`` or ``outputs``, the name.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ from cdc_archiver.transfer.rsync_output import CopyFailure
 
 _SUSPICIOUS_FILES: Final = 3
 """Fewer missing files than this may have been deleted."""
-_QUESTION: Final = "is the disk mounted, can the login read it, or were the files deleted?"
+_FIX: Final = (
+    "check on the source that the disk is mounted (df) and that the login may read it; or were the files deleted?"
+)
 
 
 def judge_batch(
@@ -35,7 +37,7 @@ def judge_batch(
     alike = reasons in ({Reason.MISSING}, {Reason.UNREADABLE})
     if not alike or len(verdicts) < entries or len(verdicts.keys() & set(fresh)) < _SUSPICIOUS_FILES:
         return verdicts
-    message = f"all {entries} files of a batch are {min(reasons)} at the source: {_QUESTION}"
+    message = f"all {entries} files of a batch are {min(reasons)} at the source: {_FIX}"
     return {
         entry: CopyFailure(Reason.SOURCE_NOT_MOUNTED, f"{message} {verdict.message}")
         for entry, verdict in verdicts.items()
@@ -72,7 +74,7 @@ class UnmountedDiskDetector:
                     return outcome
                 self.missing.add(record.id)
                 if suspected or len(self.missing) >= _SUSPICIOUS_FILES:
-                    message = f"the last {len(self.missing)} files are all missing at the source: {_QUESTION}"
+                    message = f"the last {len(self.missing)} files are all missing at the source: {_FIX}"
                     return Deferred(record, Reason.SOURCE_NOT_MOUNTED, f"{message} {detail}")
             case Archived(adopted=False) | AttemptFailed() | Oversize():
                 self.proven.add(worker)

@@ -168,7 +168,7 @@ def test_an_unmounted_disk_is_not_an_archive_of_missing_files(stage: PrivateSite
     stage.data_dir.mkdir()
     done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 4
-    assert f"is empty; fix: mount its disk: mount {stage.data_dir}\n" in done.stderr
+    assert f"is empty; fix: mount {stage.data_dir}\n" in done.stderr
     # A mount point that holds something is still none.
     (stage.data_dir / "lost+found").mkdir()
     done = ask(stage, "verify", "--requeue", *stage.flags())
@@ -200,7 +200,7 @@ def test_a_disk_that_is_unmounted_meanwhile_ends_the_run(stage: PrivateSite, mon
     monkeypatch.setattr(verification, "hash_file", unmounting)
     done = ask(stage, "verify", "--requeue", "--jobs", "1", *stage.flags())
     assert done.returncode == 4
-    assert f"mount its disk: mount {stage.data_dir}" in done.stderr
+    assert f"fix: mount {stage.data_dir}" in done.stderr
     assert stage.count("copied = 1") == 5
 
 

@@ -52,7 +52,7 @@ def test_a_quarantined_file_with_every_attempt_and_the_command_to_retry_it(stage
     assert "No such file or directory" in text  # rsync's own words
     assert f"{file.path}: it does not exist now" in text
     assert f"{stage.place(file)} does not exist" in text
-    assert "streaming; this file is not in its pipeline" in text
+    assert "streaming; this file is not in flight" in text
     assert f"cdc-archiver retry --id {id_}" in text
     assert f"cdc-archiver ignore {id_} --reason" in text
 
@@ -166,7 +166,7 @@ def test_a_changed_file_is_shown_with_both_md5_sums(stage: PrivateSite) -> None:
     text = why(stage, id_)
     assert f"md5 registered {file.md5.hex()}, md5 of what arrived {'ab' * 16}" in text
     assert (
-        f"UPDATE {TABLE} SET md5sum = 0x{'ab' * 16}, timestamp = timestamp WHERE id = {id_} AND COALESCE(copied, 0) = 0"
+        f"UPDATE {TABLE} SET md5sum = 0x{'ab' * 16}, timestamp = timestamp WHERE id = {id_} AND COALESCE(copied, 0) = 0;"
         in text
     )
 
@@ -203,7 +203,7 @@ def test_an_unmounted_archive_is_not_a_missing_file(stage: PrivateSite) -> None:
     stage.data_dir.rename(stage.directory / "elsewhere")
     text = why(stage, id_)
     assert "cannot be examined from here" in sentence(text)
-    assert "mount its disk" in sentence(text)
+    assert f"fix: mount {stage.data_dir}" in sentence(text)
 
 
 def test_a_row_whose_target_is_not_configured(stage: PrivateSite) -> None:
@@ -226,7 +226,7 @@ def test_a_refused_row_and_one_that_was_corrected(stage: PrivateSite) -> None:
     assert f"UPDATE {TABLE} SET pub_id = …, timestamp = timestamp WHERE id = {id_}" in text
     stage.sql(f"UPDATE {TABLE} SET pub_id = 'crate' WHERE id = {id_}")
     text = why(stage, id_)
-    assert "the row was corrected since" in sentence(text)
+    assert "with its present values the row has a valid archived path" in sentence(text)
     assert f"cdc-archiver retry --id {id_}" in text
 
 

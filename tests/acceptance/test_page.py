@@ -173,7 +173,7 @@ def test_the_search_gives_the_answer_of_why(stage: PrivateSite, browser: Browser
         shown = browser.wait_text(said["answer"].split(",")[0], "#answer")
         assert f"{id_} of {TABLE}" in shown
         assert "missing" in shown
-        assert "this file is in its pipeline" in shown
+        assert "this file is in flight" in shown
         answer = get(service, "/api/why?q=lost.npy")
         assert answer.keys() == said.keys()
         assert answer["facts"].keys() == said["facts"].keys()

@@ -8,11 +8,14 @@ import threading
 import time
 
 import pytest
-from private_site import Done, PrivateSite
+from files_table import TABLE
+from private_site import TARGET, Done, PrivateSite
 from services import COMMAND
 from waiting import eventually
 
+from cdc_archiver.database.source_locks import SourceLocks, lock_name
 from cdc_archiver.dispatch import health, scheduler
+from cdc_archiver.events.sweep import Sweeper
 from cdc_archiver.model import Scope
 from cdc_archiver.service import reconcile_run
 from cdc_archiver.service.reconcile_run import ReconcileRun
@@ -122,6 +125,75 @@ def test_interrupted_it_says_what_is_left_and_leaves_no_process(stage: PrivateSi
     assert said.decode().startswith(f"archived {done}; left: {len(ids) - done} pending, ")
     assert stage.count("failed_copy_attempts <> 0") == 0
     assert len(stage.archived_files()) == done
+
+
+def at_work(stage: PrivateSite) -> tuple[threading.Thread, list[Done], list[int]]:
+    """A run on a slow link that has archived something and has much left, in a thread; its end; the rows."""
+    ids = stage.register(*stage.files(40, size=50_000))
+    ended: list[Done] = []
+    run = threading.Thread(
+        target=lambda: ended.append(stage.process("run", "--reconcile", *stage.flags(bwlimit="100")))
+    )
+    run.start()
+    eventually(lambda: stage.count("copied = 1"), "it is at work")
+    return run, ended, ids
+
+
+def test_a_lost_lock_ends_it_with_4_and_counts_no_failed_attempt(stage: PrivateSite) -> None:
+    run, ended, ids = at_work(stage)
+    # When the connection that holds the lock is cut,
+    ((session,),) = stage.sql("SELECT IS_USED_LOCK(%s)", [lock_name(stage.database, TABLE, TARGET)])
+    stage.sql(f"KILL {session}")
+    run.join()
+    # then it ends before all is done, in one line,
+    assert ended[0].returncode == 4, ended[0].stderr
+    assert ended[0].stdout == ""
+    assert ended[0].stderr.splitlines()[-1].startswith("cdc-archiver: ")
+    assert "Traceback" not in ended[0].stderr
+    assert stage.count("failed_copy_attempts <> 0") == 0
+    # and the next run has the rest, each file once.
+    assert stage.count("copied = 1") < len(ids)
+    assert stage.command("run", "--reconcile", *stage.flags()).returncode == 0
+    assert len(stage.archived_files()) == len(ids)
+
+
+def test_a_database_that_goes_away_ends_it_with_4(doomed_stage: PrivateSite) -> None:
+    stage = doomed_stage
+    run, ended, ids = at_work(stage)
+    stage.server.kill()
+    run.join()
+    assert ended[0].returncode == 4, ended[0].stderr
+    assert ended[0].stdout == ""
+    assert ended[0].stderr.splitlines()[-1].startswith("cdc-archiver: ")
+    stage.server.start()
+    stage.close()  # the administrator connects again
+    assert stage.count("failed_copy_attempts <> 0") == 0
+    assert stage.command("run", "--reconcile", *stage.flags()).returncode == 0
+    assert len(stage.archived_files()) == len(ids)
+
+
+def test_a_thread_that_crashes_ends_it_with_1(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(sweeper: Sweeper) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Sweeper, "work", crash)
+    stage.register(stage.file("file.npy"))
+    done = stage.command("run", "--reconcile", *stage.flags())
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "cdc-archiver: the thread sweeper died of RuntimeError('a bug'); fix: "
+    )
+
+
+def test_locks_that_nobody_is_known_to_hold_are_waited_for_no_longer_than_told(
+    stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile_run, "_LOCK_LIMIT", 0.5)
+    monkeypatch.setattr(SourceLocks, "acquire_all", lambda locks: False)
+    monkeypatch.setattr(SourceLocks, "holder", lambda locks, source: None)
+    stage.register(stage.file("file.npy"))
+    done = stage.command("run", "--reconcile", "--wait", "1", *stage.flags())
+    assert (done.returncode, done.stdout) == (3, "archived 0; left: 1 pending, 0 quarantined, 0 refused, 0 ignored\n")
 
 
 def test_it_takes_over_from_a_service_that_dies(stage: PrivateSite) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shlex
 import threading
 import time
 from collections import deque
@@ -276,7 +277,7 @@ class Verification:
             raise ArchiveUnavailable(
                 Reason.DESTINATION_MISSING,
                 f"data_dir {data_dir} lost its marker file during the run: its disk was unmounted",
-                f"mount its disk: mount {data_dir}; then run the same command",
+                f"mount {shlex.quote(str(data_dir))}  # then run the same command",
             )
 
     def _has_changed(self, row: Row) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import tempfile
 import time
@@ -156,7 +157,9 @@ def verify(
         targets = () if files and not (source or target) else options.selected_targets(context, source, target)
         state_file = _open_state(context, state, since, until, replace(named, targets=targets), sample, as_json=as_json)
         if files and not state_file.plan.progress.total:
-            raise Misconfigured(f"no archived file matches {' or '.join(files)}", f"cdc-archiver why {files[0]}")
+            raise Misconfigured(
+                f"no archived file matches {' or '.join(files)}", f"cdc-archiver why {shlex.quote(files[0])}"
+            )
         printer = Printer()
         with progress_bar("verify", state_file.plan.progress.total) as show:
             began, size_before = time.monotonic(), state_file.plan.progress.size
@@ -233,7 +236,7 @@ def _open_state(
             progress = VerificationProgress(**before["tally"])
         except (KeyError, TypeError, ValueError) as error:
             raise Misconfigured(
-                f"the state file {path} is of another version", f"remove it to start again: rm {path}"
+                f"the state file {path} is of another version", f"rm {shlex.quote(str(path))}  # to start again"
             ) from error
         criteria = replace(named, states=archived, since=begin, until=end)
         if not as_json:
@@ -265,7 +268,7 @@ def _read_state(path: Path, run_parameters: dict[str, Any]) -> dict[str, Any] | 
     Raises:
         Misconfigured: the file cannot be read, or belongs to another run.
     """
-    start_again = f"remove it to start again: rm {path}"
+    start_again = f"rm {shlex.quote(str(path))}  # to start again"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

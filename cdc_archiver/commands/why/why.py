@@ -184,9 +184,9 @@ def _service(facts: FileFacts) -> str:
         return f"not asked: {service.note}"
     in_hand = service.in_hand
     if in_hand is None:
-        return f"{service.state}; this file is not in its pipeline"
+        return f"{service.state}; this file is not in flight"
     retry = f", next attempt in {in_hand['retry_in']:.0f} s" if in_hand.get("retry_in") is not None else ""
-    return f"{service.state}; this file is in its pipeline: {in_hand['state']}{retry}, found by the {in_hand['origin']}"
+    return f"{service.state}; this file is in flight: {in_hand['state']}{retry}, found by the {in_hand['origin']}"
 
 
 def _print_attempt(printer: Printer, attempt: HistoryEntry) -> None:

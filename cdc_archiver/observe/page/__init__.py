@@ -12,7 +12,7 @@ TYPES: Final = MappingProxyType(
         INDEX: "text/html",
         "page.css": "text/css",
         "theme.js": "text/javascript",
-        "format.js": "text/javascript",
+        "words.js": "text/javascript",
         "plot.js": "text/javascript",
         "page.js": "text/javascript",
         "answer.js": "text/javascript",

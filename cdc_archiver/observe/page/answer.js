@@ -1,6 +1,6 @@
 // Shows the answer of `why`.
 
-import { element, moment, shown, size } from "./format.js";
+import { element, moment, shown, size } from "./words.js";
 
 const PLACES = {
   right: "exists, with the row's md5",
@@ -66,9 +66,9 @@ function rows(facts) {
 function inService(service) {
   if (!service.answered) return `not asked: ${service.note}`;
   const hand = service.in_hand;
-  if (!hand) return `${service.state}; this file is not in its pipeline`;
+  if (!hand) return `${service.state}; this file is not in flight`;
   const retry = hand.retry_in === null ? "" : `, next attempt in ${Math.round(hand.retry_in)} s`;
-  return `${service.state}; this file is in its pipeline: ${hand.state}${retry}, found by the ${hand.origin}`;
+  return `${service.state}; this file is in flight: ${hand.state}${retry}, found by the ${hand.origin}`;
 }
 
 function attempts(facts) {

@@ -2,7 +2,7 @@
 
 import { answerOf } from "./answer.js";
 import { Board } from "./plot.js";
-import { ago, count, element, files, latency, minute, moment, shown, size, time } from "./format.js";
+import { ago, count, element, files, latency, minute, moment, shown, size, time } from "./words.js";
 
 const INTERVAL = 3000;
 const TIMEOUT = 8000;
@@ -56,7 +56,7 @@ function showNoAnswer(error) {
   const since = answered ? `No answer since ${moment(new Date(answered.getTime() + offset)).slice(11)}` : "No answer from the service";
   showBanner("unknown", since);
   const reason = error.name === "TimeoutError" ? "The request timed out" : error.name === "TypeError" ? "The service cannot be reached" : error.message;
-  place("subline").textContent = `${shown(reason)}. ${answered ? "The values below are from that time. " : ""}Next attempt every ${INTERVAL / 1000} s.`;
+  place("subline").textContent = `${shown(reason)}. ${answered ? "The values below are from that time. " : ""}Tries again every ${INTERVAL / 1000} s.`;
 }
 
 function showBanner(tone, headline) {

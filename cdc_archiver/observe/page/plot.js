@@ -1,6 +1,6 @@
 // Plots of the last hour. All have the same x axis of minutes; pointer, tap and arrow keys select one minute in all of them.
 
-import { count, drawn, element, files, latency, minute, size } from "./format.js";
+import { count, drawn, element, files, latency, minute, size } from "./words.js";
 
 const MINUTES = 60;
 const HEIGHT = 170;

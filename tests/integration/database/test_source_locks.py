@@ -67,7 +67,7 @@ class Keeping:
     def on_lost(self, lost: LockLost) -> None:
         self.lost.append((time.monotonic(), str(lost)))
 
-    def on_wanted(self, source: str) -> None:
+    def on_requested(self, source: str) -> None:
         self.keeper.release(source, self.keeper.losses)
 
     def on_held_by_other(self, holders: Mapping[str, str]) -> None:
