@@ -56,7 +56,8 @@ class Reader:
         for example, here in {
             "MYSQL_HOST=db": f"MYSQL_HOST=127.0.0.1 MYSQL_PORT={self.server.port}",
             "MYSQL_USER=root": f"MYSQL_USER={ADMINISTRATOR}",
-            'mysql_host = "db"': f'mysql_host = "127.0.0.1"\nmysql_port = {self.server.port}',
+            'mysql_host = "db"': 'mysql_host = "127.0.0.1"',
+            "mysql_port = 3306": f"mysql_port = {self.server.port}",
             "data@smurf-srv": f"{self.ssh.user}@127.0.0.1",
             "smurf-srv": "127.0.0.1",
             "-p 22": f"-p {self.ssh.port}",

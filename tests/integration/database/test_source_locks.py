@@ -328,7 +328,8 @@ def test_sources_are_described_anew(world: PrivateDatabase) -> None:
         keeping.keeper.release("b", 0)
         eventually(lambda: keeping.held == {"a", "c"}, "it is described no more")
         keeping.keeper.release("a", 0)
-        eventually(lambda: not locks_of(world.database(), "another").acquire("srv"), "with its new target", 5)
+        eventually(lambda: keeping.keeper.covers("a", ["one", "another"]), "with its new target", 5)
+        assert not locks_of(world.database(), "another").acquire("srv")
         assert keeping.held == {"a", "c"}
 
 
