@@ -257,7 +257,7 @@ def test_a_whole_unreadable_batch_is_a_failure_of_the_source(stage: PrivateSite,
             # when it was tried more often than --max-attempts, then no attempt has failed,
             wait_failures(service, "source_not_mounted", 3 * len(files))
             service.wait_state("no source")
-            assert "can the login read it" in service.get("/readyz")[1]
+            assert "that the login may read it" in service.get("/readyz")[1]
             assert_no_failed_attempts(stage)
             # and all is archived when it is open again.
             (stage.sources / "closed").chmod(0o700)
@@ -300,7 +300,7 @@ def test_an_unmounted_disk_on_the_source_causes_no_failed_attempt(stage: Private
         # then it is recognised and reported after at most three files,
         wait_failures(service, "source_not_mounted", 3)
         service.wait_state("no source")
-        assert "is the disk mounted" in service.get("/readyz")[1]
+        assert "the disk is mounted" in service.get("/readyz")[1]
         assert (service.metric("source_up"), service.metric("destination_up")) == (0, 1)
         # (where files come one by one, the first two fail: the cause cannot be known yet)
         failed = [row.attempts for row in stage.rows(ids)]
