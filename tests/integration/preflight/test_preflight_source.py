@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 
 import pytest
+from check_findings import not_ok, settings, the_only
 from fake_rsync import FakeRsync
-from findings import not_ok, settings, the_only
 from healthy_site import Source
 
 from cdc_archiver import preflight

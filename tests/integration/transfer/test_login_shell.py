@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from check_findings import the_only
 from copier_setup import CopierSetup, archived, reason, staged
-from findings import the_only
 
 from cdc_archiver.model import Reason
 from cdc_archiver.preflight import source_findings
