@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -13,6 +13,13 @@ REFUSED_FROM: Final = 1000
 
 IGNORED_FROM: Final = 2000
 """``failed_copy_attempts`` of an ignored row, and above: an operator has marked the file as one that will never come."""
+
+
+OLDEST_TIMESTAMP: Final = datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC)
+"""10^9 s since the epoch. From here on the seconds have ten digits, so that the first five name a period of 100,000 s."""
+
+AHEAD: Final = timedelta(days=1)
+"""A ``timestamp`` further ahead of the clock than this is probably wrong."""
 
 
 class Lane(StrEnum):
@@ -60,6 +67,7 @@ class Reason(StrEnum):
     BAD_PUB_ID = "bad_pub_id"
     BAD_ACTION = "bad_action"
     NO_TIMESTAMP = "no_timestamp"
+    BAD_TIMESTAMP = "bad_timestamp"
     NO_MD5 = "no_md5"
     PATH_TOO_LONG = "path_too_long"
 
@@ -101,6 +109,7 @@ _SCOPES = MappingProxyType(
         Reason.BAD_PUB_ID: Scope.ROW,
         Reason.BAD_ACTION: Scope.ROW,
         Reason.NO_TIMESTAMP: Scope.ROW,
+        Reason.BAD_TIMESTAMP: Scope.ROW,
         Reason.NO_MD5: Scope.ROW,
         Reason.PATH_TOO_LONG: Scope.ROW,
         Reason.HOST_UNREACHABLE: Scope.SOURCE,
@@ -160,6 +169,10 @@ class FileRecord:
     def attempts(self) -> int:
         """Failed attempts so far; NULL and negative numbers count as none."""
         return max(0, self.failed_copy_attempts or 0)
+
+    def is_ahead(self, now: datetime) -> bool:
+        """Whether the ``timestamp`` is more than a day ahead of a clock."""
+        return self.timestamp is not None and self.timestamp - now > AHEAD
 
 
 @dataclass(frozen=True, slots=True)

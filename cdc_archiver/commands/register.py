@@ -335,7 +335,7 @@ def _row(
         instance_id=attributes.target,
         failed_copy_attempts=0,
     )
-    place = str(layout.archived_path(record))
+    place = str(layout.archived_path(record, context.settings.oldest_timestamp))
     source = context.source_of(attributes.target)
     if source is not None:
         layout.source_entry(record, source.source_root)

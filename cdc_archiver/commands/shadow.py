@@ -378,7 +378,7 @@ class ShadowRun:
     def _our_path(self, record: FileRecord) -> tuple[str, str]:
         """This archiver's path, or the reason why it would refuse the file."""
         try:
-            ours = f"{self._data_dir}/{layout.archived_path(record)}"
+            ours = f"{self._data_dir}/{layout.archived_path(record, self._context.settings.oldest_timestamp)}"
             layout.require_fit(ours, self._context.files.path_width)
         except LayoutRefused as refusal:
             return "", refusal.message

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
@@ -28,6 +29,8 @@ _HISTORY_PAUSE: Final = 60.0
 """Seconds without writes to the history after one failed."""
 _LOOK_UP: Final = 5.0
 """Seconds between two checks, with nothing to write, whether the history is due to be pruned."""
+_AHEAD_PAUSE: Final = 60.0
+"""Seconds between two log lines about files whose timestamp is ahead of the clock."""
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +73,8 @@ class Recorder(StoppableThread):
         self._patience = patience
         self._on_database = on_database
         self._waiting: deque[OutcomeEntry] = deque()
+        self._ahead: list[Archived] = []
+        self._name_ahead_from = 0.0
         self._discarding = False
         self._backpressure = False
         self._changed = threading.Condition()
@@ -103,7 +108,10 @@ class Recorder(StoppableThread):
         while not self._is_over():
             if (entries := self._take()) and not self._record(entries):
                 return
+            if time.monotonic() >= self._name_ahead_from:
+                self._name_ahead()
             self._prune_history()
+        self._name_ahead()
 
     def _is_over(self) -> bool:
         with self._changed:
@@ -130,6 +138,21 @@ class Recorder(StoppableThread):
             with self._changed:  # ask a database that is down again only later
                 if not self._waiting and not self.stopping.is_set():
                     self._changed.wait(_LONGEST_PAUSE)
+
+    def _name_ahead(self) -> None:
+        """Names the newest of the files archived with a timestamp ahead of the clock, and the number of all since the last time."""
+        if not self._ahead:
+            return
+        newest = self._ahead[-1]
+        _log.warning(
+            "timestamp_ahead",
+            files=len(self._ahead),
+            id=newest.record.id,
+            path=newest.path,
+            detail="archived with a timestamp more than a day ahead of this machine's clock: was a clock wrong?",
+        )
+        self._ahead.clear()
+        self._name_ahead_from = time.monotonic() + _AHEAD_PAUSE
 
     def _record(self, entries: Sequence[OutcomeEntry]) -> bool:
         """Writes outcomes, again until it succeeds; returns whether to go on."""
@@ -160,6 +183,12 @@ class Recorder(StoppableThread):
                 continue
             self._on_database(True, "")
             log = _log.bind()
+            now = datetime.now(UTC)
+            self._ahead += [
+                o
+                for entry in entries
+                if isinstance(o := entry.outcome, Archived) and o.record.is_ahead(now) and o.record.id in counted
+            ]
             with buffered_logs():
                 for entry in entries:
                     _log_entry(log, entry, counted, self._files.max_attempts)

@@ -23,6 +23,9 @@ from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive, Staged
 
 _VOLATILE: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
 """File systems that lose their content, and when."""
+_TIMECODE: Final = re.compile(r"[0-9]{5}")
+_LOST_AND_FOUND: Final = "lost+found"
+_MAX_NAMES: Final = 5
 
 
 def destination_findings(settings: Settings, *, expect_marker: bool = False) -> list[Finding]:
@@ -79,6 +82,7 @@ def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
     else:
         yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")
     yield _marker(directory, expect_marker)
+    yield from _foreign_entries(directory)
     if leftovers := _leftovers(directory / INCOMING):
         yield ok("staging", leftovers)
 
@@ -177,6 +181,38 @@ def _marker(directory: Path, expect_marker: bool) -> Finding:
             f"mount {shlex.quote(str(directory))}  # or, for a new archive: touch {shlex.quote(str(marker))}",
         )
     return ok("marker", f"the first run will create {marker}")
+
+
+def _foreign_entries(directory: Path) -> Iterator[Finding]:
+    """Warns of names in data_dir that stop the archive's readers: what is neither a timecode nor the archiver's own."""
+    try:
+        with os.scandir(directory) as entries:
+            foreign = sorted(
+                entry.name
+                for entry in entries
+                if entry.name not in (INCOMING, MARKER) and not (_TIMECODE.fullmatch(entry.name) and entry.is_dir())
+            )
+    except PermissionError:  # this account may write there, and not list it
+        return
+    why = "readers of the archive take each name there for a timecode, and stop"
+    if _LOST_AND_FOUND in foreign and os.path.ismount(directory):
+        foreign.remove(_LOST_AND_FOUND)
+        yield warning(
+            "entries",
+            f"{directory} is a mount point, with the file system's {_LOST_AND_FOUND} in it: {why}",
+            f"--data-dir {shlex.quote(str(directory / 'archive'))}  # or another directory below the mount point",
+        )
+    if not foreign:
+        return
+    named = foreign[:_MAX_NAMES]
+    others = f" and {len(foreign) - len(named)} more" if len(foreign) > len(named) else ""
+    away = shlex.quote(f"{directory}.other")
+    paths = " ".join(shlex.quote(str(directory / name)) for name in named)
+    yield warning(
+        "entries",
+        f"in {directory} is what no archiver puts there: {', '.join(named)}{others}; {why}",
+        f"mkdir -p {away} && mv -nt {away} {paths}  # if nothing needs them there",
+    )
 
 
 def _leftovers(staging: Path) -> str:

@@ -35,6 +35,7 @@ from pydantic_settings import (
 )
 
 from cdc_archiver.errors import Misconfigured
+from cdc_archiver.model import OLDEST_TIMESTAMP
 from cdc_archiver.settings.types import (
     Bytes,
     FileModes,
@@ -42,6 +43,7 @@ from cdc_archiver.settings.types import (
     LogLevel,
     Names,
     Seconds,
+    Timestamp,
     Timetable,
     Verify,
     parse_modes,
@@ -229,6 +231,9 @@ class Settings(SourceOptions, BaseSettings):
     history_retention: Seconds = Field(365 * 86400.0, description="Time for which the history is kept. 0: for ever.")
 
     data_dir: Path | None = Field(None, description="Directory of the archive on this machine.")
+    oldest_timestamp: Timestamp = Field(
+        OLDEST_TIMESTAMP, description="Rows with an earlier timestamp are refused: their clock was wrong."
+    )
     chmod: str = Field("D755,F644", description="Octal modes of archived directories (D) and files (F).")
     min_free: Bytes = Field(1024**3, description="Free space on the destination below which nothing is copied.")
     verify: Verify = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import time
+from datetime import UTC, date, datetime, time
 from enum import StrEnum
 from typing import Annotated, Final, get_args
 
@@ -12,8 +12,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_settings import NoDecode
 
+from cdc_archiver.model import OLDEST_TIMESTAMP
+from cdc_archiver.timespec import format_time
+
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+
+_FIVE_DIGITS_FROM: Final = datetime.fromtimestamp(10_000, UTC)
+"""Seconds since the epoch with fewer than five digits name a directory such as ``1.0``, which stops the archive's readers."""
 
 
 class Verify(StrEnum):
@@ -55,6 +61,21 @@ def _size(value: object) -> object:
     return int(match[1]) * _SIZE_UNITS[match[2].upper()]
 
 
+def _timestamp(value: object) -> datetime:
+    text = value.isoformat() if isinstance(value, date) else value  # TOML has dates and times of its own
+    try:
+        found = datetime.fromisoformat(text.strip() if isinstance(text, str) else "")
+        found = (found.replace(tzinfo=UTC) if found.tzinfo is None else found).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError(f"invalid time: {value!r}: use 1995-01-01 or 1995-01-01T12:00:00Z") from None
+    if not _FIVE_DIGITS_FROM <= found <= OLDEST_TIMESTAMP:
+        raise ValueError(
+            f"{format_time(found)} is not from {format_time(_FIVE_DIGITS_FROM)} (10,000 s since the epoch: before it, a "
+            f"file's directory would not have five digits) to {format_time(OLDEST_TIMESTAMP)}"
+        )
+    return found
+
+
 def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
@@ -64,6 +85,9 @@ Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=100 * 365 
 
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 """A size: a number of bytes, or a number with a unit, a power of 1024: ``64M``, ``2G``."""
+
+Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
+"""The earliest ``timestamp`` of a row: a date, or a date and a time, in UTC where it names no zone."""
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 """Several names: a repeated flag, a comma-separated variable, a list in the file."""
@@ -140,7 +164,7 @@ def parse_timetable(text: str) -> Timetable:
 
 
 def is_of_type(field: FieldInfo, annotation: object) -> bool:
-    """Whether a setting has a type: :data:`Seconds` or :data:`Bytes`."""
+    """Whether a setting has a type: :data:`Seconds`, :data:`Bytes` or :data:`Timestamp`."""
     return any(meta in field.metadata for meta in get_args(annotation)[1:] if isinstance(meta, BeforeValidator))
 
 

@@ -270,7 +270,7 @@ class _BatchCopy:
         if len(record.md5sum) != 16:
             raise LayoutRefused(Reason.NO_MD5, f"the row's md5sum has {len(record.md5sum)} bytes, not 16")
         self._entries[record.id] = os.fsencode(layout.source_entry(record, self._source.source_root))
-        final = self._top + layout.archived_path(record)
+        final = self._top + layout.archived_path(record, self._settings.oldest_timestamp)
         layout.require_fit(final, self._path_width)
         self._finals[record.id] = final
 

@@ -25,14 +25,24 @@ def sync_files(paths: Sequence[StrPath]) -> None:
             sync_file(path)
 
 
-def sync_directories(directories: Iterable[StrPath]) -> None:
-    """Syncs the names in directories, all in one file system."""
+def sync_directories(directories: Iterable[StrPath]) -> bool:
+    """Syncs the names in directories, all in one file system.
+
+    Returns:
+        Whether none of them was missing.
+    """
     paths = list(directories)
-    if len(paths) > SYNC_EACH:
-        _sync_file_system(paths[0])
-    else:
-        for directory in paths:
-            _with_descriptor(directory, os.O_DIRECTORY, os.fsync)
+    one_by_one = len(paths) <= SYNC_EACH
+    complete = True
+    for directory in paths:
+        try:
+            _with_descriptor(directory, os.O_DIRECTORY, os.fsync if one_by_one else _syncfs)
+        except FileNotFoundError:
+            complete = False
+        else:
+            if not one_by_one:
+                break
+    return complete
 
 
 def sync_file(path: StrPath) -> None:

@@ -10,11 +10,12 @@ import functools
 import os
 import posixpath
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from cdc_archiver.errors import LayoutRefused
-from cdc_archiver.model import FileRecord, Reason
+from cdc_archiver.model import OLDEST_TIMESTAMP, FileRecord, Reason
+from cdc_archiver.timespec import format_time
 
 COMPONENT_BYTES = 255
 """The longest name that Linux file systems take, in bytes."""
@@ -28,9 +29,18 @@ _SURELY_FITS: Final = COMPONENT_BYTES // 4
 _NOT_NORMAL: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
 """A path component that is empty, ``.`` or ``..``."""
 
+_TIMECODES_END: Final = datetime(2286, 11, 20, 17, 46, 40, tzinfo=UTC)
+"""10^10 s since the epoch: from here on the seconds have eleven digits, and the first five repeat those of an earlier time."""
 
-def archived_path(record: FileRecord) -> str:
+_READERS_NAME: Final = "suprsync"
+"""Readers take this directory of a timecode for markers, not for data."""
+
+
+def archived_path(record: FileRecord, oldest: datetime = OLDEST_TIMESTAMP) -> str:
     """The archived path of a record, relative to data_dir.
+
+    Args:
+        oldest: the earliest ``timestamp`` that is not refused.
 
     Raises:
         LayoutRefused: a value that the path needs is missing, or would lead outside its directory.
@@ -42,7 +52,8 @@ def archived_path(record: FileRecord) -> str:
         raise LayoutRefused(Reason.NO_TIMESTAMP, "the row has no timestamp")
     action = f"{_action_time(record, name)}_{record.action}"
     return (
-        f"{_action_directory(record.timestamp, record.pub_id, action)}/{'plots' if record.plot else 'outputs'}/{name}"
+        f"{_action_directory(record.timestamp, oldest, record.pub_id, action)}/"
+        f"{'plots' if record.plot else 'outputs'}/{name}"
     )
 
 
@@ -104,8 +115,16 @@ def _file_name(record: FileRecord) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _action_directory(timestamp: datetime, pub_id: str, action: str) -> str:
+def _action_directory(timestamp: datetime, oldest: datetime, pub_id: str, action: str) -> str:
     """The part of the path that the files of one action share."""
+    if not oldest <= timestamp < _TIMECODES_END:
+        raise LayoutRefused(
+            Reason.BAD_TIMESTAMP,
+            f"the row's timestamp {format_time(timestamp)} is not from {format_time(oldest)} (--oldest-timestamp) to "
+            "2286-11-20 17:46:39Z: its first five digits would name a wrong time, or none",
+        )
+    if pub_id == _READERS_NAME:
+        raise LayoutRefused(Reason.BAD_PUB_ID, f"pub_id: {pub_id!r} is the directory of the timecodes' markers")
     pub_id = _directory_name(pub_id, "pub_id", Reason.BAD_PUB_ID)
     action = _directory_name(action, "action", Reason.BAD_ACTION)
     return f"{str(timestamp.timestamp())[:5]}/{pub_id}/{action}"

@@ -13,8 +13,8 @@ import shlex
 import stat
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,7 @@ from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfig
 from cdc_archiver.model import Reason
 from cdc_archiver.settings.types import FileModes
 from cdc_archiver.transfer import disk_sync
+from cdc_archiver.transfer.disk_errors import os_errors_as_unavailable, placement_failure
 from cdc_archiver.transfer.rsync import PARTIAL
 
 INCOMING: Final = ".incoming"
@@ -37,6 +38,8 @@ _MARKER_TEXT: Final = (
 _NO_SUCH_GROUP: Final = frozenset({errno.EPERM, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP})
 """chown's errors for a group that this user is not in, that the user namespace does not map, or on a disk without groups."""
 _MAX_SUFFIX: Final = 9999
+_PLACE_TRIES: Final = 20
+"""How many times a file's directory is made again where another program removes it before the file is linked."""
 _KEEP_PARTIAL_SECONDS: Final = 86400.0
 _READ_BYTES: Final = 1 << 20
 
@@ -125,7 +128,7 @@ class Archive:
         marked = os.path.lexists(self._marker)
         if expect_marker and not marked:
             raise self._not_mounted("the history has archived files there")
-        with _os_errors_as_unavailable():
+        with os_errors_as_unavailable():
             if not marked:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
                 with os.fdopen(os.open(self._marker, flags, 0o644), "w") as marker:
@@ -151,7 +154,7 @@ class Archive:
         Raises:
             DestinationUnavailable: it cannot be read.
         """
-        with _os_errors_as_unavailable():
+        with os_errors_as_unavailable():
             found = os.statvfs(self.data_dir)
         self.last_free_bytes = found.f_bavail * found.f_frsize
         return self.last_free_bytes
@@ -188,7 +191,7 @@ class Archive:
         """
         self._require_mounted()
         directory = self.incoming / source / worker
-        with _os_errors_as_unavailable():
+        with os_errors_as_unavailable():
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory
 
@@ -198,7 +201,7 @@ class Archive:
         Raises:
             DestinationUnavailable: it cannot be created.
         """
-        with _os_errors_as_unavailable():
+        with os_errors_as_unavailable():
             os.makedirs(staging / os.fsdecode(below), mode=0o700, exist_ok=True)
 
     def clear_staging(self, source: str, *worker: str) -> None:
@@ -211,7 +214,7 @@ class Archive:
         Raises:
             DestinationUnavailable: it cannot be removed.
         """
-        with _os_errors_as_unavailable():
+        with os_errors_as_unavailable():
             _prune(self.incoming.joinpath(source, *worker), time.time() - _KEEP_PARTIAL_SECONDS)
 
     def clear_abandoned(self) -> None:
@@ -220,7 +223,7 @@ class Archive:
         Raises:
             DestinationUnavailable: it cannot be removed.
         """
-        with _os_errors_as_unavailable():
+        with os_errors_as_unavailable():
             _prune(self.incoming, time.time() - _KEEP_PARTIAL_SECONDS, keep_young_files=True)
 
     def find(self, final: str, md5: bytes) -> Placed | None:
@@ -232,17 +235,18 @@ class Archive:
         for candidate in _candidate_paths(final):
             try:
                 found = os.lstat(candidate)
+                usable = (
+                    stat.S_ISREG(found.st_mode)
+                    and self._is_trusted_path(Path(candidate).parent)
+                    and _has_md5(candidate, found.st_size, md5)
+                )
             except OSError:  # missing; or placement will report an error of the name or the directory
                 return None
-            if (
-                stat.S_ISREG(found.st_mode)
-                and self._is_trusted_path(Path(candidate).parent)
-                and _has_md5(candidate, found.st_size, md5)
-            ):
-                with _os_errors_as_unavailable():
+            if usable:
+                with os_errors_as_unavailable(), suppress(FileNotFoundError):  # another program has just removed it
                     disk_sync.sync_file(candidate)
-                    disk_sync.sync_directories({os.path.dirname(candidate)})
-                return Placed(candidate, found.st_size, adopted=True)
+                    self._sync_directories({os.path.dirname(candidate)})
+                    return Placed(candidate, found.st_size, adopted=True)
         return None
 
     def verify(self, file: Staged, cancel: threading.Event) -> bool:
@@ -257,10 +261,8 @@ class Archive:
         Raises:
             DestinationUnavailable: the md5 differs: this machine changed the file.
         """
-        try:
+        with os_errors_as_unavailable():
             seen = _md5_of(file.staged, file.stat_result.st_size if file.stat_result else _READ_BYTES, cancel)
-        except OSError as error:
-            raise _destination_unavailable(error) from error
         if seen is not None and seen != file.md5:
             raise DestinationUnavailable(
                 Reason.CORRUPTED,
@@ -280,28 +282,47 @@ class Archive:
         """
         self._require_mounted()
         results: list[Placed | LayoutRefused | DestinationUnavailable] = []
-        touched: set[Path] = set()
-        placed_in: set[str] = set()
+        touched: set[str] = set()
         groups: dict[str, int | None] = {}
-        with _os_errors_as_unavailable():
+        with os_errors_as_unavailable():
             disk_sync.sync_files([file.staged for file in files])
             for file in files:
-                directory = os.path.dirname(file.final)
                 try:
-                    if directory not in groups:
-                        self._make_directory(Path(directory), touched)
-                        groups[directory] = _prescribed_group(directory)
-                    placed = self._link(file, groups[directory])
+                    results.append(self._place_one(file, groups, touched))
                 except OSError as error:
-                    results.append(_placement_failure(file.final, error))
-                else:
-                    placed_in.add(directory)
-                    results.append(placed)
-            disk_sync.sync_directories(touched.union(map(Path, placed_in)))
+                    results.append(placement_failure(file.final, error))
+            self._sync_directories(touched)
             for staged in {file.staged for file in files}:  # two rows may share one
                 with suppress(FileNotFoundError):
                     os.unlink(staged)
         return results
+
+    def _place_one(self, file: Staged, groups: dict[str, int | None], touched: set[str]) -> Placed:
+        """Links a file in its directory, which another program may remove at any moment: then it is made again.
+
+        Args:
+            groups: of each directory that is known to exist, the group that it prescribes.
+            touched: receives the directories to be synced.
+        """
+        directory = os.path.dirname(file.final)
+        for tries_left in reversed(range(_PLACE_TRIES)):
+            try:
+                if directory not in groups:
+                    self._make_directory(Path(directory), touched)
+                    groups[directory] = _prescribed_group(directory)
+                placed = self._link(file, groups[directory])
+                break
+            except FileNotFoundError:
+                if not tries_left or not os.path.lexists(file.staged):
+                    raise
+                groups.pop(directory, None)
+                self._require_mounted()
+        touched.add(directory)
+        return placed
+
+    def _sync_directories(self, directories: Iterable[str]) -> None:
+        if not disk_sync.sync_directories(directories):
+            self._require_mounted()  # else another program removed them, and their files
 
     def _link(self, file: Staged, group: int | None) -> Placed:
         found = file.stat_result or os.lstat(file.staged)
@@ -320,7 +341,7 @@ class Archive:
                 return Placed(candidate, size, adopted=False)
         raise OSError(errno.ENAMETOOLONG, f"{_MAX_SUFFIX} files of that name exist already")
 
-    def _make_directory(self, directory: Path, touched: set[Path]) -> None:
+    def _make_directory(self, directory: Path, touched: set[str]) -> None:
         missing: list[Path] = []
         there = directory
         while not os.path.isdir(there):
@@ -338,9 +359,9 @@ class Archive:
                 new.mkdir(self._modes.directories)
                 self._set_mode(new)
             except FileExistsError:  # another worker has created it meanwhile
-                if not os.path.isdir(new):
+                if not os.path.isdir(new) and os.lstat(new):
                     raise
-            touched.update((new, new.parent))
+            touched.update((str(new), str(new.parent)))
 
     def _set_mode(self, directory: Path) -> None:
         """Sets the mode regardless of the umask, and keeps setgid where the directory above passes it on."""
@@ -422,28 +443,17 @@ def _md5_of(path: str, size: int, cancel: threading.Event | None = None) -> byte
 
 
 def _has_md5(path: str, size: int, md5: bytes) -> bool:
-    """Whether a file of the archive has this md5; False where it cannot be read."""
+    """Whether a file of the archive has this md5; False where it cannot be read.
+
+    Raises:
+        FileNotFoundError: another program has just removed it.
+    """
     try:
         return _md5_of(path, size) == md5
+    except FileNotFoundError:
+        raise
     except OSError:
         return False
-
-
-def _placement_failure(final: str, error: OSError) -> LayoutRefused | DestinationUnavailable:
-    """The failure that an error at one final path means; raises the error where it concerns the whole disk."""
-    match error.errno:
-        case errno.ENAMETOOLONG:
-            return LayoutRefused(Reason.BAD_NAME, f"{final}: {error.strerror}")
-        case errno.ENOSPC | errno.EDQUOT | errno.EROFS:
-            raise error
-        case _:
-            failure = DestinationUnavailable(
-                Reason.PLACE_UNUSABLE,
-                f"the file cannot be placed: {error}",
-                f"check the owner of each directory on its path, and remove what is in the way: namei -l {shlex.quote(final)}",
-            )
-            failure.__cause__ = error
-            return failure
 
 
 def _prune(directory: os.PathLike[str], before: float, *, keep_young_files: bool = False) -> bool:
@@ -477,20 +487,3 @@ def _entries(directory: os.PathLike[str]) -> list[os.DirEntry[str]]:
         os.chmod(directory, 0o700)
         with os.scandir(directory) as entries:
             return list(entries)
-
-
-@contextmanager
-def _os_errors_as_unavailable() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _destination_unavailable(error) from error
-
-
-def _destination_unavailable(error: OSError) -> DestinationUnavailable:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return DestinationUnavailable(
-        Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE,
-        f"the archive's disk: {error}",
-        "free space on that disk" if full else "check that the disk is mounted, writable for this user, and healthy",
-    )

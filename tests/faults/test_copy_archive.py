@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,33 @@ def test_a_disk_that_cannot_be_written_to_causes_no_failed_attempt(stage: Privat
         stage.wait_archived(*ids)
         assert_healthy(program)
         assert_archived(stage, ids, [before, *files], root=disk.root)
+    assert_no_failed_attempts(stage)
+
+
+def test_a_clean_up_downstream_that_removes_whole_timecodes_delays_no_file(stage: PrivateSite) -> None:
+    # Given somebody who removes timecodes all the time,
+    files = stage.files(300, size=100)
+    over = threading.Event()
+
+    def clean_up() -> None:
+        while not over.wait(0.002):
+            shutil.rmtree(stage.data_dir / "15895", ignore_errors=True)
+
+    remover = threading.Thread(target=clean_up, name="clean-up")
+    # when files of such a timecode come,
+    with stage.program(host="", batch_files=15) as program:
+        remover.start()
+        try:
+            ids = stage.register(*files)
+            rows = stage.wait_archived(*ids)
+        finally:
+            over.set()
+            remover.join()
+        # then each is archived as if nobody were there: neither file nor disk is to blame.
+        assert [row.path for row in rows] == [str(stage.place(file)) for file in files]
+        assert_healthy(program)
+        assert failure_count(program) == 0
+        assert "destination_down" not in program.said
     assert_no_failed_attempts(stage)
 
 

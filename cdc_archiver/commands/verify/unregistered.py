@@ -97,7 +97,7 @@ def _named(context: CommandContext, data_dir: Path, stopped: Callable[[], bool])
                     elsewhere.add(file)
                 continue
             try:
-                names.add(_digest(f"{data_dir}/{layout.archived_path(row.record)}"))
+                names.add(_digest(f"{data_dir}/{layout.archived_path(row.record, context.settings.oldest_timestamp)}"))
             except LayoutRefused:
                 continue
     return names, elsewhere

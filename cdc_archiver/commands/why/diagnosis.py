@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -12,7 +12,7 @@ from typing import Any, Final
 from cdc_archiver.commands.why.facts import FileFacts, PlaceState
 from cdc_archiver.database.operator_history import IGNORED, HistoryEntry
 from cdc_archiver.database.search import RowState
-from cdc_archiver.model import Reason, Scope
+from cdc_archiver.model import OLDEST_TIMESTAMP, Reason, Scope
 from cdc_archiver.timespec import format_age, format_duration, format_time
 from cdc_archiver.transfer.probe import FileState
 
@@ -25,9 +25,10 @@ _REASONS: Final = MappingProxyType(
         Reason.BAD_PATH: "its path is not a valid file path",
         Reason.BAD_NAME: "its name is not a valid file name",
         Reason.NO_PUB_ID: "the row has no pub_id",
-        Reason.BAD_PUB_ID: "its pub_id is not a valid directory name",
+        Reason.BAD_PUB_ID: "its pub_id is not a valid name of a stream's directory",
         Reason.BAD_ACTION: "its action is not a valid directory name",
         Reason.NO_TIMESTAMP: "the row has no timestamp",
+        Reason.BAD_TIMESTAMP: "its timestamp gives no five digits that name its time",
         Reason.NO_MD5: "the row has no md5sum",
         Reason.PATH_TOO_LONG: "its archived path does not fit into the column",
     }
@@ -42,6 +43,7 @@ _COLUMNS: Final = MappingProxyType(
         Reason.BAD_PUB_ID: "pub_id",
         Reason.BAD_ACTION: "action",
         Reason.NO_TIMESTAMP: "timestamp",
+        Reason.BAD_TIMESTAMP: "timestamp",
         Reason.NO_MD5: "md5sum",
     }
 )
@@ -94,6 +96,12 @@ def diagnose(facts: FileFacts, now: datetime) -> Diagnosis:
     Args:
         now: aware.
     """
+    diagnosis = _of_state(facts, now)
+    note = "" if facts.place.refused else _timestamp_note(facts, now)
+    return replace(diagnosis, sentence=f"{diagnosis.sentence} {note}") if note else diagnosis
+
+
+def _of_state(facts: FileFacts, now: datetime) -> Diagnosis:
     match facts.state:
         case RowState.ARCHIVED:
             return _archived(facts)
@@ -105,6 +113,16 @@ def diagnose(facts: FileFacts, now: datetime) -> Diagnosis:
             return _quarantined(facts, now)
         case _:  # pending; or --max-attempts is lower here than in the service, which has the file in its pipeline
             return _pending(facts, now)
+
+
+def _timestamp_note(facts: FileFacts, now: datetime) -> str:
+    timestamp = facts.record.timestamp
+    if timestamp is None or (timestamp >= OLDEST_TIMESTAMP and not facts.record.is_ahead(now)):
+        return ""
+    when = f"Its timestamp, {format_time(timestamp)},"
+    if timestamp < OLDEST_TIMESTAMP:
+        return f"{when} is before {format_time(OLDEST_TIMESTAMP)}: the five digits of its place name another time."
+    return f"{when} is more than a day ahead of this machine's clock: was a clock wrong?"
 
 
 def _archived(facts: FileFacts) -> Diagnosis:
@@ -336,6 +354,11 @@ def _fix_row(facts: FileFacts, reason: str) -> Iterator[tuple[str, str]]:
         yield (
             f"to correct the row's {column}",
             f"UPDATE {facts.table} SET {column} = …{keep} WHERE id = {facts.record.id};",
+        )
+    if reason == Reason.BAD_TIMESTAMP.value:
+        yield (
+            "or, if that time is right and not before 1970-01-01 02:46:40Z, run the service with",
+            "--oldest-timestamp DATE",
         )
     elif reason == Reason.PATH_TOO_LONG.value:
         # A MODIFY loses whatever it does not repeat: type, character set, collation.

@@ -222,7 +222,7 @@ def _archive_place(context: CommandContext, row: Row, max_size: int | None) -> A
     if row.copied:
         return _examine_place(context, Path(record.path), record.md5sum, max_size)
     try:
-        relative = layout.archived_path(record)
+        relative = layout.archived_path(record, context.settings.oldest_timestamp)
         path = str(data_dir / relative) if data_dir else str(relative)
         layout.require_fit(path, context.files.path_width)
     except LayoutRefused as refusal:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from check_findings import not_ok, settings, the_only
 from files_table import TABLE
-from findings import not_ok, settings, the_only
 from private_database import PASSWORD, PrivateDatabase
 from pymysqlreplication import binlogstream
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from findings import not_ok, settings, the_only
+from check_findings import not_ok, settings, the_only
 from small_disk import UNSHARE, require_mounts
 
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.preflight import CheckStatus, Finding, destination_findings
-from cdc_archiver.transfer.staging import MARKER, Archive
+from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
 
 
 def check(directory: Path, *, expect_marker: bool = False, **flags: Any) -> list[Finding]:
@@ -148,6 +148,41 @@ def test_a_disk_that_is_gone_is_not_taken_for_a_new_archive(data_dir: Path) -> N
     subprocess.run(found.fix.partition(": ")[2], shell=True, check=True)
     assert (data_dir / MARKER).exists()
     assert not_ok(check(data_dir, expect_marker=True)) == []
+
+
+def test_what_stops_the_archives_readers_is_named_with_the_fix(data_dir: Path) -> None:
+    # Given an archive with timecodes, one of them on another disk, and nothing else,
+    (data_dir / "15895").mkdir()
+    (data_dir.parent / "elsewhere").mkdir()
+    (data_dir / "15896").symlink_to(data_dir.parent / "elsewhere")
+    Archive(data_dir, settings().modes, 0).prepare(expect_marker=False)
+    assert not_ok(check(data_dir)) == []
+    # when other things come to lie there,
+    for name in ("1.0", "notes", "158951", ".snapshot", "lost+found"):
+        (data_dir / name).mkdir()
+    for name in ("15897", "15898 copy", "z'.txt"):
+        (data_dir / name).write_text("")
+    found = the_only(check(data_dir))
+    # then some are named, the others are counted,
+    assert found.status is CheckStatus.WARNING
+    assert ": .snapshot, 1.0, 15895" in found.text
+    assert " and 3 more; readers of the archive take each name there for a timecode" in found.text
+    # and the fix takes them out of the way, at most twice.
+    subprocess.run(found.fix, shell=True, check=True)
+    subprocess.run(the_only(check(data_dir)).fix, shell=True, check=True)
+    assert not_ok(check(data_dir)) == []
+    assert sorted(entry.name for entry in data_dir.iterdir()) == [MARKER, INCOMING, "15895", "15896"]
+
+
+def test_a_data_dir_that_is_the_top_of_a_disk_has_its_lost_and_found(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (data_dir / "lost+found").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == data_dir)
+
+    found = the_only(check(data_dir))
+    assert "is a mount point" in found.text
+    assert found.fix.startswith(f"--data-dir {shlex.quote(f'{data_dir}/archive')}  #")
 
 
 def test_leftovers_in_staging_are_reported(data_dir: Path) -> None:

@@ -4,8 +4,8 @@ import io
 from pathlib import Path
 
 import pytest
+from check_findings import settings, the_only
 from files_table import TABLE
-from findings import settings, the_only
 from healthy_site import Source
 from private_database import PrivateDatabase
 from rich.console import Console

@@ -6,7 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from findings import not_ok, settings, the_only
+from check_findings import not_ok, settings, the_only
 from healthy_site import Source
 
 from cdc_archiver import preflight

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import time
+from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,24 @@ def test_sizes(text: str, size: int) -> None:
     assert load({**TARGET, "min_free": text}, environment={}).min_free == size
 
 
+@pytest.mark.parametrize("text", ["1995-01-01", "1995-01-01T01:00+01:00", "1995-01-01 00:00:00Z"])
+def test_the_oldest_timestamp_is_a_date_or_a_time_and_in_utc(tmp_path: Path, text: str) -> None:
+    expected = datetime(1995, 1, 1, tzinfo=UTC)
+    assert load({**TARGET, "oldest_timestamp": text}, environment={}).oldest_timestamp == expected
+    file = tmp_path / "archiver.toml"
+    for written in (f'"{text}"', "1995-01-01", "1995-01-01T00:00:00Z", "1995-01-01 00:00:00"):
+        file.write_text(f"oldest_timestamp = {written}")
+        assert load(TARGET, file, environment={}).oldest_timestamp == expected
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ({"oldest_timestamp": "1970-01-01T02:46:39Z"}, "10,000 s since the epoch"),
+        ({"oldest_timestamp": "2001-09-09T01:46:41Z"}, "10,000 s since the epoch"),
+        ({"oldest_timestamp": "0001-01-01T00:00+14:00"}, "use 1995-01-01 or"),
+        ({"oldest_timestamp": "0"}, "use 1995-01-01 or"),
+        ({"oldest_timestamp": 10_000}, "use 1995-01-01 or"),
         ({"host": "-oProxyCommand=x"}, "invalid host name or address"),
         ({"host": "a b"}, "invalid host name or address"),
         ({"host": "-x@h"}, "invalid host name or address"),

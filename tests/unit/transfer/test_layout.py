@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -56,10 +57,13 @@ file_names = st.one_of(
     st.builds("{}_{}.npy".format, st.integers(0, 2**31), st.sampled_from(["iv", "tune", ""])),
     st.builds("{}.dat".format, st.integers(-5, 10**12)),
 )
+EARLIEST = datetime.fromtimestamp(10_000, UTC)
 records = st.builds(
     record,
     path=st.builds("/{}/{}".format, names, file_names),
-    timestamp=st.integers(0, 2**31 - 1).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+    timestamp=st.datetimes(
+        datetime(1970, 1, 1, 2, 46, 40), datetime(2286, 11, 20, 17, 46, 39, 999_999), timezones=st.just(UTC)
+    ),
     action=st.one_of(st.none(), st.just(""), names),
     action_timestamp=st.one_of(st.none(), st.integers(-(2**31), 2**31 - 1)),
     plot=st.booleans(),
@@ -72,13 +76,13 @@ hostile = st.builds(
     timestamp=st.one_of(st.none(), st.datetimes(timezones=st.just(UTC))),
     action=any_text,
     action_timestamp=st.one_of(st.none(), st.integers()),
-    pub_id=st.one_of(any_text, st.sampled_from(["..", ".", "../..", "a/b", "/etc", "a\nb"])),
+    pub_id=st.one_of(any_text, st.sampled_from(["..", ".", "../..", "a/b", "/etc", "a\nb", "suprsync"])),
 )
 
 
 @given(records)
 def test_the_path_is_the_polling_agents_for_every_combination_of_missing_values(row: FileRecord) -> None:
-    assert str(archived_path(row)) == polling_agents_path(row)
+    assert archived_path(row, EARLIEST) == polling_agents_path(row)
 
 
 @given(hostile)
@@ -91,6 +95,11 @@ def test_no_row_leads_out_of_its_place_or_crashes(row: FileRecord) -> None:
     assert not {"", ".", ".."} & set(parts)
     assert all(len(os.fsencode(part)) <= 255 and "\0" not in part for part in parts)
     assert parts[3] in ("plots", "outputs")
+    # Readers of the archive take the first for a time, and the second for a stream.
+    assert re.fullmatch("[1-9][0-9]{4}", parts[0])
+    assert row.timestamp is not None
+    assert int(parts[0]) == row.timestamp.timestamp() // 100_000
+    assert parts[1] != "suprsync"
 
 
 @given(
@@ -130,6 +139,11 @@ def test_missing_values_fall_back_as_in_the_polling_agent(changes: dict[str, Any
     [
         ({"pub_id": None}, Reason.NO_PUB_ID),
         ({"timestamp": None}, Reason.NO_TIMESTAMP),
+        ({"timestamp": datetime.fromtimestamp(0, UTC)}, Reason.BAD_TIMESTAMP),
+        ({"timestamp": datetime(1, 1, 1, tzinfo=UTC)}, Reason.BAD_TIMESTAMP),
+        ({"timestamp": datetime(2001, 9, 9, 1, 46, 39, tzinfo=UTC)}, Reason.BAD_TIMESTAMP),
+        ({"timestamp": datetime(2286, 11, 20, 17, 46, 40, tzinfo=UTC)}, Reason.BAD_TIMESTAMP),
+        ({"pub_id": "suprsync"}, Reason.BAD_PUB_ID),
         ({"pub_id": ""}, Reason.BAD_PUB_ID),
         ({"pub_id": ".."}, Reason.BAD_PUB_ID),
         ({"pub_id": "../.."}, Reason.BAD_PUB_ID),
@@ -148,6 +162,26 @@ def test_an_impossible_row_is_refused_with_its_reason(changes: dict[str, Any], r
     with pytest.raises(LayoutRefused) as refusal:
         archived_path(record(**changes))
     assert refusal.value.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("when", "digits"),
+    [
+        (datetime(2001, 9, 9, 1, 46, 40, tzinfo=UTC), "10000"),
+        (datetime(2038, 1, 19, 3, 14, 7, tzinfo=UTC), "21474"),  # the end of TIMESTAMP in MySQL
+        (datetime(2106, 2, 7, 6, 28, 15, tzinfo=UTC), "42949"),  # and in MariaDB from 11.5 on
+        (datetime(2286, 11, 20, 17, 46, 39, tzinfo=UTC), "99999"),
+    ],
+)
+def test_five_digits_name_a_time_from_2001_to_2286(when: datetime, digits: str) -> None:
+    assert archived_path(record(timestamp=when)).startswith(f"{digits}/")
+
+
+def test_older_files_are_placed_as_the_polling_agent_did_where_a_setting_says_so() -> None:
+    old = record(timestamp=datetime(2000, 1, 1, tzinfo=UTC))
+    assert archived_path(old, EARLIEST).startswith("94668/")
+    with pytest.raises(LayoutRefused):
+        archived_path(record(timestamp=datetime(1970, 1, 1, 2, 46, 39, tzinfo=UTC)), EARLIEST)
 
 
 @pytest.mark.parametrize(

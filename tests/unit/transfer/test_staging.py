@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -145,6 +146,107 @@ def test_nothing_is_placed_once_the_disk_is_unmounted(archive: Archive) -> None:
     with pytest.raises(DestinationUnavailable, match="not mounted"):
         archive.place([file])
     assert not Path(file.final).exists()
+
+
+class Removal:
+    """Removes a directory just before one of the system calls about it.
+
+    Args:
+        number: of that call, from 1 on.
+        file: whose presence at that moment is noted.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path, number: int, file: str) -> None:
+        self.done = False
+        self.had_file = False
+        self._left = number
+        self._calls = {name: getattr(os, name) for name in ("stat", "lstat", "mkdir", "link", "open", "chmod")}
+        self._directory = directory
+        self._file = file
+        self._patch = monkeypatch
+
+    def __enter__(self) -> Self:
+        for name in self._calls:
+            self._patch.setattr(os, name, self._counted(name))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, call in self._calls.items():
+            self._patch.setattr(os, name, call)
+
+    def _counted(self, name: str) -> Callable[..., Any]:
+        call = self._calls[name]
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            if any(str(self._directory) in str(argument) for argument in arguments):
+                self._left -= 1
+                if self._left == 0:
+                    self.__exit__()
+                    self.done, self.had_file = True, os.path.exists(self._file)
+                    shutil.rmtree(self._directory, ignore_errors=True)
+            return call(*arguments, **options)
+
+        return counted
+
+
+@pytest.mark.parametrize("there", [b"", b"data", b"another"], ids=["empty", "with this file", "with another"])
+def test_a_directory_that_another_program_removes_meanwhile_is_made_again(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, there: bytes
+) -> None:
+    for number in range(1, 100):
+        # Given a file on its way, into a directory with or without one of its name,
+        file = stage(archive, "a", b"data")
+        timecode = archive.data_dir / "15895"
+        if there:
+            Path(file.final).parent.mkdir(parents=True)
+            Path(file.final).write_bytes(there)
+        # when somebody removes the whole timecode before any of the system calls,
+        with Removal(monkeypatch, timecode, number, file.final) as removal:
+            result = placed(archive, file)
+        # then the file is in its place, unless it was removed from there.
+        own = Path(result.path)
+        assert own.exists() or removal.had_file
+        assert not own.exists() or own.read_bytes() == b"data"
+        shutil.rmtree(timecode, ignore_errors=True)
+        if not removal.done:
+            break
+    assert number > 8
+
+
+def test_a_file_that_is_removed_while_it_is_looked_at_is_not_found_or_was_there(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 100):
+        file = stage(archive, "a", b"data")
+        placed(archive, file)
+        with Removal(monkeypatch, archive.data_dir / "15895", number, file.final) as removal:
+            found = archive.find(file.final, file.md5)
+        assert found in (None, Placed(file.final, 4, adopted=True))
+        if not removal.done:
+            break
+    assert found is not None
+    assert number > 5
+
+
+def test_a_disk_that_is_unmounted_during_placement_is_not_taken_for_a_removed_directory(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a file that is about to be linked,
+    file = stage(archive, "a", b"data")
+    link = os.link
+
+    def unmount_and_link(*arguments: Any, **options: Any) -> None:
+        # when nothing is left of its directory, nor the marker,
+        shutil.rmtree(archive.data_dir / "15895")
+        (archive.data_dir / MARKER).unlink()
+        link(*arguments, **options)
+
+    monkeypatch.setattr(os, "link", unmount_and_link)
+    # then nothing is made again on the bare mount point.
+    with pytest.raises(DestinationUnavailable) as trouble:
+        archive.place([file])
+    assert trouble.value.reason is Reason.DESTINATION_MISSING
+    assert not (archive.data_dir / "15895").exists()
 
 
 def test_leftovers_of_a_removed_source_are_deleted_after_a_day(archive: Archive) -> None:
