@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Final
 
 import pymysql
@@ -13,7 +14,8 @@ from pymysql.connections import Connection as RawConnection
 from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
-from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
+from cdc_archiver.database import schema
+from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
 from cdc_archiver.settings import Settings
 
 CONNECT_TIMEOUT: Final = 10
@@ -31,7 +33,8 @@ _FIXES: Final = {
     1054: "`cdc-archiver check` names each column that differs from the table of a pysmurf monitor",
     1142: "`cdc-archiver check` names the GRANT that `run` needs; `init-db` needs CREATE and INDEX",
     1143: "`cdc-archiver check` names the GRANT that `run` needs; `init-db` needs CREATE and INDEX",
-    1146: "the table is gone: see `cdc-archiver check`, or `cdc-archiver init-db` to create it",
+    1050: "this user may not see the table: grant it SELECT and UPDATE",
+    1146: "if the table was renamed, rename it back or set --table; if it was dropped, restore it; see `cdc-archiver check`",
     1227: "run the GRANT that `cdc-archiver check` names",
     1298: "check --db-time-zone; the name of a zone needs the server's time zone tables, +00:00 does not",
     1698: "check MYSQL_USER and MYSQL_PASSWORD (or MYSQL_PASSWORD_FILE)",
@@ -39,12 +42,15 @@ _FIXES: Final = {
 }
 
 
+_NO_SUCH_TABLE: Final = 1146
 _LOCKED: Final = {1205, 1213}
 _REFUSED: Final = {1048, 1062, 1264, 1265, 1292, 1364, 1366, 1406, 1442, 1644, 3819, 4025}
 _LOCK_WAIT: Final = 5
 """Seconds that a write waits for a row locked by another transaction."""
 _GROUP_CONCAT_BYTES: Final = 1_000_000
 """MariaDB's default; MySQL's default, 1,024, would truncate the digests of a write-back's rows."""
+_ISOLATION: Final = "SET SESSION TRANSACTION ISOLATION LEVEL"
+"""Of every session of ours, since the server's default may show rows that are never committed, or lock all rows that are read."""
 
 
 class SharedContextConnection(RawConnection):
@@ -79,8 +85,7 @@ class Database:
         self.name = settings.mysql_database
         self.address = f"{settings.mysql_host}:{settings.mysql_port}"
         self._reading = self._engine(autocommit=True)
-        # A separate pool, since a change of a connection's mode costs two statements each time. REPEATABLE READ, the servers'
-        # default: READ COMMITTED cannot write in STATEMENT format.
+        # A separate pool, since a change of a connection's mode costs two statements each time.
         self._writing = self._engine(autocommit=False)
 
     def raw_connection(self, **options: Any) -> RawConnection[Any]:
@@ -106,6 +111,7 @@ class Database:
             "read_timeout": self._answer_timeout,
             "write_timeout": self._answer_timeout,
             "autocommit": True,
+            "init_command": f"{_ISOLATION} READ COMMITTED",
         }
         if settings.mysql_ssl_ca or settings.mysql_ssl_cert:
             try:
@@ -164,10 +170,17 @@ class Database:
         def _set_session(connection: Any, record: Any) -> None:
             record.info["fresh"] = True
             with connection.cursor() as cursor:
+                # MariaDB's EMPTY_STRING_IS_NULL would make NULL of each '' in our statements; it would do so here as well.
                 cursor.execute(
-                    "SET SESSION innodb_lock_wait_timeout = %s, SESSION group_concat_max_len = %s",
+                    "SET SESSION innodb_lock_wait_timeout = %s, SESSION group_concat_max_len = %s,"
+                    " SESSION sql_mode = REPLACE(@@sql_mode, 'EMPTY_STRING_IS_NULL', ',')",
                     (_LOCK_WAIT, _GROUP_CONCAT_BYTES),
                 )
+                # InnoDB cannot write in STATEMENT format at READ COMMITTED.
+                if cursor.execute(
+                    "SHOW SESSION VARIABLES WHERE Variable_name = 'binlog_format' AND Value = 'STATEMENT'"
+                ):
+                    cursor.execute(f"{_ISOLATION} REPEATABLE READ")
                 if self._settings.db_time_zone:
                     cursor.execute("SET SESSION time_zone = %s", (self._settings.db_time_zone,))
 
@@ -194,6 +207,8 @@ class Database:
         except sa.exc.TimeoutError as error:
             raise DatabaseUnavailable(f"all connections to the database {self.address} are busy") from error
         except (sa.exc.DBAPIError, pymysql.MySQLError, OSError, UnicodeError) as error:
+            if error_code(error) == _NO_SUCH_TABLE:
+                raise self._missing_table(error) from error
             raise translate_error(error, self.address) from error
         except sa.exc.InvalidRequestError as error:
             if "connection is closed" not in str(error):
@@ -203,6 +218,21 @@ class Database:
                 f"the database {self.address} accepts connections and does not answer",
                 "look at the server's log and load",
             ) from error
+
+    def _missing_table(self, error: BaseException) -> ArchiverError:
+        """The error of a statement for lack of a table, which names what else there is, or the trigger as the cause."""
+        translated = translate_error(error, self.address)
+        name = re.search(r"'(?:[^']*\.)?([^'.]+)'", translated.message)
+        statement = getattr(error, "statement", None)
+        if name and statement and not re.search(rf"(?<!\w){re.escape(name[1])}(?!\w)", statement, re.IGNORECASE):
+            return Misconfigured(
+                f"{translated.message}; a trigger names it", "create that table, or drop the trigger: SHOW TRIGGERS"
+            )
+        others: list[str] = []
+        with suppress(sa.exc.SQLAlchemyError, pymysql.MySQLError, OSError), self._reading.connect() as connection:
+            others = schema.similar_tables(connection, self.name)
+        there = f"; the database {self.name} has {', '.join(others)}" if others else ""
+        return Misconfigured(translated.message + there, translated.hint)
 
 
 def error_code(error: BaseException) -> int:

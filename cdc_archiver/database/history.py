@@ -14,10 +14,11 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy.dialects import mysql
 
+from cdc_archiver.database import schema
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.model import Archived, AttemptFailed, Refused
 
-NAME: Final = "cdc_archiver_history"
+NAME: Final = schema.HISTORY
 _DETAIL_CHARACTERS: Final = 4000
 _WAITED_LIMIT: Final = 2**31 - 1
 """Maximum of the column: 25 days in milliseconds. A source may be down for longer."""
@@ -35,6 +36,13 @@ _FORBIDDEN: Final = frozenset({1451, 1644})
 HISTORY_ERRORS: Final = frozenset({1054, 1114, 1142, 1143, 1146, 1264, 1265, 1292, 1364, 1366, 1406})
 """Errors of a statement on the side table that cost no more than the history: no permission, no table, no such column, table full,
 value rejected."""
+_FIXES: Final = {
+    **dict.fromkeys((1044, 1142, 1143), "run the GRANT that `cdc-archiver check` names; each sweep tries again"),
+    **dict.fromkeys(
+        (1290, 1792, 1836), "end the read-only mode, or set MYSQL_HOST to the primary; each sweep tries again"
+    ),
+}
+"""By the server's error number."""
 
 _log = structlog.get_logger(__name__)
 
@@ -113,6 +121,16 @@ class History:
         self._prune_from = 0.0
         self._behind = False
         self._pruning = threading.Lock()
+        self.unavailable = ""
+        """Why it is not kept now; empty where it is."""
+
+    def open(self, connection: sa.Connection) -> None:
+        """Makes it ready, or logs why it is not: asked at the start, and with each sweep until it is ready."""
+        before, self.unavailable = self.unavailable, open_history(connection)
+        if self.unavailable and self.unavailable != before:
+            _log.warning("no_history", detail=self.unavailable)
+        elif before and not self.unavailable:
+            _log.info("history_ready")
 
     def write(self, connection: sa.Connection, entries: Sequence[OutcomeEntry]) -> None:
         """Appends entries, within the caller's transaction."""
@@ -233,7 +251,7 @@ def open_history(connection: sa.Connection) -> str:
     """Creates the side table where it is missing and the grants allow it, and tests access to it.
 
     Returns:
-        An empty text where the history can be written, else the reason why not: one sentence.
+        An empty text where the history can be written, else the reason why not, with the fix.
     """
     try:
         TABLE.create(connection, checkfirst=True)
@@ -242,5 +260,6 @@ def open_history(connection: sa.Connection) -> str:
         columns = [column for column in TABLE.c if column.name != "id"]
         connection.execute(sa.insert(TABLE).from_select(columns, sa.select(*columns).where(sa.false())))
     except sa.exc.DBAPIError as error:
-        return str(error.orig.args[-1] if error.orig and error.orig.args else error)
+        fix = _FIXES.get(error_code(error))
+        return f"{error.orig.args[-1] if error.orig and error.orig.args else error}{f'; fix: {fix}' if fix else ''}"
     return ""

@@ -233,7 +233,7 @@ class Recorder(StoppableThread):
         return changed.union(*(part.already for part in written))
 
     def _write_history(self, connection: sa.Connection, entries: Sequence[OutcomeEntry]) -> None:
-        if self._history is None or time.monotonic() < self._history_from:
+        if self._history is None or self._history.unavailable or time.monotonic() < self._history_from:
             return
         try:
             self._history.write(connection, entries)

@@ -12,6 +12,8 @@ from sqlalchemy.schema import CreateTable
 from cdc_archiver.errors import Misconfigured, NoSuchTable
 
 DEFAULT_TABLE: Final = "pysmurf_files"
+HISTORY: Final = "cdc_archiver_history"
+"""The side table's name."""
 INDEX: Final = "cdc_archiver_pending"
 """The index with which a sweep's cost depends only on the number of pending rows."""
 
@@ -19,6 +21,12 @@ _NO_TABLE_HINT: Final = (
     "check MYSQL_DATABASE and --table; a table without GRANT SELECT, UPDATE for this user is invisible too; a new site "
     "creates it with `cdc-archiver init-db`"
 )
+_OTHER_TABLE_HINT: Final = (
+    "if the table of files has another name now, set --table to it, or rename it back; a table without GRANT SELECT, UPDATE for this "
+    "user is invisible"
+)
+_TABLE_TYPES: Final = frozenset({"BASE TABLE", "SYSTEM VERSIONED"})
+"""The second one is MariaDB's, for a table WITH SYSTEM VERSIONING."""
 _INDEX_COLUMNS: Final = ("copied", "instance_id", "id", "failed_copy_attempts")
 _VERSIONED: Final = re.compile(rf"{DEFAULT_TABLE}_v(\d+)")
 
@@ -73,7 +81,7 @@ def resolve_table(connection: sa.Connection, database: str, wanted: str = "") ->
 
     Args:
         database: to search.
-        wanted: the operator's choice; empty: ``pysmurf_files`` or, where that is not a base table, the newest
+        wanted: the operator's choice; empty: ``pysmurf_files`` or, where that is not a table, the newest
             ``pysmurf_files_v<N>``.
 
     Raises:
@@ -81,22 +89,42 @@ def resolve_table(connection: sa.Connection, database: str, wanted: str = "") ->
         Misconfigured: it is a view.
     """
     kinds = _tables(connection, database)
-    if wanted:
-        if wanted not in kinds:
-            raise NoSuchTable(f"there is no table {wanted} in the database {database}", _NO_TABLE_HINT)
-        if kinds[wanted] != "BASE TABLE":
-            raise Misconfigured(
-                f"{wanted} is a view; the binary log names its base table", "set --table to the base table"
-            )
-        return wanted
-    if kinds.get(DEFAULT_TABLE) == "BASE TABLE":
-        return DEFAULT_TABLE
     versions = {int(match[1]): name for name, kind in kinds.items() if (match := _versioned(name, kind))}
-    if not versions:
-        raise NoSuchTable(
-            f"there is no table {DEFAULT_TABLE} (nor {DEFAULT_TABLE}_v<N>) in the database {database}", _NO_TABLE_HINT
-        )
-    return versions[max(versions)]
+    name = wanted or DEFAULT_TABLE
+    if kinds.get(name) in _TABLE_TYPES:
+        return name
+    if versions and not wanted:
+        return versions[max(versions)]
+    if name in kinds:
+        raise Misconfigured(f"{name} is a view; the binary log names its base table", "set --table to the base table")
+    missing = f"there is no table {name}{'' if wanted else f' (nor {name}_v<N>)'} in the database {database}"
+    if others := traces(connection, database):
+        raise NoSuchTable(f"{missing}; it has {', '.join(others)}", _OTHER_TABLE_HINT)
+    raise NoSuchTable(missing, _NO_TABLE_HINT)
+
+
+def similar_tables(connection: sa.Connection, database: str) -> list[str]:
+    """Each table and view that is named ``pysmurf_files…`` or has a column of the table of files, for a message."""
+    rows = connection.execute(
+        sa.text(
+            "SELECT table_name AS name, table_type AS type FROM information_schema.tables WHERE table_schema = :database"
+            " AND (table_name LIKE :pattern ESCAPE '!' OR table_name IN (SELECT table_name FROM information_schema.columns"
+            " WHERE table_schema = :database AND column_name = 'failed_copy_attempts')) ORDER BY table_name"
+        ),
+        {"database": database, "pattern": f"{DEFAULT_TABLE.replace('_', '!_')}%"},
+    )
+    return [f"the {'table' if row.type in _TABLE_TYPES else row.type.lower()} {row.name}" for row in rows]
+
+
+def traces(connection: sa.Connection, database: str) -> list[str]:
+    """What shows that there is or was a table of files, for a message: similar tables, and what the history knows."""
+    try:
+        known = connection.exec_driver_sql(f"SELECT DISTINCT file_table FROM {HISTORY}").scalars().all()
+    except sa.exc.DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        known = []  # there is no history, or none that this user may read
+    return [*similar_tables(connection, database), *(f"a history of the table {name}" for name in sorted(known))]
 
 
 def require_columns(connection: sa.Connection, database: str, table: str) -> None:
@@ -126,7 +154,7 @@ def older_versions(connection: sa.Connection, database: str, current: str) -> li
     return sorted(
         name
         for name, kind in kinds.items()
-        if name != current and (_versioned(name, kind) or (name == DEFAULT_TABLE and kind == "BASE TABLE"))
+        if name != current and (_versioned(name, kind) or (name == DEFAULT_TABLE and kind in _TABLE_TYPES))
     )
 
 
@@ -141,7 +169,7 @@ def has_index(connection: sa.Connection, database: str, table: str) -> bool:
     )
     indexes: dict[str, list[str]] = {}
     for name, column in rows:
-        indexes.setdefault(name, []).append(column.lower())
+        indexes.setdefault(name, []).append((column or "").lower())  # MySQL: NULL for an expression
     return any(tuple(columns[:3]) == _INDEX_COLUMNS[:3] for columns in indexes.values())
 
 
@@ -185,4 +213,4 @@ def _tables(connection: sa.Connection, database: str) -> dict[str, str]:
 
 
 def _versioned(name: str, kind: str) -> re.Match[str] | None:
-    return _VERSIONED.fullmatch(name) if kind == "BASE TABLE" else None
+    return _VERSIONED.fullmatch(name) if kind in _TABLE_TYPES else None

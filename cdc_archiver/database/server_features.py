@@ -189,7 +189,7 @@ def key_column(connection: sa.Connection, database: str, table: str) -> KeyColum
     columns = connection.execute(
         sa.text(
             "SELECT TABLE_SCHEMA AS in_schema, TABLE_NAME AS in_table, COLUMN_NAME AS name, COLUMN_KEY AS role,"
-            " DATA_TYPE AS type"
+            " DATA_TYPE AS type, GENERATION_EXPRESSION AS expression"
             " FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = :database AND TABLE_NAME = :table"
             " ORDER BY ORDINAL_POSITION"
         ),
@@ -200,7 +200,12 @@ def key_column(connection: sa.Connection, database: str, table: str) -> KeyColum
             f"the table {database}.{table} does not exist, or this user may not see it",
             "`cdc-archiver check` names the cause",
         )
-    keys = [(ordinal, column) for ordinal, column in enumerate(columns) if column.role == "PRI"]
+    # MariaDB adds the end of a row's validity to the key of a table WITH SYSTEM VERSIONING.
+    keys = [
+        (ordinal, column)
+        for ordinal, column in enumerate(columns)
+        if column.role == "PRI" and column.expression != "ROW END"
+    ]
     if len(keys) != 1 or keys[0][1].type.lower() not in _INTEGERS:
         raise Misconfigured(
             f"the primary key of {database}.{table} is not a single integer column",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from cdc_archiver.dispatch.health import Health
-from cdc_archiver.model import FileRecord, Lane
+from cdc_archiver.model import FileRecord, Lane, Reason
 from cdc_archiver.transfer.mount_heuristic import UnmountedDiskDetector
 
 _BULK_FILES: Final = 8
@@ -79,8 +79,12 @@ class SourceQueues:
         return True  # it exists, whether anything waits or not
 
     def batch_limit(self, lane: Lane) -> int:
-        """The most files of one batch."""
-        return self.batch_files if lane is Lane.SMALL else min(self.batch_files, _BULK_FILES)
+        """The most files of one batch: half as many after each link that was lost or stalled in a row, since one of the files
+        may be the cause."""
+        limit = self.batch_files if lane is Lane.SMALL else min(self.batch_files, _BULK_FILES)
+        if self.health.reason in (Reason.LINK_LOST, Reason.STALLED):
+            limit >>= self.health.failures
+        return max(1, limit)
 
     def take_refill_request(self, below: int) -> bool:
         """Whether a refill is needed and fewer than ``below`` records wait; true once for each need."""

@@ -328,6 +328,9 @@ class BinlogStream(StoppableThread):
                 check_due = next(checks)
 
     def _hand_over(self, ids: list[int]) -> None:
+        # Once for each row of a transaction: an UPDATE of a table WITH SYSTEM VERSIONING is also the INSERT of a history row, and only
+        # one of the two would pass as the report of our own write.
+        ids = list(dict.fromkeys(ids))
         self._listener.on_ids(ids)
         self._progress.deliver(ids)
 

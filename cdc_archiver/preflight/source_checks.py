@@ -16,8 +16,10 @@ from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
 from cdc_archiver.model import Reason
 from cdc_archiver.preflight.findings import Finding, failure, ok, run_check, warning
 from cdc_archiver.settings import Settings, SourceSettings
-from cdc_archiver.transfer import rsync_output
-from cdc_archiver.transfer.probe import FileState, Probe, SourceInspection, rsync_version_here
+from cdc_archiver.transfer import login_shell, rsync_output
+from cdc_archiver.transfer.probe import Probe, SourceInspection, rsync_version_here
+from cdc_archiver.transfer.rsync import RsyncLimits, transfer_options
+from cdc_archiver.transfer.source_files import FileState, foreign_link_text
 from cdc_archiver.transfer.ssh import (
     CONNECT_TIMEOUT,
     clean_environment,
@@ -96,6 +98,7 @@ def _local(source: SourceSettings) -> Iterator[Finding]:
     subject = f"source {source.name}"
     state = Probe(source).inspect().root
     yield _root_finding(subject, source, state) or ok(subject, f"{source.source_root} on this machine is readable")
+    yield from _link_findings(subject, source)
 
 
 def _remote(source: SourceSettings) -> Iterator[Finding]:
@@ -105,6 +108,7 @@ def _remote(source: SourceSettings) -> Iterator[Finding]:
     root = "/" if source.restricted_key else source.source_root
     failed = rsync_output.parse_exit(trial.returncode, trial.stderr, root, (), endpoint).failure
     if failed is not None:
+        failed = login_shell.explained(source, failed)
         missing = failed.reason is Reason.SOURCE_NOT_MOUNTED
         text = f"the source root {source.source_root} is not available: {failed.message}" if missing else failed.message
         fix = _root_fix(source) if missing else failed.hint or "check that the host is up, and the network to it"
@@ -126,11 +130,12 @@ def _remote(source: SourceSettings) -> Iterator[Finding]:
 def _inspect(subject: str, source: SourceSettings, trial: str) -> Iterator[Finding]:
     """Findings through paramiko on a source that OpenSSH reaches: it is not a failure where paramiko cannot log in."""
     inspection = SourceInspection("", False, FileState.CANNOT_TELL)
+    fix = "allow SFTP for the account; without it files are archived all the same"
     try:
         inspection = Probe(source).inspect()
         unknown_because = inspection.unknown_because
     except ArchiverError as error:
-        unknown_because = error.message
+        unknown_because, fix = error.message, error.hint or fix
     protocol = _PROTOCOL.search(trial)
     if inspection.rsync:
         yield replace(
@@ -149,10 +154,16 @@ def _inspect(subject: str, source: SourceSettings, trial: str) -> Iterator[Findi
         yield warning(
             subject,
             f"paramiko cannot diagnose files there, so only rsync's messages tell why a file fails: {unknown_because}",
-            _SET_RESTRICTED_KEY
-            if "rrsync" in unknown_because
-            else "allow SFTP for the account; without it files are archived all the same",
+            _SET_RESTRICTED_KEY if "rrsync" in unknown_because else fix,
         )
+    yield from _link_findings(subject, source)
+
+
+def _link_findings(subject: str, source: SourceSettings) -> Iterator[Finding]:
+    for link in Probe(source).foreign_links():
+        text, _, fix = foreign_link_text(link).partition("; fix: ")
+        where = f"  # on {source.host_name}" if source.host else ""
+        yield warning(subject, f"{text}, and copies of files below it are slower", fix + where)
 
 
 def _root_finding(subject: str, source: SourceSettings, state: FileState) -> Finding | None:
@@ -182,10 +193,11 @@ def _root_fix(source: SourceSettings) -> str:
 
 
 def _list_root(source: SourceSettings) -> subprocess.CompletedProcess[str]:
-    """Lists the source root, without its entries, by the way that files will take."""
+    """Lists the source root, without its entries, by the way and with the options that files will take."""
     root = "/" if source.restricted_key else f"{source.source_root.rstrip('/')}/"
     command = [
-        *("rsync", "--list-only", "--dirs", "--exclude=*", "--debug=proto", f"--timeout={CONNECT_TIMEOUT}"),
+        *("rsync", "--list-only", "--dirs", "--exclude=*", "--debug=proto"),
+        *transfer_options(source, RsyncLimits(source.small_limit, CONNECT_TIMEOUT, source.stall_timeout)),
         *("-e", remote_shell(source), "--", f"{rsync_host(source)}:{root}"),
     ]
     if shutil.which("rsync") is None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import structlog
 
-from cdc_archiver.database import history, schema
+from cdc_archiver.database import schema
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import History
+from cdc_archiver.database.operator_history import why_not_readable
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import Settings
 from cdc_archiver.transfer.staging import Archive
@@ -24,14 +25,12 @@ class ResolvedTables:
     """The tables in the database, as found at the start.
 
     Attributes:
-        history: None where there is no side table, ``no_history`` says why.
         known: whether the history has archived files below data_dir.
     """
 
     database: Database
     files: FilesTable
-    history: History | None
-    no_history: str
+    history: History
     known: bool
 
 
@@ -60,15 +59,10 @@ def _resolve(settings: Settings, database: Database) -> ResolvedTables:
             waiting = FilesTable(older, 0, settings.max_attempts)
             if count := waiting.census(connection, settings.targets).pending:
                 _log.warning("older_table_has_pending_files", table=older, files=count, archiving_from=name)
-        no_history = history.open_history(connection)
-        known = False
-        side_table = None
-        if no_history:
-            _log.warning("no_history", detail=no_history, hint=f"GRANT … ON {database.name}.{history.NAME}")
-        else:
-            side_table = History(name, settings.history_retention)
-            known = side_table.knows_archived(connection, f"{settings.data_dir}/")
-    return ResolvedTables(database, files, side_table, no_history, known)
+        history = History(name, settings.history_retention)
+        history.open(connection)
+        known = not why_not_readable(connection) and history.knows_archived(connection, f"{settings.data_dir}/")
+    return ResolvedTables(database, files, history, known)
 
 
 class Bootstrap:

@@ -273,7 +273,9 @@ class Pipeline:
 
     def _housekeeping(self, connection: sa.Connection) -> None:
         """Runs with each sweep. Nothing in it fails the sweep."""
-        if self._tables.history is not None:
+        if self._tables.history.unavailable:
+            self._tables.history.open(connection)
+        else:
             self._tables.history.prune(connection)
         with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (

@@ -94,7 +94,7 @@ def build_status(now: Snapshot) -> ServiceStatus:
         started=now.started,
         database=f"{_address(now.settings)}/{now.settings.mysql_database}",
         table=tables.files.name if tables else None,
-        history=(tables.no_history or "kept") if tables else "",
+        history=(tables.history.unavailable or "kept") if tables else "",
         stream=_stream(pipeline, now.metrics) if pipeline else None,
         sources=_sources(pipeline) if pipeline else (),
         elsewhere=tuple(HeldByOther(name, holder) for name, holder in now.holders.items()),

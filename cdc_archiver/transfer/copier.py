@@ -7,8 +7,7 @@ import os
 import posixpath
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, KeysView, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -33,9 +32,17 @@ from cdc_archiver.model import (
 )
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.settings.types import Verify
-from cdc_archiver.transfer import layout, mount_heuristic, rsync_output
-from cdc_archiver.transfer.probe import FileState, Probe
-from cdc_archiver.transfer.rsync import RsyncLimits, RsyncRun, common_directory, rsync_command
+from cdc_archiver.transfer import layout, login_shell, mount_heuristic, rsync_output
+from cdc_archiver.transfer.probe import Probe
+from cdc_archiver.transfer.rsync import (
+    ReportedFile,
+    RsyncLimits,
+    RsyncRun,
+    common_directory,
+    rsync_command,
+    split_renamed,
+)
+from cdc_archiver.transfer.source_files import FileState, foreign_link_text
 from cdc_archiver.transfer.ssh import ControlMaster, ssh_endpoint
 from cdc_archiver.transfer.staging import Archive, Placed, Staged
 
@@ -43,12 +50,10 @@ _MAX_TRIES: Final = 3
 _RETRY_SECONDS: Final = 10.0
 """Seconds that one call may spend on trying a batch again; the dispatcher waits for a failure that lasts longer."""
 
-_RENAME_CHECKS: Final = 20
-_RENAME_CHECK_SECONDS: Final = 0.001
-"""How many times, and after how many seconds, to check whether rsync has given a staged file its name."""
-
 _MAX_CHECKED_DIRECTORIES: Final = 5
 _MAX_DIAGNOSED_FILES: Final = 100
+
+_BELOW_LINK: Final = "rsync does not follow a directory link above the file: see link_not_followed in the log"
 
 _log = structlog.get_logger(__name__)
 
@@ -78,6 +83,7 @@ class Copier:
         self._masters: dict[str, ControlMaster] = {}
         self._masters_lock = threading.Lock()
         self._closed = False
+        self._links_reported: set[str] = set()
 
     def archive(self, source: SourceSettings, batch: Batch) -> Iterator[Outcome]:
         """Archives a batch's files.
@@ -113,6 +119,8 @@ class Copier:
             yield from work.defer(Reason.DESTINATION_UNWRITABLE, f"this machine: {error}")
         if self._cancel.is_set():
             yield from work.defer(Reason.STOPPING, "the service is stopping")
+        if work.below_links:
+            self._report_link(source, min(work.below_links))
         yield from work.defer(Reason.UNDECIDED, "rsync reported neither the file nor an error")
         with contextlib.suppress(DestinationUnavailable, OSError):  # the next batch reports it
             work.clear()
@@ -126,6 +134,14 @@ class Copier:
 
     def _pause(self, seconds: float | None) -> None:
         self._cancel.wait(seconds)
+
+    def _report_link(self, source: SourceSettings, entry: bytes) -> None:
+        """Reports, once for a source, the link above an entry that rsync there does not follow."""
+        if source.name not in self._links_reported:
+            self._links_reported.add(source.name)
+            path = posixpath.join(source.source_root, os.fsdecode(entry))
+            link = Probe(source).foreign_link(path) or posixpath.dirname(path)
+            _log.warning("link_not_followed", source=source.name, link=link, detail=foreign_link_text(link))
 
     def _renew_connection(self, source: SourceSettings) -> None:
         if master := self._master_of(source):
@@ -171,6 +187,7 @@ class _BatchCopy:
         self._entries: dict[int, bytes] = {}
         self._started = time.monotonic()
         self.wanted: dict[bytes, list[FileRecord]] = {}
+        self.below_links: set[bytes] = set()
 
     def plan(self) -> Iterator[Outcome]:
         """Determines each file's archived path, and adopts a file that is there already.
@@ -200,16 +217,28 @@ class _BatchCopy:
     def run(self, control_path: Path | None) -> Iterator[Outcome]:
         """Fetches the wanted files with one rsync, starting in the deepest directory that contains them all.
 
-        Where rsync cannot enter that directory, it runs again from the source root, and then reports each file.
+        Where rsync cannot enter that directory, it runs again from the source root, and then reports each file. Files that it
+        refuses because of a link above them follow by directory: so each rsync starts below the link.
 
         Raises:
             TransferError: the failure concerns no single file; files that arrived before it count.
         """
-        directory = common_directory(list(self.wanted))
-        if not (yield from self._run_rsync(directory, control_path)):
-            yield from self._run_rsync(b"", control_path)
+        entries = self.wanted.keys()
+        if not (yield from self._run_rsync(entries, common_directory(list(entries)), control_path)):
+            yield from self._run_rsync(entries, b"", control_path)
+        by_directory: dict[bytes, dict[bytes, None]] = {}
+        for entry in sorted(self.below_links & entries):
+            by_directory.setdefault(posixpath.dirname(entry), {})[entry] = None
+        for below in by_directory.values():
+            yield from self._run_rsync(below.keys(), common_directory(list(below)), control_path)
+        if not self._cancel.is_set():
+            for entry in self.below_links & entries:
+                for record in list(self.wanted[entry]):
+                    yield self._decide(Deferred(record, Reason.UNDECIDED, _BELOW_LINK))
 
-    def _run_rsync(self, directory: bytes, control_path: Path | None) -> Generator[Outcome, None, bool]:
+    def _run_rsync(
+        self, entries: KeysView[bytes], directory: bytes, control_path: Path | None
+    ) -> Generator[Outcome, None, bool]:
         """One rsync; False where it could not start in the directory, and no record has an outcome."""
         limits = RsyncLimits(
             max_size=None if self._bulk else self._source.small_limit,
@@ -223,35 +252,37 @@ class _BatchCopy:
         # A staged file's path depends only on its entry, not on where rsync starts: so the part of a large one is found again.
         self._archive.make_staged_directory(staging, directory)
         command = rsync_command(self._source, staging, self._settings.modes, limits, control_path, directory)
-        run = RsyncRun(command, list(self.wanted), staging, limits, self._cancel, directory)
+        run = RsyncRun(command, list(entries), staging, limits, self._cancel, directory)
         changed: dict[bytes, bytes] = {}
         waiting: list[rsync_output.OutputLine] = []
         silent = True
         for lines in run.lines():
             silent = False
-            ready, waiting = _split_renamed([*waiting, *self._about_wanted(lines)], staging)
+            ready, waiting = split_renamed([*waiting, *self._about_wanted(lines)], staging)
             yield from self._process_lines(ready, changed)
         if run.cancelled:
             return True
-        if directory and silent and not run.stalled and self._started_elsewhere(run, directory):
+        if directory and silent and not run.stalled and self._started_elsewhere(run, entries, directory):
             return False
-        yield from self._process_lines(_split_renamed(waiting, staging)[0], changed)
+        yield from self._process_lines(split_renamed(waiting, staging)[0], changed)
         if not self._cancel.is_set():  # a cancelled run proves nothing about its files
-            yield from self._finish_run(run, directory, staging, changed)
+            yield from self._finish_run(run, self._exit_info(run, entries, directory), staging, changed)
         return True
 
-    def _started_elsewhere(self, run: RsyncRun, directory: bytes) -> bool:
+    def _started_elsewhere(self, run: RsyncRun, entries: KeysView[bytes], directory: bytes) -> bool:
         """Whether a run without any file did not start in the directory: it could not enter it, or every file is missing there,
         as when a key's command names a directory of its own."""
         if rsync_output.failed_to_enter_directory(run.status, run.stderr):
             return True
-        missing = self._exit_info(run, directory).files
-        return all(entry in missing and missing[entry].reason is Reason.MISSING for entry in self.wanted)
+        if not self.below_links.isdisjoint(entries):
+            return False  # started from the root, rsync would refuse them again
+        missing = self._exit_info(run, entries, directory).files
+        return all(entry in missing and missing[entry].reason is Reason.MISSING for entry in entries)
 
-    def _exit_info(self, run: RsyncRun, directory: bytes) -> rsync_output.ExitInfo:
+    def _exit_info(self, run: RsyncRun, entries: KeysView[bytes], directory: bytes) -> rsync_output.ExitInfo:
         endpoint = None if self._source.is_local else ssh_endpoint(self._source)
         root = self._source.source_root
-        return rsync_output.parse_exit(run.status, run.stderr, root, self.wanted.keys(), endpoint, directory)
+        return rsync_output.parse_exit(run.status, run.stderr, root, entries, endpoint, directory)
 
     def _about_wanted(self, lines: Sequence[rsync_output.OutputLine]) -> list[rsync_output.OutputLine]:
         """The lines about wanted files: the other side may print anything."""
@@ -274,7 +305,7 @@ class _BatchCopy:
         layout.require_fit(final, self._path_width)
         self._finals[record.id] = final
 
-    def _process_lines(self, reported: Sequence[_ReportedFile], changed: dict[bytes, bytes]) -> Iterator[Outcome]:
+    def _process_lines(self, reported: Sequence[ReportedFile], changed: dict[bytes, bytes]) -> Iterator[Outcome]:
         arrived: dict[int, tuple[FileRecord, Staged]] = {}
         now = time.monotonic()
         for report in reported:
@@ -321,14 +352,14 @@ class _BatchCopy:
                     yield self._decide(Deferred(record, reason, str(result)))
 
     def _finish_run(
-        self, run: RsyncRun, directory: bytes, staging: Path, changed: Mapping[bytes, bytes]
+        self, run: RsyncRun, exit_info: rsync_output.ExitInfo, staging: Path, changed: Mapping[bytes, bytes]
     ) -> Iterator[Outcome]:
         if run.stalled:
             raise HostUnavailable(
                 Reason.STALLED,
                 f"{self._source.name} sent nothing for {self._source.stall_timeout:.0f} s: rsync was killed",
             )
-        exit_info = self._exit_info(run, directory)
+        self.below_links |= exit_info.below_links
         # rsync prints a directory's line only where it makes it now; where another file needed it before, it prints none.
         for entry in [entry for entry in self.wanted if os.path.isdir(staging / os.fsdecode(entry))]:
             for record in list(self.wanted[entry]):
@@ -349,7 +380,7 @@ class _BatchCopy:
             for record in list(self.wanted.get(entry, ())):
                 yield self._decide(_failure_outcome(record, failure, mount_confirmed=mount_confirmed))
         if exit_info.failure is not None and self.wanted:
-            failure = exit_info.failure
+            failure = login_shell.explained(self._source, exit_info.failure)
             kind = DestinationUnavailable if failure.reason.scope is Scope.DESTINATION else HostUnavailable
             raise kind(failure.reason, f"{self._source.name}: {failure.message}", failure.hint)
 
@@ -369,7 +400,7 @@ class _BatchCopy:
     def _diagnose(self, failures: Mapping[bytes, rsync_output.CopyFailure]) -> dict[bytes, rsync_output.CopyFailure]:
         """Checks files that rsync did not report, or reported missing: their disk may not be mounted."""
         missing = {entry for entry, failure in failures.items() if failure.reason is Reason.MISSING}
-        silent = self.wanted.keys() - failures.keys()
+        silent = self.wanted.keys() - failures.keys() - self.below_links
         doubtful = [*missing, *silent][:_MAX_DIAGNOSED_FILES]
         if not doubtful:
             return {}
@@ -409,48 +440,6 @@ class _BatchCopy:
             if not records:
                 del self.wanted[entry]
         return outcome
-
-
-@dataclass(frozen=True, slots=True)
-class _ReportedFile:
-    """An output line and, for a received file, its path in staging and its status there."""
-
-    line: rsync_output.OutputLine
-    staged: str = ""
-    stat_result: os.stat_result | None = None
-
-
-def _split_renamed(
-    lines: Sequence[rsync_output.OutputLine], staging: Path
-) -> tuple[list[_ReportedFile], list[rsync_output.OutputLine]]:
-    """Separates lines whose staged file has its final name from those whose file does not have it yet.
-
-    rsync prints a file's line when its data is complete and renames it then, mostly within microseconds. The line of the next
-    file, or the end, comes after the rename. A local rsync prints the line when the data is sent, well before the rename.
-
-    Returns:
-        Files that can be placed, and lines to check again later.
-    """
-    ready: list[_ReportedFile] = []
-    waiting: list[rsync_output.OutputLine] = []
-    directory = os.path.join(os.fsencode(staging), b"")
-    for line in lines:
-        if not isinstance(line, rsync_output.FileReceived):
-            ready.append(_ReportedFile(line))
-            continue
-        staged = os.fsdecode(directory + line.entry)
-        for check in range(_RENAME_CHECKS if line is lines[-1] else 1):
-            if check:
-                time.sleep(_RENAME_CHECK_SECONDS)
-            try:
-                found = os.lstat(staged)
-            except OSError:
-                continue
-            ready.append(_ReportedFile(line, staged, found))
-            break
-        else:
-            waiting.append(line)
-    return ready, waiting
 
 
 def _failure_outcome(

@@ -7,18 +7,17 @@ to rrsync) the answer is "cannot tell", and no copy fails because of it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import posixpath
 import re
+import shlex
 import stat
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final, Never
 
@@ -27,6 +26,13 @@ import paramiko
 from cdc_archiver.errors import ArchiverError, HostUnavailable
 from cdc_archiver.model import Reason
 from cdc_archiver.settings import SourceSettings
+from cdc_archiver.transfer.source_files import (
+    FileState,
+    LocalFiles,
+    file_states,
+    first_foreign_link,
+    root_state,
+)
 from cdc_archiver.transfer.ssh import (
     CONNECT_TIMEOUT,
     absolute,
@@ -40,26 +46,13 @@ from cdc_archiver.transfer.ssh_errors import host_key_hint, key_refused_hint
 PROBE_LIMIT: Final = 30.0
 """Seconds that one inspection or one diagnosis takes at most; the rest is then reported as unknown."""
 
+_MAX_LINKS: Final = 3
 _OUTPUT_LIMIT: Final = 65536
 _RSYNC_VERSION: Final = re.compile(r"rsync\s+version v?(\d[\w.]*)")
 _LOG: Final = "cdc_archiver.paramiko"
 
 # paramiko also logs, with a traceback, every error that it raises.
 logging.getLogger(_LOG).setLevel(logging.CRITICAL + 1)
-
-
-class FileState(StrEnum):
-    """State of a file on its source."""
-
-    OK = "ok"
-    MISSING = "missing"
-    UNREADABLE = "unreadable"
-    NOT_A_FILE = "not_a_file"
-    ROOT_GONE = "root_gone"
-    """The source root is missing or empty: its disk is not mounted."""
-    CANNOT_TELL = "cannot_tell"
-    UNREACHABLE = "unreachable"
-    """The source could not be reached for the check; a later check may succeed."""
 
 
 _TIMEOUT_MESSAGE: Final = re.compile(r"banner|Negotiation failed|timed? ?out", re.IGNORECASE)
@@ -109,13 +102,13 @@ class Probe:
         source = self._source
         if source.is_local:
             version = rsync_version_here()
-            return SourceInspection(version or "", version is None, _root_state(_LocalFiles(), source.source_root))
+            return SourceInspection(version or "", version is None, root_state(LocalFiles(), source.source_root))
         with self._login() as transport:
             rsync, missing, unknown_because = self._check_rsync(transport)
             root = FileState.CANNOT_TELL
             try:
-                with _sftp(transport) as files:
-                    root = _root_state(files, source.source_root)
+                with _sftp_files(transport) as files:
+                    root = root_state(files, source.source_root)
             except _CONNECTION_ERRORS as error:
                 unknown_because = unknown_because or f"the account offers no SFTP: {_error_text(error)}"
             return SourceInspection(rsync, missing, root, unknown_because)
@@ -129,15 +122,15 @@ class Probe:
         source = self._source
         states = dict.fromkeys(paths, FileState.CANNOT_TELL)
         if source.is_local:
-            states.update(_file_states(_LocalFiles(), source.source_root, paths))
+            states.update(file_states(LocalFiles(), source.source_root, paths))
         elif not source.restricted_key:
             # Whatever a server answers: a diagnosis that fails proves nothing and must cost nothing.
             try:
                 with self._login() as transport:
                     try:
-                        with _sftp(transport) as files:
+                        with _sftp_files(transport) as files:
                             # One by one: states found before a link breaks are kept.
-                            for path, state in _file_states(files, source.source_root, paths):
+                            for path, state in file_states(files, source.source_root, paths):
                                 states[path] = state
                     except Exception as error:
                         # A server that forbids the check answers on a connection that stays up.
@@ -161,11 +154,46 @@ class Probe:
         """
         directories = sorted({posixpath.dirname(path) for path in paths if "\0" not in path})
         if self._source.is_local:
-            return any(_root_state(_LocalFiles(), directory) is FileState.OK for directory in directories)
+            return any(root_state(LocalFiles(), directory) is FileState.OK for directory in directories)
         if not self._source.restricted_key:
-            with contextlib.suppress(Exception), self._login() as transport, _sftp(transport) as files:
-                return any(_root_state(files, directory) is FileState.OK for directory in directories)
+            with contextlib.suppress(Exception), self._login() as transport, _sftp_files(transport) as files:
+                return any(root_state(files, directory) is FileState.OK for directory in directories)
         return False
+
+    def foreign_link(self, path: str) -> str | None:
+        """The first directory above a file that is a link of a user other than root and the login: rsync 3.5 and later follows
+        none. None where there is none, or this cannot be seen; never raises.
+
+        Args:
+            path: absolute, as rows have it.
+        """
+        top = f"{self._source.source_root.rstrip('/')}/"  # rsync follows every link in the source root itself
+        parents = [str(parent) for parent in reversed(Path(path).parents) if str(parent).startswith(top)]
+        with contextlib.suppress(Exception):
+            if self._source.is_local:
+                return first_foreign_link(LocalFiles(), parents, os.geteuid())
+            if not self._source.restricted_key:
+                with self._login() as transport, _sftp_files(transport) as files:
+                    return first_foreign_link(files, parents, int(_run(transport, "id -u")[1]))
+        return None
+
+    def foreign_links(self) -> list[str]:
+        """Some links to directories near the source root that rsync 3.5 and later does not follow, as :meth:`foreign_link`."""
+        root = shlex.quote(f"{self._source.source_root.rstrip('/')}/")
+        find = (
+            f"timeout 5 find {root} -maxdepth 3 -type l ! -user 0 ! -user \"$(id -u)\" -exec test -d '{{}}' ';' -print"
+        )
+        output = ""
+        with contextlib.suppress(Exception):
+            if self._source.is_local:
+                done = subprocess.run(
+                    ["sh", "-c", find], check=False, capture_output=True, text=True, timeout=CONNECT_TIMEOUT
+                )
+                output = done.stdout
+            elif not self._source.restricted_key:
+                with self._login() as transport:
+                    output = _run(transport, f"{find} 2>/dev/null")[1]
+        return [line for line in output.splitlines() if line.startswith("/")][:_MAX_LINKS]
 
     @contextmanager
     def _login(self) -> Iterator[paramiko.Transport]:
@@ -240,6 +268,12 @@ class Probe:
             ) from error
         except OSError as error:
             raise HostUnavailable(Reason.HOST_UNREACHABLE, f"{host}: {_error_text(error)}") from error
+        except paramiko.ssh_exception.IncompatiblePeer as error:
+            raise ProbeUnavailable(
+                f"{host}: paramiko cannot log in: {_error_text(error)}",
+                f"on {host}, allow curve25519-sha256@libssh.org (KexAlgorithms) and usual algorithms in /etc/ssh/sshd_config; "
+                "without it files are archived all the same",
+            ) from error
         except (*_CONNECTION_ERRORS, UnicodeError, ValueError) as error:
             raise ProbeUnavailable(f"{host}: paramiko cannot log in: {_error_text(error)}") from error
 
@@ -358,20 +392,6 @@ def _run(transport: paramiko.Transport, command: str) -> tuple[int, str]:
         return channel.exit_status, output.decode(errors="replace")
 
 
-class _LocalFiles:
-    """Files of this machine, with the interface of :class:`_RemoteFiles`."""
-
-    def lstat(self, path: bytes) -> int:
-        return os.lstat(path).st_mode
-
-    def try_open(self, path: bytes) -> None:
-        os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK))
-
-    def has_entries(self, path: bytes) -> bool:
-        with os.scandir(path) as entries:
-            return any(True for _ in entries)
-
-
 class _RemoteFiles:
     """Files of a remote source, over SFTP."""
 
@@ -384,6 +404,10 @@ class _RemoteFiles:
     def try_open(self, path: bytes) -> None:
         self._sftp.open(path, "rb").close()
 
+    def link_owner(self, path: bytes) -> int | None:
+        found = self._sftp.lstat(path)
+        return found.st_uid if stat.S_ISLNK(found.st_mode or 0) else None
+
     def has_entries(self, path: bytes) -> bool:
         try:
             return any(True for _ in self._sftp.listdir_iter(path, read_aheads=1))
@@ -392,7 +416,8 @@ class _RemoteFiles:
 
 
 @contextmanager
-def _sftp(transport: paramiko.Transport) -> Iterator[_RemoteFiles]:
+def _sftp_files(transport: paramiko.Transport) -> Iterator[_RemoteFiles]:
+    """The files of the account, while the context lasts."""
     client = paramiko.SFTPClient.from_transport(transport)
     if client is None:
         raise paramiko.SSHException("no channel")
@@ -401,54 +426,6 @@ def _sftp(transport: paramiko.Transport) -> Iterator[_RemoteFiles]:
         if channel is not None:
             channel.settimeout(CONNECT_TIMEOUT)
         yield _RemoteFiles(client)
-
-
-def _file_states(files: _LocalFiles | _RemoteFiles, root: str, paths: Sequence[str]) -> Iterator[tuple[str, FileState]]:
-    if _root_state(files, root) in (FileState.MISSING, FileState.NOT_A_FILE, FileState.ROOT_GONE):
-        yield from ((path, FileState.ROOT_GONE) for path in paths)
-        return
-    for path in paths:
-        # No file name has a NUL, and sshd closes the connection over one.
-        yield path, FileState.MISSING if "\0" in path else _file_state(files, _path_bytes(path))
-
-
-def _file_state(files: _LocalFiles | _RemoteFiles, path: bytes) -> FileState:
-    def query() -> FileState:
-        if not stat.S_ISREG(files.lstat(path)):
-            return FileState.NOT_A_FILE
-        files.try_open(path)
-        return FileState.OK
-
-    return _state_of(query)
-
-
-def _root_state(files: _LocalFiles | _RemoteFiles, root: str) -> FileState:
-    path = _path_bytes(root)
-
-    def query() -> FileState:
-        # With a trailing slash a link to a directory is followed.
-        if not stat.S_ISDIR(files.lstat(path.rstrip(b"/") + b"/")):
-            return FileState.NOT_A_FILE
-        return FileState.OK if files.has_entries(path) else FileState.ROOT_GONE
-
-    return _state_of(query)
-
-
-def _state_of(query: Callable[[], FileState]) -> FileState:
-    try:
-        return query()
-    except OSError as error:
-        match error.errno:
-            case errno.ENOENT | errno.ENOTDIR | errno.ENAMETOOLONG:
-                return FileState.MISSING
-            case errno.EACCES | errno.EPERM | errno.EIO:
-                return FileState.UNREADABLE
-            case _:
-                return FileState.CANNOT_TELL
-
-
-def _path_bytes(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
 
 
 def _error_text(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Builds the rsync command, runs it and stops a run that stalls."""
+"""Builds the rsync command, runs it, stops a run that stalls, and finds the files that it has renamed."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ _MANY_PENDING: Final = 20
 this process."""
 _STAGING_CHECK_SECONDS: Final = 2.0
 _EXIT_GRACE_SECONDS: Final = 3.0
+_RENAME_CHECKS: Final = 20
+_RENAME_CHECK_SECONDS: Final = 0.001
+"""How many times, and after how many seconds, to check whether rsync has given a staged file its name."""
 _MAX_OUTPUT_BYTES: Final = 1 << 20
 """Bytes that rsync and the other side may print besides the files' lines."""
 
@@ -83,6 +86,26 @@ def common_directory(entries: Sequence[bytes]) -> bytes:
     return plain[0] if plain and len(plain[0]) <= _MAX_DIRECTORY_BYTES else b""
 
 
+def transfer_options(source: SourceSettings, limits: RsyncLimits) -> list[str]:
+    """The options of a copy that the other side may refuse; ``check`` tries the same."""
+    options = [
+        "--times",
+        "--perms",
+        # Without this rsync prints nothing for a complete leftover and exits 0, every time.
+        "--ignore-times",
+        "--checksum-choice=md5",
+        f"--partial-dir={PARTIAL}",
+        f"--timeout={max(1, round(limits.io_timeout))}",
+    ]
+    if limits.max_size is not None:
+        options += [f"--max-size={limits.max_size}", "--info=skip1"]
+    if limits.rate:
+        options.append(f"--bwlimit={limits.rate}")
+    if source.compress and not source.is_local:
+        options += ["--compress", "--compress-choice=zstd"]
+    return options
+
+
 def rsync_command(
     source: SourceSettings,
     staging: Path,
@@ -107,29 +130,17 @@ def rsync_command(
         "--files-from=-",
         "--from0",
         "--no-implied-dirs",
-        "--times",
-        "--perms",
         # Directories in staging stay accessible whatever their mode on the source: one without permissions could never be cleared.
         f"--chmod=D0700,F{modes.files:o}",
-        # Without this rsync prints nothing for a complete leftover and exits 0, every time.
-        "--ignore-times",
-        "--checksum-choice=md5",
         f"--out-format={rsync_output.OUT_FORMAT}",
         "--outbuf=L",
-        f"--partial-dir={PARTIAL}",
-        f"--timeout={max(1, round(limits.io_timeout))}",
+        *transfer_options(source, limits),
     ]
-    if limits.max_size is not None:
-        command += [f"--max-size={limits.max_size}", "--info=skip1"]
-    if limits.rate:
-        command.append(f"--bwlimit={limits.rate}")
     if source.is_local:
         return [*command, "--", f"{source.source_root.rstrip('/')}/{below}", f"{staging}/{below}"]
     # Only for the receiving side; the sender treats a directory the same either way. With --dirs, which a list implies, the
     # receiver matches each name against two patterns for each entry, one with a wildcard: quadratic in the size of a batch.
     command.append("--no-dirs")
-    if source.compress:
-        command += ["--compress", "--compress-choice=zstd"]
     # With rrsync the key's command names the directory, and every path is relative to it.
     root = "/" if source.restricted_key else f"{source.source_root.rstrip('/')}/"
     shell = remote_shell(source, control_path)
@@ -275,6 +286,48 @@ class RsyncRun:
                 process.wait(_EXIT_GRACE_SECONDS)
                 return
         process.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedFile:
+    """An output line and, for a received file, its path in staging and its status there."""
+
+    line: rsync_output.OutputLine
+    staged: str = ""
+    stat_result: os.stat_result | None = None
+
+
+def split_renamed(
+    lines: Sequence[rsync_output.OutputLine], staging: Path
+) -> tuple[list[ReportedFile], list[rsync_output.OutputLine]]:
+    """Separates lines whose staged file has its final name from those whose file does not have it yet.
+
+    rsync prints a file's line when its data is complete and renames it then, mostly within microseconds. The line of the next
+    file, or the end, comes after the rename. A local rsync prints the line when the data is sent, well before the rename.
+
+    Returns:
+        Files that can be placed, and lines to check again later.
+    """
+    ready: list[ReportedFile] = []
+    waiting: list[rsync_output.OutputLine] = []
+    directory = os.path.join(os.fsencode(staging), b"")
+    for line in lines:
+        if not isinstance(line, rsync_output.FileReceived):
+            ready.append(ReportedFile(line))
+            continue
+        staged = os.fsdecode(directory + line.entry)
+        for check in range(_RENAME_CHECKS if line is lines[-1] else 1):
+            if check:
+                time.sleep(_RENAME_CHECK_SECONDS)
+            try:
+                found = os.lstat(staged)
+            except OSError:
+                continue
+            ready.append(ReportedFile(line, staged, found))
+            break
+        else:
+            waiting.append(line)
+    return ready, waiting
 
 
 def _memory_file(name: str) -> IO[bytes]:

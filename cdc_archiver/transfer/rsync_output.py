@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from cdc_archiver.model import Reason
-from cdc_archiver.transfer.ssh_errors import SshEndpoint, classify_ssh_failure
+from cdc_archiver.transfer.ssh_errors import SshEndpoint, classify_ssh_failure, without_harmless_lines
 
 OUT_FORMAT: Final = "%C|%l|%n"
 
@@ -39,13 +39,21 @@ _RSYNC_NOT_FOUND: Final = re.compile(
     re.MULTILINE,
 )
 """Printed by a shell or by ssh. Where rsync itself reports something missing, it is a file."""
+_OPTION_REFUSED: Final = re.compile(
+    r"Your --(checksum|compress)-choice value .*refused.*|Failed to negotiate a (checksum|compress) choice.*"
+)
+"""The account's environment over there limits rsync's sums or its compression."""
+_NOT_RSYNC: Final = re.compile(r"is your shell clean|unexpectedly closed \(0 bytes received so far\)")
+"""Printed where something else than rsync answered, or nothing."""
+_UNTRUSTED_LINK: Final = "symlink owned by an untrusted user"
+"""Printed by rsync 3.5 and later, before the ELOOP of each file below the link."""
 _NO_SPACE_ERRNOS: Final = {errno.ENOSPC, errno.EDQUOT}
 _LINK_ERRNOS: Final = {errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EBADF}
 """Errors at the ends of a broken pipe to ssh; the receiver's own files never give them."""
 _MISSING_ERRNOS: Final = {errno.ENOENT, errno.ENOTDIR}
-_UNREADABLE_ERRNOS: Final = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO}
-"""With :data:`_MISSING_ERRNOS` the errors of a sender that concern one file (EIO: a bad sector). All others concern the whole
-source: a disk that is not mounted, no memory, no descriptors."""
+_UNREADABLE_ERRNOS: Final = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EIO, errno.ENODATA}
+"""With :data:`_MISSING_ERRNOS` the errors of a sender that concern one file (EIO: a bad sector; ENODATA: that, or a file that
+shrank while it was read). All others concern the whole source: a disk that is not mounted, no memory, no descriptors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +95,13 @@ class CopyFailure:
     Attributes:
         message: one line of rsync or ssh.
         hint: the fix; may be empty.
+        unexplained: something else than rsync answered: the login may say more, see :mod:`cdc_archiver.transfer.login_shell`.
     """
 
     reason: Reason
     message: str
     hint: str = ""
+    unexplained: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +112,13 @@ class ExitInfo:
         files: failures of single entries.
         failure: failure of the whole run, which holds for each entry without one of its own; None where only single files
             failed, or nothing is known.
+        below_links: entries that rsync refused because a directory above them is a link of another user. It takes them if it
+            starts below that link.
     """
 
     files: Mapping[bytes, CopyFailure]
     failure: CopyFailure | None
+    below_links: frozenset[bytes] = frozenset()
 
 
 def parse_line(line: bytes, directory: bytes = b"") -> OutputLine | None:
@@ -156,7 +169,9 @@ def parse_exit(
         directory: below the root, ended by a slash: where the sender started.
     """
     files: dict[bytes, CopyFailure] = {}
+    below_links: set[bytes] = set()
     failure: CopyFailure | None = None
+    stderr = without_harmless_lines(stderr)
     for line in stderr.splitlines():
         if match := _VANISHED.search(line):
             # The file existed when rsync listed it, so its disk may have gone: the next try decides.
@@ -165,7 +180,9 @@ def parse_exit(
         elif match := _SENDER_FILE_ERROR.search(line):
             entry = _find_entry(match["name"], root, directory, entries)
             number = int(match["errno"])
-            if number not in _MISSING_ERRNOS | _UNREADABLE_ERRNOS:
+            if number == errno.ELOOP and entry is not None and _UNTRUSTED_LINK in stderr:
+                below_links.add(entry)
+            elif number not in _MISSING_ERRNOS | _UNREADABLE_ERRNOS:
                 failure = failure or CopyFailure(Reason.SOURCE_NOT_MOUNTED, line)
             elif entry is not None:
                 files[entry] = CopyFailure(Reason.MISSING if number in _MISSING_ERRNOS else Reason.UNREADABLE, line)
@@ -176,15 +193,16 @@ def parse_exit(
             failure = failure or CopyFailure(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, line)
         elif _SENDER_CHDIR_ERROR.search(line):
             failure = failure or CopyFailure(Reason.SOURCE_NOT_MOUNTED, line)
-    return ExitInfo(files, failure or _failure_from_status(status, stderr, endpoint))
+    return ExitInfo(files, failure or _failure_from_status(status, stderr, endpoint), frozenset(below_links))
+
+
+_UNINFORMATIVE: Final = ("rsync error:", "rsync: connection unexpectedly closed", "(see the rsync man")
 
 
 def main_error_line(stderr: str) -> str:
     """The most informative line of standard error, at most 500 characters."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    specific = [
-        line for line in lines if not line.startswith(("rsync error:", "rsync: connection unexpectedly closed"))
-    ]
+    lines = [line.strip() for line in without_harmless_lines(stderr).splitlines() if line.strip()]
+    specific = [line for line in lines if not line.startswith(_UNINFORMATIVE)]
     return (specific or lines or ["rsync printed no error"])[-1][:500]
 
 
@@ -201,14 +219,20 @@ def _failure_from_status(status: int, stderr: str, endpoint: SshEndpoint | None)
         return CopyFailure(ssh_failure.reason, ssh_failure.message, ssh_failure.hint)
     if status == 127 or (status == 12 and _RSYNC_NOT_FOUND.search(stderr)):
         return CopyFailure(Reason.RSYNC_MISSING, message, "install rsync on the source: apt-get install rsync")
+    if refused := _OPTION_REFUSED.search(stderr):
+        variable = f"RSYNC_{(refused[1] or refused[2]).upper()}_LIST"
+        places = "~/.ssh ~/.profile ~/.bashrc /etc/environment /etc/profile.d /etc/ssh"
+        hint = f"grep -rs {variable} {places}  # on the source, as the login: remove it from the account's environment"
+        return CopyFailure(Reason.RSYNC_REFUSED, refused[0].strip(), hint)
+    unexplained = status > 0 and status != 255 and _NOT_RSYNC.search(stderr) is not None
     if status in (1, 2, 4, 6):
-        return CopyFailure(Reason.RSYNC_REFUSED, message)
+        return CopyFailure(Reason.RSYNC_REFUSED, message, unexplained=unexplained)
     if status in (3, 11):
         full = any(f"({number})" in stderr for number in _NO_SPACE_ERRNOS)
         return CopyFailure(Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE, message)
     if status in (23, 24):
         return None
-    return CopyFailure(Reason.LINK_LOST, f"{message} (rsync status {status})")
+    return CopyFailure(Reason.LINK_LOST, f"{message} (rsync status {status})", unexplained=unexplained)
 
 
 def _find_entry(quoted: str, root: str, directory: bytes, entries: Collection[bytes]) -> bytes | None:

@@ -59,6 +59,12 @@ class SshFailure:
     hint: str = ""
 
 
+_HARMLESS: Final = re.compile(
+    r"(?:.+ line \d+: )?(?:Unsupported|Deprecated) option .*|Warning: .+|\*\* .+|Pseudo-terminal will not be .+"
+    r"|Control socket connect\(.+|.*\bwarning: setlocale: .+"
+)
+"""Lines that OpenSSH and shells print although everything works: never the cause of a failure."""
+
 HintBuilder = Callable[[SshEndpoint, "re.Match[str]"], str]
 
 
@@ -105,6 +111,30 @@ def _with_matched_host(endpoint: SshEndpoint, name: str) -> SshEndpoint:
     return replace(endpoint, host=host, port=port)
 
 
+def _user_name_hint(endpoint: SshEndpoint, match: re.Match[str]) -> str:
+    lines = shlex.join((f"Host {endpoint.host}", f"  User {endpoint.user}"))
+    return f"printf '%s\\n' {lines} >> ~/.ssh/config  # then leave out --user: ssh takes such a name from a file only"
+
+
+def _jump_host_hint(endpoint: SshEndpoint, reason: Reason, match: re.Match[str], hint: str) -> str:
+    """The fix where the jump host failed: only ssh's own configuration has its name, user and keys.
+
+    Args:
+        hint: the fix for a host without a jump host.
+    """
+    login = match.groupdict().get("name") or ""
+    host = login.rpartition("@")[2]
+    jump_host = f"{host} is the jump host (ProxyJump in the ssh configuration)"
+    if not login:
+        ask = endpoint.command_line("ssh", "-G", endpoint.host)
+        return f"{ask} | grep -i ^proxy  # names the jump host or proxy command that fails: check that it is up"
+    if reason is Reason.LOGIN_REFUSED:
+        return f"ssh-copy-id {shlex.quote(login)}  # {jump_host}, which has its user and key: --ssh-key is not for it"
+    if reason is Reason.HOST_KEY:
+        return f"{hint}; {jump_host}, which may name another known_hosts file"
+    return f"{jump_host}: check that it is up, and its name and port there"
+
+
 def _fixed_hint(text: str) -> HintBuilder:
     return lambda endpoint, match: text
 
@@ -136,8 +166,8 @@ def _login_refused_hint(endpoint: SshEndpoint, match: re.Match[str]) -> str:
     return key_refused_hint(endpoint)
 
 
-# The first match decides: a failure that a person must fix comes before one that may pass, a cause before its
-# consequence. Each pattern is a whole line, so that a phrase in a host's banner does not pass for ssh's own.
+# Of several lines of one reason the first rule here decides: a cause comes before its consequence. Each pattern is a whole
+# line, so that a phrase in a host's banner does not pass for ssh's own.
 _RULES: Final[tuple[tuple[str, Reason, HintBuilder], ...]] = (
     (
         r"No .+ host key is known for (?P<name>\S+) and you have requested strict checking\.",
@@ -178,14 +208,6 @@ _RULES: Final[tuple[tuple[str, Reason, HintBuilder], ...]] = (
             "ssh needs a passwd entry for the uid that it runs as: run as an existing user, or add an entry for this uid"
         ),
     ),
-    (
-        (
-            r"(?:\S+: line \d+: Bad configuration option: .+|\S+: terminating, \d+ bad configuration options"
-            r"|Can't open user config file .+|Bad owner or permissions on .+|(?:command-line|/\S*[^\s:]) line \d+: .+)"
-        ),
-        Reason.LOGIN_REFUSED,
-        _fixed_hint("correct the ssh configuration (~/.ssh/config, or --ssh-config)"),
-    ),
     (r'Load key "(?P<key>.+)": bad permissions', Reason.LOGIN_REFUSED, _key_permissions_hint),
     (r'Load key "(?P<key>.+)": .+', Reason.LOGIN_REFUSED, _key_unusable_hint),
     (r"no such identity: (?P<key>.+): No such file or directory", Reason.LOGIN_REFUSED, _key_absent_hint),
@@ -200,19 +222,36 @@ _RULES: Final[tuple[tuple[str, Reason, HintBuilder], ...]] = (
         Reason.LOGIN_REFUSED,
         _fixed_hint("the account on the host has expired: renew it there"),
     ),
-    (r"(?:\S+: )?Permission denied \([a-z0-9,-]+\)\.", Reason.LOGIN_REFUSED, _login_refused_hint),
+    (r"(?:(?P<name>\S+): )?Permission denied \([a-z0-9,-]+\)\.", Reason.LOGIN_REFUSED, _login_refused_hint),
+    (r"remote user ?name contains invalid characters.*", Reason.LOGIN_REFUSED, _user_name_hint),
     (
-        r"ssh: Could not resolve hostname .+",
+        (
+            r"(?:\S+: line \d+: Bad configuration option: .+|\S+: terminating, \d+ bad configuration options"
+            r"|Can't open user config file .+|Bad owner or permissions on .+|(?:command-line|/\S*[^\s:]) line \d+: .+)"
+        ),
+        Reason.LOGIN_REFUSED,
+        _fixed_hint("correct the ssh configuration (~/.ssh/config, or --ssh-config)"),
+    ),
+    (
+        r"(?:channel \d+: open failed: .+|stdio forwarding failed)",
+        Reason.HOST_UNREACHABLE,
+        _fixed_hint(
+            "the jump host does not reach it: check that the host is up, its port (--ssh-port), "
+            "and AllowTcpForwarding on the jump host"
+        ),
+    ),
+    (
+        r"ssh: Could not resolve hostname (?P<name>\S+): .+",
         Reason.HOST_UNREACHABLE,
         _fixed_hint("check the host name, and this machine's name service"),
     ),
     (
-        r"ssh: connect to host .+ port \d+: Connection refused",
+        r"ssh: connect to host (?P<name>\S+) port \d+: Connection refused",
         Reason.HOST_UNREACHABLE,
         _fixed_hint("no sshd listens there: check that the host is up, and the port (--ssh-port)"),
     ),
     (
-        r"ssh: connect to (?:host|address) .+ port \d+: .+",
+        r"ssh: connect to (?:host|address) (?P<name>\S+) port \d+: .+",
         Reason.HOST_UNREACHABLE,
         _fixed_hint("check that the host is up, and the network to it"),
     ),
@@ -230,7 +269,8 @@ _RULES: Final[tuple[tuple[str, Reason, HintBuilder], ...]] = (
         r"(?:kex_exchange_identification|ssh_exchange_identification): .+",
         Reason.HOST_UNREACHABLE,
         _fixed_hint(
-            "its sshd refused the connection before the login: too many connections at once, or an address filter"
+            "its sshd refused the connection before the login: too many connections at once, an address filter, or a penalty "
+            "for refused logins (PerSourcePenalties): correct the key and --user, then wait a minute"
         ),
     ),
     (
@@ -246,7 +286,23 @@ _RULES: Final[tuple[tuple[str, Reason, HintBuilder], ...]] = (
     ),
 )
 
-_COMPILED: Final = tuple((re.compile(f"^{pattern}$", re.MULTILINE), reason, hint) for pattern, reason, hint in _RULES)
+_COMPILED: Final = tuple((re.compile(pattern), reason, hint) for pattern, reason, hint in _RULES)
+
+_CONSEQUENCE: Final = re.compile(
+    r"(?:kex|ssh)_exchange_identification: .+|mux_client_.+|(?:Connection (?:closed|reset) by|Disconnected from) .+"
+)
+"""What ssh says after the cause, where it said one."""
+_KEY_WARNING: Final = re.compile(r"Load key .+|no such identity: .+")
+"""Explains a refused login; where another key was taken, it explains nothing."""
+_FORWARDING: Final = ("channel ", "stdio forwarding ")
+_PROXIED: Final = re.compile(r"\bUNKNOWN port 65535\b")
+"""How ssh names the other end of a jump host or a proxy command."""
+
+
+def without_harmless_lines(stderr: str) -> str:
+    """The output without the lines that OpenSSH and shells print although everything works; lines end with a newline only."""
+    lines = stderr.replace("\r", "").split("\n")
+    return "\n".join(line for line in lines if not _HARMLESS.fullmatch(line))
 
 
 def classify_ssh_failure(stderr: str, endpoint: SshEndpoint) -> SshFailure | None:
@@ -260,9 +316,20 @@ def classify_ssh_failure(stderr: str, endpoint: SshEndpoint) -> SshFailure | Non
         None where no line is known. A client whose ControlMaster died prints nothing at all: only its exit status 255 then
         means that the link was lost.
     """
-    # ssh ends its lines with \r\n.
-    text = stderr.replace("\r", "")
-    for pattern, reason, hint in _COMPILED:
-        if match := pattern.search(text):
-            return SshFailure(reason, match[0], hint(endpoint, match))
-    return None
+    text = without_harmless_lines(stderr)
+    found = [each for line in text.split("\n") if (each := _first_rule(line)) is not None]
+    if not found:
+        return None
+    # The last error decides the class; of the lines of that class the first rule is the most specific.
+    errors = [each for each in found if not _KEY_WARNING.fullmatch(each[1][0])] or found
+    causes = [each for each in errors if not _CONSEQUENCE.fullmatch(each[1][0])]
+    reason = _COMPILED[causes[-1][0] if causes else min(number for number, _ in errors)][1]
+    number, match = min((each for each in found if _COMPILED[each[0]][1] is reason), key=lambda each: each[0])
+    by_jump_host = _PROXIED.search(text) and not _PROXIED.search(match[0]) and not match[0].startswith(_FORWARDING)
+    hint = _COMPILED[number][2](endpoint, match)
+    return SshFailure(reason, match[0], _jump_host_hint(endpoint, reason, match, hint) if by_jump_host else hint)
+
+
+def _first_rule(line: str) -> tuple[int, re.Match[str]] | None:
+    matches = ((number, pattern.fullmatch(line)) for number, (pattern, _, _) in enumerate(_COMPILED))
+    return next(((number, match) for number, match in matches if match), None)

@@ -74,6 +74,17 @@ def test_a_file_by_its_path_on_the_source_by_its_archived_path_and_by_a_part_of_
     assert other != id_
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
+def test_a_link_of_another_user_above_a_file(stage: PrivateSite) -> None:
+    link = stage.sources / "link"
+    link.symlink_to(stage.file("disk/one.npy").path.parent)
+    os.lchown(link, 12345, 12345)
+    (id_,) = stage.register(stage.file("link/one.npy"))
+    text = why(stage, id_)
+    assert f"it exists now; {link} is a directory link of a user other than root and the login" in text
+    assert f"fix: chown -h root {link}" in text
+
+
 def test_several_matches_are_listed_newest_first(stage: PrivateSite) -> None:
     files = stage.files(25, size=10)
     ids = stage.register(*files)

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from asking import ask
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite, new_private_site
+from recorded_history import archived
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 
@@ -113,3 +115,66 @@ def test_without_the_permission_the_error_is_one_line(stage: PrivateSite) -> Non
     assert line.startswith("cdc-archiver: ")
     assert "denied" in line
     assert tables(stage) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (f"RENAME TABLE {TABLE} TO {TABLE}_old", f"the table {TABLE}_old"),
+        (f"RENAME TABLE {TABLE} TO night", "the table night"),
+        (f"DROP TABLE {TABLE}", f"a history of the table {TABLE}"),
+    ],
+    ids=["renamed", "renamed otherwise", "dropped"],
+)
+def test_no_empty_table_takes_the_place_of_one_that_is_renamed_or_dropped(
+    stage: PrivateSite, change: str, found: str
+) -> None:
+    # Given a table of files that is not where it was,
+    stage.command("init-db")
+    archived(stage, stage.file("file.npy"))
+    stage.sql(change)
+    before = tables(stage)
+    # when init-db is run, then it makes nothing, and says what it has found and what to do.
+    for arguments in (["init-db"], ["init-db", "--dry-run"]):
+        done = stage.command(*arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"init-db did not create the table {TABLE}: the database {stage.database} has " in done.stderr
+        assert found in done.stderr
+        assert "--new-table" in done.stderr
+    # Nor does anybody else advise it,
+    for arguments in (["list"], ["check", *stage.flags()]):
+        done = stage.command(*arguments)
+        assert found in done.stdout + done.stderr
+        assert "creates it with" not in done.stdout + done.stderr
+    assert tables(stage) == before
+    # and an operator who wants one has it.
+    done = stage.command("init-db", "--new-table")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, f"-- table {TABLE}: created"), done.stderr
+
+
+def test_a_view_in_the_tables_place_is_named_as_such(stage: PrivateSite) -> None:
+    stage.command("init-db")
+    stage.sql(f"RENAME TABLE {TABLE} TO night")
+    stage.sql(f"CREATE VIEW {TABLE} AS SELECT * FROM night")
+    for arguments in (["init-db"], ["init-db", "--new-table"]):
+        done = stage.command(*arguments)
+        assert done.returncode == 2
+        assert f"{TABLE} is a view; the binary log names its base table" in done.stderr
+    done = stage.command("init-db", "--table", f"{TABLE}_v2")
+    assert done.returncode == 2
+    assert f"has the table night, the view {TABLE}" in done.stderr
+    assert tables(stage) == [HISTORY, "night", TABLE]
+
+
+def test_an_index_on_an_expression(mysql: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> None:
+    """MySQL gives no column for it."""
+    with new_private_site(mysql, ssh_server, tmp_path) as stage:
+        stage.sql(f"CREATE INDEX by_name ON {TABLE} ((LOWER(path)))")
+        stage.server.execute(f"GRANT CREATE, INDEX ON {stage.database}.* TO '{stage.user}'@'%'")
+        found = ask(stage, "check", *stage.flags()).stdout
+        assert "internal error" not in found
+        assert "the index for the sweep is missing" in found
+        done = stage.command("init-db")
+        assert done.returncode == 0, done.stderr
+        assert f"-- index {INDEX}: created" in done.stdout
+        assert "each sweep reads" not in ask(stage, "check", *stage.flags()).stdout

@@ -226,6 +226,26 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_never_archived_in_part(sta
     assert stage.place(file).read_bytes() == file.content
 
 
+def test_a_file_that_shrinks_while_it_is_read_has_a_failed_attempt_and_its_neighbours_go_on(stage: PrivateSite) -> None:
+    # Given a file on its way, and others behind it,
+    file, others = stage.file("a-shrinks.npy", size=4_000_000), stage.files(3)
+    with stage.service(workers=1, bwlimit="2m", max_attempts=2) as service:
+        with one_batch(service, 4):
+            (id_, *ids) = stage.register(file, *others)
+        staged = lambda: any(path.stat().st_size for path in (stage.data_dir / ".incoming").rglob(".a-shrinks.npy.*"))
+        eventually(staged, "it is on its way")
+        # when the instrument cuts it,
+        os.truncate(file.path, 1000)
+        # then it has failed attempts of its own, the others arrive, and the source is up.
+        stage.wait_archived(*ids)
+        stage.wait_attempts(id_, 1)
+        assert_healthy(service)
+        assert failure_count(service, "changed") == 0
+    assert_history_has(stage, id_, "charged", "changed", "the file's md5 is")
+    assert_archived(stage, ids, others)
+    assert_archive_is_exactly(stage, *others)
+
+
 def test_a_whole_unreadable_batch_is_a_failure_of_the_source(stage: PrivateSite, readable_by_mode: None) -> None:
     # Given a directory that an administrator has closed to the account,
     files = [stage.file(f"closed/{number}.npy") for number in range(4)]
@@ -237,7 +257,7 @@ def test_a_whole_unreadable_batch_is_a_failure_of_the_source(stage: PrivateSite,
             # when it was tried more often than --max-attempts, then no attempt has failed,
             wait_failures(service, "source_not_mounted", 3 * len(files))
             service.wait_state("no source")
-            assert "can the login read it" in service.get("/readyz")[1]
+            assert "that the login may read it" in service.get("/readyz")[1]
             assert_no_failed_attempts(stage)
             # and all is archived when it is open again.
             (stage.sources / "closed").chmod(0o700)
@@ -280,7 +300,7 @@ def test_an_unmounted_disk_on_the_source_causes_no_failed_attempt(stage: Private
         # then it is recognised and reported after at most three files,
         wait_failures(service, "source_not_mounted", 3)
         service.wait_state("no source")
-        assert "is the disk mounted" in service.get("/readyz")[1]
+        assert "the disk is mounted" in service.get("/readyz")[1]
         assert (service.metric("source_up"), service.metric("destination_up")) == (0, 1)
         # (where files come one by one, the first two fail: the cause cannot be known yet)
         failed = [row.attempts for row in stage.rows(ids)]

@@ -90,6 +90,7 @@ CONFIGURATION_FAILURES = {
     "rsync is not installed": "rsync_missing",
     "the key is restricted to no directory": "rsync_refused",
     "the login greets": "rsync_refused",
+    "the login limits rsync's sums": "rsync_refused",
 }
 
 
@@ -105,6 +106,10 @@ def test_a_failure_that_an_operator_must_fix_causes_no_failed_attempt(stage: Pri
             stage.ssh.authorize(path=NO_PROGRAMS)
         case "the key is restricted to no directory":
             stage.ssh.authorize(read_only=stage.directory / "mistyped")
+        case "the login limits rsync's sums":
+            limited = FakeRsync(stage.directory / "limited")
+            limited.misbehave("export RSYNC_CHECKSUM_LIST=none")
+            stage.ssh.authorize(path=limited.before(REMOTE_PATH))
         case _:
             chatty = FakeRsync(stage.directory / "chatty")
             chatty.misbehave(

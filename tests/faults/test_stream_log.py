@@ -153,6 +153,9 @@ def test_a_table_that_is_renamed_away_and_back(stage: PrivateSite) -> None:
         stage.sql(f"RENAME TABLE {TABLE} TO elsewhere")
         # then the service lives, and says what it misses;
         story.has_no_database(TABLE)
+        # names the table that may be the one, and does not advise to make an empty one in its place;
+        assert f"the database {stage.database} has the table elsewhere" in service.get("/readyz")[1]
+        assert "init-db" not in service.get("/readyz")[1]
         # a row that is written meanwhile, under the other name, is found when the table is back.
         files = story.new_files()
         names = ", ".join(f"`{name}`" for name in stage.values(files[0]))

@@ -12,7 +12,7 @@ from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.operator_history import REQUEUED
 from cdc_archiver.errors import Misconfigured, RowLocked
 from cdc_archiver.settings import SourceSettings
-from cdc_archiver.transfer.probe import FileState
+from cdc_archiver.transfer.source_files import FileState
 
 _AT_SOURCE: Final = {
     FileState.MISSING: "its source no longer has it",

@@ -14,7 +14,7 @@ from cdc_archiver.database.operator_history import IGNORED, HistoryEntry
 from cdc_archiver.database.search import RowState
 from cdc_archiver.model import OLDEST_TIMESTAMP, Reason, Scope
 from cdc_archiver.timespec import format_age, format_duration, format_time
-from cdc_archiver.transfer.probe import FileState
+from cdc_archiver.transfer.source_files import FileState
 
 _REASONS: Final = MappingProxyType(
     {
@@ -87,7 +87,8 @@ def reason_text(reason: str | None) -> str:
 def at_source_text(facts: FileFacts) -> str:
     """A sentence for the file's state on its source."""
     observation = facts.at_source
-    return observation.note if observation.state is None else _AT_SOURCE[observation.state]
+    seen = "" if observation.state is None else _AT_SOURCE[observation.state]
+    return "; ".join(text for text in (seen, observation.note) if text)
 
 
 def diagnose(facts: FileFacts, now: datetime) -> Diagnosis:

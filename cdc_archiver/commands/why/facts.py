@@ -6,7 +6,7 @@ import os
 import posixpath
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,8 @@ from cdc_archiver.errors import ArchiverError, LayoutRefused
 from cdc_archiver.model import FileRecord, Reason
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import layout
-from cdc_archiver.transfer.probe import FileState, Probe
+from cdc_archiver.transfer.probe import Probe
+from cdc_archiver.transfer.source_files import FileState, foreign_link_text
 
 MAX_MATCHES: Final = 20
 _PROBE_SECONDS: Final = 10.0
@@ -80,6 +81,7 @@ class SourceObservation:
     Attributes:
         path: on the source; None if it is not known.
         state: None if the source could not be examined; ``note`` tells the reason.
+        note: with a state, what else concerns the file there.
         outside: the path is not below the source root, so no service reads it.
     """
 
@@ -293,7 +295,11 @@ def _source_observation(
             else "no source is configured: add --host and --target"
         )
         return SourceObservation(path, None, note)
-    return _observe_at_source(source, path)
+    observation = _observe_at_source(source, path)
+    if row.copied or observation.state is not FileState.OK:
+        return observation
+    link = Probe(source, limit=_PROBE_SECONDS).foreign_link(observation.path or path)
+    return replace(observation, note=foreign_link_text(link)) if link else observation
 
 
 def _observe_at_source(source: SourceSettings, path: str) -> SourceObservation:

@@ -58,7 +58,7 @@ function rows(facts) {
     ["Registered", `timestamp ${record.timestamp ? moment(new Date(record.timestamp)) : "none"}, action ${record.action}, pub_id ${record.pub_id}`],
     ["Failed attempts", `${attempts} (quarantined at ${facts.max_attempts})`],
     ["In the archive", place.path === null ? `no place: ${place.refused_why}` : `${place.path} ${PLACES[place.state] ?? place.state}${place.size === null ? "" : `, ${size(place.size)}`}${note}`],
-    ["On the source", source.path === null ? `not examined: ${source.note}` : source.state === null ? `${source.path} was not examined: ${source.note}` : `${source.path}: ${AT_SOURCE[source.state] ?? source.state}`],
+    ["On the source", source.path === null ? `not examined: ${source.note}` : source.state === null ? `${source.path} was not examined: ${source.note}` : `${source.path}: ${AT_SOURCE[source.state] ?? source.state}${source.note && `; ${source.note}`}`],
     ["In the service", inService(service)],
   ];
 }

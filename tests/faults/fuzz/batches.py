@@ -108,7 +108,7 @@ class CopierTarget:
             mock.patch(
                 "cdc_archiver.transfer.copier.RsyncRun", lambda *given: FakeRun(next(scripts, RsyncScript()), *given)
             ),
-            mock.patch("cdc_archiver.transfer.copier._RENAME_CHECKS", 1),
+            mock.patch("cdc_archiver.transfer.rsync._RENAME_CHECKS", 1),
             mock.patch.object(self.copier, "_pause"),
             mock.patch("os.fsync"),
             mock.patch("cdc_archiver.transfer.disk_sync._syncfs"),

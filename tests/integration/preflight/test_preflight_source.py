@@ -1,18 +1,22 @@
 """`check` of a source, on real servers: each fault is found, with its fix."""
 
+import os
 import shutil
+import socket
 import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 from check_findings import not_ok, settings, the_only
+from fake_rsync import FakeRsync
 from healthy_site import Source
 
 from cdc_archiver import preflight
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.preflight import CheckStatus, Finding, source_findings
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
+from cdc_archiver.sandbox.packages import Tool, bin_directory
 from cdc_archiver.settings import SourceSettings, load
 
 
@@ -58,6 +62,106 @@ def test_the_host_is_down(source: Source, ssh_server: SshServer) -> None:
     found = the_only(source_findings(source()))
     assert "Connection refused" in found.text
     assert found.exit_status is ExitStatus.UNREACHABLE
+
+
+def test_an_option_that_ssh_no_longer_knows_is_not_the_cause(
+    source: Source, ssh_server: SshServer, tmp_path: Path
+) -> None:
+    configuration = tmp_path / "config"
+    configuration.write_text("RSAAuthentication yes\n")
+    mine = source(ssh_config=configuration)
+    assert not_ok(source_findings(mine)) == []
+
+    ssh_server.stop()
+    found = the_only(source_findings(mine))
+    assert found.text.endswith("Connection refused")
+    assert "--ssh-port" in found.fix
+
+
+JUMP_HOST = """\
+Host {host}
+  ProxyJump gate
+Host gate
+  HostName {host}
+  Port {port}
+  User {user}
+  IdentityFile "{key}"
+  IdentitiesOnly yes
+  UserKnownHostsFile "{known_hosts}"
+"""
+
+
+@pytest.mark.parametrize("how", ["is down", "refuses the key", "does not reach the host"])
+def test_a_jump_host_that_fails_is_named(source: Source, ssh_server: SshServer, tmp_path: Path, how: str) -> None:
+    """The jump host is the same server here, under another name."""
+    configuration = tmp_path / "config"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = closed.getsockname()[1]
+        values = {**vars(ssh_server), "host": ssh_server.host, "port": ssh_server.port, "user": ssh_server.user}
+        if how == "is down":
+            values["port"] = nobody
+        if how == "refuses the key":
+            values["key"] = tmp_path / "other"
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", values["key"]], check=True)
+        configuration.write_text(JUMP_HOST.format(**values))
+        changes = {"ssh_port": nobody} if how == "does not reach the host" else {}
+
+        found = the_only(source_findings(source(ssh_config=configuration, **changes)))
+
+    text, fix = {
+        "is down": ("Connection refused", "127.0.0.1 is the jump host"),
+        "refuses the key": ("Permission denied", "ssh-copy-id smurf@127.0.0.1  # 127.0.0.1 is the jump host"),
+        "does not reach the host": ("open failed", "the jump host does not reach it"),
+    }[how]
+    assert text in found.text
+    assert fix in found.fix
+
+
+@pytest.mark.parametrize(("limit", "option"), [("CHECKSUM", {}), ("COMPRESS", {"compress": True})])
+def test_an_account_that_limits_sums_or_compression(
+    source: Source, ssh_server: SshServer, tmp_path: Path, limit: str, option: dict[str, bool]
+) -> None:
+    limited = FakeRsync(tmp_path / "limited")
+    limited.misbehave(f"export RSYNC_{limit}_LIST=none")
+    ssh_server.authorize(path=limited.before(f"{bin_directory()}:/usr/bin:/bin"))
+
+    found = the_only(source_findings(source(**option)))
+    assert (found.status, found.exit_status) == (CheckStatus.FAILURE, ExitStatus.USAGE)
+    assert "was refused by the server" in found.text
+    assert f"RSYNC_{limit}_LIST" in found.fix
+
+
+def test_a_server_whose_algorithms_paramiko_does_not_know(tmp_path: Path, root: Path, source: Source) -> None:
+    class PlainNameOnly(SshServer):
+        def _settings(self, program: Tool, port: int) -> list[tuple[str, str]]:
+            return [("KexAlgorithms", "curve25519-sha256"), *super()._settings(program, port)]
+
+    server = PlainNameOnly(tmp_path / "sshd")
+    server.start()
+    try:
+        found = the_only(source_findings(source(**server.settings)))
+    finally:
+        server.stop()
+    assert "Incompatible ssh peer" in found.text
+    assert "curve25519-sha256@libssh.org" in found.fix
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
+@pytest.mark.parametrize("local", [False, True], ids=["remote", "local"])
+def test_a_directory_link_of_another_user(source: Source, root: Path, local: bool) -> None:
+    (root / "day 1").mkdir()
+    link = root / "day 1" / "run"
+    link.symlink_to(root / "day 1")
+    os.lchown(link, 12345, 12345)
+    mine = source(**({"host": "", "user": ""} if local else {}))
+
+    found = the_only(source_findings(mine))
+    assert found.status is CheckStatus.WARNING
+    assert f"{link} is a directory link of a user other than root and the login" in found.text
+    subprocess.run(found.fix, shell=True, check=True)
+
+    assert not_ok(source_findings(mine)) == []
 
 
 def test_rsync_is_missing_on_the_source(source: Source, ssh_server: SshServer) -> None:

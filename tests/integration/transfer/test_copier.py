@@ -8,16 +8,18 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from copier_setup import CopierSetup, archived, copying, reason, staged
 from waiting import eventually
 
 from cdc_archiver.model import AttemptFailed, Batch, Deferred, Lane, Oversize, Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
-from cdc_archiver.transfer import rsync_output
+from cdc_archiver.transfer import copier, rsync_output
 from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import MARKER
 
@@ -125,6 +127,41 @@ def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierSetup
     assert {path.name for path in paths} == {"same.npy", "same.npy.1"}
     assert archived(outcomes[twin.id], b"d1/same.npy", adopted=True) in paths
     assert reason(outcomes[stale.id]) is Reason.CHANGED
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
+def test_files_below_links_of_another_user_arrive_in_batches_and_none_is_counted(
+    stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given files below two links that rsync 3.5 does not follow, and others,
+    below = [stage.file(f"disk{number % 2}/f{number}.npy") for number in range(20)]
+    others = [stage.file(f"plain/{number}.npy") for number in range(3)]
+    gone = stage.row("link1/gone.npy")
+    links = [stage.source / f"link{number}" for number in range(2)]
+    for number, link in enumerate(links):
+        link.symlink_to(f"disk{number}")
+        os.lchown(link, 12345, 12345)
+    files = [replace(file, path=file.path.replace("/disk", "/link")) for file in below]
+    started: list[Any] = []
+
+    class Counted(RsyncRun):
+        def __init__(self, *values: Any) -> None:
+            started.append(values)
+            super().__init__(*values)
+
+    monkeypatch.setattr(copier, "RsyncRun", Counted)
+    with structlog.testing.capture_logs() as logs:
+        # when they go out in one batch, twice,
+        outcomes = stage.copy(*files[:10], *others, gone) | stage.copy(*files[10:])
+    # then all arrive, in one rsync for each link, and only the missing one has failed;
+    for file, name in [*zip(files, below, strict=True), *zip(others, others, strict=True)]:
+        archived(outcomes[file.id], Path(name.path).relative_to(stage.source).as_posix().encode())
+    assert (type(outcomes[gone.id]), reason(outcomes[gone.id])) == (AttemptFailed, Reason.MISSING)
+    assert len(started) == 6
+    # and one line of the log has the fix.
+    (line,) = [each for each in logs if each["event"] == "link_not_followed"]
+    assert line["link"] in map(str, links)
+    assert line["detail"].endswith(f"fix: chown -h root {line['link']}")
 
 
 def test_a_large_file_is_left_to_the_bulk_lane(stage: CopierSetup) -> None:

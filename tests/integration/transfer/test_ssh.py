@@ -20,7 +20,8 @@ from cdc_archiver.model import Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.transfer import ssh
-from cdc_archiver.transfer.probe import FileState, Probe, ProbeUnavailable, SourceInspection
+from cdc_archiver.transfer.probe import Probe, ProbeUnavailable, SourceInspection
+from cdc_archiver.transfer.source_files import FileState
 from cdc_archiver.transfer.ssh import ControlMaster
 from cdc_archiver.transfer.ssh_errors import SshEndpoint, SshFailure, classify_ssh_failure
 
@@ -411,6 +412,27 @@ def test_errors_in_the_ssh_configuration(source: Source, tmp_path: Path, option:
     configuration.write_text(f"{option}\n")
 
     assert failure(source(ssh_config=configuration), tmp_path).reason is reason
+
+
+@pytest.mark.parametrize("how", ["down", "refused"])
+def test_an_option_that_ssh_no_longer_knows_is_not_the_cause(
+    source: Source, ssh_server: SshServer, tmp_path: Path, how: str
+) -> None:
+    configuration = tmp_path / "config"
+    configuration.write_text("RSAAuthentication yes\n")
+    mine = source(ssh_config=configuration)
+    assert fetch(mine, tmp_path / "copy").stderr.startswith(f'{configuration} line 1: Unsupported option "rsa')
+    if how == "down":
+        ssh_server.stop()
+    else:
+        ssh_server.revoke()
+
+    found = failure(mine, tmp_path)
+
+    expected = (
+        (Reason.HOST_UNREACHABLE, "Connection refused") if how == "down" else (Reason.LOGIN_REFUSED, "(publickey).")
+    )
+    assert (found.reason, found.message.endswith(expected[1])) == (expected[0], True)
 
 
 def test_a_link_that_is_cut_in_mid_copy(source: Source, ssh_server: SshServer, root: Path, tmp_path: Path) -> None:

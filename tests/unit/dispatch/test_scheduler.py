@@ -256,6 +256,27 @@ def test_after_a_pause_one_batch_goes_first_and_its_success_opens_the_way() -> N
     assert script.ids() == [3]
 
 
+def test_a_batch_that_loses_the_link_is_halved_until_a_file_arrives() -> None:
+    # Given a batch with a file that ends each rsync,
+    script = Script(batch_files=8)
+    script.queue(range(8))
+    sizes = []
+    for _ in range(5):
+        batch = script.taken()
+        sizes.append(len(batch))
+        for each in batch:
+            script.judge(Deferred(each, Reason.LINK_LOST, "the link was lost"))
+        script.scheduler.finish("srv")
+        script.now += 1000.0
+        script.enqueue(script.take_ids())
+    # then each batch is half the one before, down to a single file;
+    assert sizes == [8, 4, 2, 1, 1]
+    # and when a file arrives, the next batch is whole again.
+    (good,) = script.taken()
+    script.judge(Archived(good, "/data/a", 1))
+    assert len(script.taken()) == 7
+
+
 def test_trouble_of_the_destination_stops_all_lanes() -> None:
     script = Script()
     script.queue([1, 2])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdc_archiver.settings import load
@@ -55,6 +55,7 @@ _ENTRIES = st.lists(st.lists(_PARTS, min_size=1, max_size=4).map(b"/".join), min
         ("/srv/data", {"host": "srv", "restricted_key": True}),
     ],
 )
+@settings(deadline=None)  # a busy machine is no fault of the command
 @given(entries=_ENTRIES)
 def test_a_files_path_in_staging_does_not_depend_on_the_rest_of_the_batch(
     root: str, flags: dict[str, object], entries: list[bytes]

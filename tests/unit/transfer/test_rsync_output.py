@@ -60,6 +60,7 @@ def test_a_line_of_standard_output(line: bytes, expected: OutputLine | None) -> 
         ('rsync: [sender] link_stat "/data/a" failed: Permission denied (13)', Reason.UNREADABLE),
         ('rsync: [sender] read errors mapping "/data/a": Input/output error (5)', Reason.UNREADABLE),
         ('rsync: [sender] link_stat "/data/a" failed: Too many levels of symbolic links (40)', Reason.UNREADABLE),
+        ('rsync: [sender] read errors mapping "/data/a": No data available (61)', Reason.UNREADABLE),
         ('rsync: [sender] link_stat "/mnt/elsewhere/data/a" failed: No such file or directory (2)', Reason.MISSING),
     ],
 )
@@ -95,6 +96,8 @@ def test_an_error_that_names_a_file_concerns_that_file(stderr: str, reason: Reas
         (30, "rsync error: timeout in data send/receive (code 30)", Reason.LINK_LOST),
         (-9, "", Reason.LINK_LOST),
         (1, "rsync: on remote machine: --foo: unknown option", Reason.RSYNC_REFUSED),
+        (12, "Your --checksum-choice value (md5) was refused by the server.", Reason.RSYNC_REFUSED),
+        (12, "Your --compress-choice value (zstd) was refused by the server.", Reason.RSYNC_REFUSED),
         (11, 'rsync: [receiver] write failed on "/a/x": No space left on device (28)', Reason.NO_SPACE),
         (11, 'rsync: [receiver] write failed on "/a/x": Disk quota exceeded (122)', Reason.NO_SPACE),
         (
@@ -173,6 +176,39 @@ def test_an_ambiguous_error_names_no_entry(name: str, meant: bytes | None) -> No
 )
 def test_an_rsync_that_failed_to_enter_its_directory(status: int, stderr: str, expected: bool) -> None:
     assert failed_to_enter_directory(status, stderr) is expected
+
+
+NOT_FOLLOWED = (
+    'refusing to follow a symlink owned by an untrusted user; use --insecure-links locally or "insecure links = yes" in a '
+    "daemon module ONLY if every path component is trusted\n"
+)
+LOOP = 'rsync: [sender] link_stat "/data/link/a" failed: Too many levels of symbolic links (40)\n'
+
+
+def test_a_file_below_a_link_of_another_user_has_not_failed() -> None:
+    exit_info = parse_exit(23, NOT_FOLLOWED + LOOP, ROOT, {b"link/a", b"b"})
+    assert (dict(exit_info.files), exit_info.failure) == ({}, None)
+    assert exit_info.below_links == {b"link/a"}
+
+
+def test_a_file_below_a_loop_of_links_is_unreadable() -> None:
+    exit_info = parse_exit(23, LOOP, ROOT, {b"link/a"})
+    assert (exit_info.files[b"link/a"].reason, exit_info.below_links) == (Reason.UNREADABLE, frozenset())
+
+
+@pytest.mark.parametrize(
+    "line", ["(see the rsync manpage for an explanation)", '/etc/ssh/c line 1: Unsupported option "x"']
+)
+def test_the_message_is_the_line_that_says_the_cause(line: str) -> None:
+    stderr = (
+        f"protocol version mismatch -- is your shell clean?\n{line}\nrsync error: protocol incompatibility (code 2)\n"
+    )
+    failure = parse_exit(2, stderr, ROOT, {b"a"}, ENDPOINT).failure
+    assert failure is not None
+    assert (failure.reason, failure.message) == (
+        Reason.RSYNC_REFUSED,
+        "protocol version mismatch -- is your shell clean?",
+    )
 
 
 @pytest.mark.parametrize("status", [0, 23, 24])

@@ -1,6 +1,7 @@
 """ssh's error messages, as captured from OpenSSH 9.2: the reason and the hint for each."""
 
 import shlex
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -290,6 +291,104 @@ def test_each_failure_has_its_reason_and_its_hint(stderr: str, reason: Reason, i
     assert in_message in failure.message
     assert "\r" not in failure.message
     assert in_hint in failure.hint
+
+
+HARMLESS = (
+    '/etc/ssh/ssh_config line 53: Unsupported option "gssapiauthentication"',
+    '/home/a b/.ssh/config line 1: Deprecated option "useroaming"',
+    "Warning: Permanently added '[smurf-srv]:2222' (ED25519) to the list of known hosts.",
+    "** WARNING: connection is not using a post-quantum key exchange algorithm.",
+    "Control socket connect(/run/user/1000/cdc-x/1): Connection refused",
+    "bash: warning: setlocale: LC_ALL: cannot change locale (en_US.UTF-8): No such file or directory",
+    "Pseudo-terminal will not be allocated because stdin is not a terminal.",
+)
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_a_line_that_says_nothing_of_a_failure_is_never_its_cause(line: str) -> None:
+    assert classify_ssh_failure(f"{line}\r\n", ENDPOINT) is None
+    down = classify_ssh_failure(f"{line}\r\nssh: connect to host smurf-srv port 2222: Connection refused\r\n", ENDPOINT)
+    assert down is not None
+    assert (down.reason, down.message) == (UNREACHABLE, "ssh: connect to host smurf-srv port 2222: Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason", "message"),
+    [
+        (
+            'Load key "/keys/other": bad permissions\nclient_loop: send disconnect: Broken pipe\n',
+            LOST,
+            "client_loop: send disconnect: Broken pipe",
+        ),
+        (
+            "ssh: connect to address 10.0.0.1 port 22: Connection refused\nConnection to 10.0.0.2 closed by remote host.\n",
+            LOST,
+            "Connection to 10.0.0.2 closed by remote host.",
+        ),
+        (
+            "/etc/ssh/ssh_config line 4: an option of tomorrow is ignored\ndata@smurf-srv: Permission denied (publickey).\n",
+            REFUSED,
+            "data@smurf-srv: Permission denied (publickey).",
+        ),
+    ],
+)
+def test_the_last_error_decides(stderr: str, reason: Reason, message: str) -> None:
+    failure = classify_ssh_failure(stderr, ENDPOINT)
+    assert failure is not None
+    assert (failure.reason, failure.message) == (reason, message)
+
+
+THROUGH_A_JUMP_HOST = (
+    "kex_exchange_identification: Connection closed by remote host\nConnection closed by UNKNOWN port 65535\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason", "hint"),
+    [
+        (
+            "ssh: connect to host gate port 22: Connection refused\n" + THROUGH_A_JUMP_HOST,
+            UNREACHABLE,
+            "gate is the jump host",
+        ),
+        ("me@gate: Permission denied (publickey).\n" + THROUGH_A_JUMP_HOST, REFUSED, "ssh-copy-id me@gate  # gate is"),
+        (
+            "No ED25519 host key is known for gate and you have requested strict checking.\n"
+            "Host key verification failed.\n" + THROUGH_A_JUMP_HOST,
+            HOST_KEY,
+            "gate is the jump host",
+        ),
+        (
+            "Connection timed out during banner exchange\nConnection to UNKNOWN port 65535 timed out\n",
+            UNREACHABLE,
+            "ssh -p 2222 -G smurf-srv | grep -i ^proxy",
+        ),
+        (
+            "channel 0: open failed: connect failed: Connection refused\nstdio forwarding failed\n"
+            + THROUGH_A_JUMP_HOST,
+            UNREACHABLE,
+            "the jump host does not reach it",
+        ),
+        ("data@smurf-srv: Permission denied (publickey).\n", REFUSED, "ssh-copy-id -p 2222"),
+    ],
+)
+def test_a_jump_host_that_fails_is_named(stderr: str, reason: Reason, hint: str) -> None:
+    failure = classify_ssh_failure(stderr, ENDPOINT)
+    assert failure is not None
+    assert failure.reason is reason
+    assert hint in failure.hint
+
+
+def test_a_user_name_that_ssh_takes_from_a_file_only() -> None:
+    failure = classify_ssh_failure(
+        "remote username contains invalid characters\r\n", replace(ENDPOINT, user="OBS\\data")
+    )
+    assert failure is not None
+    assert failure.reason is REFUSED
+    written = subprocess.run(
+        failure.hint.replace(">> ~/.ssh/config", ""), shell=True, check=True, capture_output=True, text=True
+    )
+    assert written.stdout == "Host smurf-srv\n  User OBS\\data\n"
 
 
 @pytest.mark.parametrize(

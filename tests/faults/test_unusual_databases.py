@@ -1,0 +1,201 @@
+"""Databases set up otherwise than usual: dirty reads by default, versioned tables, odd modes, a read-only server, broken triggers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from asking import ask
+from files_table import TABLE
+from private_database import PrivateDatabase
+from private_site import HISTORY, PrivateSite, insert, new_private_site
+from rows import database_of, register
+from stream_scenario import StreamScenario
+from waiting import eventually
+
+from cdc_archiver.sandbox import DatabaseServer, SshServer
+
+LEVELS = ["READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+
+
+@contextlib.contextmanager
+def default_isolation(server: DatabaseServer, level: str) -> Iterator[None]:
+    """The isolation of sessions that do not set their own."""
+    server.execute(f"SET GLOBAL TRANSACTION ISOLATION LEVEL {level}")
+    try:
+        yield
+    finally:
+        server.execute("SET GLOBAL TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_session_reads_what_is_committed_by_now_and_nothing_else(world: PrivateDatabase, level: str) -> None:
+    committed, locked = register(world, {"path": "/data/1"}, {"path": "/data/2"})
+    with (
+        default_isolation(world.server, level),
+        database_of(world) as database,
+        database.connect() as reading,
+        database.transaction() as writing,
+        contextlib.closing(database.raw_connection(autocommit=False)) as raw,
+        contextlib.closing(world.server.connect(database=world.name, autocommit=False)) as stranger,
+    ):
+        # Given an open transaction that has inserted a row and changed another one,
+        with stranger.cursor() as cursor:
+            cursor.execute(f"INSERT INTO {TABLE} (path, md5sum) VALUES ('/data/3', '')")
+            cursor.execute(f"UPDATE {TABLE} SET copied = 1 WHERE id = {locked}")
+
+        def seen() -> list[list[tuple[int, int]]]:
+            statement = f"SELECT id, copied FROM {TABLE} ORDER BY id"
+            with raw.cursor() as cursor:
+                cursor.execute(statement)
+                found = [list(cursor.fetchall())]
+            return found + [[(*row,) for row in each.exec_driver_sql(statement)] for each in (reading, writing)]
+
+        # then no session of ours waits for it or sees what it did,
+        assert seen() == [[(committed, 0), (locked, 0)]] * 3
+        # and each sees what is committed meanwhile.
+        stranger.commit()
+        assert seen() == [[(committed, 0), (locked, 1), (locked + 1, None)]] * 3
+        # What ours have read is locked for nobody.
+        with stranger.cursor() as cursor:
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+            cursor.execute(f"UPDATE {TABLE} SET copied = 0 WHERE id = {locked}")
+
+
+def test_a_row_that_is_rolled_back_is_never_archived(either_stage: PrivateSite) -> None:
+    stage = either_stage
+    doomed = stage.file("rolled-back.npy")
+    # Given a server where a session sees what others have not committed, unless it says otherwise,
+    with (
+        default_isolation(stage.server, "READ UNCOMMITTED"),
+        contextlib.closing(stage.connect(autocommit=False)) as connection,
+        connection.cursor() as cursor,
+    ):
+        # and a transaction that has registered a file,
+        insert(cursor, [stage.values(doomed)])
+        (later,) = stage.register(stage.file("committed.npy"))
+        # when sweeps and stream have found all there is,
+        with stage.service() as service:
+            service.wait_settled()
+            stage.wait_archived(later)
+            (streamed,) = stage.register(stage.file("streamed.npy"))
+            stage.wait_archived(streamed)
+            connection.rollback()
+    # then the file of that row was not among it.
+    assert not stage.place(doomed).exists()
+    assert len(stage.archived_files()) == 2
+
+
+@pytest.mark.parametrize(
+    "versioning",
+    [
+        "ADD SYSTEM VERSIONING",
+        (
+            "ADD since TIMESTAMP(6) GENERATED ALWAYS AS ROW START, ADD until TIMESTAMP(6) GENERATED ALWAYS AS ROW END, "
+            "ADD PERIOD FOR SYSTEM_TIME(since, until), ADD SYSTEM VERSIONING"
+        ),
+    ],
+    ids=["hidden columns", "visible columns"],
+)
+def test_a_system_versioned_table_works_as_any_other(stage: PrivateSite, versioning: str) -> None:
+    # Given MariaDB's table that keeps its history itself,
+    stage.sql(f"ALTER TABLE {TABLE} {versioning}")
+    stage.server.execute(f"GRANT INDEX ON {stage.database}.* TO '{stage.user}'@'%'")
+    made = stage.command("init-db")
+    assert (made.returncode, made.stdout.splitlines()[0]) == (0, f"-- table {TABLE}: exists"), made.stderr
+    kind = "SELECT table_type FROM information_schema.tables WHERE table_schema = %s AND table_name = %s"
+    assert stage.sql(kind, (stage.database, TABLE)) == [("SYSTEM VERSIONED",)]
+    with stage.service(sweep_interval=3600) as service:
+        service.wait_settled()
+        # when a file is missing and another one there,
+        missing = stage.file("missing.npy")
+        missing.path.unlink()
+        (bad,) = stage.register(missing)
+        stage.wait_attempts(bad, 1)
+        (good,) = stage.register(stage.file("good.npy"))
+        stage.wait_archived(good)
+        service.wait_metric(1, "copies_total", result="archived")
+        (last,) = stage.register(stage.file("last.npy"))
+        stage.wait_archived(last)
+        # then the stream tells of each once, and our own writes wake nobody: they would end a file's wait for its next attempt.
+        eventually(lambda: service.metric("stream_events_total", outcome="echo") >= 3, "it has read our own writes")
+        told = [service.metric("stream_events_total", outcome=outcome) for outcome in ("offered", "known")]
+        assert sum(told) == 3
+        checked = ask(stage, "check", *stage.flags())
+        assert "FAIL" not in checked.stdout, checked.stdout
+    # A delete and a retry arrive as updates.
+    assert ask(stage, "retry", "--id", str(bad), "--yes").returncode == 0
+    assert stage.row(bad).attempts == 0
+
+
+def test_retry_and_ignore_where_the_server_takes_an_empty_text_for_null(
+    mariadb: DatabaseServer, ssh_server: SshServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    mode = mariadb.execute("SELECT @@GLOBAL.sql_mode")[0][0]
+    try:
+        for odd in (f"{mode},EMPTY_STRING_IS_NULL", "EMPTY_STRING_IS_NULL", "ORACLE,EMPTY_STRING_IS_NULL"):
+            mariadb.execute("SET GLOBAL sql_mode = %s", (odd,))
+            with new_private_site(mariadb, ssh_server, tmp_path_factory.mktemp("mode")) as stage:
+                stage.server.execute(f"GRANT INDEX ON {stage.database}.* TO '{stage.user}'@'%'")
+                assert stage.command("init-db").returncode == 0
+                (id_,) = stage.register(stage.file("file.npy"), failed_copy_attempts=5)
+                for arguments in (["retry", "--id", str(id_)], ["ignore", str(id_)]):
+                    stage.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 5")
+                    done = ask(stage, *arguments, "--yes")
+                    assert (done.returncode, done.stderr) == (0, "")
+                assert stage.row(id_).attempts == 2000
+                assert [entry["result"] for entry in stage.history(id_)] == ["retried", "ignored"]
+    finally:
+        mariadb.execute("SET GLOBAL sql_mode = %s", (mode,))
+
+
+@pytest.mark.usefixtures("quick_stream")
+def test_a_server_that_is_read_only_at_the_start(doomed_stage: PrivateSite) -> None:
+    stage = doomed_stage
+    stage.server.execute("SET GLOBAL read_only = ON")
+    try:
+        # Given a replica before it becomes the primary,
+        with stage.service(until=None, sweep_interval=1) as service:
+            eventually(lambda: service.status().get("history"), "it has looked for the history")
+            # then the service says what is wrong with it,
+            assert "read-only" in service.status()["history"]
+            assert "GRANT" not in service.status()["history"]
+            # and keeps the history from the moment on when it can.
+            stage.server.execute("SET GLOBAL read_only = OFF")
+            eventually(lambda: service.status()["history"] == "kept", "the history is kept")
+            (id_,) = stage.register(stage.file("file.npy"))
+            stage.wait_archived(id_)
+    finally:
+        stage.server.execute("SET GLOBAL read_only = OFF")
+    assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
+
+
+def test_a_history_that_is_granted_later_is_kept_from_then_on(stage: PrivateSite) -> None:
+    account = f"'{stage.user}'@'%'"
+    stage.server.execute(f"REVOKE CREATE, SELECT, INSERT, DELETE ON {stage.database}.{HISTORY} FROM {account}")
+    with stage.service(sweep_interval=1) as service:
+        assert "run the GRANT" in service.status()["history"]
+        stage.server.execute(f"GRANT CREATE, SELECT, INSERT, DELETE ON {stage.database}.{HISTORY} TO {account}")
+        eventually(lambda: service.status()["history"] == "kept", "the history is kept")
+
+
+@pytest.mark.usefixtures("quick_stream")
+def test_a_trigger_that_names_a_missing_table(either_stage: PrivateSite) -> None:
+    stage = either_stage
+    # Given a trigger whose table somebody has dropped,
+    stage.sql("CREATE TABLE audit (id INT)")
+    stage.sql(f"CREATE TRIGGER audited AFTER UPDATE ON {TABLE} FOR EACH ROW INSERT INTO audit VALUES (NEW.id)")
+    stage.sql("DROP TABLE audit")
+    with stage.service() as service:
+        scenario = StreamScenario(stage, service)
+        ids = scenario.register()
+        # then the service does not miss the table of files,
+        eventually(lambda: "audit" in service.get("/readyz")[1], "it says what is missing")
+        said = service.get("/readyz")[1]
+        assert "a trigger names it" in said
+        assert "renamed" not in said
+        # and writes back what it has archived as soon as the trigger works.
+        stage.sql("CREATE TABLE audit (id INT)")
+        stage.wait_archived(*ids)
+        scenario.ends_well()
