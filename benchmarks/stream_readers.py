@@ -18,8 +18,8 @@ from pymysqlreplication.row_event import RowsEvent
 from benchmarks.measurements import OURS
 from cdc_archiver.database import server_features
 from cdc_archiver.database.connections import Database
-from cdc_archiver.events.binlog import BinlogStream, StreamTiming
-from cdc_archiver.events.reader import _EVENTS
+from cdc_archiver.events.binlog_stream import BinlogStream, StreamTiming
+from cdc_archiver.events.event_reader import _EVENTS
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import load
 

@@ -13,7 +13,7 @@ from private_database import PrivateDatabase, new_private_database
 from private_site import PrivateSite, new_private_site
 from stream_scenario import QUICK_TIMING
 
-from cdc_archiver.events import binlog
+from cdc_archiver.events import binlog_stream
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, MySql, SandboxError, SshServer, ensure_tools, open_database
 from cdc_archiver.sandbox.packages import Tool, find
 
@@ -134,4 +134,4 @@ def doomed(doomed_server: DatabaseServer) -> Iterator[PrivateDatabase]:
 @pytest.fixture
 def quick_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams with short waits."""
-    monkeypatch.setattr(binlog, "StreamTiming", lambda: QUICK_TIMING)
+    monkeypatch.setattr(binlog_stream, "StreamTiming", lambda: QUICK_TIMING)

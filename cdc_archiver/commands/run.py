@@ -12,7 +12,7 @@ import typer
 from cdc_archiver.commands.output import format_size, print_to_stderr, progress_bar
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
-from cdc_archiver.service.reconcile_run import ReconcileProgress, ReconcileResult, ReconcileRun
+from cdc_archiver.service.reconcile_completion import ReconcileCompletion, ReconcileProgress, ReconcileResult
 from cdc_archiver.service.supervisor import Supervisor
 from cdc_archiver.settings import Settings, parse_duration
 
@@ -58,7 +58,7 @@ def _reconcile(settings: Settings, wait: float) -> ExitStatus:
         def on_progress(now: ReconcileProgress) -> None:
             show(now.done, total=now.total, extra=format_size(now.size))
 
-        reconciliation = ReconcileRun(wait, on_progress)
+        reconciliation = ReconcileCompletion(wait, on_progress)
         supervisor = Supervisor(settings, reconciliation=reconciliation)
         _on_signals(supervisor.stop)
         status = supervisor.run()

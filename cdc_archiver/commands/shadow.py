@@ -24,7 +24,7 @@ from cdc_archiver.commands.output import INTERRUPTED, Printer, print_json, print
 from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.search import NOT_ARCHIVED, Criteria, RowState, state_of, walk
 from cdc_archiver.errors import DatabaseUnavailable, ExitStatus, LayoutRefused, Misconfigured
-from cdc_archiver.events.binlog import BinlogStream
+from cdc_archiver.events.binlog_stream import BinlogStream
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.model import FileRecord
 from cdc_archiver.observe.logs import set_up_logs

@@ -8,7 +8,7 @@ from typing import Final
 
 from cdc_archiver.dispatch.health import Health
 from cdc_archiver.model import FileRecord, Lane, Reason
-from cdc_archiver.transfer.mount_heuristic import UnmountedDiskDetector
+from cdc_archiver.transfer.source_mount_heuristic import UnmountedDiskDetector
 
 _BULK_FILES: Final = 8
 """Files of a bulk batch: few, so that several bulk workers share them."""

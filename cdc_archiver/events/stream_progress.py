@@ -11,8 +11,8 @@ from itertools import islice
 from typing import Final
 
 from cdc_archiver.database.server_features import Position
+from cdc_archiver.events.event_reader import StreamMark
 from cdc_archiver.events.interval_set import IntervalSet
-from cdc_archiver.events.reader import StreamMark
 
 _SUSPECTS_LIMIT: Final = 10_000
 """Maximum number of suspects of one sweep's page."""

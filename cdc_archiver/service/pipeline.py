@@ -17,7 +17,7 @@ from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
-from cdc_archiver.events.binlog import BinlogStream
+from cdc_archiver.events.binlog_stream import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import Origin
 from cdc_archiver.observe.metrics import Metrics

@@ -1,6 +1,6 @@
 """The service from start to end: finds the tables, keeps the locks, runs the pipeline, drains and stops.
 
-One loop serves both ways to run it: until a stop, with a stream; or, with a :class:`ReconcileRun`, without a stream until
+One loop serves both ways to run it: until a stop, with a stream; or, with a :class:`ReconcileCompletion`, without a stream until
 that says that the run is over.
 """
 
@@ -21,7 +21,7 @@ import pymysql
 import structlog
 
 from cdc_archiver.commands.context import open_context
-from cdc_archiver.commands.why.lookup import look_up
+from cdc_archiver.commands.why.json_answer import look_up
 from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.dispatch.in_flight import FileStatus
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
@@ -34,7 +34,7 @@ from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
-from cdc_archiver.service.reconcile_run import ReconcileRun
+from cdc_archiver.service.reconcile_completion import ReconcileCompletion
 from cdc_archiver.service.status_builder import DatabaseErrors, Snapshot, build_status
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import StoppableThread
@@ -68,7 +68,7 @@ class Supervisor:
         self,
         settings: Settings,
         load_again: Callable[[], Settings] | None = None,
-        reconciliation: ReconcileRun | None = None,
+        reconciliation: ReconcileCompletion | None = None,
     ) -> None:
         self._settings = settings
         self._load_again = load_again or (lambda: settings)
@@ -145,7 +145,7 @@ class Supervisor:
             _log.info("stopped")
         return ExitStatus.DONE
 
-    def _run_once(self, reconciliation: ReconcileRun) -> ExitStatus:
+    def _run_once(self, reconciliation: ReconcileCompletion) -> ExitStatus:
         try:
             tables = self._bootstrap_until_answered()
             if tables is None:

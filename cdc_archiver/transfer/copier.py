@@ -32,7 +32,7 @@ from cdc_archiver.model import (
 )
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.settings.types import Verify
-from cdc_archiver.transfer import layout, login_shell, mount_heuristic, rsync_output
+from cdc_archiver.transfer import layout, login_shell, rsync_output, source_mount_heuristic
 from cdc_archiver.transfer.probe import Probe
 from cdc_archiver.transfer.rsync import (
     ReportedFile,
@@ -368,7 +368,9 @@ class _BatchCopy:
         failures = dict(exit_info.files)
         if not mount_confirmed:
             failures.update(
-                mount_heuristic.judge_batch(exit_info.files, self._wanted_at_start, self._entries_on_first_attempt())
+                source_mount_heuristic.judge_batch(
+                    exit_info.files, self._wanted_at_start, self._entries_on_first_attempt()
+                )
             )
         if exit_info.failure is None:
             # rsync may print a file twice, and the last line counts: only a completed run makes a wrong md5 final.

@@ -17,15 +17,15 @@ from cdc_archiver.database.source_locks import SourceLocks, lock_name
 from cdc_archiver.dispatch import health, scheduler
 from cdc_archiver.events.sweep import Sweeper
 from cdc_archiver.model import Scope
-from cdc_archiver.service import reconcile_run
-from cdc_archiver.service.reconcile_run import ReconcileRun
+from cdc_archiver.service import reconcile_completion
+from cdc_archiver.service.reconcile_completion import ReconcileCompletion
 from cdc_archiver.service.supervisor import Supervisor
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trouble is waited for a moment, not half a minute."""
-    monkeypatch.setattr(reconcile_run, "_PATIENCE", 1.0)
+    monkeypatch.setattr(reconcile_completion, "_PATIENCE", 1.0)
 
 
 def test_it_copies_what_was_missed_and_exits_with_0(either_stage: PrivateSite) -> None:
@@ -188,7 +188,7 @@ def test_a_thread_that_crashes_ends_it_with_1(stage: PrivateSite, monkeypatch: p
 def test_locks_that_nobody_is_known_to_hold_are_waited_for_no_longer_than_told(
     stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconcile_run, "_LOCK_LIMIT", 0.5)
+    monkeypatch.setattr(reconcile_completion, "_LOCK_LIMIT", 0.5)
     monkeypatch.setattr(SourceLocks, "acquire_all", lambda locks: False)
     monkeypatch.setattr(SourceLocks, "holder", lambda locks, source: None)
     stage.register(stage.file("file.npy"))
@@ -259,7 +259,7 @@ def test_more_than_fits_into_the_queues_is_archived_too(stage: PrivateSite, monk
     for name, value in {"INBOX_LIMIT": 20, "QUEUE_LIMIT": 10, "BACKLOG_LIMIT": 8, "REFILL_BELOW": 4}.items():
         monkeypatch.setattr(scheduler, name, value)
     stage.register(*stage.files(120))
-    reconciliation = ReconcileRun()
+    reconciliation = ReconcileCompletion()
     Supervisor(stage.settings(), reconciliation=reconciliation).run()
     result = reconciliation.result
     assert result is not None

@@ -13,7 +13,7 @@ from waiting import PATIENCE, eventually, processes_of
 
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.router import Router
-from cdc_archiver.events.binlog import BinlogStream
+from cdc_archiver.events.binlog_stream import BinlogStream
 from cdc_archiver.events.sweep import Sweeper
 from cdc_archiver.service.worker_pool import Worker
 from cdc_archiver.threads import StoppableThread

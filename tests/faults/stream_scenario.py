@@ -13,7 +13,7 @@ from services import Service
 from waiting import PATIENCE, eventually, eventually_or_not
 
 from cdc_archiver.database.source_locks import LockTiming
-from cdc_archiver.events.binlog import BinlogStream, StreamTiming
+from cdc_archiver.events.binlog_stream import BinlogStream, StreamTiming
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.sandbox import DatabaseServer
 

@@ -16,7 +16,7 @@ from stream_scenario import FORGET_THE_LOG, LINK_OR_LOCK, TIMING_WITHOUT_CHECKS,
 from structlog.testing import capture_logs
 from waiting import eventually
 
-from cdc_archiver.events import binlog
+from cdc_archiver.events import binlog_stream
 
 pytestmark = pytest.mark.usefixtures("quick_stream")
 
@@ -29,7 +29,7 @@ def stage(doomed_stage: PrivateSite) -> PrivateSite:
 @pytest.fixture
 def without_checks(monkeypatch: pytest.MonkeyPatch, quick_stream: None) -> None:
     """The stream does not look around, and so has to notice by itself."""
-    monkeypatch.setattr(binlog, "StreamTiming", lambda: TIMING_WITHOUT_CHECKS)
+    monkeypatch.setattr(binlog_stream, "StreamTiming", lambda: TIMING_WITHOUT_CHECKS)
 
 
 def log_end(stage: PrivateSite) -> tuple[str, int]:

@@ -28,7 +28,7 @@ from waiting import eventually
 
 from cdc_archiver.database import source_locks
 from cdc_archiver.errors import ExitStatus, ServerIdTaken
-from cdc_archiver.events import binlog
+from cdc_archiver.events import binlog_stream
 from cdc_archiver.events.interruptible import InterruptibleConnections
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 
@@ -209,8 +209,8 @@ def test_what_is_written_between_two_streams_is_swept_for_when_the_next_one_begi
 def test_a_stream_that_falls_silent_is_closed_and_the_table_is_swept(
     stage: PrivateSite, stream_wire: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binlog, "StreamTiming", lambda: TIMING_WITHOUT_CHECKS)
-    monkeypatch.setattr(binlog, "_ANSWER_TIMEOUT", 3)
+    monkeypatch.setattr(binlog_stream, "StreamTiming", lambda: TIMING_WITHOUT_CHECKS)
+    monkeypatch.setattr(binlog_stream, "_ANSWER_TIMEOUT", 3)
     # Given a service whose stream goes over a wire of its own,
     with stage.service() as service:
         service.wait_settled()
@@ -293,12 +293,12 @@ def other_replica(stage: PrivateSite, server_id: int) -> Iterator[Any]:
 
 
 def test_another_replica_with_our_random_server_id(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(binlog, "_SERVER_IDS", (4711, 4711))
+    monkeypatch.setattr(binlog_stream, "_SERVER_IDS", (4711, 4711))
     with stage.service() as service:
         story = StreamScenario(stage, service)
         story.arrives_by_stream()
         # Given another replica that drew the same number,
-        monkeypatch.setattr(binlog, "_SERVER_IDS", (4712, 4712))
+        monkeypatch.setattr(binlog_stream, "_SERVER_IDS", (4712, 4712))
         with other_replica(stage, 4711):
             story.register()
             # then the service draws another one.

@@ -14,7 +14,7 @@ from waiting import eventually
 
 from cdc_archiver.database import server_features
 from cdc_archiver.database.server_features import Position
-from cdc_archiver.events.binlog import BinlogStream, StreamTiming
+from cdc_archiver.events.binlog_stream import BinlogStream, StreamTiming
 from cdc_archiver.observe.metrics import Metrics
 
 

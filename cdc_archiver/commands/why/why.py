@@ -10,7 +10,7 @@ import typer
 
 from cdc_archiver.commands.context import open_context
 from cdc_archiver.commands.output import STATE_STYLES, Printer, format_size, print_json, print_to_stderr
-from cdc_archiver.commands.why import lookup
+from cdc_archiver.commands.why import json_answer
 from cdc_archiver.commands.why.diagnosis import Diagnosis, at_source_text, diagnose, reason_text
 from cdc_archiver.commands.why.facts import (
     MAX_MATCHES,
@@ -72,7 +72,7 @@ def why(
         facts = gather_facts(context, rows[0], hash_all=hash_all)
     diagnosis = diagnose(facts, now)
     if as_json:
-        print_json(lookup.one_match(facts, diagnosis))
+        print_json(json_answer.one_match(facts, diagnosis))
     else:
         _print(Printer(), facts, diagnosis)
     return ExitStatus.DONE
@@ -87,10 +87,10 @@ def _print_no_match(
     as_json: bool,
 ) -> ExitStatus:
     if as_json:
-        print_json(lookup.no_match(table, wanted, older, observations))
+        print_json(json_answer.no_match(table, wanted, older, observations))
         return ExitStatus.INCOMPLETE
     printer = Printer()
-    printer.line(lookup.no_match_text(table, wanted, older))
+    printer.line(json_answer.no_match_text(table, wanted, older))
     for each in observations:
         printer.line(f"on the source: {each.path}: {each.state.value if each.state else each.note}")
     if older:
@@ -104,7 +104,7 @@ def _print_several_matches(rows: list[Row], wanted: str, max_attempts: int, *, a
     shown, more = rows[:MAX_MATCHES], len(rows) > MAX_MATCHES
     with_state = [(row, state_of(row, max_attempts)) for row in shown]
     if as_json:
-        print_json(lookup.several_matches(rows, max_attempts))
+        print_json(json_answer.several_matches(rows, max_attempts))
     else:
         Printer().table(
             ("ID", "STATE", "PATH"),

@@ -12,7 +12,7 @@ from stream_under_test import passed, position, streaming
 from waiting import eventually
 
 from cdc_archiver.database.server_features import Position
-from cdc_archiver.events.binlog import StreamTiming
+from cdc_archiver.events.binlog_stream import StreamTiming
 
 
 def test_traffic_in_other_tables_moves_the_position(world: PrivateDatabase) -> None:

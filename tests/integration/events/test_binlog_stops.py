@@ -17,7 +17,7 @@ from stream_scenario import TIMING_WITHOUT_CHECKS
 from stream_under_test import StreamUnderTest, kill_dump_thread, streaming
 from waiting import eventually
 
-from cdc_archiver.events.binlog import StreamTiming
+from cdc_archiver.events.binlog_stream import StreamTiming
 from cdc_archiver.events.interruptible import Interrupted, InterruptibleConnections
 from cdc_archiver.sandbox import DatabaseServer
 

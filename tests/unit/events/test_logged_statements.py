@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from cdc_archiver.events.reader import LoggedStatements
+from cdc_archiver.events.event_reader import LoggedStatements
 
 QUERY, LOAD = 2, 18
 WRITER = 77

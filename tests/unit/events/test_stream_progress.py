@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from cdc_archiver.database.server_features import Position
-from cdc_archiver.events.binlog import Backoff
-from cdc_archiver.events.reader import StreamMark
+from cdc_archiver.events.binlog_stream import Backoff
+from cdc_archiver.events.event_reader import StreamMark
 from cdc_archiver.events.stream_progress import StreamProgress
 
 HERE, THERE, BEYOND = Position("binlog.000009", 100), Position("binlog.000009", 200), Position("binlog.000010", 4)

@@ -68,7 +68,7 @@ class ReconcileResult:
         return ExitStatus.INCOMPLETE if left else ExitStatus.DONE
 
 
-class ReconcileRun:
+class ReconcileCompletion:
     """End condition of a supervisor without a stream. Used once, by the supervisor's thread.
 
     Args:

@@ -4,8 +4,8 @@ import pytest
 from records import record
 
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, Outcome, Reason
-from cdc_archiver.transfer.mount_heuristic import UnmountedDiskDetector, judge_batch
 from cdc_archiver.transfer.rsync_output import CopyFailure
+from cdc_archiver.transfer.source_mount_heuristic import UnmountedDiskDetector, judge_batch
 
 
 def missing(*entries: bytes) -> dict[bytes, CopyFailure]:

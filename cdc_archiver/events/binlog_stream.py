@@ -18,9 +18,9 @@ from cdc_archiver.database import server_features
 from cdc_archiver.database.connections import Database, translate_error
 from cdc_archiver.database.server_features import KeyColumn, Position, ServerInfo
 from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, ServerIdTaken, StreamLost, StreamUnavailable
+from cdc_archiver.events.event_reader import BinlogReader, ChangedRows, StreamMark
 from cdc_archiver.events.interruptible import InterruptibleConnections
 from cdc_archiver.events.interval_set import IntervalSet
-from cdc_archiver.events.reader import BinlogReader, ChangedRows, StreamMark
 from cdc_archiver.events.stream_progress import StreamProgress
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.threads import StoppableThread
