@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pwd
 import re
@@ -10,6 +11,7 @@ import shlex
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive, Staged
 
 _VOLATILE: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
 """File systems that lose their content, and when."""
+_TRIAL: Final = ".check-"
+_TRIAL_LOCK_SECONDS: Final = 0.1
+"""A younger trial may be about to take its lock."""
 _TIMECODE: Final = re.compile(r"[0-9]{5}")
 _LOST_AND_FOUND: Final = "lost+found"
 _MAX_NAMES: Final = 5
@@ -93,8 +98,12 @@ def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailab
     place = staging if staging.is_dir() else directory
     try:
         # Not a TemporaryDirectory: at the end of the process its clean-up would collide with this thread.
-        trial = Path(tempfile.mkdtemp(prefix=".check-", dir=place))
+        _clear_left_trials(place)
+        trial = Path(tempfile.mkdtemp(prefix=_TRIAL, dir=place))
+        lock = os.open(trial, os.O_RDONLY | os.O_DIRECTORY)
         try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             files = [Staged(f"{trial}/staged-{n}", f"{trial}/placed/{n}", b"") for n in range(18)]
             for file in files:
                 Path(file.staged).write_bytes(b"")
@@ -105,11 +114,25 @@ def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailab
                     return result
         finally:
             shutil.rmtree(trial, ignore_errors=True)
+            os.close(lock)
     except DestinationUnavailable as error:
         return error
     except OSError as error:
         return DestinationUnavailable(Reason.DESTINATION_UNWRITABLE, f"{error}")
     return None
+
+
+def _clear_left_trials(place: Path) -> None:
+    """Removes the trials of processes that were killed: a living one holds the lock on its trial's directory."""
+    for left in place.glob(f"{_TRIAL}*"):
+        with contextlib.suppress(OSError):
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if time.time() - os.fstat(lock).st_mtime > _TRIAL_LOCK_SECONDS:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _write_fix(directory: Path, error: DestinationUnavailable) -> str:

@@ -1,5 +1,6 @@
 """`check` of the archive's directory."""
 
+import fcntl
 import os
 import shlex
 import subprocess
@@ -40,6 +41,19 @@ def as_nobody() -> Iterator[None]:
 def test_a_good_data_dir_is_left_as_it_was(data_dir: Path) -> None:
     assert not_ok(check(data_dir)) == []
     assert list(data_dir.iterdir()) == []
+
+
+def test_the_trial_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(data_dir: Path) -> None:
+    killed, living = data_dir / ".check-killed", data_dir / ".check-living"
+    for trial in (killed, living):
+        trial.mkdir()
+        (trial / "staged-0").touch()
+        os.utime(trial, (0, 0))
+    lock = os.open(living, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    check(data_dir)
+    os.close(lock)
+    assert list(data_dir.iterdir()) == [living]
 
 
 def test_a_missing_data_dir(data_dir: Path) -> None:
