@@ -16,7 +16,7 @@ from cdc_archiver.commands.verify import verify
 from cdc_archiver.commands.why import why
 from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.settings.flags import DATABASE, SERVICE, SOURCE, with_settings, with_settings_of
-from cdc_archiver.transfer import nss_account
+from cdc_archiver.transfer import passwd_entry
 
 _ARCHIVE: Final = DATABASE | SERVICE | SOURCE | {"data_dir"}
 
@@ -78,7 +78,7 @@ def common(
 
 def main() -> None:
     """The entry point: an error becomes one line on standard error and its exit status."""
-    environment = nss_account.passwd_entry_environment()
+    environment = passwd_entry.passwd_entry_environment()
     if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8 in the product, whatever the locale
         environment["PYTHONUTF8"] = "1"
     if environment:

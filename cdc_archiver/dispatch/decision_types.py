@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Literal, TypeAlias
 
-from cdc_archiver.dispatch.in_flight import OfferResult
+from cdc_archiver.dispatch.tracked_files import OfferResult
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, Refused
 
 

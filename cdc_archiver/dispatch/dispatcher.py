@@ -20,9 +20,9 @@ from cdc_archiver.dispatch.decision_types import (
     LogEvent,
     Signal,
 )
-from cdc_archiver.dispatch.in_flight import FileStatus
 from cdc_archiver.dispatch.queues import SourceState
 from cdc_archiver.dispatch.scheduler import Scheduler
+from cdc_archiver.dispatch.tracked_files import FileStatus
 from cdc_archiver.model import Archived, AttemptFailed, Batch, FileRecord, Lane, Origin, Outcome, Reason, Refused
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings, SourceSettings
@@ -139,7 +139,7 @@ class Dispatcher:
     def forget_own_writes(self) -> None:
         """The stream was cut: it will not report what was written before."""
         with self._changed:
-            self._scheduler.in_flight.forget_own_writes()
+            self._scheduler.tracked.forget_own_writes()
 
     # Ids become records: the router.
 
@@ -157,7 +157,7 @@ class Dispatcher:
                 self._carry_out(decisions)
                 if ids or now >= deadline or self._scheduler.closed:
                     return ids
-                next_due = self._scheduler.in_flight.next_due()
+                next_due = self._scheduler.tracked.next_due()
                 self._changed.wait(min(deadline, next_due if next_due is not None else deadline) - now)
 
     def put_back(self, ids: Sequence[int]) -> None:
@@ -246,12 +246,12 @@ class Dispatcher:
     def expect_own_writes(self, ids: Sequence[int]) -> None:
         """These rows are about to be written; the stream will report that, which is no news."""
         with self._changed:
-            self._scheduler.in_flight.expect_own_writes(ids, self._clock())
+            self._scheduler.tracked.expect_own_writes(ids, self._clock())
 
     def cancel_own_writes(self, ids: Sequence[int]) -> None:
         """These rows were not written after all."""
         with self._changed:
-            self._scheduler.in_flight.cancel_own_writes(ids)
+            self._scheduler.tracked.cancel_own_writes(ids)
 
     def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None:
         """The write-back of an outcome was committed.
@@ -317,7 +317,7 @@ class Dispatcher:
 
     def file_status(self, id_: int) -> FileStatus | None:
         """The status of an id, for an operator; None if it is not tracked. Takes no lock."""
-        return self._scheduler.in_flight.file_status(id_, self._clock())
+        return self._scheduler.tracked.file_status(id_, self._clock())
 
     def _carry_out(self, decisions: Decisions) -> Sequence[Decision]:
         """Wakes and counts, with the lock held.

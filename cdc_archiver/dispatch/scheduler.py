@@ -22,8 +22,8 @@ from cdc_archiver.dispatch.decision_types import (
     ForgetFailure,
 )
 from cdc_archiver.dispatch.health import DESTINATION, Health, HealthTracker
-from cdc_archiver.dispatch.in_flight import InFlightState, InFlightTable, OfferResult
 from cdc_archiver.dispatch.queues import SourceQueues, SourceState
+from cdc_archiver.dispatch.tracked_files import OfferResult, TrackedFiles, TrackedState
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.model import (
     Archived,
@@ -80,7 +80,7 @@ class Scheduler:
 
     def __init__(self, max_attempts: int) -> None:
         self._max_attempts = max_attempts
-        self.in_flight = InFlightTable()
+        self.tracked = TrackedFiles()
         self.sources: dict[str, SourceQueues] = {}
         self.inboxes: dict[bool, deque[int]] = {True: deque(), False: deque()}
         """Ids whose rows are to be read: fresh ones, and the backlog."""
@@ -108,7 +108,7 @@ class Scheduler:
         queues = self.sources[name]
         queues.retired = True
         for record in queues.clear():
-            self.in_flight.drop(record.id)
+            self.tracked.drop(record.id)
         return WAKE
 
     def forget_source(self, name: str) -> None:
@@ -130,11 +130,11 @@ class Scheduler:
         counts = dict.fromkeys(OfferResult, 0)
         inbox = self.inboxes[fresh]
         for id_ in ids:
-            if len(inbox) >= INBOX_LIMIT and id_ not in self.in_flight:
+            if len(inbox) >= INBOX_LIMIT and id_ not in self.tracked:
                 counts[OfferResult.DROPPED] += 1
                 self._dropped.add(id_)
                 continue
-            result = self.in_flight.offer(id_, origin, now, fresh=fresh)
+            result = self.tracked.offer(id_, origin, now, fresh=fresh)
             counts[result] += 1
             if result is OfferResult.OFFERED:
                 inbox.append(id_)
@@ -165,7 +165,7 @@ class Scheduler:
 
     def is_awaited(self, id_: int) -> bool:
         """Whether an event announced a change of this row that was not visible yet when the row was read."""
-        return self.in_flight.is_awaited(id_)
+        return self.tracked.is_awaited(id_)
 
     def forget_dropped(self) -> None:
         """A sweep has offered everything that was dropped."""
@@ -181,28 +181,28 @@ class Scheduler:
         """
         decisions = NOTHING
         if not self._closed:
-            for id_ in self.in_flight.due(now):
-                self.inboxes[self.in_flight[id_].fresh].append(id_)
+            for id_ in self.tracked.due(now):
+                self.inboxes[self.tracked[id_].fresh].append(id_)
             if all(len(queues.lanes[Lane.SMALL]) >= QUEUE_LIMIT for queues in self.sources.values()):
                 decisions = self._drop_inboxes()
         ids: list[int] = []
         for inbox in (self.inboxes[True], self.inboxes[False]):
             while inbox and len(ids) < limit:
                 id_ = inbox.popleft()
-                self.in_flight.reading(id_)
+                self.tracked.reading(id_)
                 ids.append(id_)
         return ids, decisions
 
     def put_back(self, ids: Sequence[int]) -> None:
         """The router could not read these rows and will ask for them again."""
         for id_ in reversed(ids):
-            self.inboxes[self.in_flight[id_].fresh].appendleft(id_)
+            self.inboxes[self.tracked[id_].fresh].appendleft(id_)
 
     def enqueue(self, source: str, record: FileRecord) -> Decisions:
         """A row was read and is pending: its record waits for a worker."""
         queues = self.sources.get(source)
         if queues is None or queues.retired:
-            self.in_flight.drop(record.id)
+            self.tracked.drop(record.id)
             return NOTHING
         queue = queues.lanes[Lane.SMALL]
         decisions = NOTHING
@@ -210,8 +210,8 @@ class Scheduler:
             decisions = self._drop([record.id])
             queues.needs_refill = True
         else:
-            self.in_flight.queued(record.id)
-            file = self.in_flight[record.id]
+            self.tracked.queued(record.id)
+            file = self.tracked[record.id]
             file.stale_reads = 0
             if not queue:  # a worker that was woken for the first record takes all that wait by then
                 decisions = WAKE
@@ -229,8 +229,8 @@ class Scheduler:
 
     def not_visible(self, id_: int, now: float) -> None:
         """There is no such row, or not yet."""
-        if not self.in_flight.read_again(id_, now):
-            self.in_flight.drop(id_)
+        if not self.tracked.read_again(id_, now):
+            self.tracked.drop(id_)
 
     def not_pending(self, id_: int, now: float, *, failed: bool = False) -> Decisions:
         """A row was read and says that it is archived or given up. If an event announced it, that may be how it was before:
@@ -239,7 +239,7 @@ class Scheduler:
         Args:
             failed: as in :meth:`dismiss`.
         """
-        if self.in_flight[id_].origin is Origin.STREAM and self.in_flight.read_again(id_, now):
+        if self.tracked[id_].origin is Origin.STREAM and self.tracked.read_again(id_, now):
             return NOTHING if failed else (ForgetFailure(id_),)
         return self.dismiss(id_, failed=failed)
 
@@ -284,7 +284,7 @@ class Scheduler:
         queues = self.sources[batch.source]
         suspected = queues.health.reason is Reason.SOURCE_NOT_MOUNTED
         outcome = queues.unmounted_disk.judge(batch.worker, outcome, suspected=suspected)
-        file = self.in_flight[outcome.record.id]
+        file = self.tracked[outcome.record.id]
         tries = file.inconclusive_tries + 1
         decisions = self._health.note(batch.source, queues.health, outcome, tries, now, jitter)
         match outcome:
@@ -296,7 +296,7 @@ class Scheduler:
                 elif reason.scope is Scope.NONE:
                     file.inconclusive_tries = tries
                     due = now + INCONCLUSIVE_DELAYS[min(tries, len(INCONCLUSIVE_DELAYS)) - 1]
-                self.in_flight.retry(record.id, due)
+                self.tracked.retry(record.id, due)
                 decisions += (CountOutcome(batch.source, outcome), *WAKE)
             case Oversize(record=record):
                 queues.in_flight -= 1
@@ -305,14 +305,14 @@ class Scheduler:
                     decisions += self._drop([record.id])
                     queues.needs_refill = True
                 else:
-                    self.in_flight.queued(record.id)
+                    self.tracked.queued(record.id)
                     bulk.push(record, fresh=file.fresh)
                 decisions += WAKE
         return outcome, decisions
 
     def seconds_waited(self, id_: int) -> float:
         """Seconds from an id's announcement until a worker took it."""
-        file = self.in_flight[id_]
+        file = self.tracked[id_]
         return file.taken_at - file.woken_at
 
     def finish(self, source: str) -> Decisions:
@@ -333,7 +333,7 @@ class Scheduler:
             jitter: from 0 to 1, random.
             counted: this write-back changed the row; else the row had changed since it was read, and nothing was counted.
         """
-        table, record = self.in_flight, outcome.record
+        table, record = self.tracked, outcome.record
         queues = self.sources.get(source)
         if queues is None:
             table.drop(record.id)
@@ -377,8 +377,8 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether no id is tracked except those that wait for a later try."""
-        states = (InFlightState.OFFERED, InFlightState.QUEUED, InFlightState.IN_FLIGHT)
-        return not any(map(self.in_flight.count, states))
+        states = (TrackedState.OFFERED, TrackedState.QUEUED, TrackedState.IN_FLIGHT)
+        return not any(map(self.tracked.count, states))
 
     def destination_failed(self, reason: Reason, detail: str, now: float, jitter: float) -> Decisions:
         """Trouble with the destination was found outside a batch.
@@ -414,11 +414,11 @@ class Scheduler:
         decisions = NOTHING
         while queue and len(records) < limit:
             record = queue.pop()
-            alone = self.in_flight[record.id].inconclusive_tries >= _ALONE_AFTER
+            alone = self.tracked[record.id].inconclusive_tries >= _ALONE_AFTER
             if alone and records:
                 queue.fresh.appendleft(record)
                 break
-            if not self.in_flight.taken(record.id, now):
+            if not self.tracked.taken(record.id, now):
                 self.inboxes[True].append(record.id)
                 decisions = WAKE
                 continue
@@ -429,7 +429,7 @@ class Scheduler:
         return records, decisions
 
     def _finish_id(self, id_: int) -> Decisions:
-        if not self.in_flight.finished(id_):
+        if not self.tracked.finished(id_):
             return NOTHING
         self.inboxes[True].append(id_)
         return WAKE
@@ -445,8 +445,8 @@ class Scheduler:
 
     def _drop(self, ids: Sequence[int]) -> Decisions:
         """Forgets ids for lack of room; a sweep will offer them again."""
-        announced = sum(self.in_flight[id_].origin is Origin.STREAM for id_ in ids)
+        announced = sum(self.tracked[id_].origin is Origin.STREAM for id_ in ids)
         for id_ in ids:
-            self.in_flight.drop(id_)
+            self.tracked.drop(id_)
             self._dropped.add(id_)
         return (CountStreamEvents(OfferResult.DROPPED, announced),) if announced else NOTHING

@@ -21,7 +21,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from cdc_archiver.commands.why.diagnosis import reason_text
-from cdc_archiver.dispatch.in_flight import FileStatus
+from cdc_archiver.dispatch.tracked_files import FileStatus
 from cdc_archiver.errors import ArchiverError, Misconfigured
 from cdc_archiver.observe import page
 from cdc_archiver.observe.host_guard import HostGuard

@@ -23,7 +23,7 @@ import structlog
 from cdc_archiver.commands.context import open_context
 from cdc_archiver.commands.why.json_answer import look_up
 from cdc_archiver.database.source_locks import SourceLocks
-from cdc_archiver.dispatch.in_flight import FileStatus
+from cdc_archiver.dispatch.tracked_files import FileStatus
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
 from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics

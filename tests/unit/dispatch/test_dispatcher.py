@@ -14,7 +14,7 @@ from waiting import eventually
 
 from cdc_archiver.dispatch import scheduler
 from cdc_archiver.dispatch.dispatcher import Dispatcher
-from cdc_archiver.dispatch.in_flight import FileStatus, InFlightState
+from cdc_archiver.dispatch.tracked_files import FileStatus, TrackedState
 from cdc_archiver.model import (
     Archived,
     AttemptFailed,
@@ -316,5 +316,5 @@ def test_the_status_of_a_file_is_had_while_the_lock_is_taken() -> None:
         found = threads.submit(stage.dispatcher.file_status, 1).result(30.0)
         assert threads.submit(stage.dispatcher.file_status, 2).result(30.0) is None
     assert isinstance(found, FileStatus)
-    assert (found.state, found.origin, found.retry_in) == (InFlightState.QUEUED, Origin.STREAM, None)
+    assert (found.state, found.origin, found.retry_in) == (TrackedState.QUEUED, Origin.STREAM, None)
     assert 0.0 <= found.known_for < 60.0

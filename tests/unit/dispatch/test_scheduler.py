@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from records import record
 
-from cdc_archiver.dispatch import in_flight
 from cdc_archiver.dispatch import scheduler as module
+from cdc_archiver.dispatch import tracked_files
 from cdc_archiver.dispatch.decision_types import (
     NOTHING,
     WAKE,
@@ -22,8 +22,8 @@ from cdc_archiver.dispatch.decision_types import (
     LogEvent,
     Signal,
 )
-from cdc_archiver.dispatch.in_flight import OfferResult
 from cdc_archiver.dispatch.scheduler import NoBatch, Scheduler
+from cdc_archiver.dispatch.tracked_files import OfferResult
 from cdc_archiver.model import (
     Archived,
     AttemptFailed,
@@ -139,7 +139,7 @@ def test_what_a_sweep_offers_is_no_event_of_the_stream() -> None:
 def test_an_own_write_and_a_duplicate_wake_nobody() -> None:
     script = Script()
     script.offer([1])
-    script.scheduler.in_flight.expect_own_writes([2], 0.0)
+    script.scheduler.tracked.expect_own_writes([2], 0.0)
     counts = (CountStreamEvents(OfferResult.DUPLICATE, 1), CountStreamEvents(OfferResult.OWN_WRITE, 1))
     assert script.offer([1, 2]) == (set(), counts)
 
@@ -339,7 +339,7 @@ def test_a_failed_file_is_tried_again_in_seconds_then_minutes_then_never() -> No
         assert script.judge(failed) == (failed, NOTHING)
         assert script.settle(failed) == (CountOutcome("srv", failed), Signal.WAKE)
         due = script.now + delay
-        assert script.scheduler.in_flight.next_due() == pytest.approx(due)
+        assert script.scheduler.tracked.next_due() == pytest.approx(due)
         script.now = due - 0.1
         assert script.take_ids() == []
         script.now = due + 0.1
@@ -359,7 +359,7 @@ def test_jitter_spreads_the_next_attempts(jitter: float, delay: float) -> None:
     script.queue([1])
     (taken,) = script.taken()
     script.scheduler.settled("srv", AttemptFailed(taken, Reason.CHANGED, "…"), 0.0, jitter, counted=True)
-    assert script.scheduler.in_flight.next_due() == pytest.approx(delay)
+    assert script.scheduler.tracked.next_due() == pytest.approx(delay)
 
 
 def test_a_refused_row_is_counted_and_tried_no_more() -> None:
@@ -369,7 +369,7 @@ def test_a_refused_row_is_counted_and_tried_no_more() -> None:
     refused = Refused(taken, Reason.BAD_PATH, "…")
     assert script.judge(refused) == (refused, NOTHING)
     assert script.settle(refused) == (CountOutcome("srv", refused), Signal.WAKE)
-    assert 1 not in script.scheduler.in_flight
+    assert 1 not in script.scheduler.tracked
 
 
 def test_one_missing_file_after_another_is_an_unmounted_disk() -> None:
@@ -515,7 +515,7 @@ def test_a_file_with_two_inconclusive_tries_is_a_batch_of_its_own() -> None:
         about = {"id": 1, "source": "srv", "reason": "undecided", "tries": tries, "detail": "not a word"}
         warning = LogEvent("warning", "deferred", about)
         assert script.judge(deferred) == (deferred, (warning, CountOutcome("srv", deferred), Signal.WAKE))
-        assert script.scheduler.in_flight.next_due() == script.now + delay
+        assert script.scheduler.tracked.next_due() == script.now + delay
         script.now += delay
         script.enqueue(script.take_ids())
     script.queue([2, 3])
@@ -570,11 +570,11 @@ def test_while_the_database_cannot_be_written_to_nothing_more_is_handed_out() ->
 def reads(script: Script, id_: int, event: Any) -> Sequence[float]:
     """When the row of an id is read, if each read leads to this event, until it is tracked no longer."""
     times = []
-    while id_ in script.scheduler.in_flight:
+    while id_ in script.scheduler.tracked:
         assert script.take_ids() == [id_]
         times.append(script.now)
         event(id_, script.now)
-        script.now = script.scheduler.in_flight.next_due() or script.now
+        script.now = script.scheduler.tracked.next_due() or script.now
     return times
 
 
@@ -595,7 +595,7 @@ def test_a_row_that_becomes_visible_after_seconds_is_archived_with_the_time_sinc
     while script.now < 3.0:
         script.take_ids()
         script.scheduler.not_visible(1, script.now)
-        script.now = script.scheduler.in_flight.next_due() or 0.0
+        script.now = script.scheduler.tracked.next_due() or 0.0
     assert script.scheduler.idle, "while it waits, nothing is in hand"
     assert script.now < 6.0
     script.enqueue(script.take_ids())
@@ -623,15 +623,15 @@ def test_an_awaited_row_that_a_sweep_finds_is_read_at_once() -> None:
 
 
 def test_no_more_rows_are_looked_for_after_a_second_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_flight, "_LATE_LIMIT", 2)
+    monkeypatch.setattr(tracked_files, "_LATE_LIMIT", 2)
     script = Script()
     script.offer([1, 2, 3])
     seen: dict[int, float] = {}
-    while script.scheduler.in_flight.next_due() is not None or not seen:
+    while script.scheduler.tracked.next_due() is not None or not seen:
         for id_ in script.take_ids():
             seen[id_] = script.now
             script.scheduler.not_visible(id_, script.now)
-        script.now = script.scheduler.in_flight.next_due() or 0.0
+        script.now = script.scheduler.tracked.next_due() or 0.0
     assert sorted(seen) == [1, 2, 3]
     assert 1.0 < min(seen.values()) < 2.0
     assert sorted(seen.values())[1] > 55.0
@@ -670,7 +670,7 @@ def test_a_row_that_seems_to_be_done_when_its_event_came_is_read_again() -> None
     script.offer([3])
     assert script.take_ids() == [3]
     assert script.scheduler.not_pending(3, script.now) == (ForgetFailure(3),)
-    assert 3 in script.scheduler.in_flight
+    assert 3 in script.scheduler.tracked
     script.now += 0.01
     assert script.take_ids() == [3]
     assert script.scheduler.not_pending(3, script.now, failed=True) == NOTHING
@@ -707,7 +707,7 @@ def test_a_retired_source_is_forgotten_when_nothing_of_it_is_under_way() -> None
     script.offer([3])
     assert script.enqueue(script.take_ids()) == [NOTHING]
     assert scheduler.room("srv") == 0
-    assert list(scheduler.in_flight) == [1]
+    assert list(scheduler.tracked) == [1]
     # and the last file of it wakes whoever waits to forget it.
     archived = Archived(taken, "/data/x", 1)
     script.judge(archived)

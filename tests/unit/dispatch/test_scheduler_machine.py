@@ -21,9 +21,9 @@ from records import record
 from cdc_archiver.database.files_table import Census, Pending, Row
 from cdc_archiver.dispatch import scheduler as module
 from cdc_archiver.dispatch.decision_types import CountStreamEvents, Decisions, Signal
-from cdc_archiver.dispatch.in_flight import InFlightState
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.dispatch.scheduler import Scheduler
+from cdc_archiver.dispatch.tracked_files import TrackedState
 from cdc_archiver.errors import DatabaseUnavailable
 from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import (
@@ -187,7 +187,7 @@ class Driver:
         ids, decisions = self.scheduler.take_ids(limit, self.now)
         self.carry_out(decisions)
         if not ids:
-            next_due = self.scheduler.in_flight.next_due()
+            next_due = self.scheduler.tracked.next_due()
             self.asleep[ROUTER] = float("inf") if next_due is None else next_due
         return ids
 
@@ -319,7 +319,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.table.rows)
     @rule(data=st.data(), change=st.sampled_from(["path", "attempts", "put back", "put back", "given up", "deleted"]))
     def somebody_changes_a_row(self, data: st.DataObject, change: str) -> None:
-        tracked = [id_ for id_ in self.scheduler.in_flight if id_ in self.table.rows]
+        tracked = [id_ for id_ in self.scheduler.tracked if id_ in self.table.rows]
         # A tracked row is more likely than another.
         id_ = data.draw(st.sampled_from(3 * sorted(tracked) + sorted(self.table.rows)))
         row = self.table.rows[id_]
@@ -375,7 +375,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def the_stream_is_cut_and_anchored_anew(self) -> None:
         self.untold.update(self.table.events)
         self.table.events.clear()
-        self.scheduler.in_flight.forget_own_writes()
+        self.scheduler.tracked.forget_own_writes()
         self.sweeper.anchored()
 
     @rule()
@@ -404,7 +404,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.table.meanwhile = self._all_are_put_back if meanwhile else lambda: None
         self.router.work()
         # A row that stays invisible is left to the sweep.
-        self.untold |= {id_ for id_ in self.table.invisible if id_ not in self.scheduler.in_flight}
+        self.untold |= {id_ for id_ in self.table.invisible if id_ not in self.scheduler.tracked}
 
     @rule(whos=st.sets(st.sampled_from(WORKERS), min_size=1))
     def workers_take(self, whos: set[tuple[str, str]]) -> None:
@@ -459,7 +459,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def each_id_is_in_one_place_and_the_table_says_which(self) -> None:
-        table, sources = self.scheduler.in_flight, self.scheduler.sources
+        table, sources = self.scheduler.tracked, self.scheduler.sources
         read = Counter(id_ for inbox in self.scheduler.inboxes.values() for id_ in inbox)
         queued = Counter(
             waiting.id
@@ -470,12 +470,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         held = Counter(left.id for work in self.works.values() for left in work.left)
         held.update(outcome.record.id for _, outcome in self.outcomes + self.written)
-        places = {InFlightState.OFFERED: read, InFlightState.QUEUED: queued, InFlightState.IN_FLIGHT: held}
+        places = {TrackedState.OFFERED: read, TrackedState.QUEUED: queued, TrackedState.IN_FLIGHT: held}
         for state, place in places.items():
             assert max(place.values(), default=1) == 1, f"{place} has an id twice"
             expected = {id_ for id_, file in table._files.items() if file.state is state}
             assert place.keys() == expected, f"{state}: {sorted(place)} and not {sorted(expected)}"
-        waits = {(file.due, id_) for id_, file in table._files.items() if file.state is InFlightState.WAITING}
+        waits = {(file.due, id_) for id_, file in table._files.items() if file.state is TrackedState.WAITING}
         assert waits <= set(table._waiting), "who waits is never woken"
 
     @invariant()
@@ -491,7 +491,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if self.driver.now >= until:
                 continue
             if who == ROUTER:
-                next_due = self.scheduler.in_flight.next_due()
+                next_due = self.scheduler.tracked.next_due()
                 assert not any(self.scheduler.inboxes.values()), "the router sleeps beside ids that it could read"
                 assert next_due is None or next_due >= until, "the router sleeps past a retry"
             else:
@@ -504,7 +504,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if row.record.instance_id not in SOURCES or not self.table.waits(id_):
                 continue
             refill = self.scheduler.sources[row.record.instance_id].needs_refill
-            known = id_ in self.scheduler.in_flight or id_ in self.table.events or id_ in self.untold
+            known = id_ in self.scheduler.tracked or id_ in self.table.events or id_ in self.untold
             assert known or sweep_wanted or refill, f"nobody knows of {id_} any more"
 
     @invariant()
@@ -524,7 +524,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.table.invisible.clear()
         self.driver.set_backpressure(False)
         for _ in range(60 + 3 * len(self.table.rows)):
-            busy = self.works or self.outcomes or self.written or self.table.events or list(self.scheduler.in_flight)
+            busy = self.works or self.outcomes or self.written or self.table.events or list(self.scheduler.tracked)
             if not busy and not any(self._is_ours(id_) for id_ in self.table.rows):
                 return
             self.driver.now += 100.0
@@ -546,7 +546,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             self.each_id_is_in_one_place_and_the_table_says_which()
             self.no_row_that_waits_is_forgotten()
         left = [id_ for id_ in self.table.rows if self._is_ours(id_)]
-        raise AssertionError(f"left: {left}, tracked: {list(self.scheduler.in_flight)}")
+        raise AssertionError(f"left: {left}, tracked: {list(self.scheduler.tracked)}")
 
     def _is_ours(self, id_: int) -> bool:
         return self.table.waits(id_) and self.table.rows[id_].record.instance_id in SOURCES
@@ -577,9 +577,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         """What the recorder does, compare-and-set of the rows among it."""
         entries, rest = self.outcomes[:count], self.outcomes[count:]
         ids = [outcome.record.id for _, outcome in entries]
-        self.scheduler.in_flight.expect_own_writes(ids, self.driver.now)
+        self.scheduler.tracked.expect_own_writes(ids, self.driver.now)
         if self.table.away:
-            self.scheduler.in_flight.cancel_own_writes(ids)
+            self.scheduler.tracked.cancel_own_writes(ids)
             return
         changed, already = set(), set()
         for _, outcome in entries:
@@ -591,9 +591,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             elif row == after and isinstance(outcome, Archived):
                 already.add(before.id)
         if not acknowledged:
-            self.scheduler.in_flight.cancel_own_writes(ids)
+            self.scheduler.tracked.cancel_own_writes(ids)
             return
-        self.scheduler.in_flight.cancel_own_writes([id_ for id_ in ids if id_ not in changed])
+        self.scheduler.tracked.cancel_own_writes([id_ for id_ in ids if id_ not in changed])
         self.outcomes, self.written, self.counted = rest, entries, changed | already
 
     def _settle(self) -> None:

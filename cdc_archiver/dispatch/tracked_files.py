@@ -26,7 +26,7 @@ _LATE_LIMIT: Final = 10_000
 """Waiting ids above which no row is read again after the first second."""
 
 
-class InFlightState(StrEnum):
+class TrackedState(StrEnum):
     """Where a tracked id is."""
 
     OFFERED = "offered"
@@ -66,7 +66,7 @@ class TrackedFile:
         touched: its row was changed while it was tracked, so what was read of it may be old.
     """
 
-    state: InFlightState
+    state: TrackedState
     origin: Origin
     woken_at: float
     fresh: bool
@@ -86,20 +86,20 @@ class FileStatus:
         retry_in: seconds until the next attempt, while it waits for that; else None.
     """
 
-    state: InFlightState
+    state: TrackedState
     origin: Origin
     known_for: float
     retry_in: float | None
 
 
-class InFlightTable:
+class TrackedFiles:
     """The tracked ids. Times are seconds of one clock, the caller's."""
 
     def __init__(self) -> None:
         self._files: dict[int, TrackedFile] = {}
         self._waiting: list[tuple[float, int]] = []
         self._own_writes: dict[int, tuple[int, float]] = {}
-        self._counts = dict.fromkeys(InFlightState, 0)
+        self._counts = dict.fromkeys(TrackedState, 0)
 
     def __contains__(self, id_: int) -> bool:
         return id_ in self._files
@@ -118,10 +118,10 @@ class InFlightTable:
         file = self._files.get(id_)
         if file is None or file.stale_reads:
             return None
-        retry_in = max(0.0, file.due - now) if file.state is InFlightState.WAITING else None
+        retry_in = max(0.0, file.due - now) if file.state is TrackedState.WAITING else None
         return FileStatus(file.state, file.origin, max(0.0, now - file.woken_at), retry_in)
 
-    def count(self, state: InFlightState) -> int:
+    def count(self, state: TrackedState) -> int:
         """How many ids are in this state."""
         return self._counts[state]
 
@@ -131,8 +131,8 @@ class InFlightTable:
             return OfferResult.OWN_WRITE
         file = self._files.get(id_)
         if file is None:
-            self._files[id_] = TrackedFile(InFlightState.OFFERED, origin, now, fresh)
-            self._counts[InFlightState.OFFERED] += 1
+            self._files[id_] = TrackedFile(TrackedState.OFFERED, origin, now, fresh)
+            self._counts[TrackedState.OFFERED] += 1
             return OfferResult.OFFERED
         awaited = self.is_awaited(id_)
         if origin is Origin.STREAM:
@@ -140,8 +140,8 @@ class InFlightTable:
             file.stale_reads = 0
         elif not awaited:
             return OfferResult.DUPLICATE
-        if file.state is InFlightState.WAITING:  # its row was changed, so the wait is over
-            self._move(file, InFlightState.OFFERED)
+        if file.state is TrackedState.WAITING:  # its row was changed, so the wait is over
+            self._move(file, TrackedState.OFFERED)
             file.fresh = True
             return OfferResult.OFFERED
         file.touched = True
@@ -150,7 +150,7 @@ class InFlightTable:
     def is_awaited(self, id_: int) -> bool:
         """Whether it waits for its row to show what its event announced."""
         file = self._files.get(id_)
-        return file is not None and file.state is InFlightState.WAITING and file.stale_reads > 0
+        return file is not None and file.state is TrackedState.WAITING and file.stale_reads > 0
 
     def reading(self, id_: int) -> None:
         """Its row is about to be read: a change from now on may be newer than what is read."""
@@ -158,7 +158,7 @@ class InFlightTable:
 
     def queued(self, id_: int) -> None:
         """Its row was read, or a worker gave it to another lane; it waits for a worker."""
-        self._move(self._files[id_], InFlightState.QUEUED)
+        self._move(self._files[id_], TrackedState.QUEUED)
 
     def taken(self, id_: int, now: float) -> bool:
         """A worker wants it.
@@ -169,21 +169,21 @@ class InFlightTable:
         file = self._files[id_]
         if file.touched:
             file.touched = False
-            self._move(file, InFlightState.OFFERED)
+            self._move(file, TrackedState.OFFERED)
             return False
         file.taken_at = now
-        self._move(file, InFlightState.IN_FLIGHT)
+        self._move(file, TrackedState.IN_FLIGHT)
         return True
 
     def retry(self, id_: int, due: float) -> None:
         """It is tried again at a time; at once if its row was changed meanwhile."""
         file = self._files[id_]
-        if self._counts[InFlightState.WAITING] >= _WAITING_LIMIT:
+        if self._counts[TrackedState.WAITING] >= _WAITING_LIMIT:
             self.drop(id_)  # the database remembers it
             return
         file.due = 0.0 if file.touched else due
         file.touched = False
-        self._move(file, InFlightState.WAITING)
+        self._move(file, TrackedState.WAITING)
         heapq.heappush(self._waiting, (file.due, id_))
 
     def read_again(self, id_: int, now: float) -> bool:
@@ -195,7 +195,7 @@ class InFlightTable:
         """
         file = self._files[id_]
         file.stale_reads += 1
-        many = self._counts[InFlightState.WAITING] >= _LATE_LIMIT
+        many = self._counts[TrackedState.WAITING] >= _LATE_LIMIT
         if file.stale_reads > (_QUICK_READS if many else len(_REREAD_DELAYS)):
             return False
         self.retry(id_, now + _REREAD_DELAYS[file.stale_reads - 1])
@@ -212,7 +212,7 @@ class InFlightTable:
             return False
         if file.touched:
             file.touched = False
-            self._move(file, InFlightState.OFFERED)
+            self._move(file, TrackedState.OFFERED)
             return True
         self.drop(id_)
         return False
@@ -230,8 +230,8 @@ class InFlightTable:
             due, id_ = heapq.heappop(self._waiting)
             file = self._files.get(id_)
             # An element left over from an earlier wait of the same id has another time, or the id waits no longer.
-            if file is not None and file.state is InFlightState.WAITING and file.due == due:
-                self._move(file, InFlightState.OFFERED)
+            if file is not None and file.state is TrackedState.WAITING and file.due == due:
+                self._move(file, TrackedState.OFFERED)
                 ids.append(id_)
         return ids
 
@@ -269,7 +269,7 @@ class InFlightTable:
         self.cancel_own_writes([id_])
         return expected[1] >= now
 
-    def _move(self, file: TrackedFile, state: InFlightState) -> None:
+    def _move(self, file: TrackedFile, state: TrackedState) -> None:
         self._counts[file.state] -= 1
         self._counts[state] += 1
         file.state = state

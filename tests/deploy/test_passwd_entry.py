@@ -13,7 +13,7 @@ from private_site import PrivateSite, new_private_site
 
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.sandbox.packages import find_library
-from cdc_archiver.transfer import nss_account
+from cdc_archiver.transfer import passwd_entry
 
 WITHOUT_ACCOUNT = ("unshare", "--user", "--map-user=54321", "--map-group=54321", "--")
 
@@ -57,7 +57,7 @@ def test_without_the_library_the_operator_is_told_the_fix(stage: PrivateSite) ->
 
 
 def test_who_has_an_account_is_lent_none() -> None:
-    assert nss_account.passwd_entry_environment({}) == {}
+    assert passwd_entry.passwd_entry_environment({}) == {}
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_who_has_an_account_is_lent_none() -> None:
     ],
 )
 def test_the_entry_is_one_line_whatever_the_variables_say(environment: dict[str, str], line: str) -> None:
-    assert nss_account.passwd_entry(5, 6, environment) == line
+    assert passwd_entry.passwd_entry(5, 6, environment) == line
 
 
 def test_it_is_lent_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 54321)
     # What was started anew with it, and still finds no account, goes on without one.
-    assert nss_account.passwd_entry_environment({"NSS_WRAPPER_PASSWD": "/proc/1/fd/3"}) == {}
+    assert passwd_entry.passwd_entry_environment({"NSS_WRAPPER_PASSWD": "/proc/1/fd/3"}) == {}

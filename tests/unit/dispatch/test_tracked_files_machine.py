@@ -11,8 +11,8 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cdc_archiver.dispatch import in_flight as module
-from cdc_archiver.dispatch.in_flight import InFlightState, InFlightTable, OfferResult
+from cdc_archiver.dispatch import tracked_files as module
+from cdc_archiver.dispatch.tracked_files import OfferResult, TrackedFiles, TrackedState
 from cdc_archiver.model import Origin
 
 PROFILE = settings(
@@ -35,19 +35,19 @@ class Known:
         due: while it waits.
     """
 
-    state: InFlightState
+    state: TrackedState
     touched: bool = False
     due: float = 0.0
 
 
-class InFlightMachine(RuleBasedStateMachine):
+class TrackedFilesMachine(RuleBasedStateMachine):
     """Each rule does one thing to the table and to the model, and compares what they answer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.patch = mock.patch.object(module, "_WAITING_LIMIT", 1)  # so that it is met
         self.patch.start()
-        self.table = InFlightTable()
+        self.table = TrackedFiles()
         self.now = 0.0
         self.known: dict[int, Known] = {}
         self.own_writes: dict[int, tuple[int, float]] = {}
@@ -65,46 +65,46 @@ class InFlightMachine(RuleBasedStateMachine):
 
     @rule(id_=IDS)
     def its_row_is_read(self, id_: int) -> None:
-        if self._is(id_, InFlightState.OFFERED):
+        if self._is(id_, TrackedState.OFFERED):
             self.table.reading(id_)
             self.known[id_].touched = False
 
     @rule(id_=IDS)
     def it_is_queued(self, id_: int) -> None:
-        if self._is(id_, InFlightState.OFFERED):
+        if self._is(id_, TrackedState.OFFERED):
             self.table.queued(id_)
-            self.known[id_].state = InFlightState.QUEUED
+            self.known[id_].state = TrackedState.QUEUED
 
     @rule(id_=IDS)
     def a_worker_wants_it(self, id_: int) -> None:
-        if self._is(id_, InFlightState.QUEUED):
+        if self._is(id_, TrackedState.QUEUED):
             touched = self.known[id_].touched
             assert self.table.taken(id_, self.now) is not touched
-            self.known[id_] = Known(InFlightState.OFFERED if touched else InFlightState.IN_FLIGHT)
+            self.known[id_] = Known(TrackedState.OFFERED if touched else TrackedState.IN_FLIGHT)
 
     @rule(id_=IDS)
     def it_goes_to_the_other_lane(self, id_: int) -> None:
-        if self._is(id_, InFlightState.IN_FLIGHT):
+        if self._is(id_, TrackedState.IN_FLIGHT):
             self.table.queued(id_)
-            self.known[id_].state = InFlightState.QUEUED
+            self.known[id_].state = TrackedState.QUEUED
 
     @rule(id_=IDS, wait=st.sampled_from([0.0, 1.0, 30.0]))
     def it_is_tried_again_later(self, id_: int, wait: float) -> None:
-        if self._is(id_, InFlightState.IN_FLIGHT) or self._is(id_, InFlightState.OFFERED):
+        if self._is(id_, TrackedState.IN_FLIGHT) or self._is(id_, TrackedState.OFFERED):
             self.table.retry(id_, self.now + wait)
             if self._waiting() >= module._WAITING_LIMIT:
                 del self.known[id_]
             else:
                 touched = self.known[id_].touched
-                self.known[id_] = Known(InFlightState.WAITING, due=0.0 if touched else self.now + wait)
+                self.known[id_] = Known(TrackedState.WAITING, due=0.0 if touched else self.now + wait)
 
     @rule(id_=IDS)
     def it_is_finished(self, id_: int) -> None:
-        if self._is(id_, InFlightState.IN_FLIGHT) or self._is(id_, InFlightState.OFFERED):
+        if self._is(id_, TrackedState.IN_FLIGHT) or self._is(id_, TrackedState.OFFERED):
             again = self.known[id_].touched
             assert self.table.finished(id_) is again
             if again:
-                self.known[id_] = Known(InFlightState.OFFERED)
+                self.known[id_] = Known(TrackedState.OFFERED)
             else:
                 del self.known[id_]
 
@@ -116,12 +116,12 @@ class InFlightMachine(RuleBasedStateMachine):
     @rule()
     def what_is_due_is_asked_for(self) -> None:
         due = [
-            id_ for id_, known in self.known.items() if known.state is InFlightState.WAITING and known.due <= self.now
+            id_ for id_, known in self.known.items() if known.state is TrackedState.WAITING and known.due <= self.now
         ]
         found = self.table.due(self.now)
         assert sorted(found) == sorted(due), "each once, and none is forgotten"
         for id_ in due:
-            self.known[id_].state = InFlightState.OFFERED
+            self.known[id_].state = TrackedState.OFFERED
 
     @rule(ids=st.lists(IDS, max_size=4))
     def they_are_about_to_be_written(self, ids: list[int]) -> None:
@@ -149,15 +149,15 @@ class InFlightMachine(RuleBasedStateMachine):
                 assert self.table[id_].state is self.known[id_].state
                 assert self.table[id_].touched is self.known[id_].touched
         counts = Counter(known.state for known in self.known.values())
-        assert {state: self.table.count(state) for state in InFlightState} == {
-            state: counts[state] for state in InFlightState
+        assert {state: self.table.count(state) for state in TrackedState} == {
+            state: counts[state] for state in TrackedState
         }
         assert self.table.expected_own_writes == len(self.own_writes)
 
     @invariant()
     def whoever_waits_is_waited_for(self) -> None:
         """Else the router would sleep past it."""
-        waits = [known.due for known in self.known.values() if known.state is InFlightState.WAITING]
+        waits = [known.due for known in self.known.values() if known.state is TrackedState.WAITING]
         next_due = self.table.next_due()
         assert not waits or (next_due is not None and next_due <= min(waits))
 
@@ -169,10 +169,10 @@ class InFlightMachine(RuleBasedStateMachine):
             if until >= self.now:
                 return OfferResult.OWN_WRITE
         if id_ not in self.known:
-            self.known[id_] = Known(InFlightState.OFFERED)
+            self.known[id_] = Known(TrackedState.OFFERED)
             return OfferResult.OFFERED
-        if stream and self.known[id_].state is InFlightState.WAITING:
-            self.known[id_].state = InFlightState.OFFERED
+        if stream and self.known[id_].state is TrackedState.WAITING:
+            self.known[id_].state = TrackedState.OFFERED
             return OfferResult.OFFERED
         self.known[id_].touched |= stream
         return OfferResult.DUPLICATE
@@ -182,12 +182,12 @@ class InFlightMachine(RuleBasedStateMachine):
         if count > 1:
             self.own_writes[id_] = (count - 1, until)
 
-    def _is(self, id_: int, state: InFlightState) -> bool:
+    def _is(self, id_: int, state: TrackedState) -> bool:
         return id_ in self.known and self.known[id_].state is state
 
     def _waiting(self) -> int:
-        return sum(known.state is InFlightState.WAITING for known in self.known.values())
+        return sum(known.state is TrackedState.WAITING for known in self.known.values())
 
 
-class TestInFlightTable(InFlightMachine.TestCase):  # type: ignore[valid-type, misc]
+class TestTrackedFiles(TrackedFilesMachine.TestCase):  # type: ignore[valid-type, misc]
     settings = PROFILE
