@@ -1,4 +1,4 @@
-"""`cdc-archiver init-db`: creates the table of a new site, the index for cheap sweeps, and the history."""
+"""`cdc-archiver init-db`: creates the table of a new site, the index for cheap sweeps, and the side tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import sqlalchemy as sa
 import typer
 
-from cdc_archiver.database import history, schema
+from cdc_archiver.database import history, schema, side_tables
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.errors import DatabaseUnavailable, ExitStatus, Misconfigured, NoSuchTable
 from cdc_archiver.observe.logs import set_up_logs
@@ -17,7 +17,7 @@ from cdc_archiver.settings import Settings
 HELP: Final = """
 Create missing tables and the index.
 
-These are the table of files, the index that keeps sweeps cheap, and the history. Existing ones stay unchanged.
+These are the table of files, the index that keeps sweeps cheap, the history and the other side tables. Existing ones stay unchanged.
 
 Where the database has a table or view named pysmurf_files…, or a history of one, init-db creates no table of files: the real one may
 have another name now. --new-table creates one all the same.
@@ -107,5 +107,7 @@ def _objects(connection: sa.Connection, database: str, wanted: str, *, new_table
         yield f"table {table}", schema.table_statement(schema.files_table(table))
         has_index = False
     yield f"index {schema.INDEX}", "" if has_index else schema.index_statement(table)
-    has_history = sa.inspect(connection).has_table(history.NAME)
-    yield f"history {history.NAME}", "" if has_history else schema.table_statement(history.TABLE)
+    there = set(sa.inspect(connection).get_table_names())
+    yield f"history {history.NAME}", "" if history.NAME in there else schema.table_statement(history.TABLE)
+    for side in side_tables.ALL:
+        yield f"side table {side.name}", "" if side.name in there else schema.table_statement(side)

@@ -16,6 +16,7 @@ from sqlalchemy.dialects import mysql
 
 from cdc_archiver.database import schema
 from cdc_archiver.database.connections import error_code
+from cdc_archiver.database.side_tables import open_side_table
 from cdc_archiver.model import Archived, AttemptFailed, Refused
 
 NAME: Final = schema.HISTORY
@@ -36,13 +37,6 @@ _FORBIDDEN: Final = frozenset({1451, 1644})
 HISTORY_ERRORS: Final = frozenset({1054, 1114, 1142, 1143, 1146, 1264, 1265, 1292, 1364, 1366, 1406})
 """Errors of a statement on the side table that cost no more than the history: no permission, no table, no such column, table full,
 value rejected."""
-_FIXES: Final = {
-    **dict.fromkeys((1044, 1142, 1143), "run the GRANT that `cdc-archiver check` names; each sweep tries again"),
-    **dict.fromkeys(
-        (1290, 1792, 1836), "end the read-only mode, or set MYSQL_HOST to the primary; each sweep tries again"
-    ),
-}
-"""By the server's error number."""
 
 _log = structlog.get_logger(__name__)
 
@@ -248,18 +242,5 @@ def to_stored_text(text: str) -> str:
 
 
 def open_history(connection: sa.Connection) -> str:
-    """Creates the side table where it is missing and the grants allow it, and tests access to it.
-
-    Returns:
-        An empty text where the history can be written, else the reason why not, with the fix.
-    """
-    try:
-        TABLE.create(connection, checkfirst=True)
-        connection.execute(sa.select(TABLE.c.id).limit(1))
-        # An INSERT of no rows tests the INSERT privilege and leaves no trace.
-        columns = [column for column in TABLE.c if column.name != "id"]
-        connection.execute(sa.insert(TABLE).from_select(columns, sa.select(*columns).where(sa.false())))
-    except sa.exc.DBAPIError as error:
-        fix = _FIXES.get(error_code(error))
-        return f"{error.orig.args[-1] if error.orig and error.orig.args else error}{f'; fix: {fix}' if fix else ''}"
-    return ""
+    """Makes the history ready, as :func:`~cdc_archiver.database.side_tables.open_side_table` does."""
+    return open_side_table(connection, TABLE)
