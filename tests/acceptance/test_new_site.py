@@ -11,9 +11,12 @@ from files_table import TABLE
 from private_site import HISTORY, PrivateSite, new_private_site
 from recorded_history import archived
 
+from cdc_archiver.database import side_tables
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 
 INDEX = "cdc_archiver_pending"
+SIDE_TABLES = [table.name for table in side_tables.ALL]
+OBJECTS = [f"table {TABLE}", f"index {INDEX}", f"history {HISTORY}", *(f"side table {name}" for name in SIDE_TABLES)]
 
 
 @pytest.fixture
@@ -41,12 +44,8 @@ def test_it_makes_table_index_and_history_and_the_service_works_with_them(stage:
     done = stage.process("init-db")
     # then it says what it has made,
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        f"-- table {TABLE}: created",
-        f"-- index {INDEX}: created",
-        f"-- history {HISTORY}: created",
-    ]
-    assert tables(stage) == [HISTORY, TABLE]
+    assert done.stdout.splitlines() == [f"-- {name}: created" for name in OBJECTS]
+    assert tables(stage) == sorted([HISTORY, TABLE, *SIDE_TABLES])
     assert indexed(stage) == ["copied", "instance_id", "id", "failed_copy_attempts"]
     # and the service archives with only its own permissions, without a warning.
     stage.server.execute(f"REVOKE CREATE, INDEX, INSERT, DELETE ON {stage.database}.* FROM '{stage.user}'@'%'")
@@ -68,11 +67,7 @@ def test_it_may_be_run_again_and_leaves_what_is_there(stage: PrivateSite) -> Non
     done = stage.command("init-db")
     # then nothing changes.
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        f"-- table {TABLE}: exists",
-        f"-- index {INDEX}: exists",
-        f"-- history {HISTORY}: exists",
-    ]
+    assert done.stdout.splitlines() == [f"-- {name}: exists" for name in OBJECTS]
     assert (stage.sql(f"SELECT * FROM {TABLE}"), stage.sql(f"SHOW CREATE TABLE {TABLE}")) == before
 
 
@@ -83,11 +78,11 @@ def test_the_statements_of_a_dry_run_work(stage: PrivateSite) -> None:
     assert tables(stage) == []
     # when he runs it himself,
     statements = [statement.strip() for statement in done.stdout.split(";") if statement.strip()]
-    assert len(statements) == 3
+    assert len(statements) == len(OBJECTS)
     for statement in statements:
         stage.sql(statement)
     # then there is nothing left to do,
-    assert tables(stage) == [HISTORY, TABLE]
+    assert tables(stage) == sorted([HISTORY, TABLE, *SIDE_TABLES])
     done = stage.command("init-db")
     assert "created" not in done.stdout
     # and the tables are those that init-db makes.
@@ -163,7 +158,7 @@ def test_a_view_in_the_tables_place_is_named_as_such(stage: PrivateSite) -> None
     done = stage.command("init-db", "--table", f"{TABLE}_v2")
     assert done.returncode == 2
     assert f"has the table night, the view {TABLE}" in done.stderr
-    assert tables(stage) == [HISTORY, "night", TABLE]
+    assert tables(stage) == sorted([HISTORY, "night", TABLE, *SIDE_TABLES])
 
 
 def test_an_index_on_an_expression(mysql: DatabaseServer, ssh_server: SshServer, tmp_path: Path) -> None:
