@@ -194,10 +194,10 @@ class TimecodeRows:
         ordered = sorted(blocks)
         for start in range(0, len(ordered), _BLOCKS_AT_ONCE):
             some = ordered[start : start + _BLOCKS_AT_ONCE]
-            table = self._table.c
-            within = sa.or_(*(table.id.between(block * BLOCK, block * BLOCK + BLOCK - 1) for block in some))
+            id_, owner = self._files.column("id"), self._files.column("instance_id")
+            within = sa.or_(*(id_.between(block * BLOCK, block * BLOCK + BLOCK - 1) for block in some))
             yield from self._files.rows(
-                connection, within, table.instance_id == target, newest_first=False, limit=_BLOCKS_AT_ONCE * BLOCK
+                connection, within, owner == target, newest_first=False, limit=_BLOCKS_AT_ONCE * BLOCK
             )
 
     def size(self, connection: sa.Connection, ids: Sequence[int]) -> int:

@@ -51,7 +51,7 @@ _PAGE: Final = 20_000
 _OVERLAP: Final = 2000
 """Ids that are read again: a lower one may be committed after a higher one."""
 _LONGEST_WAIT: Final = 60.0
-_REST: Final = 5.0
+_REST: Final = 2.0
 """Times the duration of a step, until the next one."""
 
 _log = structlog.get_logger(__name__)
@@ -92,6 +92,8 @@ class TimecodeKeeper(StoppableThread):
         self._indexed: frozenset[str] = frozenset()
         self._indexed_to = 0
         self._watermarks: dict[str, SourceWatermark] = {}
+        self._failure = ""
+        self._is_off_logged = False
         self.reopening = Reopening(self._table, self.request)
         """Is to be told of each write-back."""
         self.off_because = "the side table of timecodes was not read yet"
@@ -158,13 +160,14 @@ class TimecodeKeeper(StoppableThread):
             try:
                 self.look()
             except Misconfigured as error:
-                self.off_because = str(error)
-                _log.warning("timecodes_off", detail=str(error))
+                self._turn_off(str(error))
             except ArchiverError as error:  # the database is down, which others report; or the destination, likewise
                 _log.debug("timecodes_not_looked_at", detail=str(error))
             except Exception as error:
-                # No file is to wait for a fault of this part.
-                _log.error("timecodes_failed", exc_info=error)
+                # No file is to wait for this part.
+                if repr(error) != self._failure:
+                    self._failure = repr(error)
+                    _log.error("timecodes_failed", exc_info=error)
                 self.off_because = f"internal error: {error!r}; fix: report this bug, with the log"
             self.stopping.wait(min(_LONGEST_WAIT, _REST * (time.monotonic() - began)))
 
@@ -226,14 +229,22 @@ class TimecodeKeeper(StoppableThread):
 
     def _is_on(self, connection: sa.Connection) -> bool:
         if self.off_because:
-            why = self._table.why_not_usable(connection)
-            if why and why != self.off_because:
-                _log.warning("timecodes_off", detail=why)
-            elif not why:
-                _log.info("timecodes_on")
-            self.off_because = why
-            self.reopening.is_on = not why
+            if why := self._table.why_not_usable(connection):
+                self._turn_off(why)
+            else:
+                self.off_because = ""
+                self.reopening.is_on = True
+                if self._is_off_logged:
+                    _log.info("timecodes_on")
+                self._is_off_logged = False
         return not self.off_because
+
+    def _turn_off(self, why: str) -> None:
+        if why != self.off_because or not self._is_off_logged:
+            _log.warning("timecodes_off", detail=why)
+        self.off_because = why
+        self.reopening.is_on = False
+        self._is_off_logged = True
 
     def _forget_others(self, sources: Sequence[SourceSettings]) -> None:
         held = {fold_instance_id(target) for source in sources for target in source.target}
