@@ -13,6 +13,7 @@ import sqlalchemy as sa
 import structlog
 
 from cdc_archiver.database import schema
+from cdc_archiver.database.marks import Marks
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router, Targets
@@ -69,6 +70,7 @@ class Pipeline:
         self._on_end = on_end
         self._gaps = 0
         self._gaps_logged_at = float("-inf")
+        self.marks = Marks(tables.database.name, tables.files.name, lambda: archive.incoming)
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
         self._recorder = Recorder(
             tables.database,
@@ -277,6 +279,7 @@ class Pipeline:
             self._tables.history.open(connection)
         else:
             self._tables.history.prune(connection)
+        self.marks.refresh(connection)
         with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (
                 schema.resolve_table(connection, self._tables.database.name, self._settings.table)
