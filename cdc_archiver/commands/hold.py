@@ -11,7 +11,7 @@ from cdc_archiver.commands import marking
 from cdc_archiver.commands.context import CommandContext, open_context
 from cdc_archiver.commands.output import Printer, print_to_stderr
 from cdc_archiver.database.marks import Mark, MarkKind
-from cdc_archiver.database.timecode_search import told_timecodes
+from cdc_archiver.database.timecode_search import TOLD, find_timecodes
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
@@ -96,17 +96,9 @@ def unhold(
     target: marking.Targets = None,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
-    now = datetime.now(UTC)
+    objects = marking.objects(timecode, target or ())
     with open_context(settings) as context:
-        with context.database.connect() as connection:
-            known = marking.known_marks(context, connection)
-        marks = [
-            Mark(MarkKind.UNHELD, instance_id, number, marking.who(by), reason.strip(), None, now)
-            for instance_id, number in marking.objects(timecode, target or ())
-        ]
-        idle = [mark for mark in marks if not known.in_force(MarkKind.HELD, mark.instance_id, mark.timecode, now)]
-        ended = [mark for mark in marks if mark not in idle]
-        marking.record_marks(context, ended)
+        ended, idle = marking.end_marks(context, MarkKind.UNHELD, objects, by, reason)
     for mark in ended:
         Printer().line((f"no longer held: timecode {mark.timecode} {marking.of_whom(mark.instance_id)}", "bold"))
     for mark in idle:
@@ -117,9 +109,10 @@ def unhold(
 def _told(context: CommandContext, marks: list[Mark]) -> list[tuple[str, int]]:
     """The timecodes of these marks that readers were told of, with their instance_id."""
     with context.database.connect() as connection, marking.side_table_errors("timecodes"):
-        told = told_timecodes(connection, context.files.name, [mark.timecode for mark in marks])
+        stored = find_timecodes(connection, context.files.name, [mark.timecode for mark in marks])
     return [
-        (instance_id, number)
-        for instance_id, number in told
-        if any(mark.timecode == number and mark.covers(instance_id) for mark in marks)
+        (entry.instance_id, entry.timecode)
+        for entry in stored
+        if entry.told_by in TOLD
+        and any(mark.timecode == entry.timecode and mark.covers(entry.instance_id) for mark in marks)
     ]

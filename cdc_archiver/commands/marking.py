@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Annotated, TypeAlias
 
 import sqlalchemy as sa
@@ -12,7 +13,7 @@ import typer
 from cdc_archiver.commands.context import CommandContext, operator_name
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.history import HISTORY_ERRORS
-from cdc_archiver.database.marks import Mark, MarkSet, add_marks, file_of, read_file, read_table
+from cdc_archiver.database.marks import Mark, MarkKind, MarkSet, add_marks, file_of, read_file, read_table
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.transfer.staging import INCOMING
 
@@ -82,6 +83,26 @@ def record_marks(context: CommandContext, marks: Sequence[Mark]) -> None:
     """
     with context.database.transaction() as connection, side_table_errors("marks"):
         add_marks(connection, context.files.name, marks)
+
+
+def end_marks(
+    context: CommandContext, kind: MarkKind, objects: Sequence[tuple[str, int]], by: str, reason: str
+) -> tuple[list[Mark], list[Mark]]:
+    """Adds entries that end marks.
+
+    Args:
+        kind: unheld, or taken back.
+
+    Returns:
+        The entries that were added, and those that were not, since nothing was marked.
+    """
+    now = datetime.now(UTC)
+    with context.database.connect() as connection:
+        known = known_marks(context, connection)
+    marks = [Mark(kind, instance_id, number, who(by), reason.strip(), None, now) for instance_id, number in objects]
+    ended = [mark for mark in marks if known.in_force(kind.subject, mark.instance_id, mark.timecode, now)]
+    record_marks(context, ended)
+    return ended, [mark for mark in marks if mark not in ended]
 
 
 @contextmanager

@@ -99,6 +99,10 @@ class MarkSet:
             if known is None or entry.order > known.order:
                 newest[entry.about] = entry
         self._newest: Mapping[_Object, Mark] = newest
+        self.handed_over_timecodes = frozenset(
+            mark.timecode for mark in newest.values() if mark.kind is MarkKind.HANDED_OVER
+        )
+        """Those that may be handed over, for some source."""
 
     @property
     def newest(self) -> tuple[Mark, ...]:
@@ -140,10 +144,6 @@ class MarkSet:
         let_in = self._newest.get((MarkKind.LET_IN, _fold(instance_id), timecode, file_id)) if file_id else None
         return None if mark and let_in and let_in.order > mark.order else mark
 
-    def timecodes(self, kind: MarkKind) -> frozenset[int]:
-        """The timecodes that may be held, or handed over, for some source."""
-        return frozenset(mark.timecode for mark in self._newest.values() if mark.kind is kind)
-
     def _in_force(self, subject: MarkKind, instance_id: str, timecode: int, now: datetime | None = None) -> Mark | None:
         found = [self._newest.get((subject, owner, timecode, 0)) for owner in {"", _fold(instance_id)}]
         # A hold that has ended is no entry against another hold.
@@ -168,6 +168,7 @@ class Marks:
         self._in_table: Sequence[Mark] = ()
         self._set = MarkSet()
         self._logged = ""
+        self._is_read = False
         self._refreshing = threading.Lock()
         self.unavailable = "the table of marks was not read yet"
         """The reason why the side table is off, with the fix; empty while it is in use."""
@@ -179,6 +180,11 @@ class Marks:
     def handed_over(self, instance_id: str, timecode: int, file_id: int = 0) -> Mark | None:
         """The hand-over of a source's timecode, see :meth:`MarkSet.handed_over`; None where there is none."""
         return self._set.handed_over(instance_id, timecode, file_id)
+
+    def require_read(self, connection: sa.Connection) -> None:
+        """Reads the marks if they were not read yet."""
+        if not self._is_read:
+            self.refresh(connection)
 
     @property
     def current(self) -> MarkSet:
@@ -197,6 +203,7 @@ class Marks:
             self._read_table(connection)
             before, path = self._set, self._path()
             in_file = read_file(path) if path else ()
+            self._is_read = True
             # The marks of before are in the file, too, unless that is out of reach.
             self._set = MarkSet([*self._in_table, *in_file, *before.newest])
             if not self.unavailable:

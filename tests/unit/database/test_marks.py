@@ -79,7 +79,7 @@ def test_a_restored_table_is_older_than_the_file_and_a_command_after_that_is_new
     in_file = [mark(GIVEN, 1), mark(GIVEN, 2, timecode=17001), mark(GIVEN, 3, timecode=17002)]
     in_table = [mark(GIVEN, 1), Mark(BACK, "", 17001, "bob", "", None, NOON + timedelta(minutes=5), 2)]
     marks = MarkSet([*in_table, *in_file])
-    assert marks.timecodes(GIVEN) == {17000, 17002}
+    assert marks.handed_over_timecodes == {17000, 17002}
     assert [each.timecode for each in marks.newest] == [17000, 17002, 17001]
 
 
