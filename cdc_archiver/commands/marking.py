@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, TypeAlias
@@ -12,9 +12,11 @@ import typer
 
 from cdc_archiver.commands.context import CommandContext, operator_name
 from cdc_archiver.database.connections import error_code
+from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.history import HISTORY_ERRORS
 from cdc_archiver.database.marks import Mark, MarkKind, MarkSet, add_marks, file_of, read_file, read_table
 from cdc_archiver.errors import Misconfigured
+from cdc_archiver.transfer.layout import timecode_of
 from cdc_archiver.transfer.staging import INCOMING
 
 LOWEST, HIGHEST = 10_000, 99_999
@@ -75,6 +77,14 @@ def known_marks(context: CommandContext, connection: sa.Connection) -> MarkSet:
     return MarkSet([*entries, *_marks_of_file(context)])
 
 
+def usable_marks(context: CommandContext, connection: sa.Connection) -> MarkSet:
+    """The marks that count, as far as they can be read: for a command that works without them, too."""
+    try:
+        return known_marks(context, connection)
+    except Misconfigured:
+        return MarkSet(_marks_of_file(context))
+
+
 def record_marks(context: CommandContext, marks: Sequence[Mark]) -> None:
     """Adds entries.
 
@@ -83,6 +93,24 @@ def record_marks(context: CommandContext, marks: Sequence[Mark]) -> None:
     """
     with context.database.transaction() as connection, side_table_errors("marks"):
         add_marks(connection, context.files.name, marks)
+
+
+def let_in(context: CommandContext, rows: Iterable[Row], reason: str) -> None:
+    """Has pending files archived although their timecode was handed over.
+
+    Raises:
+        Misconfigured: the table cannot be written.
+    """
+    now = datetime.now(UTC)
+    by = operator_name()
+    record_marks(
+        context,
+        [
+            Mark(MarkKind.LET_IN, row.record.instance_id, timecode, by, reason, None, now, file_id=row.record.id)
+            for row in rows
+            if (timecode := timecode_of(row.record, copied=False)) is not None
+        ],
+    )
 
 
 def end_marks(

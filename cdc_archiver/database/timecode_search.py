@@ -9,7 +9,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from cdc_archiver.database.files_table import FilesTable, escape_like
-from cdc_archiver.database.side_tables import TIMECODES
+from cdc_archiver.database.side_tables import REGISTRAR_LOSSES, TIMECODES
 from cdc_archiver.database.timecodes_table import StoredTimecode, stored_timecode
 
 TOLD: Final = frozenset({"marker", "status"})
@@ -33,6 +33,12 @@ def find_timecodes(
         *([table.instance_id.in_(targets)] if targets else []),
     )
     return [stored_timecode(row) for row in connection.execute(found.order_by(table.timecode, table.instance_id))]
+
+
+def targets_with_losses(connection: sa.Connection, timecode: int) -> list[str]:
+    """The instance_ids whose registrars lost something of a timecode."""
+    table = REGISTRAR_LOSSES.c
+    return list(connection.execute(sa.select(table.instance_id).where(table.timecode == timecode).distinct()).scalars())
 
 
 def archived_timecodes(connection: sa.Connection, files: FilesTable, data_dir: Path) -> frozenset[tuple[str, str]]:
