@@ -160,7 +160,6 @@ class TrackedFiles:
 
     def queued(self, id_: int) -> None:
         """Its row was read, or a worker gave it to another lane; it waits for a worker."""
-        self._files[id_].withheld = False
         self._move(self._files[id_], TrackedState.QUEUED)
 
     def taken(self, id_: int, now: float) -> bool:
@@ -191,9 +190,10 @@ class TrackedFiles:
 
     def withhold(self, id_: int, due: float) -> None:
         """Its row was read, and it waits for a decision about its timecode; at a time it is read again."""
-        self._files[id_].withheld = True
         self._files[id_].stale_reads = 0
         self.retry(id_, due)
+        if id_ in self._files:
+            self._files[id_].withheld = True
 
     def recheck(self) -> list[int]:
         """A decision about timecodes was made: those that are withheld are offered again, and those in the queue are read again
@@ -298,3 +298,4 @@ class TrackedFiles:
         self._counts[file.state] -= 1
         self._counts[state] += 1
         file.state = state
+        file.withheld = False
