@@ -175,6 +175,17 @@ class Dispatcher:
             later = self._carry_out(self._scheduler.enqueue(source, record))
         self._carry_out_later(later)
 
+    def withhold(self, source: str, id_: int) -> None:
+        """A row was read and is pending, and its timecode was handed over: it waits until a person decides."""
+        with self._changed:
+            later = self._carry_out(self._scheduler.withhold(source, id_, self._clock()))
+        self._carry_out_later(later)
+
+    def recheck(self) -> None:
+        """Other timecodes are handed over than before: rows that wait are read again before they are copied."""
+        with self._changed:
+            self._carry_out(self._scheduler.recheck())
+
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         """A row was read and is not pending here: archived, given up, or another service's.
 

@@ -94,6 +94,9 @@ class Metrics:
         self.quarantined = self._gauge("quarantined_files", "Rows that have reached max_attempts.", "source")
         self.refused = self._gauge("refused_files", "Rows that no attempt can archive.", "source")
         self.ignored = self._gauge("ignored_files", "Rows that an operator marked as ignored.", "source")
+        self.handed_over = self._gauge(
+            "handed_over_pending_files", "Pending rows of timecodes that were handed over: they wait.", "source"
+        )
         self.oldest_pending = self._gauge(
             "oldest_pending_age_seconds",
             "Age of the oldest pending row, by its column timestamp; 0 without pending rows.",
@@ -121,6 +124,7 @@ class Metrics:
             self.quarantined,
             self.refused,
             self.ignored,
+            self.handed_over,
             self.oldest_pending,
         )
 

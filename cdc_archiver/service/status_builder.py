@@ -147,6 +147,7 @@ def _sources(pipeline: Pipeline) -> tuple[SourceStatus, ...]:
             targets=options[state.name].target,
             host=options[state.name].host,
             files=pipeline.sweeper.census.get(state.name),
+            handed_over=pipeline.handed_over.get(state.name, {}),
         )
         for state in pipeline.dispatcher.states()
         if state.name in options
