@@ -46,12 +46,18 @@ class StreamStatus:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """A source, its queue and its rows as counted last."""
+    """A source, its queue and its rows as counted last.
+
+    Attributes:
+        files: with those that were given up since that count; None before the first.
+        quarantined: files that this process has quarantined.
+    """
 
     state: SourceState
     targets: tuple[str, ...]
     host: str
     files: Census | None
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)
