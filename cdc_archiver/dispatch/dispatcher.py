@@ -53,6 +53,7 @@ class Dispatcher:
         self._jitter = random.Random().random
         self._changed = threading.Condition()
         self._scheduler = Scheduler(settings.max_attempts)
+        metrics.activity.max_attempts = settings.max_attempts
         for source in settings.sources:
             self.add_source(source)
 

@@ -108,6 +108,12 @@ class Metrics:
         self.late_files = self._counter(
             "late_files_total", "Files that were archived after their timecode was complete.", "source"
         )
+        self.notices = self._counter(
+            "notices_total",
+            "Notices for notify_command, by result: delivered, failed (another exit status than 0), timeout (killed), dropped "
+            "(too many waited).",
+            "result",
+        )
         self.rsync_info = self._gauge(
             "rsync_info", "1, labelled with the version of rsync on each side.", "side", "version"
         )
@@ -131,6 +137,8 @@ class Metrics:
         # A series that appears only with its first increment is invisible to rate() and to an alert.
         for why in ("backlog", "retry", "requeued", "stream_missed", "overflow", "late_commit"):
             self.sweep_found.labels(why)
+        for result in ("delivered", "failed", "timeout", "dropped"):
+            self.notices.labels(result)
         for mode in ("stream", "polling", "standby"):
             self.mode.labels(mode).set(0)
         for outcome in ("offered", "echo", "known", "dropped", "unreadable"):
