@@ -99,7 +99,7 @@ class TimecodesTable:
     def load(self, connection: sa.Connection, instance_ids: Collection[str]) -> list[StoredTimecode]:
         """All timecodes of some instance_ids."""
         found = sa.select(TIMECODES).where(self._ours, TIMECODES.c.instance_id.in_(instance_ids))
-        return [_stored(row) for row in connection.execute(found.order_by(TIMECODES.c.timecode))]
+        return [stored_timecode(row) for row in connection.execute(found.order_by(TIMECODES.c.timecode))]
 
     def enter(self, connection: sa.Connection, timecodes: Sequence[StoredTimecode]) -> None:
         """Adds timecodes; those that are there already stay as they are."""
@@ -120,7 +120,7 @@ class TimecodesTable:
         row = connection.execute(
             sa.select(TIMECODES).where(self._is(instance_id, timecode)).with_for_update()
         ).one_or_none()
-        return None if row is None else _stored(row)
+        return None if row is None else stored_timecode(row)
 
     def save(self, connection: sa.Connection, entry: StoredTimecode) -> None:
         """Writes all that is known of a timecode, within the caller's transaction, which has locked its row."""
@@ -192,7 +192,8 @@ def _values(entry: StoredTimecode) -> dict[str, Any]:
     }
 
 
-def _stored(row: Any) -> StoredTimecode:
+def stored_timecode(row: Any) -> StoredTimecode:
+    """A row of the side table."""
     return StoredTimecode(
         instance_id=row.instance_id,
         timecode=row.timecode,

@@ -64,6 +64,7 @@ class TrackedFile:
         inconclusive_tries: consecutive tries that neither archived the file nor told anything about it.
         stale_reads: how often its row was read and did not show what its event announced.
         touched: its row was changed while it was tracked, so what was read of it may be old.
+        withheld: it waits because its timecode was handed over.
     """
 
     state: TrackedState
@@ -75,6 +76,7 @@ class TrackedFile:
     inconclusive_tries: int = 0
     stale_reads: int = 0
     touched: bool = False
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,29 @@ class TrackedFiles:
         self._move(file, TrackedState.WAITING)
         heapq.heappush(self._waiting, (file.due, id_))
 
+    def withhold(self, id_: int, due: float) -> None:
+        """Its row was read, and it waits for a decision about its timecode; at a time it is read again."""
+        self._files[id_].stale_reads = 0
+        self.retry(id_, due)
+        if id_ in self._files:
+            self._files[id_].withheld = True
+
+    def recheck(self) -> list[int]:
+        """A decision about timecodes was made: those that are withheld are offered again, and those in the queue are read again
+        before a worker has them.
+
+        Returns:
+            The ids that are offered.
+        """
+        offered = []
+        for id_, file in self._files.items():
+            if file.state is TrackedState.QUEUED:
+                file.touched = True
+            elif file.state is TrackedState.WAITING and file.withheld:
+                self._move(file, TrackedState.OFFERED)
+                offered.append(id_)
+        return offered
+
     def read_again(self, id_: int, now: float) -> bool:
         """Its row is read once more after a while, since a change becomes visible some time after its event.
 
@@ -273,3 +298,4 @@ class TrackedFiles:
         self._counts[file.state] -= 1
         self._counts[state] += 1
         file.state = state
+        file.withheld = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 import structlog
 
 from cdc_archiver.database import schema
+from cdc_archiver.database.marks import Marks
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router, Targets
@@ -70,6 +72,7 @@ class Pipeline:
         self._on_end = on_end
         self._gaps = 0
         self._gaps_logged_at = float("-inf")
+        self.marks = Marks(tables.database.name, tables.files.name, lambda: archive.incoming)
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
         self.timecodes = TimecodeKeeper(
             settings,
@@ -105,7 +108,7 @@ class Pipeline:
         )
         self._targets = Targets(settings.sources)
         self._router = Router(
-            tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router")
+            tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router"), self.marks
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
         self._readers: list[StoppableThread] = [
@@ -116,6 +119,8 @@ class Pipeline:
         ]
         for part in (self._recorder, *self._readers):
             part.on_end = on_end
+        self.handed_over: dict[str, dict[int, int]] = {}
+        """Numbers of pending rows of timecodes that were handed over, by source and timecode."""
         self._stopping = threading.Event()
         self._changing = threading.Lock()
         self._yielding: dict[str, threading.Thread] = {}
@@ -295,6 +300,9 @@ class Pipeline:
             self._tables.history.open(connection)
         else:
             self._tables.history.prune(connection)
+        if self.marks.refresh(connection):
+            self.dispatcher.recheck()
+        self._count_handed_over(connection)
         with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (
                 schema.resolve_table(connection, self._tables.database.name, self._settings.table)
@@ -313,3 +321,25 @@ class Pipeline:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         else:
             self.dispatcher.destination_ready()
+
+    def _count_handed_over(self, connection: sa.Connection) -> None:
+        """Counts the rows that wait because their timecode was handed over; names those of a source when there are more."""
+        marks = self.marks.current
+        counted = {}
+        for name, source in self.sources.items():
+            waiting: Counter[int] = Counter()
+            for target in source.target:
+                timecodes = {n for n in marks.handed_over_timecodes if marks.handed_over(target, n)}
+                waiting.update(self._tables.files.pending_in_timecodes(connection, [target], timecodes))
+            counted[name] = dict(waiting)
+            self._metrics.handed_over.labels(name).set(waiting.total())
+            if waiting.total() > sum(self.handed_over.get(name, {}).values()):
+                _log.warning(
+                    "files_for_handed_over_timecodes",
+                    source=name,
+                    files=waiting.total(),
+                    timecodes=sorted(waiting)[:20],
+                    detail="they wait, since somebody took these timecodes over; archive them all the same: "
+                    "cdc-archiver retry --id ID --into-handed-over; or: cdc-archiver ignore ID",
+                )
+        self.handed_over = counted

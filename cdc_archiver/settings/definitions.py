@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -275,6 +276,10 @@ class Settings(SourceOptions, BaseSettings):
     http_port: int = Field(
         9184, ge=0, le=65535, description="Port of the status page. 0: any free port, named in the log."
     )
+    notify_command: str = Field(
+        "", description="Program, with arguments, that is given each notice as a JSON object on standard input."
+    )
+    notify_after: Seconds = Field(600.0, description="Time that a source is down before notify_command is told.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="Format of log lines: for people, or JSON.")
     log_level: LogLevel = Field(LogLevel.INFO, description="Lowest severity that is logged.")
 
@@ -304,6 +309,15 @@ class Settings(SourceOptions, BaseSettings):
     def _time_zone(cls, value: str) -> str:
         if value and not re.fullmatch(r"[+-]\d{1,2}:\d{2}|[A-Za-z0-9_/+-]+", value):
             raise ValueError(f"invalid time zone of a database server: {value!r}: use +00:00 or UTC, for instance")
+        return value
+
+    @field_validator("notify_command")
+    @classmethod
+    def _program_with_arguments(cls, value: str) -> str:
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"invalid command: {value!r}: {error}") from None
         return value
 
     @field_validator("chmod")

@@ -37,7 +37,7 @@ _LEVELS: Final = 5
 
 _TIMECODE: Final = re.compile(r"[1-9][0-9]{4}")
 
-_READERS_NAME: Final = "suprsync"
+READERS_NAME: Final = "suprsync"
 """Readers take this directory of a timecode for markers, not for data."""
 
 
@@ -157,7 +157,7 @@ def _action_directory(timestamp: datetime, oldest: datetime, pub_id: str, action
             f"the row's timestamp {format_time(timestamp)} is not from {format_time(oldest)} (--oldest-timestamp) to "
             "2286-11-20 17:46:39Z: its first five digits would name a wrong time, or none",
         )
-    if pub_id == _READERS_NAME:
+    if pub_id == READERS_NAME:
         raise LayoutRefused(Reason.BAD_PUB_ID, f"pub_id: {pub_id!r} is the directory of the timecodes' markers")
     pub_id = _directory_name(pub_id, "pub_id", Reason.BAD_PUB_ID)
     action = _directory_name(action, "action", Reason.BAD_ACTION)

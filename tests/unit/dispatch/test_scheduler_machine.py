@@ -200,6 +200,9 @@ class Driver:
     def enqueue(self, source: str, record: FileRecord) -> None:
         self.carry_out(self.scheduler.enqueue(source, record))
 
+    def withhold(self, source: str, id_: int) -> None:
+        self.carry_out(self.scheduler.withhold(source, id_, self.now))
+
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         self.carry_out(self.scheduler.dismiss(id_, failed=failed))
 
