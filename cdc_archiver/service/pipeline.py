@@ -82,6 +82,7 @@ class Pipeline:
             metrics,
             history_kept=lambda: not tables.history.unavailable,
             source_up=self.dispatcher.is_up,
+            marks=self.marks,
         )
         self._recorder = Recorder(
             tables.database,
