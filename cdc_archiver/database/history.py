@@ -136,6 +136,21 @@ class History:
             values = ", ".join(chunk).replace("%", "%%")
             connection.exec_driver_sql(f"INSERT INTO {NAME} ({', '.join(_WRITTEN)}) VALUES {values}")
 
+    def seconds_since_failure(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, float]:
+        """Seconds since the last failed attempt of each of these files, by this machine's clock and the one that wrote the
+        entry: negative where one of them was changed. Without a history, none is known."""
+        last = sa.select(TABLE.c.file_id, sa.func.max(TABLE.c.at)).where(
+            TABLE.c.file_table == self._file_table, TABLE.c.file_id.in_(ids), TABLE.c.result == "charged"
+        )
+        try:
+            found = connection.execute(last.group_by(TABLE.c.file_id)).all()
+        except sa.exc.DBAPIError as error:
+            if error_code(error) not in HISTORY_ERRORS:
+                raise
+            return {}
+        now = datetime.now(UTC).replace(tzinfo=None)
+        return {id_: (now - at).total_seconds() for id_, at in found}
+
     def prune(self, connection: sa.Connection) -> int:
         """Deletes at most 2,000 entries past the retention. A failure is logged.
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import structlog
 
+from cdc_archiver.database.files_table import Pending
 from cdc_archiver.dispatch.decision_types import (
     CountOutcome,
     CountStreamEvents,
@@ -52,7 +53,7 @@ class Dispatcher:
         self._clock = clock
         self._jitter = random.Random().random
         self._changed = threading.Condition()
-        self._scheduler = Scheduler(settings.max_attempts)
+        self._scheduler = Scheduler(settings.max_attempts, settings.retry_delays)
         for source in settings.sources:
             self.add_source(source)
 
@@ -110,6 +111,11 @@ class Dispatcher:
             later = self._carry_out(decisions)
         self._carry_out_later(later)
         return taken
+
+    def notice(self, rows: Sequence[Pending]) -> None:
+        """A sweep read these rows: a changed attempt counter ends the wait for the next try."""
+        with self._changed:
+            self._carry_out(self._scheduler.notice(rows))
 
     def room(self, source: str) -> int:
         """How many records of a source a sweep may still offer."""
@@ -169,10 +175,19 @@ class Dispatcher:
         """A block whose events the workers see together: they take one batch of all its records, not one of the first."""
         return self._changed
 
-    def enqueue(self, source: str, record: FileRecord) -> None:
-        """A row was read and is pending: its record waits for a worker."""
+    def never_tried(self, ids: Sequence[int]) -> list[int]:
+        """Of these, the files of which no try is known here."""
         with self._changed:
-            later = self._carry_out(self._scheduler.enqueue(source, record))
+            return self._scheduler.never_tried(ids)
+
+    def enqueue(self, source: str, record: FileRecord, failed_ago: float | None = None) -> None:
+        """A row was read and is pending: its record waits for a worker, or for the rest of the delay since its last try.
+
+        Args:
+            failed_ago: seconds since its last failed attempt, which counts where no try is known here; None: unknown.
+        """
+        with self._changed:
+            later = self._carry_out(self._scheduler.enqueue(source, record, self._clock(), failed_ago))
         self._carry_out_later(later)
 
     def dismiss(self, id_: int, *, failed: bool = False) -> None:

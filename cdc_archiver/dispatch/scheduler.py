@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from cdc_archiver.database.files_table import Pending
+from cdc_archiver.dispatch import retry_delays
 from cdc_archiver.dispatch.decision_types import (
     NOTHING,
     WAKE,
@@ -49,10 +51,6 @@ BACKLOG_LIMIT: Final = 4_000
 REFILL_BELOW: Final = 2_000
 """A queue that had to leave rows behind is refilled when fewer records wait."""
 
-RETRY_DELAYS: Final = (5.0, 30.0, 120.0, 600.0)
-"""Seconds after a file's n-th failed attempt; the last one for all further."""
-INCONCLUSIVE_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
-"""Seconds after a file's n-th inconclusive try in a row; the last one for all further."""
 _ALONE_AFTER: Final = 2
 """Inconclusive tries in a row after which a file is a batch of its own: then no other file can be the cause."""
 _NOT_COUNTED_DELAY: Final = 5.0
@@ -76,10 +74,12 @@ class Scheduler:
 
     Args:
         max_attempts: failed attempts after which a file is tried no more.
+        delays: seconds after a file's first failed attempt, the second …
     """
 
-    def __init__(self, max_attempts: int) -> None:
+    def __init__(self, max_attempts: int, delays: Sequence[float]) -> None:
         self._max_attempts = max_attempts
+        self._delays = delays
         self.tracked = TrackedFiles()
         self.sources: dict[str, SourceQueues] = {}
         self.inboxes: dict[bool, deque[int]] = {True: deque(), False: deque()}
@@ -171,6 +171,13 @@ class Scheduler:
         """A sweep has offered everything that was dropped."""
         self._dropped = IntervalSet()
 
+    def notice(self, rows: Iterable[Pending]) -> Decisions:
+        """A sweep read these rows. Of files that wait for their next try, those whose attempt counter somebody has changed
+        are read at once."""
+        changed = [row.id for row in rows if self.tracked.end_wait_if_changed(row.id, row.attempts)]
+        self.inboxes[True].extend(changed)
+        return WAKE if changed else NOTHING
+
     # Ids become records.
 
     def take_ids(self, limit: int, now: float) -> tuple[list[int], Decisions]:
@@ -198,12 +205,23 @@ class Scheduler:
         for id_ in reversed(ids):
             self.inboxes[self.tracked[id_].fresh].appendleft(id_)
 
-    def enqueue(self, source: str, record: FileRecord) -> Decisions:
-        """A row was read and is pending: its record waits for a worker."""
+    def never_tried(self, ids: Iterable[int]) -> list[int]:
+        """Of these, the files of which no try is known here."""
+        return [id_ for id_ in ids if self.tracked[id_].last_try is None]
+
+    def enqueue(self, source: str, record: FileRecord, now: float, failed_ago: float | None = None) -> Decisions:
+        """A row was read and is pending: its record waits for a worker, or for the rest of the delay since its last try.
+
+        Args:
+            failed_ago: seconds since its last failed attempt, which counts where no try is known here; None: unknown.
+        """
         queues = self.sources.get(source)
         if queues is None or queues.retired:
             self.tracked.drop(record.id)
             return NOTHING
+        if (due := self._not_before(record, now, failed_ago)) > now:
+            self.tracked.wait(record, due)
+            return NOTHING  # the router asks next, and knows of it then
         queue = queues.lanes[Lane.SMALL]
         decisions = NOTHING
         if len(queue) >= QUEUE_LIMIT:
@@ -295,8 +313,8 @@ class Scheduler:
                     due = max(now, self.destination.until)
                 elif reason.scope is Scope.NONE:
                     file.inconclusive_tries = tries
-                    due = now + INCONCLUSIVE_DELAYS[min(tries, len(INCONCLUSIVE_DELAYS)) - 1]
-                self.tracked.retry(record.id, due)
+                    due = now + retry_delays.delay_after(retry_delays.INCONCLUSIVE_DELAYS, tries)
+                self.tracked.wait(record, due)
                 decisions += (CountOutcome(batch.source, outcome), *WAKE)
             case Oversize(record=record):
                 queues.in_flight -= 1
@@ -349,9 +367,11 @@ class Scheduler:
         if not counted:
             # The row has changed, or cannot be written: its current state decides, after a moment.
             table.retry(record.id, now + _NOT_COUNTED_DELAY)
+            file.last_try = None
         elif isinstance(outcome, AttemptFailed) and record.attempts + 1 < self._max_attempts:
-            delay = RETRY_DELAYS[min(record.attempts, len(RETRY_DELAYS) - 1)]
-            table.retry(record.id, now + delay * (0.9 + 0.2 * jitter))
+            delay = retry_delays.delay_after(self._delays, record.attempts + 1)
+            counted_record = replace(record, failed_copy_attempts=record.attempts + 1)
+            table.wait(counted_record, now + delay * (0.9 + 0.2 * jitter))
         elif again := self._finish_id(record.id):
             return decisions + again
         # An archived file gives no thread anything to do, and to wake them all for each file costs as much as the file.
@@ -407,6 +427,15 @@ class Scheduler:
     def states(self, now: float) -> list[SourceState]:
         """The current state of the sources."""
         return [queues.snapshot(now) for queues in self.sources.values()]
+
+    def _not_before(self, record: FileRecord, now: float, failed_ago: float | None) -> float:
+        """The time before which a file is not tried: only a change of what decides about it ends the wait for that."""
+        last_try = self.tracked[record.id].last_try
+        if last_try is not None:
+            return last_try.due if last_try.record == record else now
+        if not record.attempts:
+            return now
+        return now + retry_delays.remaining_delay(retry_delays.delay_after(self._delays, record.attempts), failed_ago)
 
     def _collect(self, queues: SourceQueues, lane: Lane, now: float) -> tuple[list[FileRecord], Decisions]:
         queue, limit = queues.lanes[lane], queues.batch_limit(lane)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -93,8 +94,15 @@ class Pipeline:
             partial(on_database, "sweeper"),
         )
         self._targets = Targets(settings.sources)
+        # Whoever starts a reconciliation wants each file tried.
+        at_once = lambda connection, ids: dict.fromkeys(ids, math.inf)
         self._router = Router(
-            tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router")
+            tables.database,
+            tables.files,
+            self._targets,
+            self.dispatcher,
+            tables.history.seconds_since_failure if stream else at_once,
+            partial(on_database, "router"),
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
         self._readers: list[StoppableThread] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]

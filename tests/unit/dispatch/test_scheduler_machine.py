@@ -140,7 +140,7 @@ class Driver:
     """
 
     def __init__(self, want_sweep: Callable[[], None]) -> None:
-        self.scheduler = Scheduler(MAX_ATTEMPTS)
+        self.scheduler = Scheduler(MAX_ATTEMPTS, (5.0, 30.0, 120.0, 600.0))
         for name in SOURCES:
             self.scheduler.add_source(name, BATCH_FILES)
         self.now = 0.0
@@ -164,6 +164,9 @@ class Driver:
         assert counted == (len(ids) if origin is Origin.STREAM else 0)
         self.carry_out(decisions)
         return taken
+
+    def notice(self, rows: Sequence[Pending]) -> None:
+        self.carry_out(self.scheduler.notice(rows))
 
     def room(self, source: str) -> int:
         return self.scheduler.room(source)
@@ -197,8 +200,11 @@ class Driver:
     def atomically(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def enqueue(self, source: str, record: FileRecord) -> None:
-        self.carry_out(self.scheduler.enqueue(source, record))
+    def never_tried(self, ids: Sequence[int]) -> list[int]:
+        return self.scheduler.never_tried(ids)
+
+    def enqueue(self, source: str, record: FileRecord, failed_ago: float | None = None) -> None:
+        self.carry_out(self.scheduler.enqueue(source, record, self.now, failed_ago))
 
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         self.carry_out(self.scheduler.dismiss(id_, failed=failed))
@@ -279,7 +285,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver = Driver(lambda: self.sweeper.request())
         self.scheduler = self.driver.scheduler
         table: Any = self.table
-        self.router = Router(table, table, Targets(SETTINGS.sources), self.driver)
+        self.router = Router(table, table, Targets(SETTINGS.sources), self.driver, lambda connection, ids: {})
         self.sweeper = Sweeper(SETTINGS, table, table, self.driver, NoStream(), Metrics())
         self.works: dict[tuple[str, str], Work] = {}
         self.outcomes: list[tuple[str, Archived | AttemptFailed | Refused]] = []
