@@ -37,6 +37,8 @@ class TrackedState(StrEnum):
     """With a worker, or on its way back to the table."""
     WAITING = "waiting"
     """It waits for its next attempt."""
+    NOT_RECORDABLE = "not_recordable"
+    """The database refused its write-backs; it is tracked no longer."""
 
 
 class OfferResult(StrEnum):
@@ -75,6 +77,7 @@ class TrackedFile:
         taken_at: when a worker took it.
         due: when the next attempt is, while it waits.
         inconclusive_tries: consecutive tries that neither archived the file nor told anything about it.
+        refused_writes: consecutive write-backs of it that the database refused.
         stale_reads: how often its row was read and did not show what its event announced.
         last_try: in this process, and while it is tracked; None before.
         touched: its row was changed while it was tracked, so what was read of it may be old.
@@ -87,6 +90,7 @@ class TrackedFile:
     taken_at: float = 0.0
     due: float = 0.0
     inconclusive_tries: int = 0
+    refused_writes: int = 0
     stale_reads: int = 0
     last_try: LastTry | None = None
     touched: bool = False

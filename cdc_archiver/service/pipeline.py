@@ -20,7 +20,7 @@ from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.events.binlog_stream import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
-from cdc_archiver.model import Origin
+from cdc_archiver.model import FileRecord, Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.worker_pool import WorkerPool
@@ -33,6 +33,8 @@ _KILL_SECONDS: Final = 8.0
 
 _NOTICE: Final = 0.3
 """Seconds for idle workers to notice a stop."""
+_REVIEWED: Final = 1000
+"""Rows of one question about files that were set aside."""
 _LOG_AGAIN: Final = 60.0
 """Seconds after which an ongoing problem is logged again, summed up."""
 
@@ -291,6 +293,7 @@ class Pipeline:
                 != self._tables.files.name
             ):
                 self._on_other_table()
+        self._review_not_recordable(connection)
         pending = {name: census.pending for name, census in dict(self.sweeper.census).items()}
         for source, files in pending.items():
             if not files:
@@ -303,3 +306,18 @@ class Pipeline:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         else:
             self.dispatcher.destination_ready()
+
+    def _review_not_recordable(self, connection: sa.Connection) -> None:
+        """Lets a file go that was set aside, if its row has changed, or an operator wants another try."""
+        ids = self.dispatcher.not_recordable
+        if not ids:
+            return
+        pending: dict[int, FileRecord] = {}
+        for start in range(0, len(ids), _REVIEWED):
+            chunk = ids[start : start + _REVIEWED]
+            retried = self._tables.history.retried(connection, chunk)
+            rows = self._tables.files.load(connection, chunk)
+            pending |= {id_: row.record for id_, row in rows.items() if not row.copied and id_ not in retried}
+        self.dispatcher.review_not_recordable(pending)
+        if len(pending) < len(ids):
+            self.sweeper.request()

@@ -61,7 +61,7 @@ def test_columns_that_change_and_columns_that_do_not(stage: PrivateSite) -> None
     ]
     before = [whole_row(stage, id_) for id_ in ids]
     # when the service has dealt with them,
-    with stage.service():
+    with stage.service(retry_delays="0.1s,0.1s,10m"):
         stage.wait_archived(ids[0])
         stage.wait_attempts(ids[1], 3)
         stage.wait_attempts(ids[2], 1)

@@ -312,13 +312,13 @@ def test_trouble_of_the_destination_is_over_when_it_takes_a_file_or_is_found_rea
     script.queue([1])
     (taken,) = script.taken()
     missing = down("destination_missing", "no marker", 2.0, "destination_down", "destination")
-    assert script.scheduler.destination_failed(Reason.DESTINATION_MISSING, "no marker", 0.0, 0.5) == (missing,)
-    assert script.scheduler.destination_failed(Reason.DESTINATION_MISSING, "no marker", 0.0, 0.5) == NOTHING
-    assert script.scheduler.destination_ready(0.0) == DESTINATION_UP
-    assert script.scheduler.destination_ready(0.0) == NOTHING
+    assert script.scheduler.health.destination_failed(Reason.DESTINATION_MISSING, "no marker", 0.0, 0.5) == (missing,)
+    assert script.scheduler.health.destination_failed(Reason.DESTINATION_MISSING, "no marker", 0.0, 0.5) == NOTHING
+    assert script.scheduler.health.destination_ready(0.0) == DESTINATION_UP
+    assert script.scheduler.health.destination_ready(0.0) == NOTHING
     # A file that is adopted shows that the destination works,
-    script.scheduler.destination_failed(Reason.DESTINATION_UNWRITABLE, "read-only", 0.0, 0.5)
-    assert script.scheduler.destination_ready(0.0) == NOTHING, "whether it is writable only a file shows"
+    script.scheduler.health.destination_failed(Reason.DESTINATION_UNWRITABLE, "read-only", 0.0, 0.5)
+    assert script.scheduler.health.destination_ready(0.0) == NOTHING, "whether it is writable only a file shows"
     adopted = Archived(taken, "/data/x", 1, adopted=True)
     assert script.judge(adopted) == (adopted, DESTINATION_UP)
 
@@ -494,7 +494,7 @@ def test_a_source_is_no_longer_down_when_nothing_is_left_to_try_it_with() -> Non
 
 def test_the_destination_is_no_longer_down_when_nothing_is_left_to_try_it_with() -> None:
     script = Script()
-    script.scheduler.destination_failed(Reason.NO_SPACE, "full", 0.0, 0.5)
+    script.scheduler.health.destination_failed(Reason.NO_SPACE, "full", 0.0, 0.5)
     assert script.scheduler.nothing_pending(None, 1.0) == NOTHING, "its pause is not over"
     assert script.scheduler.nothing_pending(None, 10.0) == DESTINATION_UP
 
@@ -619,6 +619,54 @@ def test_inconclusive_tries_are_logged_at_the_first_second_fourth_and_a_stop_nev
     (stopped,) = script.taken()
     deferred = Deferred(stopped, Reason.STOPPING, "…")
     assert script.judge(deferred) == (deferred, (CountOutcome("srv", deferred), Signal.WAKE))
+
+
+def refused(script: Script, id_: int, **changes: Any) -> bool:
+    """Takes a file, archives it, and has its write-back refused; returns whether it is set aside then."""
+    script.enqueue(script.take_ids(), **changes)
+    (taken,) = script.taken()
+    archived = Archived(taken, "/data/x", 1)
+    script.judge(archived)
+    set_aside, decisions = script.scheduler.write_refused("srv", archived, "duplicate path", script.now)
+    assert CountOutcome("srv", Deferred(taken, Reason.NOT_RECORDABLE, "duplicate path")) in decisions
+    return set_aside
+
+
+def test_a_file_that_cannot_be_recorded_is_set_aside_after_some_tries_until_its_row_changes() -> None:
+    script = Script()
+    script.offer([1])
+    times = []
+    while not refused(script, 1):
+        times.append(script.now)
+        script.offer([1], SWEEP)
+        script.offer([1])  # somebody stamps another column
+        script.enqueue(script.take_ids())
+        assert script.ids() == []
+        script.now = script.scheduler.tracked.next_due() or 0.0
+    assert times == [0.0, 5.0, 35.0, 155.0]
+    # Then a sweep passes over it, and an event of a row that is as it was changes nothing;
+    assert script.scheduler.states(0.0)[0].not_recordable == 1
+    assert script.offer([1], SWEEP) == (set(), NOTHING)
+    script.offer([1])
+    script.enqueue(script.take_ids())
+    assert (script.ids(), script.scheduler.idle) == ([], True)
+    # a row that was changed is tried at once,
+    script.offer([1])
+    script.enqueue(script.take_ids(), path="/data/other.npy")
+    assert script.ids() == [1]
+    assert script.scheduler.states(0.0)[0].not_recordable == 0
+
+
+def test_a_file_set_aside_is_tried_again_when_a_look_at_its_row_finds_it_changed_or_wanted() -> None:
+    script = Script()
+    script.offer([1])
+    while not refused(script, 1):
+        script.now += 1000.0
+    script.scheduler.set_aside.review({1: record(id=1)})
+    assert script.offer([1], SWEEP) == (set(), NOTHING)
+    script.scheduler.set_aside.review({})
+    assert script.offer([1], SWEEP) == ({1}, WAKE)
+    assert not refused(script, 1)
 
 
 def test_while_the_database_cannot_be_written_to_nothing_more_is_handed_out() -> None:

@@ -241,7 +241,7 @@ class Driver:
         self.carry_out(self.scheduler.set_backpressure(on))
 
     def destination_failed(self, reason: Reason) -> None:
-        self.carry_out(self.scheduler.destination_failed(reason, "…", self.now, next(self._jitter)))
+        self.carry_out(self.scheduler.health.destination_failed(reason, "…", self.now, next(self._jitter)))
 
     def may_take(self, who: tuple[str, str]) -> bool:
         """Whether a worker would get a batch now."""
@@ -458,7 +458,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from([*SOURCES, None]))
     def trouble_is_over(self, source: str | None) -> None:
-        self.driver.carry_out(self.scheduler.destination_ready(self.driver.now))
+        self.driver.carry_out(self.scheduler.health.destination_ready(self.driver.now))
         self.driver.carry_out(self.scheduler.nothing_pending(source, self.driver.now))
 
     # What must hold at every moment.
@@ -466,7 +466,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def each_id_is_in_one_place_and_the_table_says_which(self) -> None:
         table, sources = self.scheduler.tracked, self.scheduler.sources
-        read = Counter(id_ for inbox in self.scheduler.inboxes.values() for id_ in inbox)
+        read = Counter(id_ for id_ in self.scheduler.inboxes)
         queued = Counter(
             waiting.id
             for source in sources.values()
@@ -498,7 +498,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 continue
             if who == ROUTER:
                 next_due = self.scheduler.tracked.next_due()
-                assert not any(self.scheduler.inboxes.values()), "the router sleeps beside ids that it could read"
+                assert not len(self.scheduler.inboxes), "the router sleeps beside ids that it could read"
                 assert next_due is None or next_due >= until, "the router sleeps past a retry"
             else:
                 assert not self.driver.may_take(who), f"{who} sleeps beside a batch"
@@ -534,7 +534,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not busy and not any(self._is_ours(id_) for id_ in self.table.rows):
                 return
             self.driver.now += 100.0
-            self.driver.carry_out(self.scheduler.destination_ready(self.driver.now))
+            self.driver.carry_out(self.scheduler.health.destination_ready(self.driver.now))
             if self.table.events:
                 self.the_stream_tells(1000)
             self.a_sweep()
