@@ -97,6 +97,9 @@ class Metrics:
         self.handed_over = self._gauge(
             "handed_over_pending_files", "Pending rows of timecodes that were handed over: they wait.", "source"
         )
+        self.not_recordable = self._gauge(
+            "not_recordable_files", "Files whose result the database refuses to record, set aside.", "source"
+        )
         self.oldest_pending = self._gauge(
             "oldest_pending_age_seconds",
             "Age of the oldest pending row, by its column timestamp; 0 without pending rows.",
@@ -131,6 +134,7 @@ class Metrics:
             self.refused,
             self.ignored,
             self.handed_over,
+            self.not_recordable,
             self.oldest_pending,
         )
 

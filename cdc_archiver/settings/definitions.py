@@ -26,6 +26,7 @@ from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import OLDEST_TIMESTAMP
 from cdc_archiver.settings.types import (
     Bytes,
+    Delays,
     FileModes,
     LogFormat,
     LogLevel,
@@ -250,6 +251,11 @@ class Settings(SourceOptions, BaseSettings):
     sweep_interval: Seconds = Field(60.0, ge=0.2, description="Time between sweeps while the stream is open.")
     poll_interval: Seconds = Field(5.0, ge=0.1, description="Time between sweeps while there is no stream.")
     max_attempts: int = Field(5, ge=1, le=999, description="Failed attempts after which a file is quarantined.")
+    retry_delays: Delays = Field(
+        (5.0, 30.0, 120.0, 600.0),
+        description="Times from a failed attempt to the next one, after the first, the second, and so on; the last one for "
+        "all further.",
+    )
     max_sources: int = Field(
         0,
         ge=0,

@@ -33,6 +33,7 @@ class Teller:
 
     def __init__(self, archive: Archive, settings: Settings) -> None:
         self._archive = archive
+        self._placer = Placer(archive, settings.modes)
         self._modes = settings.modes
         self._placer = Placer(archive, settings.modes)
         self._from = settings.finalize_from
