@@ -16,7 +16,7 @@ from cdc_archiver.database.timecode_rows import BLOCK
 from cdc_archiver.database.timecodes_table import TimecodesTable
 from cdc_archiver.model import Archived
 from cdc_archiver.text import fold_instance_id
-from cdc_archiver.transfer.layout import timecode_of_archived
+from cdc_archiver.transfer.layout import timecode_of
 
 Key = tuple[str, int]
 """A folded instance_id, and a timecode."""
@@ -98,7 +98,7 @@ class Reopening:
         return [
             ((fold_instance_id(outcome.record.instance_id), timecode), outcome)
             for outcome in archived
-            if (timecode := timecode_of_archived(outcome.path, outcome.record.timestamp)) is not None
+            if (timecode := timecode_of(outcome.record, outcome.path)) is not None
         ]
 
     # In the keeper's thread.

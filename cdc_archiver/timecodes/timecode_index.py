@@ -76,7 +76,7 @@ def count_rows(rows: Iterable[Row], timecode: int) -> tuple[TimecodeCount, list[
     ignored = refused = undecided = 0
     for row in rows:
         record = row.record
-        if timecode_of(record, copied=row.copied) != timecode:
+        if timecode_of(record, record.path if row.copied else None) != timecode:
             continue
         if row.copied:
             lines[digest_line(record.path, record.md5sum)] = record.id

@@ -62,34 +62,23 @@ def archived_path(record: FileRecord, oldest: datetime = OLDEST_TIMESTAMP) -> st
     )
 
 
-def timecode_of(record: FileRecord, *, copied: bool) -> int | None:
-    """The timecode that a row belongs to: of its path where it is archived, otherwise of the place that the layout gives.
+def timecode_of(record: FileRecord, archived: str | None) -> int | None:
+    """The timecode that a row belongs to: of its archived path where there is one, otherwise of the place that the layout gives.
+
+    Args:
+        archived: the archived path, absolute; None for a row that is not archived.
 
     Returns:
         None for a row that belongs to no timecode: without a ``timestamp``, with one that five digits cannot tell, or archived at a
         path of another form.
     """
-    if copied:
-        return timecode_of_archived(record.path, record.timestamp)
     when = record.timestamp
-    return timecode_named(_timecode_directory(when)) if when is not None and _names_a_timecode(when) else None
-
-
-def timecode_of_archived(path: str, timestamp: datetime | None) -> int | None:
-    """The timecode of an archived file, like :func:`timecode_of`.
-
-    Args:
-        path: in the archive, absolute.
-        timestamp: of its row.
-    """
-    parts = path.rsplit("/", _LEVELS)
-    if len(parts) <= _LEVELS or (timestamp is not None and not _names_a_timecode(timestamp)):
+    if when is not None and not OLDEST_TIMESTAMP <= when < _TIMECODES_END:
         return None
-    return timecode_named(parts[1])
-
-
-def _names_a_timecode(timestamp: datetime) -> bool:
-    return OLDEST_TIMESTAMP <= timestamp < _TIMECODES_END
+    if archived is not None:
+        parts = archived.rsplit("/", _LEVELS)
+        return timecode_named(parts[1]) if len(parts) > _LEVELS else None
+    return None if when is None else timecode_named(_timecode_directory(when))
 
 
 def below_data_dir(archived: str) -> str:
