@@ -182,7 +182,7 @@ class SourceLook:
         """Enters the timecodes that have no entry yet."""
         present = self._parts.index.timecodes(target.name) | target.undecided.keys()
         new = missing_timecodes(target.entries.keys(), present, self._look.began)
-        if not new:
+        if not new or not (target.entries or self._look.clocks_agree):
             return
         if target.entries:
             self._parts.store.enter(target, [StoredTimecode(target.name, timecode) for timecode in new])
