@@ -51,7 +51,8 @@ _OVERLAP: Final = 2000
 """Ids that are read again: a lower one may be committed after a higher one."""
 _LONGEST_WAIT: Final = 60.0
 _REST: Final = 2.0
-"""Times the duration of a step, until the next one."""
+_LONG_REST: Final = 10.0
+"""Times the duration of a look, until the next one; the second after a look of more than a second: a backlog of millions."""
 
 _log = structlog.get_logger(__name__)
 
@@ -168,7 +169,8 @@ class TimecodeKeeper(StoppableThread):
                     self._failure = repr(error)
                     _log.error("timecodes_failed", exc_info=error)
                 self.off_because = f"internal error: {error!r}; fix: report this bug, with the log"
-            self.stopping.wait(min(_LONGEST_WAIT, _REST * (time.monotonic() - began)))
+            took = time.monotonic() - began
+            self.stopping.wait(min(_LONGEST_WAIT, took * (_REST if took < 1.0 else _LONG_REST)))
 
     def look(self) -> None:
         """Looks at all sources once, and does what is decided.

@@ -60,8 +60,8 @@ class Reopening:
         self._noted: deque[NotedFile] = deque(maxlen=_NOTED)
         self._places: set[tuple[Key, int, str]] = set()
         self._try_from = 0.0
-        self.is_on = True
-        """Whether the side table can be used."""
+        self.is_on = False
+        """Whether the side table can be used; until that is known, the keeper alone re-opens."""
 
     # In the recorder's thread.
 

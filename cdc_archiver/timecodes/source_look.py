@@ -16,7 +16,8 @@ from cdc_archiver.database import schema
 from cdc_archiver.database.registrars import RegistrarReports, read_reports
 from cdc_archiver.database.timecode_rows import UndecidedRows
 from cdc_archiver.database.timecodes_table import BEFORE, StoredTimecode, TimecodeState, utc_now
-from cdc_archiver.errors import DestinationUnavailable
+from cdc_archiver.errors import DestinationUnavailable, RowLocked
+from cdc_archiver.model import Archived
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.timecodes.completing import Completion, Parts, with_count
 from cdc_archiver.timecodes.decision import (
@@ -96,7 +97,7 @@ class SourceLook:
                     continue
                 try:
                     self._decide(target, timecode)
-                except DestinationUnavailable as error:  # what needs no marker goes on
+                except (DestinationUnavailable, RowLocked) as error:  # the others go on
                     _log.debug("timecode_not_told", timecode=timecode, detail=str(error))
 
     def use_spare_time(self) -> bool:
@@ -132,17 +133,22 @@ class SourceLook:
     def _note_archived(self, noted: Sequence[NotedFile]) -> None:
         """Tells of the late ones among files that were archived in timecodes that had been complete."""
         targets = {target.key: target for target in self._targets}
-        for position, file in enumerate(noted):
+        again = Counter(file.outcome.record.id for file in noted)
+        late: dict[tuple[str, int], list[Archived]] = {}
+        for file in noted:
+            record = file.outcome.record
+            again[record.id] -= 1
             target = targets[file.key[0]]
             entry = target.entries.get(file.key[1])
             if entry is None or not may_be_late(entry):
                 continue
             target.changed.add(entry.timecode)
-            again = sum(other.outcome.record.id == file.outcome.record.id for other in noted[position + 1 :])
             blocks = self._parts.index.blocks(target.name, entry.timecode)
-            kept = self._parts.history_kept()
-            if is_late(self._connection, self._parts.rows, entry, file.outcome, again, blocks, history_kept=kept):
-                self._completion.tell_late(target, entry, file.outcome)
+            kept, rows = self._parts.history_kept(), self._parts.rows
+            if is_late(self._connection, rows, entry, file.outcome, again[record.id], blocks, history_kept=kept):
+                late.setdefault(file.key, []).append(file.outcome)
+        for (name, timecode), files in late.items():
+            self._completion.tell_late(targets[name], targets[name].entries[timecode], files)
 
     def _note_undecided(self) -> UndecidedRows | None:
         """Notes the undecided rows of each timecode; returns those with the oldest one."""
