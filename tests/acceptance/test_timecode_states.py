@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import yaml
-from private_site import PrivateSite, insert
+from private_site import TARGET, PrivateSite, insert
 from services import Service
 from structlog.testing import capture_logs
 from waiting import eventually
 
+from cdc_archiver.database import schema, side_tables
+from cdc_archiver.database.registrars import retire
 from cdc_archiver.errors import DestinationUnavailable
 from cdc_archiver.model import Reason
 from cdc_archiver.timecodes.decision import start_of
@@ -104,9 +106,13 @@ def test_a_timecode_is_told_once_for_each_content(either_stage: PrivateSite) -> 
         wait_state(site, NEW, "complete", 1)
         assert markers(site) == [marker]
         assert "late_file" not in [log["event"] for log in logs]
-        # When another file comes late, then a person hears of it, and the timecode completes as another generation.
+        # When another file comes late, while somebody has the timecode's row locked, then the file does not wait for that;
         late = site.file("late.npy")
-        site.wait_archived(*site.register(late, timestamp=during(NEW, 6)))
+        with contextlib.closing(site.connect(autocommit=False)) as other, other.cursor() as cursor:
+            cursor.execute("SELECT * FROM cdc_archiver_timecodes WHERE timecode = %s FOR UPDATE", [NEW])
+            site.wait_archived(*site.register(late, timestamp=during(NEW, 6)))
+        assert "timecode_not_reopened" in [log["event"] for log in logs]
+        # a person hears of it, and the timecode completes as another generation.
         told = wait_state(site, NEW, "complete", 2)
         assert (told["files"], told["late"]) == (2, 1)
         assert [log["path"] for log in logs if log["event"] == "late_file"] == [
@@ -153,6 +159,18 @@ def test_what_is_undecided_blocks_its_timecode_and_no_other(
         assert site.command("retry", "--all-quarantined", "--yes").returncode == 0
         wait_state(site, NEW, "complete", 1)
         eventually(lambda: keeper.watermarks()[0].bound_by == "sweep", "nothing is undecided")
+        # When a registrar is silent, its timecode is blocked until somebody retires it, and then stays open while it is held.
+        site.sql(schema.table_statement(side_tables.REGISTRARS))
+        site.sql("INSERT INTO cdc_archiver_registrars (instance_id, registrar_id) VALUES (%s, 'r')", [TARGET])
+        site.wait_archived(*site.register(site.file("third.npy"), timestamp=during(NEW + 2)))
+        assert wait_state(site, NEW + 2, "blocked", 0)["reasons"] == '{"registrar_silent": 1}'
+        assert site.command("hold", "--timecode", str(NEW + 2), "--reason", "to look at it").returncode == 0
+        with keeper._database.connect() as connection:
+            assert retire(connection, "r", "by test: it is gone") == 1
+        wait_state(site, NEW + 2, "open", 0)
+        eventually(lambda: keeper.watermarks()[0].bound_by == "hold", "the hold bounds what is known")
+        assert site.command("unhold", "--timecode", str(NEW + 2), "--reason", "looked at").returncode == 0
+        wait_state(site, NEW + 2, "complete", 1)
         statuses = {status.timecode: status for status in keeper.statuses()}
         assert (statuses[NEW].state.value, statuses[NEW].files, statuses[NEW].source) == ("complete", 1, "127.0.0.1")
         assert "late_file" not in [log["event"] for log in logs]
@@ -219,6 +237,22 @@ def test_no_crash_and_no_lost_table_makes_a_second_marker(stage: PrivateSite, mo
         site.wait_archived(*site.register(site.file("late.npy"), timestamp=during(NEW)))
         assert wait_state(site, NEW, "complete", 2)["late"] == 1
     assert len(markers(site)) == 5
+    # When a row is marked as archived while no service runs, then the next start notices that, without a name;
+    place = site.data_dir / str(NEW) / "crate1slot2" / "1_a" / "outputs" / "b.npy"
+    site.register(site.file("b.npy"), timestamp=during(NEW), path=str(place), copied=1)
+    with (
+        capture_logs() as logs,
+        site.service(**QUICK, finalize_as=("crate-1", "timestreams=crate-t"), finalize_from=OLD) as service,
+    ):
+        assert wait_state(site, NEW, "complete", 3)["late"] == 2
+        assert [log["path"] for log in logs if log["event"] == "late_file"] == [""]
+        # and with --finalize-from readers are told of what ended before the first start.
+        eventually(lambda: stored(site, OLD)["told_by"] == "marker", "it is told")
+        service.wait_metric(1, "late_files_total")
+    assert [yaml.safe_load(path.read_text())["num_files"] for path in markers(site) if f"_{OLD}_" in path.name] == [
+        1,
+        1,
+    ]
 
 
 def test_without_grants_all_is_archived_and_the_part_is_off(stage: PrivateSite) -> None:

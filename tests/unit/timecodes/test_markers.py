@@ -11,9 +11,10 @@ import yaml
 from cdc_archiver.timecodes.markers import (
     FoundMarker,
     Telling,
-    find_markers,
+    list_markers,
     next_second,
     plan_telling,
+    read_markers,
     read_simple_yaml,
     with_path,
 )
@@ -120,7 +121,9 @@ def test_markers_are_found_and_read(tmp_path: Path) -> None:
     (below / "notes.txt").write_text("not a marker")
     (tmp_path / "lost+found").mkdir()
     (tmp_path / "17647").mkdir()
-    theirs, ours = find_markers(tmp_path, {"sync-1", "another"})
+    listed = list_markers(tmp_path, {"sync-1", "another"})
+    assert list(listed) == [17645]
+    theirs, ours = read_markers(listed[17645])
     streams = frozenset({"crate1slot2", "crate1slot3"})
     assert (theirs.timecode, theirs.streams, theirs.generation, theirs.digest) == (17645, streams, 1, "")
     assert (ours.timecode, ours.streams, ours.generation, ours.digest) == (17645, streams, 1, DIGEST)
