@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.history import HISTORY_ERRORS
 from cdc_archiver.database.side_tables import REGISTRAR_LOSSES, REGISTRARS
+from cdc_archiver.text import fold_instance_id
 
 SILENT_AFTER: Final = timedelta(minutes=5)
 """A registrar reports every ten seconds; one that has not for this time is silent."""
@@ -60,7 +61,7 @@ class RegistrarReports:
             silent = registrar.heard is None or now - registrar.heard > SILENT_AFTER
             reason = "registrar_silent" if silent else "registrar_behind"
             found[reason] = found.get(reason, 0) + 1
-        lost, gaps = (self.losses or {}).get((_fold(instance_id), timecode), (0, 0))
+        lost, gaps = (self.losses or {}).get((fold_instance_id(instance_id), timecode), (0, 0))
         return found | {name: n for name, n in (("registrar_lost", lost), ("registrar_gaps", gaps)) if n}
 
     def bound(self, instance_id: str) -> tuple[bool, datetime | None]:
@@ -71,7 +72,7 @@ class RegistrarReports:
         return True, None if None in marks else min(mark for mark in marks if mark is not None)
 
     def _of(self, instance_id: str) -> list[Registrar]:
-        return [each for each in self.registrars if _fold(each.instance_id) == _fold(instance_id)]
+        return [each for each in self.registrars if fold_instance_id(each.instance_id) == fold_instance_id(instance_id)]
 
 
 def read_reports(connection: sa.Connection, instance_ids: Collection[str]) -> RegistrarReports:
@@ -106,7 +107,7 @@ def read_reports(connection: sa.Connection, instance_ids: Collection[str]) -> Re
             )
             for row in rows
         ),
-        {(_fold(id_), timecode): (int(lost), int(gaps)) for id_, timecode, lost, gaps in missing},
+        {(fold_instance_id(id_), timecode): (int(lost), int(gaps)) for id_, timecode, lost, gaps in missing},
     )
 
 
@@ -147,8 +148,3 @@ def retire(connection: sa.Connection, registrar_id: str, reason: str) -> int:
 
 def _aware(value: datetime | None) -> datetime | None:
     return None if value is None else value.replace(tzinfo=UTC)
-
-
-def _fold(instance_id: str) -> str:
-    """As the database compares it: case and trailing spaces are ignored."""
-    return instance_id.casefold().rstrip()

@@ -127,6 +127,23 @@ REGISTERED: Final = _table(
 ALL: Final = (ARCHIVES, TIMECODES, MARKS, REGISTRARS, REGISTRAR_LOSSES, REGISTERED)
 
 
+PRIVILEGES: Final = {table.name: "CREATE, SELECT, INSERT, UPDATE" for table in ALL} | {
+    MARKS.name: "CREATE, SELECT, INSERT",
+    REGISTERED.name: "CREATE, SELECT",
+}
+"""What the archiver's account needs on each of them."""
+
+
+def grants(database: str, account: str) -> list[str]:
+    """The statement for each side table that gives the archiver's account what it needs.
+
+    Args:
+        database: name of the database.
+        account: quoted, as in ``'archiver'@'%'``.
+    """
+    return [f"GRANT {privileges} ON `{database}`.{name} TO {account}" for name, privileges in PRIVILEGES.items()]
+
+
 def open_side_table(connection: sa.Connection, table: sa.Table) -> str:
     """Creates a side table where it is missing and the grants allow it, and tests access to it.
 

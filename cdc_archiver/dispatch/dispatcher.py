@@ -314,6 +314,12 @@ class Dispatcher:
             later = self._carry_out(self._scheduler.nothing_pending(source, self._clock()))
         self._carry_out_later(later)
 
+    def is_up(self, source: str) -> bool:
+        """Whether a source delivers files."""
+        with self._changed:
+            queues = self._scheduler.sources.get(source)
+            return queues is None or bool(queues.up())
+
     def states(self) -> list[SourceState]:
         """The current state of the sources."""
         with self._changed:

@@ -105,6 +105,9 @@ class Metrics:
         self.verified_files = self._counter(
             "verified_files_total", "Archived files that were verified again, by result.", "result"
         )
+        self.late_files = self._counter(
+            "late_files_total", "Files that were archived after their timecode was complete.", "source"
+        )
         self.rsync_info = self._gauge(
             "rsync_info", "1, labelled with the version of rsync on each side.", "side", "version"
         )
@@ -142,6 +145,7 @@ class Metrics:
         for reason in Reason:
             self.copy_failures.labels(source, reason.value)
         self.copied_bytes.labels(source)
+        self.late_files.labels(source)
         self.event_to_archived.labels(source)
 
     def forget_source(self, source: str) -> None:

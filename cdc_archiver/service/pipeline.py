@@ -27,6 +27,7 @@ from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
+from cdc_archiver.timecodes.keeper import TimecodeKeeper
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -73,6 +74,15 @@ class Pipeline:
         self._gaps_logged_at = float("-inf")
         self.marks = Marks(tables.database.name, tables.files.name, lambda: archive.incoming)
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
+        self.timecodes = TimecodeKeeper(
+            settings,
+            tables.database,
+            tables.files,
+            archive,
+            metrics,
+            history_kept=lambda: not tables.history.unavailable,
+            source_up=self.dispatcher.is_up,
+        )
         self._recorder = Recorder(
             tables.database,
             tables.files,
@@ -80,6 +90,7 @@ class Pipeline:
             self.dispatcher,
             _KILL_SECONDS / 2,
             partial(on_database, "recorder"),
+            self.timecodes.reopening,
         )
         self.stream: BinlogStream | None = None
         self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
@@ -100,7 +111,12 @@ class Pipeline:
             tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router"), self.marks
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
-        self._readers: list[StoppableThread] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
+        self._readers: list[StoppableThread] = [
+            self.sweeper,
+            self._router,
+            self.timecodes,
+            *([self.stream] if self.stream else []),
+        ]
         for part in (self._recorder, *self._readers):
             part.on_end = on_end
         self.handed_over: dict[str, dict[int, int]] = {}
@@ -201,6 +217,7 @@ class Pipeline:
         sources = tuple(pool.source for name, pool in self._pools.items() if name not in self._yielding)
         self._targets.set(sources)
         self.sweeper.set_sources(sources)
+        self.timecodes.set_sources(sources)
 
     def stop(self, drain: float) -> None:
         """Stops the readers, lets copies finish, kills those that are left, writes back what is known.
@@ -278,6 +295,7 @@ class Pipeline:
 
     def _housekeeping(self, connection: sa.Connection) -> None:
         """Runs with each sweep. Nothing in it fails the sweep."""
+        self.timecodes.request()
         if self._tables.history.unavailable:
             self._tables.history.open(connection)
         else:

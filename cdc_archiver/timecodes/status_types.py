@@ -10,7 +10,7 @@ from typing import Protocol
 
 import sqlalchemy as sa
 
-from cdc_archiver.database.timecodes_table import TimecodeState
+from cdc_archiver.database.timecodes_table import StoredTimecode, TimecodeState
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class TimecodeStatus:
         late: late files, of all generations.
         digest: hexadecimal SHA-256 of the sorted distinct lines ``path below data_dir``, tab, md5; empty before the first count.
         told_by: ``before`` (it ended before the first start; told to nobody), ``marker``, ``status`` (no marker is configured),
-            ``no_stream`` (no stream is known); empty while it is not told.
+            ``no_stream`` (no stream of the source is known); empty while it is not told.
         completed_at: aware; None before the first time.
         marker_path: of the timecode marker; empty without one; one path for each line where there are two.
         held: somebody wants it not to become complete; the reason is ``held_reason``.
@@ -52,6 +52,37 @@ class TimecodeStatus:
     held: bool = False
     held_reason: str = ""
     handed_over: bool = False
+
+
+def status_of(
+    source: str, entry: StoredTimecode, *, held_reason: str = "", handed_over: bool = False
+) -> TimecodeStatus:
+    """A stored timecode as others see it.
+
+    Args:
+        held_reason: who holds it and why; empty where nobody does.
+    """
+    return TimecodeStatus(
+        source=source,
+        instance_id=entry.instance_id,
+        timecode=entry.timecode,
+        state=entry.state,
+        generation=entry.generation,
+        files=entry.files,
+        bytes=entry.size,
+        ignored=entry.ignored,
+        refused=entry.refused,
+        undecided=entry.undecided,
+        reasons=dict(sorted(entry.reasons.items())),
+        late=entry.late,
+        digest=entry.digest.hex() if entry.digest else "",
+        told_by=entry.told_by,
+        completed_at=entry.completed_at,
+        marker_path=entry.marker_path,
+        held=bool(held_reason),
+        held_reason=held_reason,
+        handed_over=handed_over,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,9 @@ _NOT_NORMAL: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
 _TIMECODES_END: Final = datetime(2286, 11, 20, 17, 46, 40, tzinfo=UTC)
 """10^10 s since the epoch: from here on the seconds have eleven digits, and the first five repeat those of an earlier time."""
 
+_LEVELS: Final = 5
+"""Components of an archived path below data_dir."""
+
 _TIMECODE: Final = re.compile(r"[1-9][0-9]{4}")
 
 READERS_NAME: Final = "suprsync"
@@ -59,8 +62,11 @@ def archived_path(record: FileRecord, oldest: datetime = OLDEST_TIMESTAMP) -> st
     )
 
 
-def timecode_of(record: FileRecord, *, copied: bool) -> int | None:
-    """The timecode that a row belongs to: of its path where it is archived, otherwise of the place that the layout gives.
+def timecode_of(record: FileRecord, archived: str | None) -> int | None:
+    """The timecode that a row belongs to: of its archived path where there is one, otherwise of the place that the layout gives.
+
+    Args:
+        archived: the archived path, absolute; None for a row that is not archived.
 
     Returns:
         None for a row that belongs to no timecode: without a ``timestamp``, with one that five digits cannot tell, or archived at a
@@ -69,9 +75,15 @@ def timecode_of(record: FileRecord, *, copied: bool) -> int | None:
     when = record.timestamp
     if when is not None and not OLDEST_TIMESTAMP <= when < _TIMECODES_END:
         return None
-    if copied:
-        return timecode_named(record.path.rsplit("/", 5)[1]) if record.path.count("/") >= 5 else None
+    if archived is not None:
+        parts = archived.rsplit("/", _LEVELS)
+        return timecode_named(parts[1]) if len(parts) > _LEVELS else None
     return None if when is None else timecode_named(_timecode_directory(when))
+
+
+def below_data_dir(archived: str) -> str:
+    """An archived path relative to its data_dir, wherever that was at the time."""
+    return "/".join(archived.rsplit("/", _LEVELS)[1:])
 
 
 def timecode_named(directory: str) -> int | None:
