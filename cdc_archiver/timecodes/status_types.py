@@ -142,6 +142,7 @@ REASON_FIXES: Mapping[str, str] = {
     "quarantined": "cdc-archiver retry --all-quarantined",
     "outside_root": "set --source-root to a directory that contains the files",
     "source_down": "cdc-archiver status",
+    "handed_over": "cdc-archiver hand-over --undo {timecode}, or for each file: cdc-archiver retry --id ID --into-handed-over",
     "other_rows_of_stream": "archive the other rows of these streams: cdc-archiver check names their table or instance_id",
     "registrar_behind": "wait: the registrar has not come to the timecode's end",
     "registrar_silent": "start the registrar, or: cdc-archiver timecodes --retire-registrar ID --reason TEXT",
@@ -163,7 +164,7 @@ class MarkEntry(Protocol):
 class MarksView(Protocol):
     """The marks in force; implemented by :mod:`cdc_archiver.database.marks`."""
 
-    def refresh(self, connection: sa.Connection) -> bool: ...
+    def refresh(self, connection: sa.Connection) -> None: ...
     def held(self, instance_id: str, timecode: int) -> MarkEntry | None: ...
     def handed_over(self, instance_id: str, timecode: int) -> MarkEntry | None: ...
 
@@ -171,8 +172,8 @@ class MarksView(Protocol):
 class NoMarks:
     """Stands for marks where there are none."""
 
-    def refresh(self, connection: sa.Connection) -> bool:
-        return False
+    def refresh(self, connection: sa.Connection) -> None:
+        return None
 
     def held(self, instance_id: str, timecode: int) -> MarkEntry | None:
         return None
