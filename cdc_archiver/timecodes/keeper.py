@@ -32,7 +32,7 @@ from cdc_archiver.timecodes.decision import (
 )
 from cdc_archiver.timecodes.known_timecodes import TargetTimecodes, TimecodeStore
 from cdc_archiver.timecodes.notices import Notices
-from cdc_archiver.timecodes.reopening import ArchivedFile, Reopening
+from cdc_archiver.timecodes.reopening import NotedFile, Reopening
 from cdc_archiver.timecodes.source_look import SourceLook
 from cdc_archiver.timecodes.status_types import (
     MarksView,
@@ -196,7 +196,7 @@ class TimecodeKeeper(StoppableThread):
                 self._look_at(connection, source, noted)
         self._parts.notices.flush()
 
-    def _look_at(self, connection: sa.Connection, source: SourceSettings, noted: Sequence[ArchivedFile]) -> None:
+    def _look_at(self, connection: sa.Connection, source: SourceSettings, noted: Sequence[NotedFile]) -> None:
         if self.stopping.is_set():
             return
         database_now = utc_now(connection)

@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class ArchivedFile:
+class NotedFile:
     """A file that was archived in a timecode that had been complete before.
 
     Attributes:
@@ -57,7 +57,7 @@ class Reopening:
         self._told: set[Key] = set()
         self._known: frozenset[str] = frozenset()
         self._archived: Counter[Key] = Counter()
-        self._noted: deque[ArchivedFile] = deque(maxlen=_NOTED)
+        self._noted: deque[NotedFile] = deque(maxlen=_NOTED)
         self._places: set[tuple[Key, int, str]] = set()
         self._try_from = 0.0
         self.is_on = True
@@ -88,7 +88,7 @@ class Reopening:
         keyed = self._keyed(archived)
         with self._lock:
             noted = [
-                ArchivedFile(key, outcome) for key, outcome in keyed if key in self._told or key[0] not in self._known
+                NotedFile(key, outcome) for key, outcome in keyed if key in self._told or key[0] not in self._known
             ]
             self._noted.extend(noted)
         if noted:
@@ -130,7 +130,7 @@ class Reopening:
         with self._lock:
             return self._archived[key]
 
-    def take_noted(self) -> list[ArchivedFile]:
+    def take_noted(self) -> list[NotedFile]:
         """The files that were noted since the last time."""
         with self._lock:
             noted, self._noted = list(self._noted), deque(maxlen=_NOTED)

@@ -31,7 +31,7 @@ from cdc_archiver.timecodes.decision import (
 )
 from cdc_archiver.timecodes.known_timecodes import TargetTimecodes
 from cdc_archiver.timecodes.late_files import is_late
-from cdc_archiver.timecodes.reopening import ArchivedFile
+from cdc_archiver.timecodes.reopening import NotedFile
 from cdc_archiver.timecodes.status_types import NoticeKind, SourceWatermark
 from cdc_archiver.timecodes.timecode_index import digest_of
 from cdc_archiver.timecodes.watermark import OldestRow, watermark
@@ -70,7 +70,7 @@ class SourceLook:
         self._reports = RegistrarReports()
         self.watermark = SourceWatermark(source.name)
 
-    def run(self, noted: Sequence[ArchivedFile]) -> None:
+    def run(self, noted: Sequence[NotedFile]) -> None:
         """Looks, and does what is decided.
 
         Args:
@@ -129,7 +129,7 @@ class SourceLook:
             return False
         return True
 
-    def _note_archived(self, noted: Sequence[ArchivedFile]) -> None:
+    def _note_archived(self, noted: Sequence[NotedFile]) -> None:
         """Tells of the late ones among files that were archived in timecodes that had been complete."""
         targets = {target.key: target for target in self._targets}
         for position, file in enumerate(noted):
