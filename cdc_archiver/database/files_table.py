@@ -309,8 +309,10 @@ class FilesTable:
                 for record in chunk
                 if (row := rows.get(record.id)) is not None and row == Row(record, copied=False)
             }
-            if unchanged:
-                self._set(connection, "failed_copy_attempts", unchanged)
+            # A counter that has its value is not written: a trigger may refuse any UPDATE.
+            new = {id_: value for id_, value in unchanged.items() if rows[id_].record.failed_copy_attempts != value}
+            if new:
+                self._set(connection, "failed_copy_attempts", new)
             changed.update(unchanged)
         return WriteResult(changed, already=set())
 

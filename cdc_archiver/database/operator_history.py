@@ -17,7 +17,7 @@ from cdc_archiver.model import Archived, FileRecord
 
 _ENTRIES_LIMIT: Final = 1000
 _ARCHIVED: Final = ("archived", "adopted")
-_FAILED: Final = ("charged", "refused")
+_FAILED: Final = ("charged", "refused", "not_recordable")
 _DETAIL_CHARACTERS: Final = 2000
 
 IGNORED: Final = "ignored"
@@ -25,6 +25,7 @@ RESTORED: Final = "restored"
 RETRIED: Final = "retried"
 REQUEUED: Final = "requeued"
 LATE: Final = "late"
+NOT_RECORDABLE: Final = "not_recordable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class HistoryEntry:
 
     Attributes:
         at: aware, UTC.
-        result: archived, adopted, charged, refused; for an operator's action: retried, ignored, restored, requeued; late.
+        result: archived, adopted, charged, refused, not_recordable; for an operator's action: retried, ignored, restored,
+            requeued; late.
         detail: rsync's message, or the operator's.
         md5_seen: of the bytes that arrived, where it differs from the row's.
     """
@@ -86,6 +88,12 @@ class OperatorHistory:
     def last_failures(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, HistoryEntry]:
         """The last failed attempt of each file that has one."""
         return self._last(connection, ids, _FAILED)
+
+    def not_recordable(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, HistoryEntry]:
+        """Of these pending files, those whose result the database refuses to record, each with that entry: nothing else was
+        recorded of them since."""
+        last = self._last(connection, ids, (NOT_RECORDABLE, "charged", *_ARCHIVED, RETRIED, RESTORED, REQUEUED))
+        return {id_: entry for id_, entry in last.items() if entry.result == NOT_RECORDABLE}
 
     def last_archived(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, HistoryEntry]:
         """The last entry of each file that records its archiving, and with it the source path."""

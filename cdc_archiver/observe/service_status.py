@@ -51,6 +51,8 @@ class SourceStatus:
 
     Attributes:
         handed_over: numbers of pending rows of timecodes that were handed over, by timecode: they wait.
+        files: with those that were given up since that count; None before the first.
+        quarantined: files that this process has quarantined.
     """
 
     state: SourceState
@@ -58,6 +60,7 @@ class SourceStatus:
     host: str
     files: Census | None
     handed_over: Mapping[int, int] = field(default_factory=dict)
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.events.binlog_stream import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
-from cdc_archiver.model import Origin
+from cdc_archiver.model import FileRecord, Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.worker_pool import WorkerPool
@@ -35,6 +36,8 @@ _KILL_SECONDS: Final = 8.0
 
 _NOTICE: Final = 0.3
 """Seconds for idle workers to notice a stop."""
+_REVIEWED: Final = 1000
+"""Rows of one question about files that were set aside."""
 _LOG_AGAIN: Final = 60.0
 """Seconds after which an ongoing problem is logged again, summed up."""
 
@@ -110,8 +113,16 @@ class Pipeline:
             partial(on_database, "sweeper"),
         )
         self._targets = Targets(settings.sources)
+        # Whoever starts a reconciliation wants each file tried.
+        at_once = lambda connection, ids: dict.fromkeys(ids, math.inf)
         self._router = Router(
-            tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router"), self.marks
+            tables.database,
+            tables.files,
+            self._targets,
+            self.dispatcher,
+            tables.history.seconds_since_failure if stream else at_once,
+            partial(on_database, "router"),
+            self.marks,
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
         self._readers: list[StoppableThread] = [
@@ -311,6 +322,7 @@ class Pipeline:
                 != self._tables.files.name
             ):
                 self._on_other_table()
+        self._review_not_recordable(connection)
         pending = {name: census.pending for name, census in dict(self.sweeper.census).items()}
         for source, files in pending.items():
             if not files:
@@ -345,3 +357,18 @@ class Pipeline:
                     "cdc-archiver retry --id ID --into-handed-over; or: cdc-archiver ignore ID",
                 )
         self.handed_over = counted
+
+    def _review_not_recordable(self, connection: sa.Connection) -> None:
+        """Lets a file go that was set aside, if its row has changed, or an operator wants another try."""
+        ids = self.dispatcher.not_recordable
+        if not ids:
+            return
+        pending: dict[int, FileRecord] = {}
+        for start in range(0, len(ids), _REVIEWED):
+            chunk = ids[start : start + _REVIEWED]
+            retried = self._tables.history.retried(connection, chunk)
+            rows = self._tables.files.load(connection, chunk)
+            pending |= {id_: row.record for id_, row in rows.items() if not row.copied and id_ not in retried}
+        self.dispatcher.review_not_recordable(pending)
+        if len(pending) < len(ids):
+            self.sweeper.request()

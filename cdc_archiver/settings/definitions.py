@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,6 +26,7 @@ from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import OLDEST_TIMESTAMP
 from cdc_archiver.settings.types import (
     Bytes,
+    Delays,
     FileModes,
     LogFormat,
     LogLevel,
@@ -249,6 +251,11 @@ class Settings(SourceOptions, BaseSettings):
     sweep_interval: Seconds = Field(60.0, ge=0.2, description="Time between sweeps while the stream is open.")
     poll_interval: Seconds = Field(5.0, ge=0.1, description="Time between sweeps while there is no stream.")
     max_attempts: int = Field(5, ge=1, le=999, description="Failed attempts after which a file is quarantined.")
+    retry_delays: Delays = Field(
+        (5.0, 30.0, 120.0, 600.0),
+        description="Times from a failed attempt to the next one, after the first, the second, and so on; the last one for "
+        "all further.",
+    )
     max_sources: int = Field(
         0,
         ge=0,
@@ -275,6 +282,10 @@ class Settings(SourceOptions, BaseSettings):
     http_port: int = Field(
         9184, ge=0, le=65535, description="Port of the status page. 0: any free port, named in the log."
     )
+    notify_command: str = Field(
+        "", description="Program, with arguments, that is given each notice as a JSON object on standard input."
+    )
+    notify_after: Seconds = Field(600.0, description="Time that a source is down before notify_command is told.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="Format of log lines: for people, or JSON.")
     log_level: LogLevel = Field(LogLevel.INFO, description="Lowest severity that is logged.")
 
@@ -304,6 +315,15 @@ class Settings(SourceOptions, BaseSettings):
     def _time_zone(cls, value: str) -> str:
         if value and not re.fullmatch(r"[+-]\d{1,2}:\d{2}|[A-Za-z0-9_/+-]+", value):
             raise ValueError(f"invalid time zone of a database server: {value!r}: use +00:00 or UTC, for instance")
+        return value
+
+    @field_validator("notify_command")
+    @classmethod
+    def _program_with_arguments(cls, value: str) -> str:
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"invalid command: {value!r}: {error}") from None
         return value
 
     @field_validator("chmod")

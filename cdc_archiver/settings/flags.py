@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.settings import PREFIX, Settings, load
 from cdc_archiver.settings.reference import default_text
-from cdc_archiver.settings.types import Bytes, Names, Seconds, Timestamp, is_of_type
+from cdc_archiver.settings.types import Bytes, Delays, Names, Seconds, Timestamp, is_of_type
 
 Command: TypeAlias = Callable[..., ExitStatus]
 
@@ -103,6 +103,8 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "|".join(field.annotation)
     if is_of_type(field, Seconds):
         return "TIME"
+    if is_of_type(field, Delays):
+        return "TIME,…"
     if is_of_type(field, Bytes):
         return "SIZE"
     if is_of_type(field, Timestamp):

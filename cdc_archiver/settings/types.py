@@ -85,6 +85,10 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _durations(value: object) -> object:
+    return (value,) if isinstance(value, int | float) else _comma_separated(value)
+
+
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=100 * 365 * 86400, allow_inf_nan=False)]
 """A duration: a number of seconds, or a number with a unit: ``90``, ``500ms``, ``5m``, ``2h``, ``30d``."""
 
@@ -93,6 +97,9 @@ Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 
 Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
 """The earliest ``timestamp`` of a row: a date, or a date and a time, in UTC where it names no zone."""
+
+Delays = Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_durations), Field(min_length=1, max_length=100)]
+"""Several durations, separated by commas: ``5s,1m``."""
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 """Several names: a repeated flag, a comma-separated variable, a list in the file."""

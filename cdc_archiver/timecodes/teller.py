@@ -33,6 +33,7 @@ class Teller:
 
     def __init__(self, archive: Archive, settings: Settings) -> None:
         self._archive = archive
+        self._placer = Placer(archive, settings.modes)
         self._modes = settings.modes
         self._from = settings.finalize_from
 
@@ -135,7 +136,7 @@ class Teller:
             with open(staged, "wb") as file:
                 file.write(content)
             staged.chmod(self._modes.files)
-        (placed,) = Placer(self._archive, self._modes).place(
+        (placed,) = self._placer.place(
             [Staged(str(staged), path, hashlib.md5(content, usedforsecurity=False).digest())]
         )
         if not isinstance(placed, Placed):

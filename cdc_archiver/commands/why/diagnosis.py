@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cdc_archiver.commands.why.facts import FileFacts, PlaceState
 from cdc_archiver.commands.why.timecode_facts import mark_text
-from cdc_archiver.database.operator_history import IGNORED, HistoryEntry
+from cdc_archiver.database.operator_history import IGNORED, NOT_RECORDABLE, HistoryEntry
 from cdc_archiver.database.search import RowState
 from cdc_archiver.model import OLDEST_TIMESTAMP, Reason, Scope
 from cdc_archiver.timespec import format_age, format_duration, format_time
@@ -32,6 +32,7 @@ _REASONS: Final = MappingProxyType(
         Reason.BAD_TIMESTAMP: "its timestamp gives no five digits that name its time",
         Reason.NO_MD5: "the row has no md5sum",
         Reason.PATH_TOO_LONG: "its archived path does not fit into the column",
+        Reason.NOT_RECORDABLE: "the database refuses to record its result",
     }
 )
 
@@ -250,6 +251,8 @@ def _pending(facts: FileFacts, now: datetime) -> Diagnosis:
                 _ignore(facts),
             ),
         )
+    if (refused := _not_recordable(facts)) is not None:
+        return refused
     last = _last_failure(facts)
     sentence, following = _waiting(facts)
     advice = [*_fix_file(facts, last)] if record.attempts else []
@@ -260,6 +263,27 @@ def _pending(facts: FileFacts, now: datetime) -> Diagnosis:
     elif service.source is not None and not service.source.get("up", True):
         advice.append(("to see the fix", "cdc-archiver check"))
     return Diagnosis(sentence + _attempts_so_far(facts, last, now), following, tuple(advice))
+
+
+def _not_recordable(facts: FileFacts) -> Diagnosis | None:
+    """The diagnosis of a file whose result the database refuses to record; None for another."""
+    last = facts.attempts[-1] if facts.attempts else None
+    if last is not None and last.result != NOT_RECORDABLE:
+        last = None
+    in_hand = (facts.service.in_hand or {}).get("state")
+    if in_hand != NOT_RECORDABLE and (last is None or in_hand is not None):
+        return None
+    detail = f": {last.detail}" if last else f"; the service's log has its message ({NOT_RECORDABLE})"
+    here = facts.place.state in (PlaceState.RIGHT, PlaceState.THERE) or bool(last and last.archived_path)
+    return Diagnosis(
+        f"{'It is in its place in the archive' if here else 'It was tried'}, but the database refuses to record that{detail}.",
+        "Nothing: it is tried again at the service's next start, when its row changes, or after `retry`.",
+        (
+            ("to see the row", f"SELECT * FROM {facts.table} WHERE id = {facts.record.id};"),
+            ("to see what may refuse it", f"SHOW CREATE TABLE {facts.table}; SHOW TRIGGERS LIKE '{facts.table}';"),
+            _retry(facts, "when the cause is fixed"),
+        ),
+    )
 
 
 def _attempts_so_far(facts: FileFacts, last: HistoryEntry | None, now: datetime) -> str:
