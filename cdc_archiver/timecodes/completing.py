@@ -21,7 +21,6 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.timecodes.decision import Rules, TimecodeCount, completed
 from cdc_archiver.timecodes.known_timecodes import TargetTimecodes, TimecodeStore
-from cdc_archiver.timecodes.notices import Notices
 from cdc_archiver.timecodes.reopening import Reopening
 from cdc_archiver.timecodes.status_types import MarksView, NoticeKind, TimecodeNotice
 from cdc_archiver.timecodes.teller import Teller
@@ -38,6 +37,7 @@ class Parts:
         history_kept: whether the history has all that was archived.
         source_up: whether a source delivers files, by its name.
         clock: this machine's, aware.
+        deliver: receives each notice.
         stopping: is set when it is time to end.
     """
 
@@ -49,7 +49,7 @@ class Parts:
     reopening: Reopening
     teller: Teller
     marks: MarksView
-    notices: Notices
+    deliver: Callable[[TimecodeNotice], None]
     metrics: Metrics
     rules: Rules
     history_kept: Callable[[], bool]
@@ -170,7 +170,10 @@ class Completion:
     ) -> None:
         """Tells whoever wants to know."""
         about = (self._source.name, entry.instance_id, entry.timecode, entry.generation, entry.files, entry.size)
-        self._parts.notices.add(TimecodeNotice(kind, *about, path, file_id, detail))
+        try:
+            self._parts.deliver(TimecodeNotice(kind, *about, path, file_id, detail))
+        except Exception as error:  # who is told must not hold up what is told
+            _log.error("notice_not_delivered", kind=kind.value, timecode=entry.timecode, exc_info=error)
 
     def streams(self, timecode: int) -> tuple[str, ...]:
         """The streams of the source."""

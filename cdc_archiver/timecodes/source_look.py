@@ -156,8 +156,8 @@ class SourceLook:
                     continue
                 reason = rows.reason
                 if reason in ("pending", "retried"):
-                    handed_over = self._parts.marks.handed_over(target.name, timecode)
-                    reason = "handed_over" if handed_over else "source_down" if down else reason
+                    reason = "source_down" if down else reason
+                    reason = "handed_over" if self._parts.marks.handed_over(target.name, timecode) else reason
                 target.undecided.setdefault(timecode, Counter())[reason] += rows.rows
                 if oldest is None or (oldest.oldest is not None and rows.oldest < oldest.oldest):
                     oldest = rows
