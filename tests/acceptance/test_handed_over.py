@@ -77,6 +77,9 @@ def test_what_was_taken_over_does_not_come_back_by_itself(stage: PrivateSite) ->
         assert {(row.copied, row.attempts) for row in stage.rows([*ids, late])} == {(0, 0)}
         # A person may have one archived all the same,
         assert ask(stage, "retry", "--all-quarantined", "--into-handed-over", "--yes").returncode == 2
+        stage.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 1 WHERE id = {late}")
+        done = ask(stage, "retry", "--id", str(late), "--yes")
+        assert "1 file of timecodes that were handed over will wait" in done.stderr
         done = ask(stage, "retry", "--id", str(late), "--into-handed-over", "--yes")
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "retried 1 file")
         stage.wait_archived(late)
