@@ -61,6 +61,8 @@ def test_what_was_taken_over_does_not_come_back_by_itself(stage: PrivateSite) ->
         eventually(lambda: service.metric("handed_over_pending_files") == 1, "the new row is counted")
         (source,) = service.status()["sources"]
         assert source["handed_over"] == {str(GONE): 1}
+        status = ask(stage, "status", "--http-port", str(service.port)).stdout
+        assert f"1 file of timecodes that were handed over ({GONE}): they wait until somebody decides" in status
         why = ask(stage, "why", str(late), *stage.flags()).stdout
         assert why.startswith(f"It is not here because it waits: timecode {GONE} was handed over to librarian")
         assert f"cdc-archiver retry --id {late} --into-handed-over" in why
