@@ -15,7 +15,7 @@ from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.observe.http import HealthQueries, HttpServer
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.observe.systemd import SystemdNotifier
-from cdc_archiver.registrar.lifecycle import Registrar, spool_path
+from cdc_archiver.registrar.lifecycle import RegistrarService, spool_path
 from cdc_archiver.registrar.spool import retry_undecided
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.flags import DATABASE, REGISTRAR
@@ -76,7 +76,7 @@ def monitor(
     if retry_lost:
         print(f"{format_file_count(_retry_lost(settings))} will be looked for now")
         return ExitStatus.DONE
-    registrar = Registrar(settings)
+    registrar = RegistrarService(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: registrar.stop())
     signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent when a writer opens a file on which a lease is held
@@ -88,7 +88,7 @@ def default_http_port(settings: Settings) -> int:
     return settings.http_port if "http_port" in settings.model_fields_set else HTTP_PORT
 
 
-def serve(settings: Settings, registrar: Registrar, http_port: int) -> ExitStatus:
+def serve(settings: Settings, registrar: RegistrarService, http_port: int) -> ExitStatus:
     """Runs a registrar with its HTTP server and its reports to the service manager.
 
     Raises:
@@ -116,6 +116,8 @@ def serve(settings: Settings, registrar: Registrar, http_port: int) -> ExitStatu
 
 def _retry_lost(settings: Settings) -> int:
     path = spool_path(settings)
+    if not path.exists():
+        raise Misconfigured(f"there is no spool {path}", "--spool FILE, as the registrar has it")
     try:
         return retry_undecided(path, time.time())
     except sqlite3.Error as error:

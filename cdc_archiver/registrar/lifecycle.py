@@ -21,7 +21,7 @@ from cdc_archiver.observe.registrar_metrics import RegistrarMetrics
 from cdc_archiver.registrar.listener import Listener
 from cdc_archiver.registrar.registration import Registration
 from cdc_archiver.registrar.spool import Spool, SpoolFacts
-from cdc_archiver.registrar.watermark import WatermarkReporter
+from cdc_archiver.registrar.watermark_report import WatermarkReporter
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread
 
@@ -62,7 +62,7 @@ class RegistrarStatus:
     version: str = __version__
 
 
-class Registrar:
+class RegistrarService:
     """The registrar.
 
     Args:

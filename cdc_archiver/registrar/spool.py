@@ -406,7 +406,7 @@ def retry_undecided(path: Path, now: float) -> int:
     """Has every lost or refused announcement looked at now, by the registrar that runs or the next one; returns their number.
 
     Raises:
-        sqlite3.Error: there is no such spool, or it cannot be written.
+        sqlite3.Error: the spool cannot be written.
     """
     connection = _connect(path, "rw")
     try:

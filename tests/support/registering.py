@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from waiting import PATIENCE, eventually
 
 from cdc_archiver.database import schema, side_tables
 from cdc_archiver.errors import ExitStatus
-from cdc_archiver.registrar.lifecycle import Registrar
+from cdc_archiver.registrar.lifecycle import RegistrarService
 from cdc_archiver.settings import Settings, load
 
 TARGET = "pysmurf-monitor"
@@ -113,6 +114,19 @@ class RegistrarSite:
         }
         return load({name: value for name, value in flags.items() if value is not None}, environment={})
 
+    def flags(self, **changes: Any) -> list[str]:
+        """The settings as flags, without the database's password."""
+        flags = []
+        settings = self.settings(**changes)
+        for name in ("mysql_host", "mysql_port", "mysql_database", "mysql_user", "source_root", "spool", "udp_port"):
+            flags += [f"--{name.replace('_', '-')}", str(getattr(settings, name))]
+        return [*flags, "--target", TARGET, "--http-port", "0", "--settle", str(settings.settle)]
+
+    def environment(self) -> dict[str, str]:
+        """Of a process of the registrar."""
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+        return kept | {"MYSQL_PASSWORD": PASSWORD, "PYTHONPATH": os.pathsep.join(sys.path)}
+
     def rows(self, columns: str = "path, md5sum") -> list[tuple[Any, ...]]:
         return self.world.sql(f"SELECT {columns} FROM {TABLE} ORDER BY id")
 
@@ -139,7 +153,7 @@ class Registering:
     """A registrar in a thread of this process."""
 
     def __init__(self, settings: Settings) -> None:
-        self.registrar = Registrar(settings)
+        self.registrar = RegistrarService(settings)
         self.port = self.registrar.port
         self.ended: ExitStatus | Exception | None = None
         self._thread = threading.Thread(target=self._run, name="registrar-under-test", daemon=True)

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from private_database import PrivateDatabase
@@ -13,7 +14,7 @@ from registering import AT, TARGET, RegistrarSite, message
 from structlog.testing import capture_logs
 from waiting import eventually
 
-from cdc_archiver.registrar import registration, watermark
+from cdc_archiver.registrar import registration, watermark_report
 from cdc_archiver.registrar.spool import retry_undecided
 
 
@@ -86,8 +87,7 @@ def test_each_announced_file_is_one_row_whatever_else_arrives(
         rewritten.write_bytes(b"rewritten")
         rows = site.wait_rows(47)
         running.wait_count(2, "files_total", outcome="known")
-        waiting = lambda: running.facts().waiting == 0
-        eventually(waiting, "nothing waits")
+        eventually(lambda: running.facts().waiting == 0, "nothing waits")
         # then each is in one row, with the md5 of its content.
         assert running.count("garbage_total") == 8
         assert running.count("messages_total", type="g3_file") == 1
@@ -118,9 +118,14 @@ def test_a_file_that_does_not_come_is_lost_and_named_until_it_is_there(site: Reg
 
 
 def test_the_watermark_is_told_with_what_is_missing(site: RegistrarSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watermark, "INTERVAL", 0.05)
-    registrars = "SELECT TIMESTAMPDIFF(SECOND, watermark, UTC_TIMESTAMP(3)), watermark <= heard, waiting, lost, gaps, stopped FROM cdc_archiver_registrars"
-    told = lambda: site.world.sql(registrars)
+    monkeypatch.setattr(watermark_report, "INTERVAL", 0.05)
+
+    def told() -> list[tuple[Any, ...]]:
+        return site.world.sql(
+            "SELECT TIMESTAMPDIFF(SECOND, watermark, UTC_TIMESTAMP(3)), watermark <= heard, waiting, lost, gaps, stopped "
+            "FROM cdc_archiver_registrars"
+        )
+
     with site.running(patience=1) as running, running.publisher() as publisher:
         eventually(lambda: told() and told()[0][0] < 5, "the watermark follows the clock")
         next(publisher.numbers)

@@ -102,7 +102,9 @@ JSON = st.recursive(
 )
 PAYLOADS = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys(("path", "timestamp", "action", "action_ts", "format", "plot", "pysmurf_version", "archive_name"), JSON),
+    optional=dict.fromkeys(
+        ("path", "timestamp", "action", "action_ts", "format", "plot", "pysmurf_version", "archive_name"), JSON
+    ),
 )
 MESSAGES = st.fixed_dictionaries(
     {},

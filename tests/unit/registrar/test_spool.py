@@ -119,7 +119,11 @@ def test_an_error_within_a_batch_stores_none_of_it(tmp_path: Path, monkeypatch: 
     path = tmp_path / "spool"
     spool = opened(path)
     spool._connection.execute("PRAGMA max_page_count = 30")
-    too_many = lambda: [spool.store(received(*range(number, number + 50)), 1.0) for number in range(0, 9000, 50)]
+
+    def too_many() -> None:
+        for number in range(0, 9000, 50):
+            spool.store(received(*range(number, number + 50)), 1.0)
+
     with pytest.raises(sqlite3.OperationalError, match="full"):
         too_many()
     assert spool.facts().waiting % 50 == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import signal
 import subprocess
@@ -18,7 +17,7 @@ import crashing_registrar
 import pymysql
 import pytest
 from files_table import TABLE
-from private_database import PASSWORD, PrivateDatabase
+from private_database import PrivateDatabase
 from proxy import Proxy
 from registering import TARGET, FakePublisher, Registering, RegistrarSite
 from waiting import PATIENCE, eventually
@@ -26,6 +25,7 @@ from waiting import PATIENCE, eventually
 from cdc_archiver.database import connections
 from cdc_archiver.database.connections import SharedContextConnection
 from cdc_archiver.registrar import registration
+from cdc_archiver.registrar.listener import listening_socket
 
 RECEIPTS = "cdc_archiver_registered"
 
@@ -182,7 +182,7 @@ def test_killed_at_a_step_and_started_again(mariadb_site: RegistrarSite, tmp_pat
     port = free_port()
     command = [sys.executable, crashing_registrar.__file__, step, "monitor", "--look-again"]
     with (tmp_path / "log").open("w") as log:
-        crashing = subprocess.Popen([*command, *flags(site, port)], env=environment(site), stderr=log)
+        crashing = subprocess.Popen([*command, *site.flags(udp_port=port)], env=site.environment(), stderr=log)
     try:
         eventually(lambda: "receiving" in (tmp_path / "log").read_text(), "it receives")
         with FakePublisher(port) as publisher:
@@ -206,20 +206,6 @@ def test_killed_at_a_step_and_started_again(mariadb_site: RegistrarSite, tmp_pat
     require_each_once(site, *files)
 
 
-def flags(site: RegistrarSite, port: int) -> list[str]:
-    values = {"target": TARGET, "source-root": site.sources, "spool": site.spool, "udp-port": port, "http-port": 0}
-    values |= {"settle": "20ms", "mysql-host": "127.0.0.1", "mysql-port": site.world.server.port}
-    values |= {"mysql-database": site.world.name, "mysql-user": site.user}
-    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
-
-
-def environment(site: RegistrarSite) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-    return kept | {"MYSQL_PASSWORD": PASSWORD, "PYTHONPATH": os.pathsep.join(sys.path)}
-
-
 def free_port() -> int:
-    from cdc_archiver.registrar.listener import listening_socket
-
     with listening_socket("127.0.0.1", 0) as made:
         return int(made.getsockname()[1])
