@@ -10,8 +10,10 @@ from datetime import datetime
 import sqlalchemy as sa
 import structlog
 
-from cdc_archiver.database.connections import Database
+from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
+from cdc_archiver.database.history import HISTORY_ERRORS
+from cdc_archiver.database.operator_history import OperatorHistory
 from cdc_archiver.database.timecode_rows import TimecodeRows
 from cdc_archiver.database.timecodes_table import BEFORE, StoredTimecode, utc_now
 from cdc_archiver.model import Archived
@@ -149,12 +151,24 @@ class Completion:
         target.alarmed.add(entry.timecode)
         self._parts.metrics.late_files.labels(self._source.name).inc(number)
         detail = "it was archived after its timecode was complete: what readers made of that timecode lacks it"
+        for file in files:
+            if self._parts.history_kept():
+                self._record_late(entry, file)
         known: list[tuple[str, int | None]] = [(file.path, file.record.id) for file in files]
         for path, id_ in known or [("", None)]:
             _log.warning(
                 "late_file", source=self._source.name, timecode=entry.timecode, id=id_, path=path, detail=detail
             )
             self.notify(NoticeKind.LATE_FILE, target.entries[entry.timecode], detail, path=path, file_id=id_)
+
+    def _record_late(self, entry: StoredTimecode, file: Archived) -> None:
+        """Notes in the history that a file came late, for ``why`` and ``timecodes N``."""
+        try:
+            OperatorHistory(self._parts.files.name).record_late(self._connection, file, entry.timecode)
+        except sa.exc.DBAPIError as error:
+            if error_code(error) not in HISTORY_ERRORS:
+                raise
+            _log.warning("late_file_not_recorded", id=file.record.id, detail=str(error.orig))
 
     def notify(
         self, kind: NoticeKind, entry: StoredTimecode, detail: str = "", *, path: str = "", file_id: int | None = None

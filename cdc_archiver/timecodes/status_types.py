@@ -137,7 +137,7 @@ REASON_FIXES: Mapping[str, str] = {
     "quarantined": "cdc-archiver retry --all-quarantined",
     "outside_root": "set --source-root to a directory that contains the files",
     "source_down": "cdc-archiver status",
-    "handed_over": "cdc-archiver retry FILE --into-handed-over",
+    "handed_over": "cdc-archiver retry --id ID --into-handed-over, or: cdc-archiver hand-over --undo {timecode}",
     "other_rows_of_stream": "archive the other rows of these streams: cdc-archiver check names their table or instance_id",
     "registrar_behind": "wait: the registrar has not come to the timecode's end",
     "registrar_silent": "start the registrar, or: cdc-archiver timecodes --retire-registrar ID --reason TEXT",
