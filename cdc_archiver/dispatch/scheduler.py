@@ -53,6 +53,8 @@ RETRY_DELAYS: Final = (5.0, 30.0, 120.0, 600.0)
 """Seconds after a file's n-th failed attempt; the last one for all further."""
 INCONCLUSIVE_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
 """Seconds after a file's n-th inconclusive try in a row; the last one for all further."""
+PLACE_DELAYS: Final = (*INCONCLUSIVE_DELAYS, 120.0, 300.0)
+"""The same where the file's place cannot be used: it was fetched in vain, and a person must act first."""
 _ALONE_AFTER: Final = 2
 """Inconclusive tries in a row after which a file is a batch of its own: then no other file can be the cause."""
 _NOT_COUNTED_DELAY: Final = 5.0
@@ -295,7 +297,8 @@ class Scheduler:
                     due = max(now, self.destination.until)
                 elif reason.scope is Scope.NONE:
                     file.inconclusive_tries = tries
-                    due = now + INCONCLUSIVE_DELAYS[min(tries, len(INCONCLUSIVE_DELAYS)) - 1]
+                    delays = PLACE_DELAYS if reason is Reason.PLACE_UNUSABLE else INCONCLUSIVE_DELAYS
+                    due = now + delays[min(tries, len(delays)) - 1]
                 self.tracked.retry(record.id, due)
                 decisions += (CountOutcome(batch.source, outcome), *WAKE)
             case Oversize(record=record):
@@ -409,7 +412,9 @@ class Scheduler:
         return [queues.snapshot(now) for queues in self.sources.values()]
 
     def _collect(self, queues: SourceQueues, lane: Lane, now: float) -> tuple[list[FileRecord], Decisions]:
-        queue, limit = queues.lanes[lane], queues.batch_limit(lane)
+        queue = queues.lanes[lane]
+        # While the destination is down, the batch that tries it may be fetched in vain: then it is one file.
+        limit = queues.batch_limit(lane) if self.destination.up else 1
         records: list[FileRecord] = []
         decisions = NOTHING
         while queue and len(records) < limit:

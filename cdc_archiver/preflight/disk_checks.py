@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import pwd
 import re
@@ -22,6 +23,7 @@ from cdc_archiver.model import Reason
 from cdc_archiver.preflight.findings import Finding, failure, ok, run_check, warning
 from cdc_archiver.settings import Settings
 from cdc_archiver.transfer.placement import Placer, Staged
+from cdc_archiver.transfer.places import Places
 from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
 
 _VOLATILE: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
@@ -89,12 +91,17 @@ def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
         yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")
     yield _marker(directory, expect_marker)
     yield from _foreign_entries(directory)
+    yield from _other_disks(Places(archive, settings.modes))
     if leftovers := _leftovers(directory / INCOMING):
         yield ok("staging", leftovers)
 
 
-def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailable | None:
-    """Places trial files as archived files are placed, once with fsync and once with syncfs, in a directory of its own."""
+def _try_to_archive(directory: Path, settings: Settings, *, links: bool = True) -> DestinationUnavailable | None:
+    """Places trial files as archived files are placed, once with fsync and once with syncfs, in a directory of its own.
+
+    Args:
+        links: whether the service links files from staging; else it copies them.
+    """
     staging = directory / INCOMING  # where the next run removes leftovers of a killed check
     place = staging if staging.is_dir() else directory
     try:
@@ -105,12 +112,13 @@ def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailab
         try:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files = [Staged(f"{trial}/staged-{n}", f"{trial}/placed/{n}", b"") for n in range(18)]
+            empty = hashlib.md5(usedforsecurity=False).digest()
+            files = [Staged(f"{trial}/staged-{n}", f"{trial}/placed/{n}", empty, id=n) for n in range(18)]
             for file in files:
                 Path(file.staged).write_bytes(b"")
             archive = Archive(trial, 0)
             archive.prepare(expect_marker=False)
-            placer = Placer(archive, settings.modes)
+            placer = Placer(archive, settings.modes, links=links)
             for result in (*placer.place(files[:1]), *placer.place(files[1:])):
                 if isinstance(result, DestinationUnavailable):
                     return result
@@ -238,6 +246,31 @@ def _foreign_entries(directory: Path) -> Iterator[Finding]:
         f"in {directory} is what no archiver puts there: {', '.join(named)}{others}; {why}",
         f"mkdir -p {away} && mv -nt {away} {paths}  # if nothing needs them there",
     )
+
+
+def _other_disks(places: Places) -> Iterator[Finding]:
+    """Timecodes on other disks than data_dir: what they cost, and which are not mounted."""
+    archive = places.archive
+    paths = set(places.noted())
+    with contextlib.suppress(PermissionError):  # this account may write there, and not list it
+        paths |= {str(archive.data_dir / name) for name in os.listdir(archive.data_dir) if _TIMECODE.fullmatch(name)}
+    away = [path for path in sorted(paths) if places.is_on_other_disk(path)]
+    if away:
+        yield ok(
+            "other disks",
+            f"{len(away)} directories of the archive are on other disks, the first is {away[0]}: files are written twice there, "
+            "in staging and as a copy; --min-free holds for each disk",
+        )
+    for path in away:
+        try:
+            archive.require_free(Path(path))
+        except DestinationUnavailable as error:
+            yield warning("other disks", error.message, error.hint)
+    for path in places.noted():
+        try:
+            places.require_disk(path)
+        except DestinationUnavailable as error:
+            yield warning("other disks", f"{error.message}: files for it wait, others are archived", error.hint)
 
 
 def _leftovers(staging: Path) -> str:

@@ -25,6 +25,7 @@ from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
+from cdc_archiver.transfer.placement import Placer
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -143,6 +144,7 @@ class Pipeline:
     def _begin(self, pool: WorkerPool) -> None:
         try:
             self._archive.clear_staging(pool.source.staging_name)
+            Placer(self._archive, self._settings.modes, owner=pool.source.staging_name).clear_copies()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         pool.start()

@@ -17,6 +17,8 @@ from cdc_archiver.transfer.rsync import PARTIAL
 INCOMING: Final = ".incoming"
 MARKER: Final = ".cdc_archiver"
 """Archive marker: a file in data_dir that tells the archive from the empty directory that its disk is mounted on."""
+NOTES: Final = ".notes"
+"""A directory in staging for what is to outlive a process, such as which directories of the archive are on other disks."""
 
 _MARKER_TEXT: Final = (
     "This file shows cdc_archiver that the archive's disk is mounted. Without it nothing is written here.\n"
@@ -93,14 +95,12 @@ class Archive:
         return self.data_dir / INCOMING
 
     def free_bytes(self) -> int:
-        """Free space that this user can write, in bytes.
+        """Free space of data_dir that this user can write, in bytes.
 
         Raises:
             DestinationUnavailable: it cannot be read.
         """
-        with os_errors_as_unavailable():
-            found = os.statvfs(self.data_dir)
-        self.last_free_bytes = found.f_bavail * found.f_frsize
+        self.last_free_bytes = _free_bytes(self.data_dir)
         return self.last_free_bytes
 
     def require_ready(self) -> None:
@@ -112,11 +112,22 @@ class Archive:
         if not self._prepared:
             self.prepare(expect_marker=self._expect_marker)
         self.require_mounted()
-        free = self.free_bytes()
+        self._require_free(self.data_dir, self.free_bytes())
+        self.require_free(self.incoming)
+
+    def require_free(self, directory: Path) -> None:
+        """Checks that a directory's disk has enough free space: each disk that a batch writes to.
+
+        Raises:
+            DestinationUnavailable: it is too full, or that cannot be read.
+        """
+        self._require_free(directory, _free_bytes(directory))
+
+    def _require_free(self, directory: Path, free: int) -> None:
         if free < self._min_free:
             raise DestinationUnavailable(
                 Reason.NO_SPACE,
-                f"{self.data_dir} has {free / 2**30:.2f} GiB free, less than --min-free ({self._min_free / 2**30:.2f} GiB)",
+                f"{directory} has {free / 2**30:.2f} GiB free, less than --min-free ({self._min_free / 2**30:.2f} GiB)",
                 "free space on that disk, or lower --min-free",
             )
 
@@ -173,7 +184,8 @@ class Archive:
             DestinationUnavailable: it cannot be removed.
         """
         with os_errors_as_unavailable():
-            _prune(self.incoming, time.time() - _KEEP_PARTIAL_SECONDS, keep_young_files=True)
+            before = time.time() - _KEEP_PARTIAL_SECONDS
+            _prune(self.incoming, before, keep_young_files=True, keep=NOTES)
 
     @property
     def _marker(self) -> Path:
@@ -192,16 +204,19 @@ class Archive:
         )
 
 
-def _prune(directory: os.PathLike[str], before: float, *, keep_young_files: bool = False) -> bool:
+def _prune(directory: os.PathLike[str], before: float, *, keep_young_files: bool = False, keep: str = "") -> bool:
     """Empties a directory, except for parts of files that are young; returns whether it is empty now.
 
     Args:
         before: seconds since the epoch: files modified later are young.
         keep_young_files: keep young complete files as well.
+        keep: the name of an entry that stays as it is.
     """
     empty = True
     for entry in _entries(directory):
-        if entry.is_dir(follow_symlinks=False):
+        if entry.name == keep:
+            empty = False
+        elif entry.is_dir(follow_symlinks=False):
             if _prune(entry, before, keep_young_files=keep_young_files or entry.name == PARTIAL):
                 os.rmdir(entry.path)
             else:
@@ -211,6 +226,12 @@ def _prune(directory: os.PathLike[str], before: float, *, keep_young_files: bool
         else:
             os.unlink(entry.path)
     return empty
+
+
+def _free_bytes(directory: Path) -> int:
+    with os_errors_as_unavailable():
+        found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
 
 
 def _entries(directory: os.PathLike[str]) -> list[os.DirEntry[str]]:

@@ -26,6 +26,7 @@ def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens all pauses: minutes of failures pass in a second."""
     monkeypatch.setattr(scheduler, "RETRY_DELAYS", (PAUSE,))
     monkeypatch.setattr(scheduler, "INCONCLUSIVE_DELAYS", (PAUSE,))
+    monkeypatch.setattr(scheduler, "PLACE_DELAYS", (PAUSE,))
     monkeypatch.setattr(health, "_CORRUPTED_PAUSE", PAUSE)
     for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, scope, (PAUSE, PAUSE))

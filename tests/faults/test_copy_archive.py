@@ -216,8 +216,8 @@ def placed_and_cut(monkeypatch: pytest.MonkeyPatch, stage: PrivateSite) -> Itera
     place = Placer.place
     with Proxy(stage.server.port) as wire:
 
-        def place_and_cut(placer: Placer, files: Any) -> Any:
-            placed = place(placer, files)
+        def place_and_cut(placer: Placer, files: Any, cancel: Any) -> Any:
+            placed = place(placer, files, cancel)
             archived = [file for file in files if stage.data_dir / "15895" in Path(file.final).parents]
             if archived and not wire.refusing:  # not for the trial files of the preflight
                 wire.refuse()

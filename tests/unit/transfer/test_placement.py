@@ -202,10 +202,12 @@ class Removal:
         return counted
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
 @pytest.mark.parametrize("there", [b"", b"data", b"another"], ids=["empty", "with this file", "with another"])
 def test_a_directory_that_another_program_removes_meanwhile_is_made_again(
-    archive: Archive, placer: Placer, monkeypatch: pytest.MonkeyPatch, there: bytes
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, there: bytes, links: bool
 ) -> None:
+    placer = Placer(archive, MODES, links=links)
     for number in range(1, 100):
         # Given a file on its way, into a directory with or without one of its name,
         file = stage(archive, "a", b"data")
@@ -308,10 +310,10 @@ def test_a_data_dir_that_disappears_during_placement_is_a_missing_destination(tm
     placer = Placer(archive, MODES)
     directory.rename(tmp_path / "elsewhere")
     with pytest.raises(DestinationUnavailable, match="data_dir itself is gone"):
-        placer._make_directory(directory / "15895" / "crate1", set())
+        placer.places.make(directory / "15895" / "crate1", set())
     assert not directory.exists()
     (tmp_path / "away").mkdir()
-    assert not placer._is_trusted_path(tmp_path / "away"), "a directory outside data_dir is not trusted"
+    assert not placer.places.is_trusted(tmp_path / "away"), "a directory outside data_dir is not trusted"
 
 
 @pytest.mark.parametrize("size", [*range(-1, 18), 1000])
