@@ -87,13 +87,13 @@ class Placer:
     Args:
         modes: of archived files and directories.
         owner: a name that only the files' source has: ``staging_name``.
-        links: whether files in staging can be linked into data_dir; else they are copied.
+        links: whether files in staging are linked into data_dir, or copied; None: as their places allow.
     """
 
-    def __init__(self, archive: Archive, modes: FileModes, *, owner: str = "", links: bool = True) -> None:
+    def __init__(self, archive: Archive, modes: FileModes, *, owner: str = "", links: bool | None = None) -> None:
         self._archive = archive
         self._owner = owner
-        self._links = links
+        self._links = archive.links if links is None else links
         self.places = Places(archive, modes)
         self._copies = PathNotes(archive.incoming / NOTES / f"copies-{owner}")
 

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shlex
 import stat
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from cdc_archiver.database.archives import ArchiveEntry, KnownArchive
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.model import Reason
-from cdc_archiver.transfer.archive_marker import FORMER_MARKER, ArchiveMarker, find_marker, is_there, make_marker
+from cdc_archiver.transfer import disk_sync
+from cdc_archiver.transfer.archive_marker import (
+    FORMER_MARKER,
+    ArchiveMarker,
+    find_marker,
+    is_there,
+    make_marker,
+    write_marker,
+)
 from cdc_archiver.transfer.disk_errors import os_errors_as_unavailable
 from cdc_archiver.transfer.layout import timecode_named
 from cdc_archiver.transfer.staging_claims import StagingClaims, entries_of, prune
@@ -27,6 +36,7 @@ from cdc_archiver.transfer.staging_place import (
     choose_place,
     place_below,
     sibling_of,
+    sibling_staging,
     state_directory,
 )
 
@@ -39,19 +49,6 @@ _STALE: Final = frozenset({errno.ENOTCONN, errno.EIO, errno.ESTALE, errno.ENODEV
 """Errors of a mount whose server or device is gone: it has to be unmounted before it can be mounted."""
 
 _log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class KnownArchive:
-    """What the database knows of the archive in data_dir.
-
-    Attributes:
-        ids: of the archives that the targets' files have gone to.
-        has_files: whether it knows files there.
-    """
-
-    ids: frozenset[str] = frozenset()
-    has_files: bool = False
 
 
 class Archive:
@@ -72,6 +69,7 @@ class Archive:
         self._staging_dir = staging_dir
         self._state_dir = state_dir
         self._known = KnownArchive()
+        self._seen_inode = 0
         self._lock = threading.RLock()
         self._claims = StagingClaims()
         self.place: StagingPlace | None = None
@@ -184,7 +182,9 @@ class Archive:
                 Reason.DESTINATION_UNWRITABLE,
                 f"data_dir {self.data_dir} or its marker cannot be looked at: {error.strerror} "
                 f"({errno.errorcode.get(error.errno or 0, '?')})",
-                f"umount -l {quoted} && mount {quoted}" if stale else f"namei -l {quoted}  # shows which directory is closed",
+                f"umount -l {quoted} && mount {quoted}"
+                if stale
+                else f"namei -l {quoted}  # shows which directory is closed",
             ) from error
 
     def _has_timecode(self) -> bool:
@@ -198,12 +198,57 @@ class Archive:
     @property
     def incoming(self) -> Path:
         """The staging directory; before it is known, the one next to data_dir."""
-        return self.place.staging if self.place else StagingPlace(sibling_of(self.data_dir), True, True, "").staging
+        return self.place.staging if self.place else sibling_staging(self.data_dir)
 
     @property
     def links(self) -> bool:
         """Whether files in staging can be linked into data_dir."""
         return self.place.links if self.place else True
+
+    def renew_marker(self) -> None:
+        """Writes the marker anew, with its id, for data_dir as it is now.
+
+        Raises:
+            DestinationUnavailable: it cannot be written.
+        """
+        assert self.marker is not None
+        assert self.place is not None
+        with os_errors_as_unavailable():
+            self.marker = write_marker(self.data_dir, self.place.root, self.marker.id, is_sibling=self.place.is_sibling)
+
+    def as_entry(self) -> ArchiveEntry:
+        """The archive, as the database shall know it."""
+        assert self.marker is not None
+        return ArchiveEntry(self.marker.id, str(self.data_dir), self._seen_inode, str(self.incoming))
+
+    def has_former_layout(self) -> bool:
+        """Whether data_dir has what 0.1.0 kept there."""
+        return any(os.path.lexists(self.data_dir / name) for name in (FORMER_MARKER, INCOMING))
+
+    def remove_former_layout(self, sources: Sequence[str]) -> None:
+        """Removes what 0.1.0 kept in data_dir, the marker last; the new marker is there already.
+
+        Args:
+            sources: whose directories in staging are in use by nobody else; others' are removed when they are a day old.
+        """
+        incoming, before = self.data_dir / INCOMING, time.time() - _KEEP_PARTIAL_SECONDS
+        with os_errors_as_unavailable(), suppress(FileNotFoundError):
+            for directory in entries_of(incoming) if not incoming.is_symlink() else ():
+                if directory.is_dir(follow_symlinks=False):
+                    if prune(directory, before if directory.name not in sources else math.inf, keep_young_files=True):
+                        os.rmdir(directory.path)
+                elif directory.stat(follow_symlinks=False).st_mtime < before:
+                    os.unlink(directory.path)
+            try:
+                incoming.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                _log.warning("former_staging_stays", path=str(incoming), detail=str(error))
+                return
+            (self.data_dir / FORMER_MARKER).unlink()
+            disk_sync.sync_directories({self.data_dir})
+            _log.info("archive_moved", marker=self.marker.where if self.marker else "", staging=str(self.incoming))
 
     def free_bytes(self) -> int:
         """Free space of data_dir that this user can write, in bytes.

@@ -51,7 +51,14 @@ class StagingPlace:
     @property
     def cost(self) -> str:
         """What it costs, for a person."""
-        return "files are linked into place" if self.links else "each file is written twice, in staging and in the archive"
+        return (
+            "files are linked into place" if self.links else "each file is written twice, in staging and in the archive"
+        )
+
+
+def sibling_staging(data_dir: Path) -> Path:
+    """The directory for staging next to data_dir."""
+    return sibling_of(data_dir) / _STAGING
 
 
 def sibling_of(data_dir: Path) -> Path:
@@ -176,5 +183,7 @@ def _as_unwritable(root: Path, before: str = "") -> Iterator[None]:
         raise DestinationUnavailable(
             Reason.NO_SPACE if full else Reason.DESTINATION_UNWRITABLE,
             f"{before}files cannot be staged in {root}: {error.strerror}",
-            "free space there" if full else "--state-dir DIR or --staging-dir DIR  # a directory that this user can write to",
+            "free space there"
+            if full
+            else "--state-dir DIR or --staging-dir DIR  # a directory that this user can write to",
         ) from error
