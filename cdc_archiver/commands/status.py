@@ -273,6 +273,8 @@ def _source_lines(name: str, source: dict[str, Any], now: datetime, as_of: str =
         if not state["up"]:
             line.append(f" {state['reason']}: {state['detail']} (next attempt in {format_duration(state['retry_in'])})")
         line.append(f", {state['queued']} queued, {state['in_flight']} in flight")
+        if stuck := state.get("not_recordable"):
+            line += [", ", (f"{stuck} not recordable", "bold red"), " (`retry --reason not_recordable` tries again)"]
     yield line
     if files is None:
         yield [_INDENT, "not counted yet"]
@@ -285,3 +287,11 @@ def _source_lines(name: str, source: dict[str, Any], now: datetime, as_of: str =
         then = datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest
         counted.append(f"; oldest pending: {format_time(then)}, {format_age(then, now)}")
     yield [*counted, as_of]
+    if waiting := source.get("handed_over"):
+        timecodes = ", ".join(list(waiting)[:5]) + (", …" if len(waiting) > 5 else "")
+        text = f"{format_file_count(sum(waiting.values()))} of timecodes that were handed over"
+        yield [
+            _INDENT,
+            (text, "yellow"),
+            f" ({timecodes}): they wait until somebody decides, see `list --state pending`",
+        ]
