@@ -27,7 +27,7 @@ from cdc_archiver.transfer.archive_marker import FORMER_MARKER, ArchiveMarker
 from cdc_archiver.transfer.placement import Placer, Staged
 from cdc_archiver.transfer.places import Places
 from cdc_archiver.transfer.staging import INCOMING, Archive
-from cdc_archiver.transfer.staging_place import choose_place, sibling_of, state_directory
+from cdc_archiver.transfer.staging_place import choose_place, sibling_of, sibling_staging, state_directory
 
 _VOLATILE: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
 """File systems that lose their content, and when."""
@@ -109,11 +109,12 @@ def _places(archive: Archive, settings: Settings, known: KnownArchive) -> Iterat
         )
     else:
         yield ok("data_dir", f"trial files can be archived in {directory}: write, link and sync work")
+    own = place.staging if place is not None else sibling_staging(directory)
     in_use = {entry.staging for entry in known.entries.values() if entry.staging and entry.data_dir == str(directory)}
     for staging in sorted(in_use):
         yield ok("staging", f"the service stages files in {staging}{_leftovers(Path(staging))}")
     if place is not None and str(place.staging) not in in_use:
-        yield ok("staging", f"this account would stage files in {place.staging}: {place.why}; {place.cost}")
+        yield ok("staging", f"files are staged in {own}, since {place.why}: {place.cost}{_leftovers(own)}")
     if place is not None:
         for made, was_there in before.items():
             if not was_there:  # left to the service, whose account may be another one

@@ -368,8 +368,8 @@ class Archive:
         """
         return DestinationUnavailable(
             Reason.DESTINATION_MISSING,
-            f"{self.data_dir} is not the archive: {why}; its disk is not mounted",
-            f"mount {shlex.quote(str(self.data_dir))}; or, if this is the archive, and new or restored: cdc-archiver mark-archive",
+            f"{self.data_dir} is not the archive: {why}: the disk is not mounted",
+            f"mount {shlex.quote(str(self.data_dir))}  # or, if this is the archive, new or restored: cdc-archiver mark-archive",
         )
 
 

@@ -94,6 +94,13 @@ def choose_place(data_dir: Path, staging_dir: Path | None, state_dir: Path) -> S
     Raises:
         DestinationUnavailable: there is none.
     """
+    if not os.access(data_dir, os.W_OK | os.X_OK, effective_ids=True):
+        number = errno.EROFS if os.statvfs(data_dir).f_flag & os.ST_RDONLY else errno.EACCES
+        raise DestinationUnavailable(
+            Reason.DESTINATION_UNWRITABLE,
+            f"{data_dir}: {os.strerror(number)}",
+            f"cdc-archiver check  # says which: chown or chmod {shlex.quote(str(data_dir))}, or the mount",
+        )
     if staging_dir is not None:
         root = place_below(staging_dir, data_dir)
         with _as_unwritable(root):

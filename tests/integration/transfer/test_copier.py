@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import structlog
+from archive_places import marker_of
 from copier_setup import CopierSetup, archived, copying, reason, staged
 from waiting import eventually
 
@@ -22,7 +23,6 @@ from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
 from cdc_archiver.transfer import copier, rsync_output
 from cdc_archiver.transfer.placement import Placer
 from cdc_archiver.transfer.rsync import RsyncRun
-from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture(params=["ssh", "local"])
@@ -232,7 +232,7 @@ def test_a_file_that_is_reported_before_its_rename_is_placed_after_it(
 
 
 def test_nothing_is_written_to_an_unmounted_disk(stage: CopierSetup) -> None:
-    (stage.data / MARKER).unlink()
+    marker_of(stage.data).unlink()
     before = sorted(stage.data.rglob("*"))
     file = stage.file("a.npy")
     assert reason(stage.copy(file)[file.id]) is Reason.DESTINATION_MISSING

@@ -63,7 +63,7 @@ def main() -> None:
     directory, way = Path(sys.argv[1]), sys.argv[2]
     refuse(way)
     archive = Archive(directory, 0)
-    archive.prepare(expect_marker=False)
+    archive.prepare()
     staging = archive.staging_directory("srv", "small-0")
     final = directory / "15895/crate1/1_iv/outputs/iv.npy"
     file = Staged(str(staging / "a"), str(final), hashlib.md5(CONTENT).digest(), id=7)

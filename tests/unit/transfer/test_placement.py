@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from archive_places import marker_of
 
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused
 from cdc_archiver.model import Reason
 from cdc_archiver.settings.types import FileModes
 from cdc_archiver.transfer import disk_sync, placement
 from cdc_archiver.transfer.placement import Placed, Placer, Staged
-from cdc_archiver.transfer.staging import MARKER, Archive
+from cdc_archiver.transfer.staging import Archive
 
 MODES = FileModes(directories=0o750, files=0o640)
 
@@ -27,7 +28,7 @@ MODES = FileModes(directories=0o750, files=0o640)
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     archive = Archive(tmp_path, min_free=0)
-    archive.prepare(expect_marker=False)
+    archive.prepare()
     return archive
 
 
@@ -155,7 +156,7 @@ def test_a_name_too_long_for_a_suffix_ends_the_search_without_an_error(archive: 
 
 def test_nothing_is_placed_once_the_disk_is_unmounted(archive: Archive, placer: Placer) -> None:
     file = stage(archive, "a", b"data")
-    (archive.data_dir / MARKER).unlink()
+    marker_of(archive.data_dir).unlink()
     with pytest.raises(DestinationUnavailable, match="not mounted"):
         placer.place([file])
     assert not Path(file.final).exists()
@@ -253,7 +254,7 @@ def test_a_disk_that_is_unmounted_during_placement_is_not_taken_for_a_removed_di
     def unmount_and_link(*arguments: Any, **options: Any) -> None:
         # when nothing is left of its directory, nor the marker,
         shutil.rmtree(archive.data_dir / "15895")
-        (archive.data_dir / MARKER).unlink()
+        marker_of(archive.data_dir).unlink()
         link(*arguments, **options)
 
     monkeypatch.setattr(os, "link", unmount_and_link)
@@ -306,7 +307,7 @@ def test_a_data_dir_that_disappears_during_placement_is_a_missing_destination(tm
     directory = tmp_path / "mount" / "archive"
     directory.mkdir(parents=True)
     archive = Archive(directory, min_free=0)
-    archive.prepare(expect_marker=False)
+    archive.prepare()
     placer = Placer(archive, MODES)
     directory.rename(tmp_path / "elsewhere")
     with pytest.raises(DestinationUnavailable, match="data_dir itself is gone"):
