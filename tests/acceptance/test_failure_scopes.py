@@ -329,7 +329,7 @@ def test_impossible_rows_are_refused_and_crash_nothing(stage: PrivateSite, door:
         service.wait_metric(len(ids), "copies_total", result="refused")
         assert service.state() == "streaming"
     assert stage.archived_files() == [stage.place(file)]
-    assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "readout"]
+    assert sorted(path.name for path in stage.directory.iterdir()) == [".archive.cdc_archiver", "archive", "readout"]
 
 
 def test_a_mistyped_source_root_refuses_no_row(stage: PrivateSite) -> None:
