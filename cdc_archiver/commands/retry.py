@@ -18,7 +18,6 @@ from cdc_archiver.commands.context import CommandContext, open_context, operator
 from cdc_archiver.commands.output import (
     Printer,
     confirm,
-    format_file_count,
     print_json,
     print_to_stderr,
     progress_bar,
@@ -31,6 +30,7 @@ from cdc_archiver.model import IGNORED_FROM
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_file_count
 
 RETRY_HELP: Final = """
 Reset the attempt counter of files.

@@ -15,7 +15,7 @@ from rich.live import Live
 
 from cdc_archiver import __version__
 from cdc_archiver.commands.context import CommandContext, open_context
-from cdc_archiver.commands.output import Cell, Printer, format_file_count, format_size, print_json, styled_text
+from cdc_archiver.commands.output import Cell, Printer, print_json, styled_text
 from cdc_archiver.commands.service_client import ServiceUnavailable, describe_other_table, fetch_status
 from cdc_archiver.database.connections import ANSWER_TIMEOUT
 from cdc_archiver.database.search import waiting_targets
@@ -24,6 +24,7 @@ from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings, parse_duration
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_file_count, format_size
 from cdc_archiver.timespec import format_age, format_duration, format_time
 
 HELP: Final = """
@@ -219,7 +220,8 @@ def _lines(overview: Overview) -> Iterator[_Line]:
         rate = overview.rate
         yield [
             ("last hour    ", "dim"),
-            f"{format_file_count(rate.files)}, {format_size(rate.size)} archived ({rate.files / 60:.1f} files/min)",
+            f"{format_file_count(rate.files)}, {format_size(rate.size)} archived",
+            f" ({rate.files / 60:.1f} files/min)" if rate.files >= 60 else "",
         ]
     else:
         yield [("last hour    ", "dim"), f"not known: {overview.why_no_rate}"]
@@ -227,7 +229,8 @@ def _lines(overview: Overview) -> Iterator[_Line]:
 
 def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Line]:
     state, why = str(service["state"]), str(service.get("why") or "")
-    style = "bold green" if state in _GOOD else "bold red"
+    tone = service.get("words", {}).get("headline", {}).get("tone")
+    style = "bold red" if state not in _GOOD else "bold yellow" if tone == "warning" else "bold green"
     since = datetime.fromisoformat(service["started"])
     yield [
         ("service      ", "dim"),
@@ -244,18 +247,33 @@ def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Lin
             yield [("stream       ", "dim"), (text, "green")]
         else:
             yield [("stream       ", "dim"), ("none", "yellow"), f": {stream['why']}"]
+    if known_at := service.get("as_of"):
+        then = format_time(datetime.fromisoformat(known_at))
+        yield [_INDENT, (f"the following was so at {then}, when the database answered last", "yellow")]
     last = service.get("last_sweep")
     as_of = f", as of the last sweep, {format_time(datetime.fromisoformat(last))}" if last else ""
     for source in service["sources"]:
         yield from _source_lines(source["state"]["name"], source, overview.at, as_of)
     for other in service.get("elsewhere", ()):
         yield [("source       ", "dim"), f"{other['name']}, held by another archiver: {other['holder']}"]
+    if service.get("retried"):
+        yield [("retried      ", "dim"), *_retried_parts(service["retried"])]
     destination = service.get("destination")
     if destination is not None:
         yield [("archive      ", "dim"), f"{destination['path']}", *_destination_parts(destination)]
-    if state != "standby":
+    if last or service["sources"]:
         yield [("last sweep   ", "dim"), format_age(datetime.fromisoformat(last), overview.at) if last else "none yet"]
     yield [("archived     ", "dim"), f"{format_file_count(service['archived'])} since the service's start"]
+
+
+def _retried_parts(groups: list[dict[str, Any]]) -> _Line:
+    files = sum(group["files"] for group in groups)
+    line: _Line = [(f"{format_file_count(files)} tried again after a failure", "yellow"), ": "]
+    for number, group in enumerate(groups):
+        line.append(f"{', ' if number else ''}{group['files']} {group['reason']} ({group['source']}")
+        when = group["retry_in"]
+        line.append(")" if when is None else f", next in {format_duration(when)})")
+    return line
 
 
 def _destination_parts(destination: dict[str, Any]) -> _Line:

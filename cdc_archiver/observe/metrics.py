@@ -91,6 +91,10 @@ class Metrics:
         self.pending = self._gauge(
             "pending_files", "Rows to be archived: neither archived nor quarantined, refused or ignored.", "source"
         )
+        self.retried = self._gauge(
+            "retried_files", "Files whose last attempt failed and that wait for another, by reason.", "source", "reason"
+        )
+        self.activity.on_retried = lambda source, reason, files: self.retried.labels(source, reason).set(files)
         self.quarantined = self._gauge("quarantined_files", "Rows that have reached max_attempts.", "source")
         self.refused = self._gauge("refused_files", "Rows that no attempt can archive.", "source")
         self.ignored = self._gauge("ignored_files", "Rows that an operator marked as ignored.", "source")
@@ -150,16 +154,18 @@ class Metrics:
 
     def forget_source(self, source: str) -> None:
         """Removes the gauges of a source that this archiver no longer holds."""
+        self.activity.forget(source)
         for gauge in self._source_gauges:
             with contextlib.suppress(KeyError):
                 gauge.remove(source)
-        self.activity.forget(source)
+        for reason in Reason:
+            with contextlib.suppress(KeyError):
+                self.retried.remove(source, reason.value)
 
     def forget_sources(self) -> None:
-        """Removes the gauges of all sources: another archiver holds them."""
-        for gauge in self._source_gauges:
+        """Removes the gauges of all sources: this archiver holds none. What failed stays known until another one holds them."""
+        for gauge in (*self._source_gauges, self.retried):
             gauge.clear()
-        self.activity.forget()
         self.last_sweep.set(math.nan)
 
     def set_mode(self, mode: str) -> None:
@@ -188,6 +194,10 @@ class Metrics:
             steps = outcome.steps
             self.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
             return
+        if isinstance(outcome, Refused):
+            self.refused.labels(source).inc()  # at once; the next sweep counts them all
+        elif isinstance(outcome, AttemptFailed) and outcome.record.attempts + 1 >= self.activity.max_attempts:
+            self.quarantined.labels(source).inc()
         match outcome:
             case AttemptFailed():
                 self.copies.labels(source, "charged").inc()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -84,10 +84,27 @@ class DestinationStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RetriedFiles:
+    """Files whose last attempt failed for one reason, and that wait for another.
+
+    Attributes:
+        scope: the reason's; its value in JSON.
+        retry_in: seconds until the first of them is tried again; None while one is being tried, or the source is down.
+    """
+
+    source: str
+    reason: str
+    scope: str
+    files: int
+    retry_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """The status. Field names are keys of `/api/status`.
 
     Attributes:
+        as_of: the time of table, sources, destination, sweep and retried files, while the database is away; else None.
         why: the reason for the state, or what it waits for; may be empty.
         archived: files archived by this process, including adopted ones.
     """
@@ -106,7 +123,30 @@ class ServiceStatus:
     destination: DestinationStatus | None
     last_sweep: datetime | None
     archived: int
+    retried: tuple[RetriedFiles, ...] = ()
+    as_of: datetime | None = None
     version: str = __version__
+
+
+def with_last_known(status: ServiceStatus, last: ServiceStatus | None, at: datetime | None) -> ServiceStatus:
+    """The status of a service that holds nothing now, with what it knew while it did.
+
+    Args:
+        last: the last status with sources, of the time ``at``; None where there is none.
+    """
+    away = status.state in (ServiceState.NO_DATABASE, ServiceState.STARTING, ServiceState.STOPPING)
+    if last is None or not away or status.sources:
+        return status
+    return replace(
+        status,
+        table=last.table,
+        history=last.history,
+        sources=last.sources,
+        destination=last.destination,
+        last_sweep=last.last_sweep,
+        retried=last.retried,
+        as_of=at,
+    )
 
 
 def is_ready(state: ServiceState) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
 
+from cdc_archiver.model import Reason
 from cdc_archiver.observe.activity import Activity
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.service_status import (
     DestinationStatus,
     HeldByOther,
+    RetriedFiles,
     ServiceState,
     ServiceStatus,
     SourceStatus,
@@ -101,6 +104,7 @@ def build_status(now: Snapshot) -> ServiceStatus:
         elsewhere=tuple(HeldByOther(name, holder) for name, holder in now.holders.items()),
         destination=_destination(pipeline, now.archive) if pipeline else None,
         last_sweep=pipeline.sweeper.last_sweep if pipeline else None,
+        retried=_retried(pipeline, now.metrics.activity) if pipeline else (),
         archived=round(sum(now.metrics.total("copies_total", result=result) for result in ("archived", "adopted"))),
     )
 
@@ -150,13 +154,27 @@ def _sources(pipeline: Pipeline, activity: Activity) -> tuple[SourceStatus, ...]
         if files is not None:
             files = replace(
                 files,
-                pending=max(0, files.pending - given_up.quarantined_since - given_up.refused_since),
                 quarantined=files.quarantined + given_up.quarantined_since,
                 refused=files.refused + given_up.refused_since,
             )
         source = options[state.name]
         found.append(SourceStatus(state, source.target, source.host, files, given_up.quarantined))
     return tuple(found)
+
+
+def _retried(pipeline: Pipeline, activity: Activity) -> tuple[RetriedFiles, ...]:
+    files: Counter[tuple[str, str]] = Counter()
+    next_in: dict[tuple[str, str], float] = {}
+    for failure in activity.retried():
+        key = (failure.source, failure.reason)
+        files[key] += 1
+        status = pipeline.dispatcher.file_status(failure.id)
+        if status is not None and status.retry_in is not None:
+            next_in[key] = min(status.retry_in, next_in.get(key, status.retry_in))
+    return tuple(
+        RetriedFiles(source, reason, Reason(reason).scope.value, count, next_in.get((source, reason)))
+        for (source, reason), count in files.most_common()
+    )
 
 
 def _destination(pipeline: Pipeline, archive: Archive) -> DestinationStatus:

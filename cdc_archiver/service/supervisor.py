@@ -27,7 +27,7 @@ from cdc_archiver.dispatch.tracked_files import FileStatus
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
 from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.service_status import ServiceStatus
+from cdc_archiver.observe.service_status import ServiceStatus, with_last_known
 from cdc_archiver.observe.summary import summarize
 from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
@@ -84,6 +84,7 @@ class Supervisor:
         """The pipeline, also while it is being stopped: a lost lock must cancel it."""
         self._keeper: LockKeeper | None = None
         self._failed = ""
+        self._last_known: tuple[ServiceStatus, datetime] | tuple[None, None] = (None, None)
         self._database_errors = DatabaseErrors()
         self._holders: dict[str, str] = {}
         self._losses_at_start = 0
@@ -151,8 +152,8 @@ class Supervisor:
                 self._tables.database.close()
 
     def status(self) -> ServiceStatus:
-        """The current status. Never waits for the database."""
-        return build_status(
+        """The current status; while the database is away, with what was known before. Never waits for the database."""
+        status = build_status(
             Snapshot(
                 settings=self._settings,
                 started=self._started,
@@ -166,6 +167,7 @@ class Supervisor:
                 database_errors=self._database_errors.texts(),
             )
         )
+        return with_last_known(status, *self._last_known)
 
     def file_status(self, id_: int) -> FileStatus | None:
         """Where a file is on its way through the service; None if it is not. Waits for nothing."""
@@ -329,6 +331,7 @@ class Supervisor:
             for source in sources:
                 self._pipeline.add(source)
             return
+        self.metrics.activity.forget()  # what failed before may have been archived or given up since
         pipeline = Pipeline(
             self._settings.model_copy(update={"sources": tuple(sources)}),
             tables,
@@ -397,6 +400,8 @@ class Supervisor:
                 self._yield_source(name)
 
     def _end_pipeline(self, drain: float) -> None:
+        if self._pipeline is not None:
+            self._last_known = (self.status(), datetime.now(UTC))
         pipeline, self._pipeline = self._pipeline, None
         self.metrics.set_mode("")
         if pipeline is not None:
@@ -438,6 +443,8 @@ class Supervisor:
 
     def on_held_by_other(self, holders: Mapping[str, str]) -> None:
         self._holders = dict(holders)
+        for source in holders:
+            self.metrics.activity.forget(source)
         if self._reconciliation is not None:
             return  # it logs for itself
         if holders and self._pipeline is None and not (self._keeper and self._keeper.held):

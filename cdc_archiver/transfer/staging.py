@@ -24,6 +24,7 @@ import structlog
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused, Misconfigured
 from cdc_archiver.model import Reason
 from cdc_archiver.settings.types import FileModes
+from cdc_archiver.text import format_size
 from cdc_archiver.transfer import disk_sync
 from cdc_archiver.transfer.disk_errors import os_errors_as_unavailable, placement_failure
 from cdc_archiver.transfer.rsync import PARTIAL
@@ -172,7 +173,7 @@ class Archive:
         if free < self._min_free:
             raise DestinationUnavailable(
                 Reason.NO_SPACE,
-                f"{self.data_dir} has {free / 2**30:.2f} GiB free, less than --min-free ({self._min_free / 2**30:.2f} GiB)",
+                f"{self.data_dir} has {format_size(free)} free, less than --min-free ({format_size(self._min_free)})",
                 "free space on that disk, or lower --min-free",
             )
 
