@@ -291,6 +291,8 @@ def _source_lines(name: str, source: dict[str, Any], now: datetime, as_of: str =
         if not state["up"]:
             line.append(f" {state['reason']}: {state['detail']} (next attempt in {format_duration(state['retry_in'])})")
         line.append(f", {state['queued']} queued, {state['in_flight']} in flight")
+        if stuck := state.get("not_recordable"):
+            line += [", ", (f"{stuck} not recordable", "bold red"), " (`retry --reason not_recordable` tries again)"]
     yield line
     if files is None:
         yield [_INDENT, "not counted yet"]

@@ -98,6 +98,12 @@ class Metrics:
         self.quarantined = self._gauge("quarantined_files", "Rows that have reached max_attempts.", "source")
         self.refused = self._gauge("refused_files", "Rows that no attempt can archive.", "source")
         self.ignored = self._gauge("ignored_files", "Rows that an operator marked as ignored.", "source")
+        self.handed_over = self._gauge(
+            "handed_over_pending_files", "Pending rows of timecodes that were handed over: they wait.", "source"
+        )
+        self.not_recordable = self._gauge(
+            "not_recordable_files", "Files whose result the database refuses to record, set aside.", "source"
+        )
         self.oldest_pending = self._gauge(
             "oldest_pending_age_seconds",
             "Age of the oldest pending row, by its column timestamp; 0 without pending rows.",
@@ -105,6 +111,9 @@ class Metrics:
         )
         self.verified_files = self._counter(
             "verified_files_total", "Archived files that were verified again, by result.", "result"
+        )
+        self.late_files = self._counter(
+            "late_files_total", "Files that were archived after their timecode was complete.", "source"
         )
         self.notices = self._counter(
             "notices_total",
@@ -128,6 +137,8 @@ class Metrics:
             self.quarantined,
             self.refused,
             self.ignored,
+            self.handed_over,
+            self.not_recordable,
             self.oldest_pending,
         )
 
@@ -150,6 +161,7 @@ class Metrics:
         for reason in Reason:
             self.copy_failures.labels(source, reason.value)
         self.copied_bytes.labels(source)
+        self.late_files.labels(source)
         self.event_to_archived.labels(source)
 
     def forget_source(self, source: str) -> None:

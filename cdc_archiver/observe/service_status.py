@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -49,6 +50,7 @@ class SourceStatus:
     """A source, its queue and its rows as counted last.
 
     Attributes:
+        handed_over: numbers of pending rows of timecodes that were handed over, by timecode: they wait.
         files: with those that were given up since that count; None before the first.
         quarantined: files that this process has quarantined.
     """
@@ -57,6 +59,7 @@ class SourceStatus:
     targets: tuple[str, ...]
     host: str
     files: Census | None
+    handed_over: Mapping[int, int] = field(default_factory=dict)
     quarantined: int = 0
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -13,18 +15,20 @@ import sqlalchemy as sa
 import structlog
 
 from cdc_archiver.database import schema
+from cdc_archiver.database.marks import Marks
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.events.binlog_stream import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
-from cdc_archiver.model import Origin
+from cdc_archiver.model import FileRecord, Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
+from cdc_archiver.timecodes.keeper import TimecodeKeeper
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -32,6 +36,8 @@ _KILL_SECONDS: Final = 8.0
 
 _NOTICE: Final = 0.3
 """Seconds for idle workers to notice a stop."""
+_REVIEWED: Final = 1000
+"""Rows of one question about files that were set aside."""
 _LOG_AGAIN: Final = 60.0
 """Seconds after which an ongoing problem is logged again, summed up."""
 
@@ -69,7 +75,17 @@ class Pipeline:
         self._on_end = on_end
         self._gaps = 0
         self._gaps_logged_at = float("-inf")
+        self.marks = Marks(tables.database.name, tables.files.name, lambda: archive.incoming)
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
+        self.timecodes = TimecodeKeeper(
+            settings,
+            tables.database,
+            tables.files,
+            archive,
+            metrics,
+            history_kept=lambda: not tables.history.unavailable,
+            source_up=self.dispatcher.is_up,
+        )
         self._recorder = Recorder(
             tables.database,
             tables.files,
@@ -77,6 +93,7 @@ class Pipeline:
             self.dispatcher,
             _KILL_SECONDS / 2,
             partial(on_database, "recorder"),
+            self.timecodes.reopening,
         )
         self.stream: BinlogStream | None = None
         self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
@@ -93,13 +110,28 @@ class Pipeline:
             partial(on_database, "sweeper"),
         )
         self._targets = Targets(settings.sources)
+        # Whoever starts a reconciliation wants each file tried.
+        at_once = lambda connection, ids: dict.fromkeys(ids, math.inf)
         self._router = Router(
-            tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router")
+            tables.database,
+            tables.files,
+            self._targets,
+            self.dispatcher,
+            tables.history.seconds_since_failure if stream else at_once,
+            partial(on_database, "router"),
+            self.marks,
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
-        self._readers: list[StoppableThread] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
+        self._readers: list[StoppableThread] = [
+            self.sweeper,
+            self._router,
+            self.timecodes,
+            *([self.stream] if self.stream else []),
+        ]
         for part in (self._recorder, *self._readers):
             part.on_end = on_end
+        self.handed_over: dict[str, dict[int, int]] = {}
+        """Numbers of pending rows of timecodes that were handed over, by source and timecode."""
         self._stopping = threading.Event()
         self._changing = threading.Lock()
         self._yielding: dict[str, threading.Thread] = {}
@@ -196,6 +228,7 @@ class Pipeline:
         sources = tuple(pool.source for name, pool in self._pools.items() if name not in self._yielding)
         self._targets.set(sources)
         self.sweeper.set_sources(sources)
+        self.timecodes.set_sources(sources)
 
     def stop(self, drain: float) -> None:
         """Stops the readers, lets copies finish, kills those that are left, writes back what is known.
@@ -273,16 +306,21 @@ class Pipeline:
 
     def _housekeeping(self, connection: sa.Connection) -> None:
         """Runs with each sweep. Nothing in it fails the sweep."""
+        self.timecodes.request()
         if self._tables.history.unavailable:
             self._tables.history.open(connection)
         else:
             self._tables.history.prune(connection)
+        if self.marks.refresh(connection):
+            self.dispatcher.recheck()
+        self._count_handed_over(connection)
         with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (
                 schema.resolve_table(connection, self._tables.database.name, self._settings.table)
                 != self._tables.files.name
             ):
                 self._on_other_table()
+        self._review_not_recordable(connection)
         pending = {name: census.pending for name, census in dict(self.sweeper.census).items()}
         for source, files in pending.items():
             if not files:
@@ -295,3 +333,40 @@ class Pipeline:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         else:
             self.dispatcher.destination_ready()
+
+    def _count_handed_over(self, connection: sa.Connection) -> None:
+        """Counts the rows that wait because their timecode was handed over; names those of a source when there are more."""
+        marks = self.marks.current
+        counted = {}
+        for name, source in self.sources.items():
+            waiting: Counter[int] = Counter()
+            for target in source.target:
+                timecodes = {n for n in marks.handed_over_timecodes if marks.handed_over(target, n)}
+                waiting.update(self._tables.files.pending_in_timecodes(connection, [target], timecodes))
+            counted[name] = dict(waiting)
+            self._metrics.handed_over.labels(name).set(waiting.total())
+            if waiting.total() > sum(self.handed_over.get(name, {}).values()):
+                _log.warning(
+                    "files_for_handed_over_timecodes",
+                    source=name,
+                    files=waiting.total(),
+                    timecodes=sorted(waiting)[:20],
+                    detail="they wait, since somebody took these timecodes over; archive them all the same: "
+                    "cdc-archiver retry --id ID --into-handed-over; or: cdc-archiver ignore ID",
+                )
+        self.handed_over = counted
+
+    def _review_not_recordable(self, connection: sa.Connection) -> None:
+        """Lets a file go that was set aside, if its row has changed, or an operator wants another try."""
+        ids = self.dispatcher.not_recordable
+        if not ids:
+            return
+        pending: dict[int, FileRecord] = {}
+        for start in range(0, len(ids), _REVIEWED):
+            chunk = ids[start : start + _REVIEWED]
+            retried = self._tables.history.retried(connection, chunk)
+            rows = self._tables.files.load(connection, chunk)
+            pending |= {id_: row.record for id_, row in rows.items() if not row.copied and id_ not in retried}
+        self.dispatcher.review_not_recordable(pending)
+        if len(pending) < len(ids):
+            self.sweeper.request()

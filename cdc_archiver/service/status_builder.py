@@ -158,7 +158,8 @@ def _sources(pipeline: Pipeline, activity: Activity) -> tuple[SourceStatus, ...]
                 refused=files.refused + given_up.refused_since,
             )
         source = options[state.name]
-        found.append(SourceStatus(state, source.target, source.host, files, given_up.quarantined))
+        handed_over = pipeline.handed_over.get(state.name, {})
+        found.append(SourceStatus(state, source.target, source.host, files, handed_over, given_up.quarantined))
     return tuple(found)
 
 

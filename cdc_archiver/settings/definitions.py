@@ -26,6 +26,7 @@ from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import OLDEST_TIMESTAMP
 from cdc_archiver.settings.types import (
     Bytes,
+    Delays,
     FileModes,
     LogFormat,
     LogLevel,
@@ -35,6 +36,7 @@ from cdc_archiver.settings.types import (
     Timetable,
     Verify,
     parse_modes,
+    parse_speakers,
     parse_timetable,
 )
 
@@ -80,6 +82,27 @@ class SourceOptions(BaseModel):
     batch_files: int = Field(500, ge=1, le=10_000, description="Maximum number of files in one rsync.")
     io_timeout: Seconds = Field(60.0, ge=1, description="Time without any data on a link after which rsync gives up.")
     stall_timeout: Seconds = Field(120.0, ge=1, description="Time without progress after which rsync is killed.")
+
+    finalize_as: Names = Field(
+        (),
+        description="[ARCHIVE=]INSTANCE-ID under which readers are told of complete timecodes by a marker; ARCHIVE is smurf "
+        "(default) or timestreams; may be repeated. Empty: no markers.",
+    )
+    streams: Names = Field(
+        (),
+        description="pub_ids that markers name; may be repeated. Default: those of the last 30 timecodes that have files.",
+    )
+
+    @field_validator("finalize_as")
+    @classmethod
+    def _known_speakers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_speakers(value)
+        return value
+
+    @property
+    def speakers(self) -> dict[str, str]:
+        """The parsed ``finalize_as``: INSTANCE-ID by archive."""
+        return parse_speakers(self.finalize_as)
 
     @field_validator("user")
     @classmethod
@@ -228,6 +251,11 @@ class Settings(SourceOptions, BaseSettings):
     sweep_interval: Seconds = Field(60.0, ge=0.2, description="Time between sweeps while the stream is open.")
     poll_interval: Seconds = Field(5.0, ge=0.1, description="Time between sweeps while there is no stream.")
     max_attempts: int = Field(5, ge=1, le=999, description="Failed attempts after which a file is quarantined.")
+    retry_delays: Delays = Field(
+        (5.0, 30.0, 120.0, 600.0),
+        description="Times from a failed attempt to the next one, after the first, the second, and so on; the last one for "
+        "all further.",
+    )
     max_sources: int = Field(
         0,
         ge=0,
@@ -235,6 +263,20 @@ class Settings(SourceOptions, BaseSettings):
         "run. 0: all.",
     )
     drain_timeout: Seconds = Field(10.0, description="Time that running copies have to finish at a stop.")
+
+    timecode_grace: Seconds = Field(
+        6 * 3600.0, description="Time from the end of a timecode until it may become complete."
+    )
+    reopen_after: Seconds = Field(
+        3600.0, description="Time without a change until a timecode that was re-opened may become complete again."
+    )
+    finalize_from: int | None = Field(
+        None,
+        ge=10_000,
+        le=99_999,
+        description="First timecode of which readers are told by markers although it ended before the first start. "
+        "Default: none of these.",
+    )
 
     http_host: str = Field("127.0.0.1", description="Address of the status page, /metrics, /healthz, /readyz, /api.")
     http_port: int = Field(

@@ -43,6 +43,7 @@ CONTRACT = {
     "quarantined_files": ("source",),
     "refused_files": ("source",),
     "ignored_files": ("source",),
+    "not_recordable_files": ("source",),
     "oldest_pending_age_seconds": ("source",),
     "rsync_info": ("side", "version"),
     "build_info": ("version",),

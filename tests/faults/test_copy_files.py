@@ -24,7 +24,7 @@ from files_table import TABLE
 from private_site import PrivateSite, SourceFile, new_private_site
 from waiting import eventually
 
-from cdc_archiver.dispatch import scheduler
+from cdc_archiver.dispatch import retry_delays
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Batch, Deferred, Outcome, Reason
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
@@ -331,7 +331,8 @@ def test_a_file_that_rsync_does_not_report_is_tried_alone_at_the_third_try(
     fake = FakeRsync(stage.directory / "fake")
     fake.misbehave(leaves_out("odd.npy"))
     monkeypatch.setenv("PATH", fake.before(os.environ["PATH"]))
-    monkeypatch.setattr(scheduler, "INCONCLUSIVE_DELAYS", (0.05,))
+    monkeypatch.setattr(retry_delays, "INCONCLUSIVE_DELAYS", (0.05,))
+    monkeypatch.setattr(retry_delays, "delay_after", lambda delays, tries: 0.05)
     judge = Dispatcher.judge
 
     def judge_and_hold(self: Dispatcher, batch: Batch, outcome: Outcome) -> Outcome:

@@ -9,7 +9,7 @@ import pytest
 from asking import ask
 from files_table import TABLE
 from private_database import PrivateDatabase
-from private_site import HISTORY, PrivateSite, insert, new_private_site
+from private_site import HISTORY, TARGET, PrivateSite, SourceFile, insert, new_private_site
 from rows import database_of, register
 from stream_scenario import StreamScenario
 from waiting import eventually
@@ -199,3 +199,60 @@ def test_a_trigger_that_names_a_missing_table(either_stage: PrivateSite) -> None
         stage.sql("CREATE TABLE audit (id INT)")
         stage.wait_archived(*ids)
         scenario.ends_well()
+
+
+def test_a_result_that_the_database_refuses_is_set_aside_named_and_tried_again_on_request(
+    either_stage: PrivateSite,
+) -> None:
+    stage = either_stage
+    # Given a table where a path may be there once, a file that was registered twice,
+    stage.sql(f"ALTER TABLE {TABLE} ADD UNIQUE KEY one_path (path)")
+    file = stage.file("twice.npy")
+    twin = stage.sources.parent / "twin"
+    twin.symlink_to(stage.sources)
+    # and a trigger that lets nobody count a failed attempt of another file,
+    missing = stage.file("missing.npy")
+    missing.path.unlink()
+    stage.sql(
+        f"CREATE TRIGGER keep BEFORE UPDATE ON {TABLE} FOR EACH ROW IF NEW.failed_copy_attempts = 1 THEN "
+        "SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'no counting here'; END IF"
+    )
+
+    def stuck() -> set[int]:
+        rows = stage.sql(f"SELECT file_id FROM {HISTORY} WHERE result = 'not_recordable'")
+        return {id_ for (id_,) in rows}
+
+    def tries() -> float:
+        return service.metric("copy_failures_total", reason="not_recordable")
+
+    with stage.service(retry_delays="0.05s", sweep_interval=1) as service:
+        (first,) = stage.register(file)
+        stage.wait_archived(first)
+        (second,) = stage.register(SourceFile(twin / file.path.name, file.content))
+        (uncounted,) = stage.register(missing)
+        # when their results were refused a few times,
+        eventually(lambda: stuck() == {second, uncounted}, "both are set aside")
+        service.wait_metric(2, "not_recordable_files")
+        assert tries() == 10
+        # then sweeps pass over them, others go on, and each look names them.
+        stage.wait_archived(*stage.register(stage.file("other.npy")))
+        began = service.metric("last_sweep_timestamp_seconds")
+        eventually(lambda: service.metric("last_sweep_timestamp_seconds") > began + 2, "sweeps have looked")
+        assert tries() == 10
+        assert service.get("/healthz")[0] == 200
+        port = ("--http-port", str(service.port))
+        assert "2 not recordable" in ask(stage, "status", *port).stdout
+        said = ask(stage, "why", str(second), *port).stdout
+        assert "It is in its place in the archive, but the database refuses to record that" in said
+        assert "Duplicate entry" in said
+        assert f"cdc-archiver retry --id {second}" in said
+        assert "It was tried, but the database refuses to record that" in ask(stage, "why", str(uncounted)).stdout
+        # When the cause is removed, and an operator asks for another try, it is made;
+        stage.sql(f"ALTER TABLE {TABLE} DROP KEY one_path")
+        done = ask(stage, "retry", "--reason", "not_recordable", "--target", TARGET, "--yes")
+        assert "retried 2 files" in done.stdout
+        stage.wait_archived(second)
+        # and a row that is deleted is forgotten.
+        stage.sql(f"DELETE FROM {TABLE} WHERE id = {uncounted}")
+        service.wait_metric(0, "not_recordable_files")
+    assert stage.history(second)[-1]["result"] == "adopted"

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from service_statuses import DOWN, NOON, UP, status
 
-from cdc_archiver.observe.notices import A_MINUTE, Notice, NoticeLimiter, StatusWatcher, is_serving
+from cdc_archiver.observe.notice_rules import A_MINUTE, Notice, NoticeLimiter, StatusWatcher, is_serving
 from cdc_archiver.observe.service_status import HeldByOther, ServiceState
 
 

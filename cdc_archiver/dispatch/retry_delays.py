@@ -1,0 +1,29 @@
+"""When a file is tried again after a failed attempt. Pure; all times are in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+INCONCLUSIVE_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
+"""After a file's n-th inconclusive try in a row; the last one for all further."""
+
+
+def delay_after(delays: Sequence[float], tries: int) -> float:
+    """The delay after a file's n-th failed attempt.
+
+    Args:
+        delays: of the first, the second …; the last one for all further.
+        tries: at least 1.
+    """
+    return delays[min(tries, len(delays)) - 1]
+
+
+def remaining_delay(delay: float, failed_ago: float | None) -> float:
+    """What is left of a delay.
+
+    Args:
+        failed_ago: since the last failed attempt, by clocks that may have been changed meanwhile; None where it is not known:
+            then the delay starts anew.
+    """
+    return delay if failed_ago is None else min(delay, max(0.0, delay - failed_ago))
