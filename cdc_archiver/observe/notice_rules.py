@@ -9,7 +9,8 @@ from datetime import date, datetime
 from typing import Any, Final
 
 from cdc_archiver.observe.service_status import ServiceState, ServiceStatus
-from cdc_archiver.text import format_file_count
+from cdc_archiver.text import format_file_count, to_jsonable
+from cdc_archiver.timecodes.status_types import NoticeKind, TimecodeNotice
 from cdc_archiver.timespec import format_duration
 
 A_MINUTE: Final = 10
@@ -149,6 +150,14 @@ class NoticeLimiter:
         self._held_back.clear()
         more = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         return Notice("summary", f"further notices in the last minute: {more}", {"notices": counts})
+
+
+def notice_of_timecode(notice: TimecodeNotice) -> Notice:
+    """What the program is told of a timecode."""
+    more = {key: value for key, value in to_jsonable(notice).items() if key not in ("kind", "detail")}
+    if notice.kind is not NoticeKind.LATE_FILE:
+        del more["path"], more["file_id"]
+    return Notice(notice.kind.value, notice.detail, more)
 
 
 def is_serving(status: ServiceStatus) -> bool:

@@ -2,6 +2,7 @@
 
 import { answerOf } from "./answer.js";
 import { Board } from "./plot.js";
+import { timecodesOf } from "./timecodes.js";
 import { ago, count, element, files, latency, minute, moment, shown, size, span, time } from "./words.js";
 
 const INTERVAL = 3000;
@@ -28,10 +29,10 @@ async function refresh() {
   if (document.hidden || asking) return;
   asking = true;
   try {
-    const [status, activity] = await Promise.all([fetched("api/status"), fetched("api/activity")]);
+    const [status, activity, timecodes] = await Promise.all([fetched("api/status"), fetched("api/activity"), fetched("api/timecodes?newest=3")]);
     answered = new Date();
     offset = Date.parse(activity.at) - answered.getTime();
-    show(status, activity);
+    show(status, activity, timecodes);
   } catch (error) {
     showNoAnswer(error);
   } finally {
@@ -69,21 +70,23 @@ function showBanner(tone, headline) {
 
 // Showing.
 
-function show(status, activity) {
+function show(status, activity, timecodes) {
   const now = new Date(Date.parse(activity.at));
   document.body.classList.remove("stale");
   place("rest").hidden = false;
   showBanner(status.words.headline.tone, shown(status.words.headline.text));
   place("version").textContent = status.version;
   place("clock").textContent = `${time(now)} UTC`;
-  const table = status.table ? `, table ${status.table}` : "";
+  const named = status.table ? `, table ${status.table}` : "";
   const asOf = status.as_of ? ` · the values below were so at ${moment(new Date(status.as_of))}, when the database answered last` : "";
-  place("subline").textContent = shown(`Up for ${ago(new Date(status.started), now).replace(" ago", "")} · database ${status.database}${table}${asOf}`);
+  place("subline").textContent = shown(`Up for ${ago(new Date(status.started), now).replace(" ago", "")} · database ${status.database}${named}${asOf}`);
   board ??= new Board(document.querySelector(".plots"));
   board.show(activity.minutes);
   rebuild(place("numbers"), numbers(status, now), (all) => all.map((each) => number(...each)));
   rebuild(inside("sources"), [status.sources, status.elsewhere, status.destination, status.words, status.state], () => sources(status, now));
   rebuild(inside("failing"), [activity.failing, activity.forgotten, activity.failing_since, quarantinedAndRefused(status), status.state, status.as_of, status.retried.map((each) => [each.reason, nextTry(each.retry_in)])], () => failing(activity, status, now));
+  const known = status.as_of && status.timecodes ? status.timecodes : timecodes;
+  rebuild(inside("timecodes"), [known, Math.floor(now / 60000)], () => timecodesOf(known, now, { badge, cell, table, whyButton, path }));
   rebuild(inside("newest"), activity.newest, () => newest(activity.newest, status));
   if (place("minutes").open) rebuild(place("minutes").querySelector("div"), activity.minutes, () => minutesTable(activity.minutes));
 }
