@@ -80,7 +80,7 @@ def test_without_a_target_it_reads_what_is_not_archived_and_no_table_of_years(ei
 
 def test_files_that_fail_are_told_at_once_with_their_reason_and_the_next_attempt(stage: PrivateSite) -> None:
     # Given a service that sweeps seldom,
-    with stage.service(max_attempts=2, sweep_interval=600) as service:
+    with stage.service(max_attempts=2, sweep_interval=600, retry_delays="5s") as service:
         service.wait_settled()
         missing = stage.file("missing.npy")
         missing.path.unlink()

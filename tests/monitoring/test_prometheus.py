@@ -135,7 +135,7 @@ def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
     # Given a service that works, one without a database, and one that does not answer,
     with (
         unanswered_port() as port,
-        stage.service(sweep_interval=1.0, preflight=True) as service,
+        stage.service(sweep_interval=1.0, preflight=True, retry_delays="1s") as service,
         stage.service(until="no database", mysql_port=port, data_dir=stage.directory) as other,
         watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}") as prometheus,
     ):
