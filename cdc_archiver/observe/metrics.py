@@ -191,6 +191,7 @@ class Metrics:
             self.copies.labels(source, result)
         for reason in Reason:
             self.copy_failures.labels(source, reason.value)
+            self.retried.labels(source, reason.value).set(0)
         self.copied_bytes.labels(source)
         self.late_files.labels(source)
         self.event_to_archived.labels(source)

@@ -34,6 +34,7 @@ AT_REST = {
 """Alerts with a fault from the beginning: a service that is down, one without a database, rows, a disk, a verification."""
 
 THRESHOLDS = {
+    "CdcArchiverNotRecordable": ("> 0", ">= 0"),
     "CdcArchiverLateFile": ("> 0", ">= 0"),
     "CdcArchiverClocksApart": ("> 300", ">= 0"),
     "CdcArchiverPartOff": ("== 1", "== 0"),
