@@ -17,7 +17,9 @@ from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.history import HISTORY_ERRORS
 from cdc_archiver.database.marks import Mark, MarkKind, MarkSet, add_marks, file_of, read_file, read_table
+from cdc_archiver.database.timecode_search import targets_with_timecodes
 from cdc_archiver.errors import Misconfigured
+from cdc_archiver.text import fold_instance_id
 from cdc_archiver.transfer.layout import timecode_of
 from cdc_archiver.transfer.staging_place import sibling_staging
 
@@ -85,6 +87,24 @@ def usable_marks(context: CommandContext, connection: sa.Connection) -> MarkSet:
         return known_marks(context, connection)
     except Misconfigured:
         return MarkSet(_marks_of_file(context))
+
+
+def require_known(context: CommandContext, targets: Sequence[str]) -> None:
+    """Refuses a mark of a target that nobody has: a mistyped one would hold nothing.
+
+    Raises:
+        Misconfigured: the target is neither configured nor has it timecodes.
+    """
+    if not targets:
+        return
+    with context.database.connect() as connection, side_table_errors("timecodes"):
+        known = targets_with_timecodes(connection, context.files.name)
+    if set(context.settings.targets) != set(targets):  # else they may be configured by the very flag that is examined
+        known += context.settings.targets
+    folded = set(map(fold_instance_id, known))
+    for target in targets:
+        if known and fold_instance_id(target) not in folded:
+            raise Misconfigured(f"unknown target: {target!r}", f"use one of {', '.join(dict.fromkeys(known))}")
 
 
 def record_marks(context: CommandContext, marks: Sequence[Mark]) -> None:

@@ -23,6 +23,7 @@ from cdc_archiver.errors import DestinationUnavailable
 from cdc_archiver.model import Reason
 from cdc_archiver.preflight.findings import Finding, failure, ok, run_check, warning
 from cdc_archiver.settings import Settings
+from cdc_archiver.text import format_size
 from cdc_archiver.transfer.archive_marker import FORMER_MARKER, ArchiveMarker
 from cdc_archiver.transfer.placement import Placer, Staged
 from cdc_archiver.transfer.places import Places
@@ -82,11 +83,11 @@ def _destination(settings: Settings, known: KnownArchive) -> Iterator[Finding]:
     if free < least:
         yield failure(
             "free space",
-            f"{_size(free)} free in {directory}, less than --min-free ({_size(least)})",
+            f"{format_size(free)} free in {directory}, less than --min-free ({format_size(least)})",
             f"--min-free {max(free // 2**21, 0)}M  # or free space on that disk",
         )
     else:
-        yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")
+        yield ok("free space", f"{format_size(free)}; copying stops below {format_size(least)}")
     yield from _marker(archive, marker, known)
     yield from _foreign_entries(directory)
     yield from _other_disks(Places(archive, settings.modes))
@@ -320,9 +321,7 @@ def _leftovers(staging: Path) -> str:
                 sizes.append(os.lstat(os.path.join(parent, name)).st_size)
     if not sizes:
         return ""
-    return (
-        f"; {len(sizes)} files ({_size(sum(sizes))}) there are copies under way, or leftovers that the next run removes"
-    )
+    return f"; {len(sizes)} files ({format_size(sum(sizes))}) there are copies under way, or leftovers that the next run removes"
 
 
 def _account() -> str:
@@ -330,11 +329,3 @@ def _account() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"

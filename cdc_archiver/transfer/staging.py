@@ -19,6 +19,7 @@ import structlog
 from cdc_archiver.database.archives import ArchiveEntry, KnownArchive
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.model import Reason
+from cdc_archiver.text import format_size
 from cdc_archiver.transfer import disk_sync
 from cdc_archiver.transfer.archive_marker import (
     FORMER_MARKER,
@@ -283,7 +284,7 @@ class Archive:
         if free < self._min_free:
             raise DestinationUnavailable(
                 Reason.NO_SPACE,
-                f"{directory} has {free / 2**30:.2f} GiB free, less than --min-free ({self._min_free / 2**30:.2f} GiB)",
+                f"{directory} has {format_size(free)} free, less than --min-free ({format_size(self._min_free)})",
                 "free space on that disk, or lower --min-free",
             )
 

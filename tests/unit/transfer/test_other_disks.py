@@ -27,7 +27,7 @@ MODES = FileModes(directories=0o755, files=0o644)
 def archive(tmp_path: Path) -> Archive:
     made = Archive(tmp_path / "archive", 0)
     made.data_dir.mkdir()
-    made.prepare(expect_marker=False)
+    made.prepare()
     return made
 
 
