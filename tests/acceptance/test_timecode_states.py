@@ -233,7 +233,7 @@ def test_without_grants_all_is_archived_and_the_part_is_off(stage: PrivateSite) 
         site.wait_archived(*site.register(*site.files(3)))
         keeper = keeper_of(service)
         eventually(lambda: "denied" in keeper.off_because, "it is off")
-        assert "fix: run the GRANT" in keeper.off_because
+        assert "fix: GRANT CREATE, SELECT, INSERT, UPDATE ON" in keeper.off_because
         site.wait_archived(*site.register(site.file("another.npy")))
         assert [log["event"] for log in logs].count("timecodes_off") == 1
         # When the account may, then the part is on.
