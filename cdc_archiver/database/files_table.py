@@ -177,6 +177,14 @@ class FilesTable:
         )
         return int(connection.execute(waiting).scalar_one())
 
+    def require_writable(self, connection: sa.Connection) -> None:
+        """Requires that the server takes our writes. Changes nothing.
+
+        Raises:
+            ReadOnlyServer: it does not, by way of :meth:`Database.connect`.
+        """
+        connection.exec_driver_sql(f"UPDATE {self._quoted} SET `copied` = `copied` WHERE 1 = 0")
+
     def max_id(self, connection: sa.Connection) -> int:
         """The highest id that is visible; 0 in an empty table."""
         return int(connection.execute(sa.select(sa.func.max(self._table.c.id))).scalar() or 0)

@@ -15,6 +15,7 @@ import pymysql
 from pymysql.connections import Connection
 
 from cdc_archiver.database.connections import Database, translate_error
+from cdc_archiver.database.server_identity import ServerIdentity, identify_server
 from cdc_archiver.errors import LockLost
 
 _PREFIX: Final = "cdc_archiver:"
@@ -73,6 +74,8 @@ class SourceLocks:
         self._database = database
         self._table = table
         self._connection: Connection | None = None
+        self.server: ServerIdentity | None = None
+        """The server on which the locks are held or tried; None without a connection."""
         # By source, the names of its locks, each with its target. Other threads read `_held`, so it is replaced as a whole.
         self._described: dict[str, dict[str, str]] = {}
         self._held: dict[str, dict[str, str]] = {}
@@ -248,7 +251,7 @@ class SourceLocks:
 
     def _forget(self) -> None:
         self.losses += bool(self._held)
-        connection, self._connection = self._connection, None
+        connection, self._connection, self.server = self._connection, None, None
         self._held = {}
         self._requests.clear()
         if connection is not None:
@@ -261,6 +264,7 @@ class SourceLocks:
         try:
             with connection.cursor() as cursor:
                 cursor.execute("SET SESSION wait_timeout = %s", (self.timing.session_limit,))
+            self.server = identify_server(connection)
         except BaseException:
             with contextlib.suppress(pymysql.MySQLError, OSError):
                 connection.close()

@@ -45,6 +45,12 @@ class Metrics:
             "outcome",
         )
         self.stream_reconnects = self._counter("stream_reconnects_total", "Streams that ended, by reason.", "reason")
+        self.server_changes = self._counter(
+            "database_server_changes_total",
+            "Times that the service left a database server, by reason: moved (the address leads to another one), read_only; or "
+            "met several at one address (several).",
+            "reason",
+        )
         self.mode = self._gauge("mode", "1 for the current mode: stream, polling or standby.", "mode")
         self.queue_depth = self._gauge("queue_depth", "Files waiting for a worker.", "source")
         self.in_flight = self._gauge("in_flight", "Files being copied or written back to the table.", "source")
@@ -128,6 +134,8 @@ class Metrics:
         # A series that appears only with its first increment is invisible to rate() and to an alert.
         for why in ("backlog", "retry", "requeued", "stream_missed", "overflow", "late_commit"):
             self.sweep_found.labels(why)
+        for reason in ("moved", "read_only", "several"):
+            self.server_changes.labels(reason)
         for mode in ("stream", "polling", "standby"):
             self.mode.labels(mode).set(0)
         for outcome in ("offered", "echo", "known", "dropped", "unreadable"):

@@ -15,6 +15,7 @@ import structlog
 
 from cdc_archiver.database import schema
 from cdc_archiver.database.recorder import Recorder
+from cdc_archiver.database.server_identity import ServerIdentity
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
@@ -47,6 +48,7 @@ class Pipeline:
     Args:
         settings: with the sources that are held at first; for others, :meth:`add` and :meth:`remove`.
         stream: whether to follow the binary log.
+        lock_server: the server that has the locks, which the stream must be of.
         on_end: called by a part's thread when it ends.
         on_database: called with the part that asked the database, whether it answers, and why not.
         on_other_table: called when a newer table of files has appeared.
@@ -63,6 +65,7 @@ class Pipeline:
         on_database: Callable[[str, bool, str], None] = lambda who, up, why: None,
         on_other_table: Callable[[], None] = lambda: None,
         stream: bool,
+        lock_server: Callable[[], ServerIdentity | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._tables = tables
@@ -84,7 +87,9 @@ class Pipeline:
         self.stream: BinlogStream | None = None
         self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
         if stream:
-            self.stream = BinlogStream(tables.database, tables.files.name, self, metrics, server_id=settings.server_id)
+            self.stream = BinlogStream(
+                tables.database, tables.files.name, self, metrics, server_id=settings.server_id, lock_server=lock_server
+            )
         self.sweeper = Sweeper(
             settings,
             tables.database,

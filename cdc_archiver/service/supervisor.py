@@ -11,9 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum, auto
 from functools import partial
 from typing import Any, Final
 
@@ -35,11 +33,13 @@ from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.service.reconcile_completion import ReconcileCompletion
+from cdc_archiver.service.server_watch import ServerWatch
 from cdc_archiver.service.status_builder import DatabaseErrors, Snapshot, build_status
+from cdc_archiver.service.supervisor_events import EventKind, SupervisorEvent
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import StoppableThread
 
-_LONGEST_PAUSE: Final = 10.0
+_LONGEST_PAUSE: Final = 5.0
 _TICK: Final = 0.1
 _WAKE: Final = 0.5
 """Seconds after which a signal is heeded that interrupted no wait."""
@@ -75,7 +75,7 @@ class Supervisor:
         self._reconciliation = reconciliation
         self._archive = archive_of(settings)
         self.metrics = Metrics()
-        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[SupervisorEvent] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._started = datetime.now(UTC)
         self._tables: ResolvedTables | None = None
@@ -83,6 +83,7 @@ class Supervisor:
         self._active_pipeline: Pipeline | None = None
         """The pipeline, also while it is being stopped: a lost lock must cancel it."""
         self._keeper: LockKeeper | None = None
+        self._watch: ServerWatch | None = None
         self._failed = ""
         self._database_errors = DatabaseErrors()
         self._holders: dict[str, str] = {}
@@ -94,11 +95,11 @@ class Supervisor:
 
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler, and so takes no lock."""
-        self._events.put(_Event(_EventKind.STOP))
+        self._events.put(SupervisorEvent(EventKind.STOP))
 
     def reload(self) -> None:
         """Asks it to read its sources again; may be called from a signal handler, and so takes no lock."""
-        self._events.put(_Event(_EventKind.RELOAD))
+        self._events.put(SupervisorEvent(EventKind.RELOAD))
 
     def run(self) -> ExitStatus:
         """Runs until :meth:`stop`, or until its reconciliation is over.
@@ -128,7 +129,6 @@ class Supervisor:
             # In a thread of its own: to find that a host is down takes time.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
             while (tables := self._bootstrap_until_answered()) is not None and self._serve(tables):
-                _log.warning("table_changed", was=tables.files.name)
                 tables.database.close()
         finally:
             self._stopping.set()
@@ -242,17 +242,17 @@ class Supervisor:
             event = self._events.get(timeout=wait)
         except queue.Empty:
             return False
-        if event.kind is _EventKind.RELOAD:
+        if event.kind is EventKind.RELOAD:
             self._reload()
-        return event.kind is _EventKind.STOP
+        return event.kind is EventKind.STOP
 
-    def _next_event(self) -> _Event:
+    def _next_event(self) -> SupervisorEvent:
         # Python's signal handlers run in this thread, at its next bytecode: a signal that arrives on the way into a wait, or
         # in another thread, does not end the wait.
         try:
             return self._events.get(timeout=_TICK if self._reconciliation is not None else _WAKE)
         except queue.Empty:
-            return _Event(_EventKind.TICK)
+            return SupervisorEvent(EventKind.TICK)
 
     def _preflight(self) -> None:
         """Logs at the start what `check` finds."""
@@ -271,36 +271,48 @@ class Supervisor:
             self._keeper = LockKeeper(locks, self, all_or_none=True)
         else:
             self._keeper = LockKeeper(locks, self, share=self._settings.max_sources)
+            self._watch = ServerWatch(
+                tables.database, partial(getattr, locks, "server"), self.metrics, self.on_server_left
+            )
+            tables.database.observer = self._watch
+            self._watch.on_end = self._ended
+            self._watch.start()
         self._keeper.on_end = self._ended
         self._keeper.start()
         while True:
             event = self._next_event()
             match event.kind:
-                case _EventKind.TICK:
+                case EventKind.TICK:
                     if self._reconciliation and self._reconciliation.is_over(self._pipeline, self._holders):
                         return False
-                case _EventKind.STOP:
+                case EventKind.STOP:
                     return False
-                case _EventKind.ERROR if self._reconciliation is not None and event.error is not None:
+                case EventKind.ERROR if self._reconciliation is not None and event.error is not None:
                     raise event.error
-                case _EventKind.OTHER_TABLE if self._reconciliation is None:
+                case EventKind.OTHER_TABLE if self._reconciliation is None:
+                    _log.warning("table_changed", was=tables.files.name)
                     self._end_work()
                     return True
-                case _EventKind.ACQUIRED if event.losses == self._keeper.losses:
+                case EventKind.SERVER_LEFT if event.part is self._watch:
+                    _log.error(event.name, detail=event.why)
+                    tables.database.close()
+                    self._end_work(drain=0.0)
+                    return True
+                case EventKind.ACQUIRED if event.losses == self._keeper.losses:
                     self._start_sources(tables, event.sources, event.losses)
-                case _EventKind.LOST if self._pipeline is not None:
+                case EventKind.LOST if self._pipeline is not None:
                     _log.error("lock_lost", detail=event.why)
                     tables.database.close()  # what ended the lock's connection may have ended the idle ones in silence
                     self._end_pipeline(drain=0.0)
-                case _EventKind.REQUESTED:
+                case EventKind.REQUESTED:
                     _log.info("yielding_source", source=event.why)
                     self._yielding.add(event.why)
                     self._yield_source(event.why)
-                case _EventKind.YIELDED if event.pipeline is self._pipeline:
+                case EventKind.YIELDED if event.pipeline is self._pipeline:
                     self._release_source(event.why)
-                case _EventKind.RELOAD:
+                case EventKind.RELOAD:
                     self._reload()
-                case _EventKind.THREAD_ENDED if event.part is not None and self._is_unexpected(event.part):
+                case EventKind.THREAD_ENDED if event.part is not None and self._is_unexpected(event.part):
                     failure = event.part.failure
                     self._failed = f"{event.part.name} died: {failure!r}"
                     if isinstance(failure, ArchiverError):
@@ -335,6 +347,7 @@ class Supervisor:
                 sources.append(described[name])
         if not sources:
             return
+        keeper = self._keeper
         _log.info("lock_acquired", targets=[target for source in sources for target in source.target])
         if self._pipeline is not None:
             for source in sources:
@@ -349,8 +362,9 @@ class Supervisor:
             on_database=lambda who, up, why: (
                 self._database_errors.report(who, up, why) if self._pipeline is pipeline else None
             ),
-            on_other_table=lambda: self._events.put(_Event(_EventKind.OTHER_TABLE)),
+            on_other_table=lambda: self._events.put(SupervisorEvent(EventKind.OTHER_TABLE)),
             stream=self._reconciliation is None,
+            lock_server=lambda: keeper.server,
         )
         self._pipeline = self._active_pipeline = pipeline
         self._losses_at_start = losses
@@ -362,7 +376,7 @@ class Supervisor:
         """Yields a source, or restarts it with other options."""
         pipeline = self._pipeline
         if pipeline is not None and name in pipeline.sources and name not in pipeline.yielding:
-            left = lambda source: self._events.put(_Event(_EventKind.YIELDED, source, pipeline=pipeline))
+            left = lambda source: self._events.put(SupervisorEvent(EventKind.YIELDED, source, pipeline=pipeline))
             pipeline.remove(name, self._settings.drain_timeout, left)
 
     def _release_source(self, name: str) -> None:
@@ -417,35 +431,45 @@ class Supervisor:
         self.metrics.forget_sources()
         self._database_errors.keep("lock")  # its threads report no more; the lock keeper reports its own
 
-    def _end_work(self) -> None:
-        self._end_pipeline(self._settings.drain_timeout)
+    def _end_work(self, drain: float | None = None) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+        self._end_pipeline(self._settings.drain_timeout if drain is None else drain)
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper.join(2.0)
+            self._holders = {}
 
     def _ended(self, part: StoppableThread) -> None:
         if part.failure is not None:
-            self._events.put(_Event(_EventKind.THREAD_ENDED, part=part))
+            self._events.put(SupervisorEvent(EventKind.THREAD_ENDED, part=part))
+
+    def on_server_left(self, watch: ServerWatch, name: str, why: str) -> None:
+        """Called by any thread that uses the database: nothing can be done with this server any more."""
+        pipeline = self._active_pipeline
+        self._events.put(SupervisorEvent(EventKind.SERVER_LEFT, why, name, part=watch))
+        if pipeline is not None:
+            pipeline.cancel()
 
     # Called by the lock keeper, in its thread.
 
     def on_acquired(self, sources: Sequence[str], losses: int) -> None:
         self._database_errors.report("lock", True, "")
-        self._events.put(_Event(_EventKind.ACQUIRED, sources=tuple(sources), losses=losses))
+        self._events.put(SupervisorEvent(EventKind.ACQUIRED, sources=tuple(sources), losses=losses))
 
     def on_lost(self, lost: LockLost) -> None:
         pipeline = self._active_pipeline
         if self._reconciliation is None:
-            self._events.put(_Event(_EventKind.LOST, str(lost)))
+            self._events.put(SupervisorEvent(EventKind.LOST, str(lost)))
         elif isinstance(lost.__cause__, pymysql.MySQLError | OSError):
-            self._events.put(_Event(_EventKind.ERROR, error=DatabaseUnavailable(str(lost))))
+            self._events.put(SupervisorEvent(EventKind.ERROR, error=DatabaseUnavailable(str(lost))))
         else:
-            self._events.put(_Event(_EventKind.ERROR, error=lost))
+            self._events.put(SupervisorEvent(EventKind.ERROR, error=lost))
         if pipeline is not None:  # after the event: a reconciliation must not take the end of the copies for its own
             pipeline.cancel()
 
     def on_requested(self, source: str) -> None:
-        self._events.put(_Event(_EventKind.REQUESTED, source))
+        self._events.put(SupervisorEvent(EventKind.REQUESTED, source))
 
     def on_held_by_other(self, holders: Mapping[str, str]) -> None:
         self._holders = dict(holders)
@@ -459,35 +483,7 @@ class Supervisor:
 
     def on_unreachable(self, error: ArchiverError) -> None:
         self._database_errors.report("lock", False, str(error))
-        self._events.put(_Event(_EventKind.ERROR, error=error))
+        self._events.put(SupervisorEvent(EventKind.ERROR, error=error))
 
     def on_reachable(self) -> None:
         self._database_errors.report("lock", True, "")
-
-
-class _EventKind(Enum):
-    TICK = auto()
-    STOP = auto()
-    RELOAD = auto()
-    ACQUIRED = auto()
-    LOST = auto()
-    REQUESTED = auto()
-    """Another archiver requests a source."""
-    YIELDED = auto()
-    """No copy of a yielded source is under way."""
-    OTHER_TABLE = auto()
-    """A newer table of files has appeared."""
-    THREAD_ENDED = auto()
-    ERROR = auto()
-    """Ends a reconciliation."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Event:
-    kind: _EventKind
-    why: str = ""
-    part: StoppableThread | None = None
-    sources: tuple[str, ...] = ()
-    losses: int = 0
-    pipeline: Pipeline | None = None
-    error: ArchiverError | None = None

@@ -42,6 +42,7 @@ CONTRACT = {
     "quarantined_files": ("source",),
     "refused_files": ("source",),
     "ignored_files": ("source",),
+    "database_server_changes_total": ("reason",),
     "not_recordable_files": ("source",),
     "oldest_pending_age_seconds": ("source",),
     "rsync_info": ("side", "version"),

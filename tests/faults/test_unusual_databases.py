@@ -1,4 +1,4 @@
-"""Databases set up otherwise than usual: dirty reads by default, versioned tables, odd modes, a read-only server, broken triggers."""
+"""Databases set up otherwise than usual: dirty reads by default, versioned tables, odd modes, broken triggers."""
 
 from __future__ import annotations
 
@@ -148,27 +148,6 @@ def test_retry_and_ignore_where_the_server_takes_an_empty_text_for_null(
                 assert [entry["result"] for entry in stage.history(id_)] == ["retried", "ignored"]
     finally:
         mariadb.execute("SET GLOBAL sql_mode = %s", (mode,))
-
-
-@pytest.mark.usefixtures("quick_stream")
-def test_a_server_that_is_read_only_at_the_start(doomed_stage: PrivateSite) -> None:
-    stage = doomed_stage
-    stage.server.execute("SET GLOBAL read_only = ON")
-    try:
-        # Given a replica before it becomes the primary,
-        with stage.service(until=None, sweep_interval=1) as service:
-            eventually(lambda: service.status().get("history"), "it has looked for the history")
-            # then the service says what is wrong with it,
-            assert "read-only" in service.status()["history"]
-            assert "GRANT" not in service.status()["history"]
-            # and keeps the history from the moment on when it can.
-            stage.server.execute("SET GLOBAL read_only = OFF")
-            eventually(lambda: service.status()["history"] == "kept", "the history is kept")
-            (id_,) = stage.register(stage.file("file.npy"))
-            stage.wait_archived(id_)
-    finally:
-        stage.server.execute("SET GLOBAL read_only = OFF")
-    assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
 
 
 def test_a_history_that_is_granted_later_is_kept_from_then_on(stage: PrivateSite) -> None:
