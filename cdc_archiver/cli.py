@@ -9,9 +9,10 @@ from typing import Annotated, Final
 import typer
 
 from cdc_archiver import __version__
-from cdc_archiver.commands import check, init_db, register, retry, run, shadow, status
+from cdc_archiver.commands import check, hand_over, hold, init_db, register, retry, run, shadow, status
 from cdc_archiver.commands import list as list_
 from cdc_archiver.commands.output import print_to_stderr
+from cdc_archiver.commands.timecodes import timecodes
 from cdc_archiver.commands.verify import verify
 from cdc_archiver.commands.why import why
 from cdc_archiver.errors import ArchiverError, ExitStatus
@@ -46,6 +47,10 @@ app.command("list", help=list_.HELP)(with_settings_of(DATABASE | SERVICE)(list_.
 app.command(help=verify.HELP)(with_settings_of(_ARCHIVE - SERVICE)(verify.verify))
 app.command(help=register.HELP)(with_settings_of(DATABASE | {"source_root"})(register.register))
 app.command(help=shadow.HELP)(with_settings_of(DATABASE | {"data_dir", "poll_interval"})(shadow.shadow))
+app.command(help=timecodes.HELP)(with_settings_of(DATABASE | {"data_dir"})(timecodes.timecodes))
+app.command(help=hold.HOLD_HELP)(with_settings_of(DATABASE)(hold.hold))
+app.command(help=hold.UNHOLD_HELP)(with_settings_of(DATABASE | {"data_dir"})(hold.unhold))
+app.command("hand-over", help=hand_over.HELP)(with_settings_of(DATABASE | {"data_dir"})(hand_over.hand_over))
 app.command("init-db", help=init_db.HELP)(with_settings(init_db.init_db))
 
 

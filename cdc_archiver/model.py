@@ -89,6 +89,7 @@ class Reason(StrEnum):
     OUTSIDE_ROOT = "outside_root"
     PLACE_UNUSABLE = "place_unusable"
     UNDECIDED = "undecided"
+    HANDED_OVER = "handed_over"
     STOPPING = "stopping"
     NOT_RECORDABLE = "not_recordable"
 
@@ -128,6 +129,7 @@ _SCOPES = MappingProxyType(
         Reason.OUTSIDE_ROOT: Scope.NONE,
         Reason.PLACE_UNUSABLE: Scope.NONE,
         Reason.UNDECIDED: Scope.NONE,
+        Reason.HANDED_OVER: Scope.NONE,
         Reason.STOPPING: Scope.NONE,
         Reason.NOT_RECORDABLE: Scope.NONE,
     }

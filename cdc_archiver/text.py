@@ -38,3 +38,8 @@ def to_jsonable(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, PurePath) else value
+
+
+def fold_instance_id(instance_id: str) -> str:
+    """An instance_id as the database compares it: case and trailing spaces are ignored."""
+    return instance_id.casefold().rstrip()

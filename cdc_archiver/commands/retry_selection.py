@@ -115,11 +115,15 @@ def apply_change(
         on_progress: called with the number of changed files.
     """
     done = ChangePlan()
-    selected_rows = (row for row, selected in _named_rows(context, selection) if selected)
-    for rows in _chunks(selected_rows):
+    for rows in _chunks(selected_rows(context, selection)):
         _write(context, rows, attempts, result, note, done)
         on_progress(done.files)
     return done
+
+
+def selected_rows(context: CommandContext, selection: Selection) -> Iterator[Row]:
+    """The rows that are to be changed."""
+    return (row for row, selected in _named_rows(context, selection) if selected)
 
 
 def _write(context: CommandContext, rows: list[Row], attempts: int, result: str, note: str, done: ChangePlan) -> None:

@@ -25,6 +25,7 @@ RESTORED: Final = "restored"
 RETRIED: Final = "retried"
 REQUEUED: Final = "requeued"
 NOT_RECORDABLE: Final = "not_recordable"
+LATE: Final = "late"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class HistoryEntry:
 
     Attributes:
         at: aware, UTC.
-        result: archived, adopted, charged, refused, not_recordable; for an operator's action: retried, ignored, restored, requeued.
+        result: archived, adopted, charged, refused, not_recordable; for an operator's action: retried, ignored, restored, requeued;
+            late.
         detail: rsync's message, or the operator's.
         md5_seen: of the bytes that arrived, where it differs from the row's.
     """
@@ -49,6 +51,20 @@ class HistoryEntry:
     size: int | None
     md5_row: bytes | None
     md5_seen: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class LateFile:
+    """A file that was archived after readers were told of its timecode. Field names are keys of ``timecodes --json``.
+
+    Attributes:
+        at: when that was noticed; aware, UTC.
+        path: in the archive, at that time.
+    """
+
+    id: int
+    at: datetime
+    path: str
 
 
 class OperatorHistory:
@@ -97,6 +113,24 @@ class OperatorHistory:
         ]
         ids = sa.select(TABLE.c.file_id).where(self._ours, sa.or_(*wanted)).group_by(TABLE.c.file_id)
         return [int(id_) for id_ in connection.execute(ids.order_by(TABLE.c.file_id.desc()).limit(limit)).scalars()]
+
+    def late_files(self, connection: sa.Connection, instance_id: str, timecode: int, since: datetime) -> list[LateFile]:
+        """The late files of a timecode, oldest first.
+
+        Args:
+            since: none was noticed before; aware.
+        """
+        entries = sa.select(TABLE).where(
+            self._ours,
+            TABLE.c.at >= since.astimezone(UTC).replace(tzinfo=None),
+            TABLE.c.result == LATE,
+            TABLE.c.instance_id == instance_id,
+            TABLE.c.reason == str(timecode),
+        )
+        return [
+            LateFile(entry.file_id, entry.at, entry.source_path)
+            for entry in map(_entry, connection.execute(entries.order_by(TABLE.c.id).limit(_ENTRIES_LIMIT)))
+        ]
 
     def archived_since(self, connection: sa.Connection, since: datetime, targets: Sequence[str]) -> tuple[int, int]:
         """The number of files archived since a time, and their size in bytes.

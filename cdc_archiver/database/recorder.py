@@ -45,6 +45,26 @@ class WriteBackListener(Protocol):
     def set_backpressure(self, on: bool) -> None: ...
 
 
+class ArchivedListener(Protocol):
+    """Is told of rows that are marked as archived; implemented by the keeper of timecodes."""
+
+    def writing(self, connection: sa.Connection, archived: Sequence[Archived]) -> None:
+        """In the transaction that marks them, before its commit."""
+
+    def written(self, archived: Sequence[Archived]) -> None:
+        """It was committed."""
+
+
+class NoListener:
+    """Nobody wants to know."""
+
+    def writing(self, connection: sa.Connection, archived: Sequence[Archived]) -> None:
+        pass
+
+    def written(self, archived: Sequence[Archived]) -> None:
+        pass
+
+
 class Recorder(StoppableThread):
     """Writes outcomes back to the table and reports each to a listener. After ``stop`` it writes what waits, and gives up while the
     database is down: the next run adopts the files that were placed.
@@ -54,6 +74,7 @@ class Recorder(StoppableThread):
         listener: is told of each write.
         patience: seconds for which it keeps trying after ``stop``.
         on_database: is told whether the database answers, and the error.
+        on_archived: is told of rows that are marked as archived.
     """
 
     def __init__(
@@ -64,6 +85,7 @@ class Recorder(StoppableThread):
         listener: WriteBackListener,
         patience: float,
         on_database: Callable[[bool, str], None] = lambda up, why: None,
+        on_archived: ArchivedListener | None = None,
     ) -> None:
         super().__init__("recorder")
         self._database = database
@@ -73,6 +95,7 @@ class Recorder(StoppableThread):
         self._listener = listener
         self._patience = patience
         self._on_database = on_database
+        self._on_archived: ArchivedListener = on_archived or NoListener()
         self._waiting: deque[OutcomeEntry] = deque()
         self._ahead: list[Archived] = []
         self._name_ahead_from = 0.0
@@ -244,8 +267,13 @@ class Recorder(StoppableThread):
                     self._files.refuse(connection, refused),
                 ]
                 done = set[int]().union(*(part.changed for part in written))
+                archived = [o for e in entries if isinstance(o := e.outcome, Archived) and o.record.id in done]
+                if archived:
+                    self._on_archived.writing(connection, archived)
                 self._write_history(connection, [entry for entry in entries if entry.outcome.record.id in done])
             changed = done
+            if archived:
+                self._on_archived.written(archived)
         finally:
             # After a commit with unknown result an event of our own write may still arrive; then a row is read once more than necessary.
             self._listener.cancel_own_writes([id_ for id_ in ids if id_ not in changed])

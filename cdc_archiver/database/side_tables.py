@@ -74,9 +74,10 @@ MARKS: Final = _table(
     "cdc_archiver_marks",
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=True),
     sa.Column("file_table", sa.String(64), nullable=False),
-    sa.Column("kind", sa.String(16), nullable=False, comment="held, unheld, handed_over, taken_back"),
+    sa.Column("kind", sa.String(16), nullable=False, comment="held, unheld, handed_over, taken_back, let_in"),
     sa.Column("instance_id", sa.String(64), nullable=False, comment="empty: of every source"),
     sa.Column("timecode", sa.Integer, nullable=False),
+    sa.Column("file_id", sa.BigInteger, comment="let_in: the file that is archived all the same"),
     sa.Column("by_whom", sa.String(255), nullable=False),
     sa.Column("reason", _text, nullable=False),
     _time("until"),
@@ -124,6 +125,23 @@ REGISTERED: Final = _table(
 """Receipts of the registrar, written in the row's transaction."""
 
 ALL: Final = (ARCHIVES, TIMECODES, MARKS, REGISTRARS, REGISTRAR_LOSSES, REGISTERED)
+
+
+PRIVILEGES: Final = {table.name: "CREATE, SELECT, INSERT, UPDATE" for table in ALL} | {
+    MARKS.name: "CREATE, SELECT, INSERT",
+    REGISTERED.name: "CREATE, SELECT",
+}
+"""What the archiver's account needs on each of them."""
+
+
+def grants(database: str, account: str) -> list[str]:
+    """The statement for each side table that gives the archiver's account what it needs.
+
+    Args:
+        database: name of the database.
+        account: quoted, as in ``'archiver'@'%'``.
+    """
+    return [f"GRANT {privileges} ON `{database}`.{name} TO {account}" for name, privileges in PRIVILEGES.items()]
 
 
 def open_side_table(connection: sa.Connection, table: sa.Table) -> str:

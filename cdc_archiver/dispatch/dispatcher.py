@@ -54,6 +54,7 @@ class Dispatcher:
         self._jitter = random.Random().random
         self._changed = threading.Condition()
         self._scheduler = Scheduler(settings.max_attempts, settings.retry_delays)
+        metrics.activity.max_attempts = settings.max_attempts
         for source in settings.sources:
             self.add_source(source)
 
@@ -190,6 +191,17 @@ class Dispatcher:
         with self._changed:
             later = self._carry_out(self._scheduler.enqueue(source, record, self._clock(), failed_ago))
         self._carry_out_later(later)
+
+    def withhold(self, source: str, id_: int) -> None:
+        """A row was read and is pending, and its timecode was handed over: it waits until a person decides."""
+        with self._changed:
+            later = self._carry_out(self._scheduler.withhold(source, id_, self._clock()))
+        self._carry_out_later(later)
+
+    def recheck(self) -> None:
+        """Other timecodes are handed over than before: rows that wait are read again before they are copied."""
+        with self._changed:
+            self._carry_out(self._scheduler.recheck())
 
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         """A row was read and is not pending here: archived, given up, or another service's.
@@ -343,6 +355,12 @@ class Dispatcher:
         with self._changed:
             later = self._carry_out(self._scheduler.nothing_pending(source, self._clock()))
         self._carry_out_later(later)
+
+    def is_up(self, source: str) -> bool:
+        """Whether a source delivers files."""
+        with self._changed:
+            queues = self._scheduler.sources.get(source)
+            return queues is None or bool(queues.up())
 
     def states(self) -> list[SourceState]:
         """The current state of the sources."""

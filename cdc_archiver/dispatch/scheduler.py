@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from cdc_archiver.database.files_table import Pending
@@ -22,6 +22,7 @@ from cdc_archiver.dispatch.decision_types import (
     Decisions,
     ForgetFailure,
     LogEvent,
+    NoBatch,
 )
 from cdc_archiver.dispatch.health import DESTINATION, Health, HealthTracker
 from cdc_archiver.dispatch.inboxes import Inboxes
@@ -56,19 +57,10 @@ REFILL_BELOW: Final = 2_000
 _ALONE_AFTER: Final = 2
 """Inconclusive tries in a row after which a file is a batch of its own: then no other file can be the cause."""
 _NOT_COUNTED_DELAY: Final = 5.0
+_WITHHELD_DELAY: Final = 3600.0
+"""Seconds until a row that is withheld is read again; a decision about its timecode comes by :meth:`Scheduler.recheck`."""
 _PROBE_POLL: Final = 0.1
 """Seconds between looks while another batch tries first whether a source works again."""
-
-
-@dataclass(frozen=True, slots=True)
-class NoBatch:
-    """Nothing is handed out now.
-
-    Attributes:
-        until: the time to ask again, unless a wake-up comes first.
-    """
-
-    until: float
 
 
 class Scheduler:
@@ -225,7 +217,8 @@ class Scheduler:
             return NOTHING
         if self.set_aside.holds_for(record):
             return self._finish_id(record.id)
-        if (due := self._not_before(record, now, failed_ago)) > now:
+        last_try = self.tracked[record.id].last_try
+        if (due := retry_delays.due(record, last_try, self._delays, now, failed_ago)) > now:
             self.tracked.wait(record, due)
             return NOTHING  # the router asks next, and knows of it then
         queue = queues.lanes[Lane.SMALL]
@@ -241,6 +234,18 @@ class Scheduler:
                 decisions = WAKE
             queue.push(record, fresh=file.fresh)
         return decisions + WANT_SWEEP if queues.take_refill_request(REFILL_BELOW) else decisions
+
+    def withhold(self, source: str, id_: int, now: float) -> Decisions:
+        """A row was read and is pending, and its timecode was handed over."""
+        self.tracked.withhold(id_, now + _WITHHELD_DELAY)
+        queues = self.sources.get(source)
+        return WANT_SWEEP if queues and queues.take_refill_request(REFILL_BELOW) else NOTHING
+
+    def recheck(self) -> Decisions:
+        """Other timecodes are handed over than before: rows that wait are read again before they are copied."""
+        for id_ in self.tracked.recheck():
+            self.inboxes.add(id_, fresh=self.tracked[id_].fresh)
+        return WAKE
 
     def dismiss(self, id_: int, *, failed: bool = False) -> Decisions:
         """A row was read and is not pending here: archived, given up, or another service's.
@@ -446,15 +451,6 @@ class Scheduler:
     def states(self, now: float) -> list[SourceState]:
         """The current state of the sources."""
         return [queues.snapshot(now, self.set_aside.count(name)) for name, queues in self.sources.items()]
-
-    def _not_before(self, record: FileRecord, now: float, failed_ago: float | None) -> float:
-        """The time before which a file is not tried: only a change of what decides about it ends the wait for that."""
-        last_try = self.tracked[record.id].last_try
-        if last_try is not None:
-            return last_try.due if last_try.record == record else now
-        if not record.attempts:
-            return now
-        return now + retry_delays.remaining_delay(retry_delays.delay_after(self._delays, record.attempts), failed_ago)
 
     def _collect(self, queues: SourceQueues, lane: Lane, now: float) -> tuple[list[FileRecord], Decisions]:
         queue, limit = queues.lanes[lane], queues.batch_limit(lane)

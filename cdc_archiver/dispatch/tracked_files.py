@@ -81,6 +81,7 @@ class TrackedFile:
         stale_reads: how often its row was read and did not show what its event announced.
         last_try: in this process, and while it is tracked; None before.
         touched: its row was changed while it was tracked, so what was read of it may be old.
+        withheld: it waits because its timecode was handed over.
     """
 
     state: TrackedState
@@ -94,6 +95,7 @@ class TrackedFile:
     stale_reads: int = 0
     last_try: LastTry | None = None
     touched: bool = False
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +233,29 @@ class TrackedFiles:
         self._move(file, TrackedState.WAITING)
         heapq.heappush(self._waiting, (file.due, id_))
 
+    def withhold(self, id_: int, due: float) -> None:
+        """Its row was read, and it waits for a decision about its timecode; at a time it is read again."""
+        self._files[id_].stale_reads = 0
+        self.retry(id_, due)
+        if id_ in self._files:
+            self._files[id_].withheld = True
+
+    def recheck(self) -> list[int]:
+        """A decision about timecodes was made: those that are withheld are offered again, and those in the queue are read again
+        before a worker has them.
+
+        Returns:
+            The ids that are offered.
+        """
+        offered = []
+        for id_, file in self._files.items():
+            if file.state is TrackedState.QUEUED:
+                file.touched = True
+            elif file.state is TrackedState.WAITING and file.withheld:
+                self._move(file, TrackedState.OFFERED)
+                offered.append(id_)
+        return offered
+
     def read_again(self, id_: int, now: float) -> bool:
         """Its row is read once more after a while, since a change becomes visible some time after its event.
 
@@ -318,3 +343,4 @@ class TrackedFiles:
         self._counts[file.state] -= 1
         self._counts[state] += 1
         file.state = state
+        file.withheld = False

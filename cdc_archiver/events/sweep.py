@@ -304,6 +304,7 @@ class Sweeper(StoppableThread):
                 if source not in self._sources:
                     continue  # removed during the count
                 self.census[source.name] = census
+                self._metrics.activity.table_counted(source.name)
                 self._metrics.pending.labels(source.name).set(census.pending)
                 self._metrics.quarantined.labels(source.name).set(census.quarantined)
                 self._metrics.refused.labels(source.name).set(census.refused)

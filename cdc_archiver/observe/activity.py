@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Final
 
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, Reason, Refused
@@ -64,6 +66,15 @@ class ArchivedFile:
     latency: float | None
 
 
+class FailureState(StrEnum):
+    """What becomes of a file whose last attempt failed. The values are part of the status page's API."""
+
+    RETRIED = "retried"
+    """It waits for another attempt."""
+    QUARANTINED = "quarantined"
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """The last attempt of a file, which failed."""
@@ -74,6 +85,7 @@ class Failure:
     path: str
     reason: str
     detail: str
+    state: FailureState
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +122,20 @@ class ActivitySnapshot:
     forgotten: int
 
 
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """Files that this process has given up.
+
+    Attributes:
+        quarantined: since its start.
+        quarantined_since, refused_since: since the last count of the table.
+    """
+
+    quarantined: int = 0
+    quarantined_since: int = 0
+    refused_since: int = 0
+
+
 @dataclass(slots=True)
 class _MinuteCounts:
     number: int
@@ -134,6 +160,9 @@ class Activity:
 
     Args:
         clock: seconds since the epoch.
+
+    Attributes:
+        max_attempts: failed attempts after which a file is quarantined.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -144,6 +173,8 @@ class Activity:
         self._newest: deque[tuple[float, str, Archived, float | None]] = deque(maxlen=NEWEST)
         self._failing: OrderedDict[int, Failure] = OrderedDict()
         self._forgotten = 0
+        self._given_up: dict[str, GivenUp] = {}
+        self.max_attempts = sys.maxsize
 
     def record_outcome(
         self, source: str, outcome: Archived | AttemptFailed | Refused | Deferred, latency: float | None
@@ -167,7 +198,10 @@ class Activity:
             elif outcome.reason is not Reason.STOPPING:
                 bucket.failed += 1
                 at, detail = datetime.fromtimestamp(now, UTC), outcome.detail[:_DETAIL_CHARACTERS]
-                self._failing[id_] = Failure(id_, at, source, outcome.record.path, outcome.reason.value, detail)
+                state = self._state_after(outcome)
+                self._count_given_up(source, state)
+                path, reason = outcome.record.path, outcome.reason.value
+                self._failing[id_] = Failure(id_, at, source, path, reason, detail, state)
                 self._failing.move_to_end(id_)
                 if len(self._failing) > FAILING_LIMIT:
                     self._failing.popitem(last=False)
@@ -177,6 +211,36 @@ class Activity:
         """Removes a file that is no longer pending: another archiver archived it, or an operator marked it as ignored."""
         with self._lock:
             self._failing.pop(id_, None)
+
+    def given_up(self, source: str) -> GivenUp:
+        """The files of a source that this process has given up."""
+        with self._lock:
+            return self._given_up.get(source, GivenUp())
+
+    def table_counted(self, source: str) -> None:
+        """The rows of a source were counted: those given up so far are in that count."""
+        with self._lock:
+            if source in self._given_up:
+                self._given_up[source] = GivenUp(self._given_up[source].quarantined)
+
+    def retried(self) -> list[Failure]:
+        """The files that wait for another attempt."""
+        with self._lock:
+            return [failure for failure in self._failing.values() if failure.state is FailureState.RETRIED]
+
+    def _state_after(self, outcome: AttemptFailed | Refused | Deferred) -> FailureState:
+        if isinstance(outcome, Refused):
+            return FailureState.REFUSED
+        quarantined = isinstance(outcome, AttemptFailed) and outcome.record.attempts + 1 >= self.max_attempts
+        return FailureState.QUARANTINED if quarantined else FailureState.RETRIED
+
+    def _count_given_up(self, source: str, state: FailureState) -> None:
+        before = self._given_up.get(source, GivenUp())
+        quarantined, refused = state is FailureState.QUARANTINED, state is FailureState.REFUSED
+        if quarantined or refused:
+            self._given_up[source] = GivenUp(
+                before.quarantined + quarantined, before.quarantined_since + quarantined, before.refused_since + refused
+            )
 
     def forget(self, source: str | None = None) -> None:
         """Removes the failing files of a source that this archiver no longer holds.

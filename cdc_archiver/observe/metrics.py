@@ -103,6 +103,9 @@ class Metrics:
         self.not_recordable = self._gauge(
             "not_recordable_files", "Files whose result the database refuses to record, set aside.", "source"
         )
+        self.handed_over = self._gauge(
+            "handed_over_pending_files", "Pending rows of timecodes that were handed over: they wait.", "source"
+        )
         self.oldest_pending = self._gauge(
             "oldest_pending_age_seconds",
             "Age of the oldest pending row, by its column timestamp; 0 without pending rows.",
@@ -110,6 +113,15 @@ class Metrics:
         )
         self.verified_files = self._counter(
             "verified_files_total", "Archived files that were verified again, by result.", "result"
+        )
+        self.late_files = self._counter(
+            "late_files_total", "Files that were archived after their timecode was complete.", "source"
+        )
+        self.notices = self._counter(
+            "notices_total",
+            "Notices for notify_command, by result: delivered, failed (another exit status than 0), timeout (killed), dropped "
+            "(too many waited).",
+            "result",
         )
         self.rsync_info = self._gauge(
             "rsync_info", "1, labelled with the version of rsync on each side.", "side", "version"
@@ -128,6 +140,7 @@ class Metrics:
             self.refused,
             self.ignored,
             self.not_recordable,
+            self.handed_over,
             self.oldest_pending,
         )
 
@@ -136,6 +149,8 @@ class Metrics:
             self.sweep_found.labels(why)
         for reason in ("moved", "read_only", "several"):
             self.server_changes.labels(reason)
+        for result in ("delivered", "failed", "timeout", "dropped"):
+            self.notices.labels(result)
         for mode in ("stream", "polling", "standby"):
             self.mode.labels(mode).set(0)
         for outcome in ("offered", "echo", "known", "dropped", "unreadable"):
@@ -150,6 +165,7 @@ class Metrics:
         for reason in Reason:
             self.copy_failures.labels(source, reason.value)
         self.copied_bytes.labels(source)
+        self.late_files.labels(source)
         self.event_to_archived.labels(source)
 
     def forget_source(self, source: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -46,12 +47,20 @@ class StreamStatus:
 
 @dataclass(frozen=True, slots=True)
 class SourceStatus:
-    """A source, its queue and its rows as counted last."""
+    """A source, its queue and its rows as counted last.
+
+    Attributes:
+        handed_over: numbers of pending rows of timecodes that were handed over, by timecode: they wait.
+        files: with those that were given up since that count; None before the first.
+        quarantined: files that this process has quarantined.
+    """
 
     state: SourceState
     targets: tuple[str, ...]
     host: str
     files: Census | None
+    handed_over: Mapping[int, int] = field(default_factory=dict)
+    quarantined: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from cdc_archiver.errors import DestinationUnavailable
 from cdc_archiver.model import Reason
 from cdc_archiver.preflight.findings import Finding, failure, ok, run_check, warning
 from cdc_archiver.settings import Settings
-from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive, Staged
+from cdc_archiver.transfer.placement import Placer, Staged
+from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
 
 _VOLATILE: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
 """File systems that lose their content, and when."""
@@ -63,7 +64,7 @@ def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
     if not stat.S_ISDIR(mode):
         yield failure("data_dir", f"data_dir {directory} is a file", "--data-dir DIRECTORY")
         return
-    archive = Archive(directory, settings.modes, settings.min_free)
+    archive = Archive(directory, settings.min_free)
     if expect_marker and not os.path.exists(directory / MARKER):
         yield _marker(directory, expect_marker)  # never write to a possible bare mount point, not even as a trial
         return
@@ -107,9 +108,10 @@ def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailab
             files = [Staged(f"{trial}/staged-{n}", f"{trial}/placed/{n}", b"") for n in range(18)]
             for file in files:
                 Path(file.staged).write_bytes(b"")
-            archive = Archive(trial, settings.modes, 0)
+            archive = Archive(trial, 0)
             archive.prepare(expect_marker=False)
-            for result in (*archive.place(files[:1]), *archive.place(files[1:])):
+            placer = Placer(archive, settings.modes)
+            for result in (*placer.place(files[:1]), *placer.place(files[1:])):
                 if isinstance(result, DestinationUnavailable):
                     return result
         finally:

@@ -111,6 +111,6 @@ def archive_of(settings: Settings) -> Archive:
         raise Misconfigured("data_dir is not set", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
     if not settings.sources:
         raise Misconfigured("no target is set", "--target, or [[sources]] in the file of --config")
-    archive = Archive(settings.data_dir, settings.modes, settings.min_free)
+    archive = Archive(settings.data_dir, settings.min_free)
     archive.require_directory()
     return archive

@@ -6,6 +6,7 @@ import contextlib
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -14,6 +15,7 @@ import sqlalchemy as sa
 import structlog
 
 from cdc_archiver.database import schema
+from cdc_archiver.database.marks import Marks
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.database.server_identity import ServerIdentity
 from cdc_archiver.dispatch.dispatcher import Dispatcher
@@ -27,6 +29,7 @@ from cdc_archiver.service.bootstrap import ResolvedTables
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
+from cdc_archiver.timecodes.keeper import TimecodeKeeper
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -75,7 +78,17 @@ class Pipeline:
         self._on_end = on_end
         self._gaps = 0
         self._gaps_logged_at = float("-inf")
+        self.marks = Marks(tables.database.name, tables.files.name, lambda: archive.incoming)
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
+        self.timecodes = TimecodeKeeper(
+            settings,
+            tables.database,
+            tables.files,
+            archive,
+            metrics,
+            history_kept=lambda: not tables.history.unavailable,
+            source_up=self.dispatcher.is_up,
+        )
         self._recorder = Recorder(
             tables.database,
             tables.files,
@@ -83,6 +96,7 @@ class Pipeline:
             self.dispatcher,
             _KILL_SECONDS / 2,
             partial(on_database, "recorder"),
+            self.timecodes.reopening,
         )
         self.stream: BinlogStream | None = None
         self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
@@ -110,11 +124,19 @@ class Pipeline:
             self.dispatcher,
             tables.history.seconds_since_failure if stream else at_once,
             partial(on_database, "router"),
+            self.marks,
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
-        self._readers: list[StoppableThread] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
+        self._readers: list[StoppableThread] = [
+            self.sweeper,
+            self._router,
+            self.timecodes,
+            *([self.stream] if self.stream else []),
+        ]
         for part in (self._recorder, *self._readers):
             part.on_end = on_end
+        self.handed_over: dict[str, dict[int, int]] = {}
+        """Numbers of pending rows of timecodes that were handed over, by source and timecode."""
         self._stopping = threading.Event()
         self._changing = threading.Lock()
         self._yielding: dict[str, threading.Thread] = {}
@@ -211,6 +233,7 @@ class Pipeline:
         sources = tuple(pool.source for name, pool in self._pools.items() if name not in self._yielding)
         self._targets.set(sources)
         self.sweeper.set_sources(sources)
+        self.timecodes.set_sources(sources)
 
     def stop(self, drain: float) -> None:
         """Stops the readers, lets copies finish, kills those that are left, writes back what is known.
@@ -288,10 +311,14 @@ class Pipeline:
 
     def _housekeeping(self, connection: sa.Connection) -> None:
         """Runs with each sweep. Nothing in it fails the sweep."""
+        self.timecodes.request()
         if self._tables.history.unavailable:
             self._tables.history.open(connection)
         else:
             self._tables.history.prune(connection)
+        if self.marks.refresh(connection):
+            self.dispatcher.recheck()
+        self._count_handed_over(connection)
         with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (
                 schema.resolve_table(connection, self._tables.database.name, self._settings.table)
@@ -326,3 +353,25 @@ class Pipeline:
         self.dispatcher.review_not_recordable(pending)
         if len(pending) < len(ids):
             self.sweeper.request()
+
+    def _count_handed_over(self, connection: sa.Connection) -> None:
+        """Counts the rows that wait because their timecode was handed over; names those of a source when there are more."""
+        marks = self.marks.current
+        counted = {}
+        for name, source in self.sources.items():
+            waiting: Counter[int] = Counter()
+            for target in source.target:
+                timecodes = {n for n in marks.handed_over_timecodes if marks.handed_over(target, n)}
+                waiting.update(self._tables.files.pending_in_timecodes(connection, [target], timecodes))
+            counted[name] = dict(waiting)
+            self._metrics.handed_over.labels(name).set(waiting.total())
+            if waiting.total() > sum(self.handed_over.get(name, {}).values()):
+                _log.warning(
+                    "files_for_handed_over_timecodes",
+                    source=name,
+                    files=waiting.total(),
+                    timecodes=sorted(waiting)[:20],
+                    detail="they wait, since somebody took these timecodes over; archive them all the same: "
+                    "cdc-archiver retry --id ID --into-handed-over; or: cdc-archiver ignore ID",
+                )
+        self.handed_over = counted

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
 
+from cdc_archiver.observe.activity import Activity
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.service_status import (
     DestinationStatus,
@@ -96,7 +97,7 @@ def build_status(now: Snapshot) -> ServiceStatus:
         table=tables.files.name if tables else None,
         history=(tables.history.unavailable or "kept") if tables else "",
         stream=_stream(pipeline, now.metrics) if pipeline else None,
-        sources=_sources(pipeline) if pipeline else (),
+        sources=_sources(pipeline, now.metrics.activity) if pipeline else (),
         elsewhere=tuple(HeldByOther(name, holder) for name, holder in now.holders.items()),
         destination=_destination(pipeline, now.archive) if pipeline else None,
         last_sweep=pipeline.sweeper.last_sweep if pipeline else None,
@@ -139,18 +140,24 @@ def _stream(pipeline: Pipeline, metrics: Metrics) -> StreamStatus | None:
     )
 
 
-def _sources(pipeline: Pipeline) -> tuple[SourceStatus, ...]:
+def _sources(pipeline: Pipeline, activity: Activity) -> tuple[SourceStatus, ...]:
     options = pipeline.sources
-    return tuple(
-        SourceStatus(
-            state=state,
-            targets=options[state.name].target,
-            host=options[state.name].host,
-            files=pipeline.sweeper.census.get(state.name),
-        )
-        for state in pipeline.dispatcher.states()
-        if state.name in options
-    )
+    found = []
+    for state in pipeline.dispatcher.states():
+        if state.name not in options:
+            continue
+        given_up, files = activity.given_up(state.name), pipeline.sweeper.census.get(state.name)
+        if files is not None:
+            files = replace(
+                files,
+                pending=max(0, files.pending - given_up.quarantined_since - given_up.refused_since),
+                quarantined=files.quarantined + given_up.quarantined_since,
+                refused=files.refused + given_up.refused_since,
+            )
+        source = options[state.name]
+        handed_over = pipeline.handed_over.get(state.name, {})
+        found.append(SourceStatus(state, source.target, source.host, files, handed_over, given_up.quarantined))
+    return tuple(found)
 
 
 def _destination(pipeline: Pipeline, archive: Archive) -> DestinationStatus:

@@ -27,9 +27,9 @@ from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.observe.summary import summarize
-from cdc_archiver.observe.systemd import SystemdNotifier
 from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
+from cdc_archiver.service.front_ends import FrontEnds
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.service.reconcile_completion import ReconcileCompletion
@@ -116,15 +116,9 @@ class Supervisor:
             self.file_status,
             self.why,
         )
-        self.http = HttpServer(self._settings.http_host, self._settings.http_port, queries)
-        self.http.on_end = self._ended
-        self.http.start()
-        host = self._settings.http_host
-        _log.info("listening", address=f"http://{f'[{host}]' if ':' in host else host}:{self.http.port}")
-        notifier = SystemdNotifier.from_environment(self.status)
-        if notifier is not None:
-            notifier.on_end = self._ended
-            notifier.start()
+        front_ends = FrontEnds(self._settings, queries, self._ended)
+        self.http = front_ends.http
+        front_ends.start()
         try:
             # In a thread of its own: to find that a host is down takes time.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
@@ -132,16 +126,11 @@ class Supervisor:
                 tables.database.close()
         finally:
             self._stopping.set()
-            if notifier is not None:
-                notifier.announce_stop()
+            front_ends.announce_stop()
             self._end_work()
             if self._tables is not None:
                 self._tables.database.close()
-            if notifier is not None:
-                notifier.stop()  # after the work: the watchdog watches the drain, too
-                notifier.join(3.0)
-            self.http.stop()
-            self.http.join(3.0)
+            front_ends.stop()  # after the work: the watchdog watches the drain, too
             _log.info("stopped")
         return ExitStatus.DONE
 

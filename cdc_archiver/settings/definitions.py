@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -35,6 +36,7 @@ from cdc_archiver.settings.types import (
     Timetable,
     Verify,
     parse_modes,
+    parse_speakers,
     parse_timetable,
 )
 
@@ -80,6 +82,27 @@ class SourceOptions(BaseModel):
     batch_files: int = Field(500, ge=1, le=10_000, description="Maximum number of files in one rsync.")
     io_timeout: Seconds = Field(60.0, ge=1, description="Time without any data on a link after which rsync gives up.")
     stall_timeout: Seconds = Field(120.0, ge=1, description="Time without progress after which rsync is killed.")
+
+    finalize_as: Names = Field(
+        (),
+        description="[ARCHIVE=]INSTANCE-ID under which readers are told of complete timecodes by a marker; ARCHIVE is smurf "
+        "(default) or timestreams; may be repeated. Empty: no markers.",
+    )
+    streams: Names = Field(
+        (),
+        description="pub_ids that markers name; may be repeated. Default: those of the last 30 timecodes that have files.",
+    )
+
+    @field_validator("finalize_as")
+    @classmethod
+    def _known_speakers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_speakers(value)
+        return value
+
+    @property
+    def speakers(self) -> dict[str, str]:
+        """The parsed ``finalize_as``: INSTANCE-ID by archive."""
+        return parse_speakers(self.finalize_as)
 
     @field_validator("user")
     @classmethod
@@ -241,10 +264,28 @@ class Settings(SourceOptions, BaseSettings):
     )
     drain_timeout: Seconds = Field(10.0, description="Time that running copies have to finish at a stop.")
 
+    timecode_grace: Seconds = Field(
+        6 * 3600.0, description="Time from the end of a timecode until it may become complete."
+    )
+    reopen_after: Seconds = Field(
+        3600.0, description="Time without a change until a timecode that was re-opened may become complete again."
+    )
+    finalize_from: int | None = Field(
+        None,
+        ge=10_000,
+        le=99_999,
+        description="First timecode of which readers are told by markers although it ended before the first start. "
+        "Default: none of these.",
+    )
+
     http_host: str = Field("127.0.0.1", description="Address of the status page, /metrics, /healthz, /readyz, /api.")
     http_port: int = Field(
         9184, ge=0, le=65535, description="Port of the status page. 0: any free port, named in the log."
     )
+    notify_command: str = Field(
+        "", description="Program, with arguments, that is given each notice as a JSON object on standard input."
+    )
+    notify_after: Seconds = Field(600.0, description="Time that a source is down before notify_command is told.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="Format of log lines: for people, or JSON.")
     log_level: LogLevel = Field(LogLevel.INFO, description="Lowest severity that is logged.")
 
@@ -274,6 +315,15 @@ class Settings(SourceOptions, BaseSettings):
     def _time_zone(cls, value: str) -> str:
         if value and not re.fullmatch(r"[+-]\d{1,2}:\d{2}|[A-Za-z0-9_/+-]+", value):
             raise ValueError(f"invalid time zone of a database server: {value!r}: use +00:00 or UTC, for instance")
+        return value
+
+    @field_validator("notify_command")
+    @classmethod
+    def _program_with_arguments(cls, value: str) -> str:
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"invalid command: {value!r}: {error}") from None
         return value
 
     @field_validator("chmod")

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.settings import PREFIX, Settings, load
 from cdc_archiver.settings.reference import default_text
-from cdc_archiver.settings.types import Bytes, Delays, Seconds, Timestamp, is_of_type
+from cdc_archiver.settings.types import Bytes, Delays, Names, Seconds, Timestamp, is_of_type
 
 Command: TypeAlias = Callable[..., ExitStatus]
 
@@ -88,7 +88,7 @@ def _setting_parameters(taken: Collection[str], shown: Collection[str]) -> list[
         if name in ("mysql_password", "sources") or name in taken:
             continue
         variable = name.upper() if name.startswith("mysql_") else PREFIX + name.upper()
-        kind: Any = bool if field.annotation is bool else list[str] if name == "target" else str
+        kind: Any = bool if field.annotation is bool else list[str] if is_of_type(field, Names) else str
         help_text = field.description or ""
         default = default_text(field).strip("`")
         if default not in ("", "no") and "Default" not in help_text:
@@ -111,7 +111,7 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "DATE"
     if Path in (field.annotation, *get_args(field.annotation)):
         return "PATH"
-    return {"target": "NAME", "host": "[USER@]HOST"}.get(
+    return {"target": "NAME", "streams": "PUB-ID", "finalize_as": "[ARCHIVE=]ID", "host": "[USER@]HOST"}.get(
         name, "NUMBER" if int in (field.annotation, *get_args(field.annotation)) else "TEXT"
     )
 

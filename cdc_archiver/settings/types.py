@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
@@ -20,6 +21,10 @@ _SIZE_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4
 
 _FIVE_DIGITS_FROM: Final = datetime.fromtimestamp(10_000, UTC)
 """Seconds since the epoch with fewer than five digits name a directory such as ``1.0``, which stops the archive's readers."""
+
+
+READERS_ARCHIVES: Final = ("smurf", "timestreams")
+"""The archives that readers know; at another name they stop."""
 
 
 class Verify(StrEnum):
@@ -170,8 +175,28 @@ def parse_timetable(text: str) -> Timetable:
     return Timetable(tuple(sorted(entries.items())))
 
 
+def parse_speakers(entries: Iterable[str]) -> dict[str, str]:
+    """The INSTANCE-ID by archive of entries in the form ``[ARCHIVE=]INSTANCE-ID``.
+
+    Raises:
+        ValueError: an entry has another form, or two speak for one archive.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        archive, equals, name = entry.rpartition("=")
+        archive = archive if equals else READERS_ARCHIVES[0]
+        if archive not in READERS_ARCHIVES:
+            raise ValueError(f"invalid archive: {archive!r}: use {' or '.join(READERS_ARCHIVES)}")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
+            raise ValueError(f"invalid INSTANCE-ID: {name!r}: at most 64 letters, digits, '.', '_' and '-'")
+        if archive in found:
+            raise ValueError(f"two INSTANCE-IDs for the archive {archive}: {found[archive]!r} and {name!r}")
+        found[archive] = name
+    return found
+
+
 def is_of_type(field: FieldInfo, annotation: object) -> bool:
-    """Whether a setting has a type: :data:`Seconds`, :data:`Bytes` or :data:`Timestamp`."""
+    """Whether a setting has a type: :data:`Seconds`, :data:`Bytes`, :data:`Timestamp` or :data:`Names`."""
     return any(meta in field.metadata for meta in get_args(annotation)[1:] if isinstance(meta, BeforeValidator))
 
 

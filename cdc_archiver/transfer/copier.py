@@ -33,6 +33,7 @@ from cdc_archiver.model import (
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.settings.types import Verify
 from cdc_archiver.transfer import layout, login_shell, rsync_output, source_mount_heuristic
+from cdc_archiver.transfer.placement import Placed, Placer, Staged
 from cdc_archiver.transfer.probe import Probe
 from cdc_archiver.transfer.rsync import (
     ReportedFile,
@@ -44,7 +45,7 @@ from cdc_archiver.transfer.rsync import (
 )
 from cdc_archiver.transfer.source_files import FileState, foreign_link_text
 from cdc_archiver.transfer.ssh import ControlMaster, ssh_endpoint
-from cdc_archiver.transfer.staging import Archive, Placed, Staged
+from cdc_archiver.transfer.staging import Archive
 
 _MAX_TRIES: Final = 3
 _RETRY_SECONDS: Final = 10.0
@@ -175,6 +176,7 @@ class _BatchCopy:
     ) -> None:
         self._settings = settings
         self._archive = archive
+        self._placer = Placer(archive, settings.modes)
         self._path_width = path_width
         self._cancel = cancel
         self._source = source
@@ -207,7 +209,7 @@ class _BatchCopy:
             directory = os.path.dirname(final)
             if directory not in directories:
                 directories[directory] = os.path.isdir(directory)
-            placed = self._archive.find(final, record.md5sum) if directories[directory] else None
+            placed = self._placer.find(final, record.md5sum) if directories[directory] else None
             if placed is not None:
                 yield self._decide(Archived(record, placed.path, placed.size, adopted=True))
             else:
@@ -335,12 +337,12 @@ class _BatchCopy:
         verified_files: list[tuple[FileRecord, Staged]] = []
         for record, file in arrived:
             try:
-                if self._settings.verify is Verify.TRANSFER or self._archive.verify(file, self._cancel):
+                if self._settings.verify is Verify.TRANSFER or self._placer.verify(file, self._cancel):
                     verified_files.append((record, file))
             except DestinationUnavailable as error:
                 yield self._decide(Deferred(record, error.reason, str(error)))
         verified = time.monotonic()
-        results = self._archive.place([file for _, file in verified_files])
+        results = self._placer.place([file for _, file in verified_files])
         steps = StepDurations(transferred, verified - began, time.monotonic() - verified)
         for (record, _), result in zip(verified_files, results, strict=True):
             match result:

@@ -29,7 +29,8 @@ from waiting import eventually
 
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.service import pipeline
-from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
+from cdc_archiver.transfer.placement import Placer
+from cdc_archiver.transfer.staging import INCOMING, MARKER
 
 
 @pytest.fixture
@@ -212,18 +213,18 @@ def test_a_file_that_is_corrupted_on_this_machine_is_not_archived(
 @pytest.fixture
 def placed_and_cut(monkeypatch: pytest.MonkeyPatch, stage: PrivateSite) -> Iterator[Proxy]:
     """A connection to the database that is cut after a file is placed and before its row is updated."""
-    place = Archive.place
+    place = Placer.place
     with Proxy(stage.server.port) as wire:
 
-        def place_and_cut(archive: Archive, files: Any) -> Any:
-            placed = place(archive, files)
+        def place_and_cut(placer: Placer, files: Any) -> Any:
+            placed = place(placer, files)
             archived = [file for file in files if stage.data_dir / "15895" in Path(file.final).parents]
             if archived and not wire.refusing:  # not for the trial files of the preflight
                 wire.refuse()
-                monkeypatch.setattr(Archive, "place", place)
+                monkeypatch.setattr(Placer, "place", place)
             return placed
 
-        monkeypatch.setattr(Archive, "place", place_and_cut)
+        monkeypatch.setattr(Placer, "place", place_and_cut)
         yield wire
 
 

@@ -55,6 +55,8 @@ The running service goes on meanwhile, and nothing is changed. --requeue has mis
 knows their path on the source and the source still has them. A damaged file stays in its place, and the new one becomes name.1.
 Unreadable files are never requeued.
 
+Files of timecodes that were handed over are counted apart: they are neither read nor requeued, wherever they are now.
+
 FILE is an id or an archived path; * and ? in quotes are wildcards. Without FILE, all files are read.
 
 Examples:
@@ -365,11 +367,13 @@ def _print_totals(
     more += f", {skipped} skipped directories" if skipped else ""
     requeued = f"; {progress.requeued} requeued" if progress.requeued else ""
     moved_on = f"; {format_file_count(progress.moved_on)} changed meanwhile" if progress.moved_on else ""
+    handed_over = progress.verdicts[FileVerdict.HANDED_OVER]
+    apart = f"; {format_file_count(handed_over)} handed over" if handed_over else ""
     right = progress.verdicts[FileVerdict.OK]
     printer.line(
         (f"verified {format_file_count(progress.done)}, {format_size(progress.size)}: {right} right, ", "bold"),
         (kinds + more, "bold red" if progress.wrong or unregistered or skipped else "bold"),
-        requeued + moved_on,
+        requeued + moved_on + apart,
     )
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cdc_archiver.commands.why.facts import FileFacts, PlaceState
+from cdc_archiver.commands.why.timecode_facts import mark_text
 from cdc_archiver.database.operator_history import IGNORED, NOT_RECORDABLE, HistoryEntry
 from cdc_archiver.database.search import RowState
 from cdc_archiver.model import OLDEST_TIMESTAMP, Reason, Scope
@@ -99,8 +100,8 @@ def diagnose(facts: FileFacts, now: datetime) -> Diagnosis:
         now: aware.
     """
     diagnosis = _of_state(facts, now)
-    note = "" if facts.place.refused else _timestamp_note(facts, now)
-    return replace(diagnosis, sentence=f"{diagnosis.sentence} {note}") if note else diagnosis
+    notes = ["" if facts.place.refused else _timestamp_note(facts, now), _late_note(facts)]
+    return replace(diagnosis, sentence=" ".join(part for part in (diagnosis.sentence, *notes) if part))
 
 
 def _of_state(facts: FileFacts, now: datetime) -> Diagnosis:
@@ -127,6 +128,19 @@ def _timestamp_note(facts: FileFacts, now: datetime) -> str:
     return f"{when} is more than a day ahead of this machine's clock: was a clock wrong?"
 
 
+def _late_note(facts: FileFacts) -> str:
+    found = facts.timecode
+    if found is None or not found.late:
+        return ""
+    return f"It came late: readers had been told before that timecode {found.timecode} is complete."
+
+
+def _handed_over(facts: FileFacts) -> str:
+    """Who took the file's timecode over; empty where nobody did."""
+    mark = facts.timecode.handed_over if facts.timecode else None
+    return f"timecode {mark.timecode} was handed over {mark_text(mark)}" if mark else ""
+
+
 def _archived(facts: FileFacts) -> Diagnosis:
     id_ = facts.record.id
     requeue = ("to have it archived again, if its source still has it", f"cdc-archiver verify --requeue {id_}")
@@ -144,6 +158,12 @@ def _archived(facts: FileFacts) -> Diagnosis:
                 "It was archived, but another file is in its place now: the md5 is not the row's.",
                 done_for_service,
                 (requeue, sample),
+            )
+        case PlaceState.ABSENT if handed_over := _handed_over(facts):
+            return Diagnosis(
+                f"It was archived, and is no longer in its place: {handed_over}.",
+                "Nothing: for the service the file is done, and verify counts it apart.",
+                (),
             )
         case PlaceState.ABSENT:
             return Diagnosis("It was archived, but is no longer in its place.", done_for_service, (requeue, sample))
@@ -220,6 +240,15 @@ def _pending(facts: FileFacts, now: datetime) -> Diagnosis:
             (
                 *_fix_row(facts, Reason.BAD_PATH.value),
                 ("or, if the service shall read that directory, run it with", "--source-root PATH"),
+            ),
+        )
+    if handed_over := _handed_over(facts):
+        return Diagnosis(
+            f"It is not here because it waits: {handed_over}.",
+            f"Nothing: it waits until a person decides, and {_DOES_NOT_COUNT}.",
+            (
+                ("to have it archived all the same", f"cdc-archiver retry --id {facts.record.id} --into-handed-over"),
+                _ignore(facts),
             ),
         )
     if (refused := _not_recordable(facts)) is not None:

@@ -23,8 +23,9 @@ from cdc_archiver.commands.why.facts import (
     observe_at_sources,
     older_rows,
 )
+from cdc_archiver.commands.why.timecode_facts import timecode_text
 from cdc_archiver.database.files_table import Row
-from cdc_archiver.database.operator_history import HistoryEntry
+from cdc_archiver.database.operator_history import LATE, HistoryEntry
 from cdc_archiver.database.search import is_id, state_of
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
@@ -134,6 +135,7 @@ def _print(printer: Printer, facts: FileFacts, diagnosis: Diagnosis) -> None:
             *([("md5 there", facts.place.md5.hex())] if facts.place.md5 else []),
             ("on the source", _source(facts)),
             ("in the service", _service(facts)),
+            *([("timecode", timecode_text(facts.timecode))] if facts.timecode else []),
         ]
     )
     printer.line()
@@ -191,7 +193,9 @@ def _service(facts: FileFacts) -> str:
 
 def _print_attempt(printer: Printer, attempt: HistoryEntry) -> None:
     parts = [attempt.result]
-    if attempt.reason:
+    if attempt.result == LATE:
+        parts = [f"late: archived after readers were told of timecode {attempt.reason}"]
+    elif attempt.reason:
         parts.append(f"{attempt.reason} ({reason_text(attempt.reason)})")
     if attempt.archived_path:
         parts.append(f"from {attempt.source_path} to {attempt.archived_path}")

@@ -169,7 +169,7 @@ def test_what_stops_the_archives_readers_is_named_with_the_fix(data_dir: Path) -
     (data_dir / "15895").mkdir()
     (data_dir.parent / "elsewhere").mkdir()
     (data_dir / "15896").symlink_to(data_dir.parent / "elsewhere")
-    Archive(data_dir, settings().modes, 0).prepare(expect_marker=False)
+    Archive(data_dir, 0).prepare(expect_marker=False)
     assert not_ok(check(data_dir)) == []
     # when other things come to lie there,
     for name in ("1.0", "notes", "158951", ".snapshot", "lost+found"):
@@ -200,7 +200,7 @@ def test_a_data_dir_that_is_the_top_of_a_disk_has_its_lost_and_found(
 
 
 def test_leftovers_in_staging_are_reported(data_dir: Path) -> None:
-    archive = Archive(data_dir, settings().modes, 0)
+    archive = Archive(data_dir, 0)
     archive.prepare(expect_marker=False)
     (archive.staging_directory("readout", "small-1") / "part").write_bytes(bytes(2048))
 

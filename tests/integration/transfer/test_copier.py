@@ -20,6 +20,7 @@ from waiting import eventually
 from cdc_archiver.model import AttemptFailed, Batch, Deferred, Lane, Oversize, Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
 from cdc_archiver.transfer import copier, rsync_output
+from cdc_archiver.transfer.placement import Placer
 from cdc_archiver.transfer.rsync import RsyncRun
 from cdc_archiver.transfer.staging import MARKER
 
@@ -242,14 +243,14 @@ def test_a_file_that_is_corrupted_on_this_machine_is_not_placed_and_others_are(
     stage: CopierSetup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad, good = stage.file("bad.npy"), stage.file("good.npy")
-    verify = stage.archive.verify
+    verify = Placer.verify
 
-    def spoil_then_verify(file: Any, cancel: threading.Event) -> bool:
+    def spoil_then_verify(placer: Placer, file: Any, cancel: threading.Event) -> bool:
         if file.staged.endswith("/bad.npy"):
             Path(file.staged).write_bytes(b"bad.npx")
-        return verify(file, cancel)
+        return verify(placer, file, cancel)
 
-    monkeypatch.setattr(stage.archive, "verify", spoil_then_verify)
+    monkeypatch.setattr(Placer, "verify", spoil_then_verify)
     outcomes = stage.copy(bad, good)
     assert reason(outcomes[bad.id]) is Reason.CORRUPTED
     archived(outcomes[good.id], b"good.npy")

@@ -21,9 +21,10 @@ from cdc_archiver.dispatch.decision_types import (
     Decisions,
     ForgetFailure,
     LogEvent,
+    NoBatch,
     Signal,
 )
-from cdc_archiver.dispatch.scheduler import NoBatch, Scheduler
+from cdc_archiver.dispatch.scheduler import Scheduler
 from cdc_archiver.dispatch.tracked_files import OfferResult
 from cdc_archiver.model import (
     Archived,
@@ -802,6 +803,34 @@ def test_rows_that_the_router_could_not_read_are_read_next_in_the_same_order() -
     script.offer([4])
     script.scheduler.put_back(ids)
     assert script.take_ids() == [1, 2, 3, 4]
+
+
+def test_rows_of_timecodes_that_were_handed_over_wait_until_a_decision_and_hold_up_nobody() -> None:
+    script = Script()
+    # Given a row that is withheld, one that is in the queue, and rows that a sweep left behind,
+    script.queue([1])
+    script.scheduler.request_refill("srv")
+    script.offer([2], SWEEP)
+    script.take_ids()
+    assert script.scheduler.withhold("srv", 2, script.now) == (Signal.WANT_SWEEP,)
+    # then the other rows are asked for, no sweep offers the withheld one again, and the queue goes on,
+    assert script.offer([2], SWEEP)[0] == set()
+    assert script.scheduler.idle is False
+    script.now = 600.0
+    assert script.take_ids() == []
+    # until somebody decides about timecodes: then both are read again, the queued one when a worker wants it.
+    assert script.scheduler.recheck() == WAKE
+    assert script.take_ids() == [2]
+    assert script.scheduler.withhold("srv", 2, script.now) == NOTHING
+    assert script.take() == (ASK_AGAIN_WHEN_WOKEN, WAKE)
+    assert script.take_ids() == [1]
+    script.scheduler.withhold("srv", 1, script.now)
+    assert script.scheduler.idle
+    # What nobody decides about is read again after an hour.
+    script.now += 3600.0
+    assert sorted(script.take_ids()) == [1, 2]
+    script.enqueue([1, 2])
+    assert script.ids() == [1, 2]
 
 
 def test_a_retired_source_is_forgotten_when_nothing_of_it_is_under_way() -> None:

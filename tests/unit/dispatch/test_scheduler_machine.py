@@ -206,6 +206,9 @@ class Driver:
     def enqueue(self, source: str, record: FileRecord, failed_ago: float | None = None) -> None:
         self.carry_out(self.scheduler.enqueue(source, record, self.now, failed_ago))
 
+    def withhold(self, source: str, id_: int) -> None:
+        self.carry_out(self.scheduler.withhold(source, id_, self.now))
+
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         self.carry_out(self.scheduler.dismiss(id_, failed=failed))
 
