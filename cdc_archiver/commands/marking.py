@@ -108,7 +108,7 @@ def let_in(context: CommandContext, rows: Iterable[Row], reason: str) -> None:
         [
             Mark(MarkKind.LET_IN, row.record.instance_id, timecode, by, reason, None, now, file_id=row.record.id)
             for row in rows
-            if (timecode := timecode_of(row.record, copied=False)) is not None
+            if (timecode := timecode_of(row.record, None)) is not None
         ],
     )
 

@@ -24,8 +24,8 @@ IGNORED: Final = "ignored"
 RESTORED: Final = "restored"
 RETRIED: Final = "retried"
 REQUEUED: Final = "requeued"
-NOT_RECORDABLE: Final = "not_recordable"
 LATE: Final = "late"
+NOT_RECORDABLE: Final = "not_recordable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class HistoryEntry:
 
     Attributes:
         at: aware, UTC.
-        result: archived, adopted, charged, refused, not_recordable; for an operator's action: retried, ignored, restored, requeued;
-            late.
+        result: archived, adopted, charged, refused, not_recordable; for an operator's action: retried, ignored, restored,
+            requeued; late.
         detail: rsync's message, or the operator's.
         md5_seen: of the bytes that arrived, where it differs from the row's.
     """

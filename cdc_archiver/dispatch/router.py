@@ -134,7 +134,7 @@ class Router(StoppableThread):
         marks = self._marks.current if self._marks else None
         if marks is None or not marks.handed_over_timecodes:  # almost always
             return False
-        timecode = timecode_of(record, copied=False)
+        timecode = timecode_of(record, None)
         return (
             timecode in marks.handed_over_timecodes
             and timecode is not None

@@ -100,11 +100,11 @@ class Metrics:
         self.quarantined = self._gauge("quarantined_files", "Rows that have reached max_attempts.", "source")
         self.refused = self._gauge("refused_files", "Rows that no attempt can archive.", "source")
         self.ignored = self._gauge("ignored_files", "Rows that an operator marked as ignored.", "source")
-        self.not_recordable = self._gauge(
-            "not_recordable_files", "Files whose result the database refuses to record, set aside.", "source"
-        )
         self.handed_over = self._gauge(
             "handed_over_pending_files", "Pending rows of timecodes that were handed over: they wait.", "source"
+        )
+        self.not_recordable = self._gauge(
+            "not_recordable_files", "Files whose result the database refuses to record, set aside.", "source"
         )
         self.oldest_pending = self._gauge(
             "oldest_pending_age_seconds",
@@ -139,8 +139,8 @@ class Metrics:
             self.quarantined,
             self.refused,
             self.ignored,
-            self.not_recordable,
             self.handed_over,
+            self.not_recordable,
             self.oldest_pending,
         )
 

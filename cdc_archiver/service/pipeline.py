@@ -339,21 +339,6 @@ class Pipeline:
         else:
             self.dispatcher.destination_ready()
 
-    def _review_not_recordable(self, connection: sa.Connection) -> None:
-        """Lets a file go that was set aside, if its row has changed, or an operator wants another try."""
-        ids = self.dispatcher.not_recordable
-        if not ids:
-            return
-        pending: dict[int, FileRecord] = {}
-        for start in range(0, len(ids), _REVIEWED):
-            chunk = ids[start : start + _REVIEWED]
-            retried = self._tables.history.retried(connection, chunk)
-            rows = self._tables.files.load(connection, chunk)
-            pending |= {id_: row.record for id_, row in rows.items() if not row.copied and id_ not in retried}
-        self.dispatcher.review_not_recordable(pending)
-        if len(pending) < len(ids):
-            self.sweeper.request()
-
     def _count_handed_over(self, connection: sa.Connection) -> None:
         """Counts the rows that wait because their timecode was handed over; names those of a source when there are more."""
         marks = self.marks.current
@@ -375,3 +360,18 @@ class Pipeline:
                     "cdc-archiver retry --id ID --into-handed-over; or: cdc-archiver ignore ID",
                 )
         self.handed_over = counted
+
+    def _review_not_recordable(self, connection: sa.Connection) -> None:
+        """Lets a file go that was set aside, if its row has changed, or an operator wants another try."""
+        ids = self.dispatcher.not_recordable
+        if not ids:
+            return
+        pending: dict[int, FileRecord] = {}
+        for start in range(0, len(ids), _REVIEWED):
+            chunk = ids[start : start + _REVIEWED]
+            retried = self._tables.history.retried(connection, chunk)
+            rows = self._tables.files.load(connection, chunk)
+            pending |= {id_: row.record for id_, row in rows.items() if not row.copied and id_ not in retried}
+        self.dispatcher.review_not_recordable(pending)
+        if len(pending) < len(ids):
+            self.sweeper.request()

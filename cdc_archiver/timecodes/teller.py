@@ -16,7 +16,8 @@ from cdc_archiver.database.timecodes_table import BEFORE, StoredTimecode, Timeco
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.timecodes import markers
 from cdc_archiver.transfer.disk_errors import os_errors_as_unavailable
-from cdc_archiver.transfer.staging import Archive, Placed, Staged
+from cdc_archiver.transfer.placement import Placed, Placer, Staged
+from cdc_archiver.transfer.staging import Archive
 
 MARKER: Final = "marker"
 STATUS: Final = "status"
@@ -32,6 +33,7 @@ class Teller:
 
     def __init__(self, archive: Archive, settings: Settings) -> None:
         self._archive = archive
+        self._placer = Placer(archive, settings.modes)
         self._modes = settings.modes
         self._from = settings.finalize_from
 
@@ -134,7 +136,7 @@ class Teller:
             with open(staged, "wb") as file:
                 file.write(content)
             staged.chmod(self._modes.files)
-        (placed,) = self._archive.place(
+        (placed,) = self._placer.place(
             [Staged(str(staged), path, hashlib.md5(content, usedforsecurity=False).digest())]
         )
         if not isinstance(placed, Placed):

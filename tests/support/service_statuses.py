@@ -31,7 +31,7 @@ def status(
         table="pysmurf_files",
         history="kept",
         stream=None,
-        sources=tuple(SourceStatus(each, ("target",), "host", files, here) for each in sources),
+        sources=tuple(SourceStatus(each, ("target",), "host", files, quarantined=here) for each in sources),
         elsewhere=elsewhere,
         destination=None,
         last_sweep=None,

@@ -228,7 +228,7 @@ class Verification:
 
     def _hash(self, record: FileRecord) -> tuple[bytes, int]:
         path = record.path
-        timecode = timecode_of(record, copied=True) if self._marks.handed_over_timecodes else None
+        timecode = timecode_of(record, record.path) if self._marks.handed_over_timecodes else None
         if timecode is not None and self._marks.handed_over(record.instance_id, timecode, record.id):
             raise _HandedOver
         below = os.path.join(os.path.normpath(self._context.settings.data_dir or "/"), "")

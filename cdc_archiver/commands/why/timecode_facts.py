@@ -47,7 +47,7 @@ def timecode_of_file(context: CommandContext, row: Row, attempts: Sequence[Histo
         attempts: the file's history.
     """
     record = row.record
-    timecode = timecode_of(record, copied=row.copied)
+    timecode = timecode_of(record, record.path if row.copied else None)
     if timecode is None:
         return None
     note, entry = "", None
