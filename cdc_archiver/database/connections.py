@@ -102,6 +102,7 @@ class Database:
         self._settings = settings
         self._answer_timeout = answer_timeout
         self.observer: DatabaseObserver | None = None
+        self._generation = 0
         self.name = settings.mysql_database
         self.address = f"{settings.mysql_host}:{settings.mysql_port}"
         self._reading = self._engine(autocommit=True)
@@ -170,7 +171,8 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        """Closes the idle connections."""
+        """Closes the idle connections now, and those in use when they are given back."""
+        self._generation += 1
         self._reading.dispose()
         self._writing.dispose()
 
@@ -189,6 +191,7 @@ class Database:
         @event.listens_for(engine, "connect")
         def _set_session(connection: Any, record: Any) -> None:
             record.info["fresh"] = True
+            record.info["generation"] = self._generation
             with connection.cursor() as cursor:
                 # MariaDB's EMPTY_STRING_IS_NULL would make NULL of each '' in our statements; it would do so here as well.
                 cursor.execute(
@@ -205,6 +208,12 @@ class Database:
                     cursor.execute("SET SESSION time_zone = %s", (self._settings.db_time_zone,))
             if self.observer is not None:
                 self.observer.heard(identify_server(connection))
+
+        # A disposed pool keeps what is given back to it later.
+        @event.listens_for(engine, "checkin")
+        def _close_old(connection: Any, record: Any) -> None:
+            if connection is not None and record.info.get("generation") != self._generation:
+                record.invalidate()
 
         # SQLAlchemy's `pool_pre_ping` waits for as long as a statement may take: a link that fell silent while the connection was
         # idle would block its next user for a minute.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -260,7 +261,11 @@ class SourceLocks:
 
     def _connect(self) -> Connection:
         limit = self.timing.answer_limit
-        connection = self._database.raw_connection(connect_timeout=limit, read_timeout=limit, write_timeout=limit)
+        # MySQL shows the name to others of the account, and the pid, which the driver adds.
+        program = f"cdc-archiver on {socket.gethostname()}"
+        connection = self._database.raw_connection(
+            connect_timeout=limit, read_timeout=limit, write_timeout=limit, program_name=program
+        )
         try:
             with connection.cursor() as cursor:
                 cursor.execute("SET SESSION wait_timeout = %s", (self.timing.session_limit,))
@@ -276,8 +281,24 @@ class SourceLocks:
         archiver's is."""
         for row in self._rows("SHOW PROCESSLIST"):
             if row[0] == session:
-                return f"connection {session} of {row[1]} from {row[2]}"
+                return f"{self._describe_program(session)}connection {session} of {row[1]} from {row[2]}"
         return f"connection {session}"
+
+    def _describe_program(self, session: int) -> str:
+        """The program, host and process of a session of our own account, where the server keeps that (MySQL)."""
+        attributes: dict[str, str] = {}
+        with contextlib.suppress(pymysql.ProgrammingError, pymysql.OperationalError):
+            assert self._connection is not None
+            found = _rows(
+                self._connection,
+                "SELECT attr_name, attr_value FROM performance_schema.session_account_connect_attrs"
+                " WHERE processlist_id = %s",
+                [session],
+            )
+            attributes = {str(name): str(value) for name, value in found}
+        if "program_name" not in attributes:
+            return ""
+        return f"{attributes['program_name']}, pid {attributes.get('_pid', '?')}: "
 
 
 def lock_name(database: str, table: str, target: str) -> str:

@@ -74,10 +74,11 @@ class StreamListener(Protocol):
     def on_gap(self, why: str) -> None:
         """An event could not be read, or has no rows but a statement: sweep soon. The stream goes on."""
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, detail: str) -> None:
         """The stream ended, and a new one is being opened. ``on_anchor`` or ``on_unavailable`` follows.
 
         Args:
+            detail: the message of the server or the socket.
             reason: a value of the label of the metric ``stream_reconnects_total``.
         """
 
@@ -273,11 +274,9 @@ class BinlogStream(StoppableThread):
         return self._retry.next()
 
     def _report_lost(self, reason: str, detail: str) -> None:
-        # The listener logs the reason; only this thread has the message of the server or the socket.
-        _log.info("stream_ended", reason=reason, detail=detail)
         self._metrics.stream_reconnects.labels(reason).inc()
         self._reported = ""
-        self._listener.on_lost(reason)
+        self._listener.on_lost(reason, detail)
 
     def _report_unavailable(self, why: str) -> None:
         if why != self._reported:

@@ -120,7 +120,14 @@ def application(queries: HttpQueries, host: str, address: str) -> Starlette:
     def readyz(_request: Request) -> Response:
         now = queries.status()
         return PlainTextResponse(
-            f"{now.state}: {escape_unprintable(now.why)}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
+            "".join(
+                f"{line}\n"
+                for line in (
+                    f"{now.state}: {escape_unprintable(now.why)}" if now.why else now.state,
+                    *map(escape_unprintable, now.attention),
+                )
+            ),
+            200 if now.ready else 503,
         )
 
     def api_status(_request: Request) -> Response:

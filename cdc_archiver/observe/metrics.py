@@ -83,6 +83,18 @@ class Metrics:
         self.source_up = self._gauge("source_up", "Whether the source delivers files (1) or not (0).", "source")
         self.destination_up = self._gauge("destination_up", "Whether data_dir accepts files (1) or not (0).")
         self.destination_free = self._gauge("destination_free_bytes", "Free space on the file system of data_dir.")
+        self.destination_free_inodes = self._gauge(
+            "destination_free_inodes",
+            "Free inodes of the file system of data_dir; NaN where their number is not fixed.",
+        )
+        self.unclaimed = self._gauge(
+            "unclaimed_files",
+            "Pending rows of an instance_id that no configuration here has, and whose lock nobody has held for ten minutes.",
+            "instance_id",
+        )
+        self.other_tables = self._gauge(
+            "other_table_pending_files", "Pending rows of other tables of files while the chosen one is empty.", "table"
+        )
         self.sweep_found = self._counter(
             "sweep_found_total",
             "Files found by a sweep and not in flight, by reason. stream_missed must stay at zero.",
@@ -179,6 +191,8 @@ class Metrics:
         """Removes the gauges of all sources: another archiver holds them."""
         for gauge in self._source_gauges:
             gauge.clear()
+        self.unclaimed.clear()
+        self.other_tables.clear()
         self.activity.forget()
         self.last_sweep.set(math.nan)
 

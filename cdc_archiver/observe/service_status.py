@@ -92,6 +92,7 @@ class ServiceStatus:
 
     Attributes:
         why: the reason for the state, or what it waits for; may be empty.
+        attention: sentences about pending rows that nobody archives, each with its fix.
         archived: files archived by this process, including adopted ones.
     """
 
@@ -109,6 +110,7 @@ class ServiceStatus:
     destination: DestinationStatus | None
     last_sweep: datetime | None
     archived: int
+    attention: tuple[str, ...] = ()
     version: str = __version__
 
 

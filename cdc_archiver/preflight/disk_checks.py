@@ -79,11 +79,17 @@ def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
         yield ok("data_dir", f"trial files can be archived in {directory}: write, link and sync work")
     yield _file_system(directory)
     free, least = archive.free_bytes(), settings.min_free
+    if archive.last_free_inodes == 0:
+        yield failure(
+            "free inodes",
+            f"no free inodes in {directory}: no file can be made there, although {_size(free)} are free",
+            f"df -i {quoted}  # delete files there, or make the file system anew with more inodes",
+        )
     if free < least:
         yield failure(
             "free space",
             f"{_size(free)} free in {directory}, less than --min-free ({_size(least)})",
-            f"--min-free {max(free // 2**21, 0)}M  # or free space on that disk",
+            f"df -h {quoted}  # make room there; --min-free is the guard, and the last thing to lower",
         )
     else:
         yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")

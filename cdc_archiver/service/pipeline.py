@@ -26,6 +26,7 @@ from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import FileRecord, Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import ResolvedTables
+from cdc_archiver.service.table_watch import TableWatch
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
@@ -51,6 +52,7 @@ class Pipeline:
     Args:
         settings: with the sources that are held at first; for others, :meth:`add` and :meth:`remove`.
         stream: whether to follow the binary log.
+        configured: the settings with all sources, held here or not.
         lock_server: the server that has the locks, which the stream must be of.
         on_end: called by a part's thread when it ends.
         on_database: called with the part that asked the database, whether it answers, and why not.
@@ -68,6 +70,7 @@ class Pipeline:
         on_database: Callable[[str, bool, str], None] = lambda who, up, why: None,
         on_other_table: Callable[[], None] = lambda: None,
         stream: bool,
+        configured: Settings | None = None,
         lock_server: Callable[[], ServerIdentity | None] = lambda: None,
     ) -> None:
         self._settings = settings
@@ -114,6 +117,7 @@ class Pipeline:
             self._housekeeping,
             partial(on_database, "sweeper"),
         )
+        self.table_watch = TableWatch(configured or settings, tables, metrics)
         self._targets = Targets(settings.sources)
         # Whoever starts a reconciliation wants each file tried.
         at_once = lambda connection, ids: dict.fromkeys(ids, math.inf)
@@ -293,12 +297,12 @@ class Pipeline:
             self._gaps, self._gaps_logged_at = 0, time.monotonic()
         self.sweeper.anchored()
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, detail: str) -> None:
         self.why_no_stream = f"the stream ended ({reason}) and is being opened again"
         self._metrics.set_mode("polling")
         self.dispatcher.forget_own_writes()
         self.sweeper.request()
-        _log.warning("stream_lost", reason=reason)
+        _log.warning("stream_lost", reason=reason, detail=detail)
 
     def on_unavailable(self, why: str) -> None:
         self.why_no_stream = why
@@ -326,6 +330,7 @@ class Pipeline:
             ):
                 self._on_other_table()
         self._review_not_recordable(connection)
+        self.table_watch.look(connection)
         pending = {name: census.pending for name, census in dict(self.sweeper.census).items()}
         for source, files in pending.items():
             if not files:

@@ -101,6 +101,7 @@ def build_status(now: Snapshot) -> ServiceStatus:
         elsewhere=tuple(HeldByOther(name, holder) for name, holder in now.holders.items()),
         destination=_destination(pipeline, now.archive) if pipeline else None,
         last_sweep=pipeline.sweeper.last_sweep if pipeline else None,
+        attention=pipeline.table_watch.attention if pipeline else (),
         archived=round(sum(now.metrics.total("copies_total", result=result) for result in ("archived", "adopted"))),
     )
 

@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pymysql
 import structlog
 
+from cdc_archiver import __version__
 from cdc_archiver.commands.context import open_context
 from cdc_archiver.commands.why.json_answer import look_up
 from cdc_archiver.database.source_locks import SourceLocks
@@ -91,7 +92,8 @@ class Supervisor:
         self._yielding: set[str] = set()
         self.http: HttpServer | None = None
         self.metrics.destination_up.set_function(self._destination_up)
-        self.metrics.destination_free.set_function(self._free_bytes)
+        self.metrics.destination_free.set_function(partial(self._last_free, "bytes"))
+        self.metrics.destination_free_inodes.set_function(partial(self._last_free, "inodes"))
 
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler, and so takes no lock."""
@@ -119,6 +121,13 @@ class Supervisor:
         front_ends = FrontEnds(self._settings, queries, self._ended)
         self.http = front_ends.http
         front_ends.start()
+        _log.info(
+            "starting",
+            version=__version__,
+            sources={source.name: {"host": source.host, "target": source.target} for source in self._settings.sources},
+            data_dir=str(self._settings.data_dir),
+            database=f"{self._settings.mysql_host}:{self._settings.mysql_port}/{self._settings.mysql_database}",
+        )
         try:
             # In a thread of its own: to find that a host is down takes time.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
@@ -131,7 +140,15 @@ class Supervisor:
             if self._tables is not None:
                 self._tables.database.close()
             front_ends.stop()  # after the work: the watchdog watches the drain, too
-            _log.info("stopped")
+            _log.info(
+                "stopped",
+                reason=self._failed or "asked to",
+                ran_seconds=round((datetime.now(UTC) - self._started).total_seconds()),
+                **{
+                    result: round(self.metrics.total("copies_total", result=result))
+                    for result in ("archived", "adopted", "charged", "refused")
+                },
+            )
         return ExitStatus.DONE
 
     def _run_once(self, reconciliation: ReconcileCompletion) -> ExitStatus:
@@ -191,8 +208,8 @@ class Supervisor:
         pipeline = self._pipeline
         return math.nan if pipeline is None else float(pipeline.dispatcher.destination[0])
 
-    def _free_bytes(self) -> float:
-        free = self._archive.last_free_bytes
+    def _last_free(self, what: Literal["bytes", "inodes"]) -> float:
+        free = self._archive.last_free_bytes if what == "bytes" else self._archive.last_free_inodes
         return math.nan if free is None else float(free)
 
     def _bootstrap_until_answered(self) -> ResolvedTables | None:
@@ -224,6 +241,9 @@ class Supervisor:
                 pause = min(_LONGEST_PAUSE, pause * 2)
             else:
                 self._database_errors.report("start", True, "")
+                _log.info(
+                    "table_found", table=self._tables.files.name, history=self._tables.history.unavailable or "kept"
+                )
                 return self._tables
 
     def _is_asked_to_stop(self, wait: float) -> bool:
@@ -353,6 +373,7 @@ class Supervisor:
             ),
             on_other_table=lambda: self._events.put(SupervisorEvent(EventKind.OTHER_TABLE)),
             stream=self._reconciliation is None,
+            configured=self._settings,
             lock_server=lambda: keeper.server,
         )
         self._pipeline = self._active_pipeline = pipeline

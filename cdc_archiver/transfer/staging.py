@@ -38,6 +38,7 @@ class Archive:
         self._prepared = False
         self._expect_marker = False
         self.last_free_bytes: int | None = None
+        self.last_free_inodes: int | None = None
         """Free space when it was last read: reading this never waits for a disk that hangs."""
 
     def require_directory(self) -> None:
@@ -101,6 +102,7 @@ class Archive:
         with os_errors_as_unavailable():
             found = os.statvfs(self.data_dir)
         self.last_free_bytes = found.f_bavail * found.f_frsize
+        self.last_free_inodes = found.f_favail if found.f_files else None  # btrfs has no fixed number
         return self.last_free_bytes
 
     def require_ready(self) -> None:
@@ -113,11 +115,17 @@ class Archive:
             self.prepare(expect_marker=self._expect_marker)
         self.require_mounted()
         free = self.free_bytes()
+        if self.last_free_inodes == 0:
+            raise DestinationUnavailable(
+                Reason.NO_SPACE,
+                f"the file system of {self.data_dir} has no free inodes, and {free / 2**20:.0f} MiB of space",
+                f"df -i {shlex.quote(str(self.data_dir))}  # delete files there, or make it anew with more inodes",
+            )
         if free < self._min_free:
             raise DestinationUnavailable(
                 Reason.NO_SPACE,
-                f"{self.data_dir} has {free / 2**30:.2f} GiB free, less than --min-free ({self._min_free / 2**30:.2f} GiB)",
-                "free space on that disk, or lower --min-free",
+                f"{self.data_dir} has {free / 2**20:.0f} MiB free, less than --min-free ({self._min_free / 2**20:.0f} MiB)",
+                "make room on that disk; --min-free is the guard that keeps it from being full",
             )
 
     def require_mounted(self) -> None:

@@ -12,7 +12,7 @@ from files_table import CREATE_TABLE, TABLE
 from private_site import HISTORY, PrivateSite, SourceFile, insert
 from proxy import Proxy
 from services import PASSWORD, Service
-from waiting import eventually
+from waiting import PATIENCE, eventually, eventually_or_not
 
 from cdc_archiver.sandbox import DatabaseServer
 
@@ -75,8 +75,17 @@ def changes(service: Service, reason: str) -> float:
     return service.metric("database_server_changes_total", reason=reason)
 
 
-def connections(stage: PrivateSite) -> int:
-    return len(stage.sql(f"SELECT id FROM information_schema.processlist WHERE user = '{stage.user}'"))
+def sessions(server: PrivateSite | OtherServer, user: str) -> list[tuple[Any, ...]]:
+    """The account's sessions at a server."""
+    return server.sql(
+        f"SELECT id, command, time, state, info FROM information_schema.processlist WHERE user = '{user}'"
+    )
+
+
+def wait_left(server: PrivateSite | OtherServer, user: str) -> None:
+    """Waits until the account has no session at a server."""
+    if not eventually_or_not(lambda: not sessions(server, user), PATIENCE):
+        raise AssertionError(f"connections are left: {sessions(server, user)}")
 
 
 @pytest.mark.usefixtures("quick_stream")
@@ -99,11 +108,11 @@ def test_a_server_that_is_read_only_is_waited_for(doomed_stage: PrivateSite) -> 
             ids = stage.register(*stage.files(3))
             service.wait_state("no database")
             # then nothing but a question now and then is left of us there,
-            eventually(lambda: connections(stage) <= 1, "all connections are closed")
+            eventually(lambda: len(sessions(stage, stage.user)) <= 1, "all connections are closed")
             assert service.get("/healthz")[0] == 200
             assert changes(service, "read_only") == 1
-            eventually(lambda: connections(stage) == 1, "it asks")
-            eventually(lambda: connections(stage) == 0, "it waits")
+            eventually(lambda: len(sessions(stage, stage.user)) == 1, "it asks")
+            eventually(lambda: not sessions(stage, stage.user), "it waits")
         # and what waited is archived, and recorded, without a failed attempt.
         stage.wait_archived(*ids, within=15.0)
         service.wait_state("streaming")
@@ -129,7 +138,7 @@ def test_who_follows_the_address_to_another_server_works_or_stands_by_there(
         other.wait_archived(id_, within=15.0)
         eventually(lambda: changes(service, "moved") == 1, "it says that it moved")
         service.wait_state("streaming")
-        eventually(lambda: connections(stage) == 0, "no connection is left at the old one")
+        wait_left(stage, stage.user)
         assert other.sql(f"SELECT result FROM {HISTORY} WHERE file_id = {id_}") == [("archived",)]
         other.wait_archived(other.register(stage.file("streamed.npy")))
         # And given a second archiver at the old server, when this one is led back to it,
@@ -139,8 +148,7 @@ def test_who_follows_the_address_to_another_server_works_or_stands_by_there(
             wire.target = stage.server.port
             # then it leaves the other one, and stands by for the second,
             service.wait_state("standby", within=15.0)
-            ours = f"SELECT id FROM information_schema.processlist WHERE user = '{stage.user}'"
-            eventually(lambda: other.sql(ours) == [], "no connection is left at the other one")
+            wait_left(other, stage.user)
             stage.wait_archived(*stage.register(stage.file("second.npy")))
         # and takes over when that one ends.
         service.wait_state("streaming", within=15.0)
