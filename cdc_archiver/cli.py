@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from cdc_archiver import __version__
-from cdc_archiver.commands import check, hand_over, hold, init_db, register, retry, run, shadow, status
+from cdc_archiver.commands import check, hand_over, hold, init_db, monitor, register, retry, run, shadow, status
 from cdc_archiver.commands import list as list_
 from cdc_archiver.commands.output import print_to_stderr
 from cdc_archiver.commands.timecodes import timecodes
@@ -47,6 +47,7 @@ app.command("list", help=list_.HELP)(with_settings_of(DATABASE | SERVICE)(list_.
 app.command(help=verify.HELP)(with_settings_of(_ARCHIVE - SERVICE)(verify.verify))
 app.command(help=register.HELP)(with_settings_of(DATABASE | {"source_root"})(register.register))
 app.command(help=shadow.HELP)(with_settings_of(DATABASE | {"data_dir", "poll_interval"})(shadow.shadow))
+app.command(help=monitor.HELP)(with_settings_of(monitor.SETTINGS)(monitor.monitor))
 app.command(help=timecodes.HELP)(with_settings_of(DATABASE | {"data_dir"})(timecodes.timecodes))
 app.command(help=hold.HOLD_HELP)(with_settings_of(DATABASE)(hold.hold))
 app.command(help=hold.UNHOLD_HELP)(with_settings_of(DATABASE | {"data_dir"})(hold.unhold))

@@ -282,6 +282,26 @@ class Settings(SourceOptions, BaseSettings):
         description="First timecode of which readers are told by markers although it ended before the first start. "
         "Default: none of these.",
     )
+    udp_host: str = Field("127.0.0.1", description="monitor: address on which the instrument's messages arrive.")
+    udp_port: int = Field(8200, ge=0, le=65535, description="monitor: port on which the instrument's messages arrive.")
+    forward: Names = Field((), description="monitor: HOST:PORT that gets each message as well; may be repeated.")
+    spool: Path | None = Field(
+        None,
+        description="monitor: file in which messages wait for the database. Default: below the state directory; a container has none.",
+    )
+    spool_max: Bytes = Field(
+        1024**3, ge=1024**2, description="monitor: size of the spool above which messages are lost."
+    )
+    spool_keep: Seconds = Field(
+        90 * 86400.0,
+        ge=86400.0,
+        description="monitor: time for which an announcement is remembered, so that it makes one row.",
+    )
+    settle: Seconds = Field(0.5, description="monitor: time for which a file must not have changed.")
+    patience: Seconds = Field(
+        600.0, ge=1, description="monitor: time after which a file that has not come counts as lost."
+    )
+    site: str = Field("", max_length=32, description="monitor: the rows' column site.")
 
     http_host: str = Field("127.0.0.1", description="Address of the status page, /metrics, /healthz, /readyz, /api.")
     http_port: int = Field(
@@ -364,7 +384,7 @@ class Settings(SourceOptions, BaseSettings):
         return values
 
     @field_validator(
-        "mysql_password_file", "mysql_ssl_ca", "mysql_ssl_cert", "mysql_ssl_key", "data_dir", mode="before"
+        "mysql_password_file", "mysql_ssl_ca", "mysql_ssl_cert", "mysql_ssl_key", "data_dir", "spool", mode="before"
     )
     @classmethod
     def _no_empty_file(cls, value: object) -> object:

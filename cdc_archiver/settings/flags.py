@@ -32,13 +32,18 @@ SOURCE: Final = frozenset(
 )
 """Settings for access to a source."""
 
+REGISTRAR: Final = frozenset(
+    {"udp_host", "udp_port", "forward", "spool", "spool_max", "spool_keep", "settle", "patience", "site"}
+)
+"""Settings of the registrar alone."""
+
 
 def with_settings(command: Command) -> Callable[..., None]:
     """Adds a flag for each setting to a command, whose first argument is the loaded :class:`Settings`.
 
-    A parameter ``load_again`` of the command receives a function that loads the settings again.
+    The help shows all but the registrar's. A parameter ``load_again`` of the command receives a function that loads the settings again.
     """
-    return _with_settings(command, Settings.model_fields.keys())
+    return _with_settings(command, Settings.model_fields.keys() - REGISTRAR)
 
 
 def with_settings_of(shown: Collection[str]) -> Callable[[Command], Callable[..., None]]:
@@ -111,9 +116,13 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "DATE"
     if Path in (field.annotation, *get_args(field.annotation)):
         return "PATH"
-    return {"target": "NAME", "streams": "PUB-ID", "finalize_as": "[ARCHIVE=]ID", "host": "[USER@]HOST"}.get(
-        name, "NUMBER" if int in (field.annotation, *get_args(field.annotation)) else "TEXT"
-    )
+    return {
+        "target": "NAME",
+        "streams": "PUB-ID",
+        "finalize_as": "[ARCHIVE=]ID",
+        "forward": "HOST:PORT",
+        "host": "[USER@]HOST",
+    }.get(name, "NUMBER" if int in (field.annotation, *get_args(field.annotation)) else "TEXT")
 
 
 def _parameter(
