@@ -153,7 +153,7 @@ def _health_routes(queries: HealthQueries) -> list[Route]:
                 f"{line}\n"
                 for line in (
                     f"{now.state}: {escape_unprintable(now.why)}" if now.why else now.state,
-                    *map(escape_unprintable, now.attention),
+                    *map(escape_unprintable, now.attention if isinstance(now, ServiceStatus) else ()),
                 )
             ),
             200 if now.ready else 503,

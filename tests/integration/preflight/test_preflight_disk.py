@@ -138,7 +138,9 @@ def test_a_directory_that_only_the_service_sees_read_only_is_not_fixed_by_remoun
 def test_a_disk_that_is_nearly_full(data_dir: Path) -> None:
     found = the_only(check(data_dir, min_free="500T"))
     assert found.subject == "free space"
-    assert found.fix.startswith(f"df -h {data_dir}  # make room there"), "the guard is never the first fix"
+    assert found.fix.startswith(f"df -h {shlex.quote(str(data_dir))}  # make room there"), (
+        "the guard is never the first fix"
+    )
 
 
 def test_a_disk_without_inodes(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +150,7 @@ def test_a_disk_without_inodes(data_dir: Path, monkeypatch: pytest.MonkeyPatch) 
     found = the_only(check(data_dir, min_free=0))
     assert found.subject == "free inodes"
     assert "no free inodes in" in found.text
-    with pytest.raises(DestinationUnavailable, match="has no free inodes, and .* of space"):
+    with pytest.raises(DestinationUnavailable, match=r"has no free inodes, and .* of space"):
         Archive(data_dir, 0).require_ready()
 
 
