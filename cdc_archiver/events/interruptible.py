@@ -59,12 +59,17 @@ class InterruptibleConnections:
             ) from error
         try:
             connection.connect(sock)
-            self._on_connect(connection)
         except BaseException:
             sock.close()
             self._drop_twin(twin)
             raise
         connection.after_close = lambda: self._drop_twin(twin)
+        try:
+            self._on_connect(connection)
+        except BaseException:
+            with contextlib.suppress(pymysql.MySQLError):
+                connection.close()  # of TLS, its own socket: ours is only what that was made of
+            raise
         with self._lock:
             self._connections.add(connection)
         return connection
