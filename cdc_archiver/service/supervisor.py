@@ -18,7 +18,6 @@ from typing import Any, Final, Literal
 import pymysql
 import structlog
 
-from cdc_archiver import __version__
 from cdc_archiver.commands.context import open_context
 from cdc_archiver.commands.why.json_answer import look_up
 from cdc_archiver.database.source_locks import SourceLocks
@@ -26,7 +25,8 @@ from cdc_archiver.dispatch.tracked_files import FileStatus
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
 from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.service_status import ServiceStatus
+from cdc_archiver.observe.notice_rules import notice_of_timecode
+from cdc_archiver.observe.service_status import ServiceStatus, with_last_known
 from cdc_archiver.observe.summary import summarize
 from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
@@ -35,8 +35,16 @@ from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.service.reconcile_completion import ReconcileCompletion
 from cdc_archiver.service.server_watch import ServerWatch
-from cdc_archiver.service.status_builder import DatabaseErrors, Snapshot, build_status
-from cdc_archiver.service.supervisor_events import EventKind, SupervisorEvent
+from cdc_archiver.service.service_events import EventKind, ServiceEvent
+from cdc_archiver.service.status_builder import (
+    DatabaseErrors,
+    Snapshot,
+    build_status,
+    known_timecodes,
+    log_start,
+    log_stop,
+    publish_timecodes,
+)
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import StoppableThread
 
@@ -76,7 +84,7 @@ class Supervisor:
         self._reconciliation = reconciliation
         self._archive = archive_of(settings)
         self.metrics = Metrics()
-        self._events: queue.SimpleQueue[SupervisorEvent] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[ServiceEvent] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._started = datetime.now(UTC)
         self._tables: ResolvedTables | None = None
@@ -86,22 +94,24 @@ class Supervisor:
         self._keeper: LockKeeper | None = None
         self._watch: ServerWatch | None = None
         self._failed = ""
+        self._last_known: tuple[ServiceStatus, datetime] | tuple[None, None] = (None, None)
         self._database_errors = DatabaseErrors()
         self._holders: dict[str, str] = {}
         self._losses_at_start = 0
         self._yielding: set[str] = set()
         self.http: HttpServer | None = None
+        self._front_ends: FrontEnds | None = None
         self.metrics.destination_up.set_function(self._destination_up)
         self.metrics.destination_free.set_function(partial(self._last_free, "bytes"))
         self.metrics.destination_free_inodes.set_function(partial(self._last_free, "inodes"))
 
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler, and so takes no lock."""
-        self._events.put(SupervisorEvent(EventKind.STOP))
+        self._events.put(ServiceEvent(EventKind.STOP))
 
     def reload(self) -> None:
         """Asks it to read its sources again; may be called from a signal handler, and so takes no lock."""
-        self._events.put(SupervisorEvent(EventKind.RELOAD))
+        self._events.put(ServiceEvent(EventKind.RELOAD))
 
     def run(self) -> ExitStatus:
         """Runs until :meth:`stop`, or until its reconciliation is over.
@@ -117,17 +127,12 @@ class Supervisor:
             partial(summarize, poll_interval=self._settings.poll_interval),
             self.file_status,
             self.why,
+            lambda: known_timecodes(self._pipeline),
         )
-        front_ends = FrontEnds(self._settings, queries, self._ended)
+        self._front_ends = front_ends = FrontEnds(self._settings, queries, self._ended)
         self.http = front_ends.http
         front_ends.start()
-        _log.info(
-            "starting",
-            version=__version__,
-            sources={source.name: {"host": source.host, "target": source.target} for source in self._settings.sources},
-            data_dir=str(self._settings.data_dir),
-            database=f"{self._settings.mysql_host}:{self._settings.mysql_port}/{self._settings.mysql_database}",
-        )
+        log_start(self._settings)
         try:
             # In a thread of its own: to find that a host is down takes time.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
@@ -140,15 +145,7 @@ class Supervisor:
             if self._tables is not None:
                 self._tables.database.close()
             front_ends.stop()  # after the work: the watchdog watches the drain, too
-            _log.info(
-                "stopped",
-                reason=self._failed or "asked to",
-                ran_seconds=round((datetime.now(UTC) - self._started).total_seconds()),
-                **{
-                    result: round(self.metrics.total("copies_total", result=result))
-                    for result in ("archived", "adopted", "charged", "refused")
-                },
-            )
+            log_stop(self.metrics, self._started, self._failed)
         return ExitStatus.DONE
 
     def _run_once(self, reconciliation: ReconcileCompletion) -> ExitStatus:
@@ -168,8 +165,8 @@ class Supervisor:
                 self._tables.database.close()
 
     def status(self) -> ServiceStatus:
-        """The current status. Never waits for the database."""
-        return build_status(
+        """The current status; while the database is away, with what was known before. Never waits for the database."""
+        status = build_status(
             Snapshot(
                 settings=self._settings,
                 started=self._started,
@@ -183,6 +180,7 @@ class Supervisor:
                 database_errors=self._database_errors.texts(),
             )
         )
+        return with_last_known(status, *self._last_known)
 
     def file_status(self, id_: int) -> FileStatus | None:
         """Where a file is on its way through the service; None if it is not. Waits for nothing."""
@@ -255,13 +253,13 @@ class Supervisor:
             self._reload()
         return event.kind is EventKind.STOP
 
-    def _next_event(self) -> SupervisorEvent:
+    def _next_event(self) -> ServiceEvent:
         # Python's signal handlers run in this thread, at its next bytecode: a signal that arrives on the way into a wait, or
         # in another thread, does not end the wait.
         try:
             return self._events.get(timeout=_TICK if self._reconciliation is not None else _WAKE)
         except queue.Empty:
-            return SupervisorEvent(EventKind.TICK)
+            return ServiceEvent(EventKind.TICK)
 
     def _preflight(self) -> None:
         """Logs at the start what `check` finds."""
@@ -362,6 +360,7 @@ class Supervisor:
             for source in sources:
                 self._pipeline.add(source)
             return
+        self.metrics.activity.forget()  # what failed before may have been archived or given up since
         pipeline = Pipeline(
             self._settings.model_copy(update={"sources": tuple(sources)}),
             tables,
@@ -371,7 +370,9 @@ class Supervisor:
             on_database=lambda who, up, why: (
                 self._database_errors.report(who, up, why) if self._pipeline is pipeline else None
             ),
-            on_other_table=lambda: self._events.put(SupervisorEvent(EventKind.OTHER_TABLE)),
+            on_other_table=lambda: self._events.put(ServiceEvent(EventKind.OTHER_TABLE)),
+            on_notice=lambda notice: self._front_ends.tell(notice_of_timecode(notice)) if self._front_ends else None,
+            on_look=lambda pipeline: publish_timecodes(pipeline, self.metrics, datetime.now(UTC)),
             stream=self._reconciliation is None,
             configured=self._settings,
             lock_server=lambda: keeper.server,
@@ -386,7 +387,7 @@ class Supervisor:
         """Yields a source, or restarts it with other options."""
         pipeline = self._pipeline
         if pipeline is not None and name in pipeline.sources and name not in pipeline.yielding:
-            left = lambda source: self._events.put(SupervisorEvent(EventKind.YIELDED, source, pipeline=pipeline))
+            left = lambda source: self._events.put(ServiceEvent(EventKind.YIELDED, source, pipeline=pipeline))
             pipeline.remove(name, self._settings.drain_timeout, left)
 
     def _release_source(self, name: str) -> None:
@@ -432,6 +433,8 @@ class Supervisor:
                 self._yield_source(name)
 
     def _end_pipeline(self, drain: float) -> None:
+        if self._pipeline is not None:
+            self._last_known = (self.status(), datetime.now(UTC))
         pipeline, self._pipeline = self._pipeline, None
         self.metrics.set_mode("")
         if pipeline is not None:
@@ -452,12 +455,12 @@ class Supervisor:
 
     def _ended(self, part: StoppableThread) -> None:
         if part.failure is not None:
-            self._events.put(SupervisorEvent(EventKind.THREAD_ENDED, part=part))
+            self._events.put(ServiceEvent(EventKind.THREAD_ENDED, part=part))
 
     def on_server_left(self, watch: ServerWatch, name: str, why: str) -> None:
         """Called by any thread that uses the database: nothing can be done with this server any more."""
         pipeline = self._active_pipeline
-        self._events.put(SupervisorEvent(EventKind.SERVER_LEFT, why, name, part=watch))
+        self._events.put(ServiceEvent(EventKind.SERVER_LEFT, why, name, part=watch))
         if pipeline is not None:
             pipeline.cancel()
 
@@ -465,24 +468,26 @@ class Supervisor:
 
     def on_acquired(self, sources: Sequence[str], losses: int) -> None:
         self._database_errors.report("lock", True, "")
-        self._events.put(SupervisorEvent(EventKind.ACQUIRED, sources=tuple(sources), losses=losses))
+        self._events.put(ServiceEvent(EventKind.ACQUIRED, sources=tuple(sources), losses=losses))
 
     def on_lost(self, lost: LockLost) -> None:
         pipeline = self._active_pipeline
         if self._reconciliation is None:
-            self._events.put(SupervisorEvent(EventKind.LOST, str(lost)))
+            self._events.put(ServiceEvent(EventKind.LOST, str(lost)))
         elif isinstance(lost.__cause__, pymysql.MySQLError | OSError):
-            self._events.put(SupervisorEvent(EventKind.ERROR, error=DatabaseUnavailable(str(lost))))
+            self._events.put(ServiceEvent(EventKind.ERROR, error=DatabaseUnavailable(str(lost))))
         else:
-            self._events.put(SupervisorEvent(EventKind.ERROR, error=lost))
+            self._events.put(ServiceEvent(EventKind.ERROR, error=lost))
         if pipeline is not None:  # after the event: a reconciliation must not take the end of the copies for its own
             pipeline.cancel()
 
     def on_requested(self, source: str) -> None:
-        self._events.put(SupervisorEvent(EventKind.REQUESTED, source))
+        self._events.put(ServiceEvent(EventKind.REQUESTED, source))
 
     def on_held_by_other(self, holders: Mapping[str, str]) -> None:
         self._holders = dict(holders)
+        for source in holders:
+            self.metrics.activity.forget(source)
         if self._reconciliation is not None:
             return  # it logs for itself
         if holders and self._pipeline is None and not (self._keeper and self._keeper.held):
@@ -493,7 +498,7 @@ class Supervisor:
 
     def on_unreachable(self, error: ArchiverError) -> None:
         self._database_errors.report("lock", False, str(error))
-        self._events.put(SupervisorEvent(EventKind.ERROR, error=error))
+        self._events.put(ServiceEvent(EventKind.ERROR, error=error))
 
     def on_reachable(self) -> None:
         self._database_errors.report("lock", True, "")

@@ -1,4 +1,4 @@
-"""What the supervisor's loop waits for: requests of the operator, and what its threads report."""
+"""What happens to the service, for its one loop: handed from signal handlers and other threads through a queue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cdc_archiver.threads import StoppableThread
 
 
 class EventKind(Enum):
-    """The kinds of events."""
+    """What happened."""
 
     TICK = auto()
     STOP = auto()
@@ -32,15 +32,8 @@ class EventKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class SupervisorEvent:
-    """An event.
-
-    Attributes:
-        name: of the line in the log.
-        why: a sentence, or the name of a source.
-        part: the thread that it concerns.
-        losses: as the lock keeper counted when the locks of these sources were acquired.
-    """
+class ServiceEvent:
+    """One event, with what its kind needs."""
 
     kind: EventKind
     why: str = ""
