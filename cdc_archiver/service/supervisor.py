@@ -29,6 +29,7 @@ from cdc_archiver.observe.notice_rules import notice_of_timecode
 from cdc_archiver.observe.service_status import ServiceStatus, with_last_known
 from cdc_archiver.observe.summary import summarize
 from cdc_archiver.preflight import CheckStatus, run_checks
+from cdc_archiver.service import status_builder
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.front_ends import FrontEnds
 from cdc_archiver.service.lock_keeper import LockKeeper
@@ -36,15 +37,6 @@ from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.service.reconcile_completion import ReconcileCompletion
 from cdc_archiver.service.server_watch import ServerWatch
 from cdc_archiver.service.service_events import EventKind, ServiceEvent
-from cdc_archiver.service.status_builder import (
-    DatabaseErrors,
-    Snapshot,
-    build_status,
-    known_timecodes,
-    log_start,
-    log_stop,
-    publish_timecodes,
-)
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import StoppableThread
 
@@ -95,7 +87,7 @@ class Supervisor:
         self._watch: ServerWatch | None = None
         self._failed = ""
         self._last_known: tuple[ServiceStatus, datetime] | tuple[None, None] = (None, None)
-        self._database_errors = DatabaseErrors()
+        self._database_errors = status_builder.DatabaseErrors()
         self._holders: dict[str, str] = {}
         self._losses_at_start = 0
         self._yielding: set[str] = set()
@@ -127,12 +119,12 @@ class Supervisor:
             partial(summarize, poll_interval=self._settings.poll_interval),
             self.file_status,
             self.why,
-            lambda: known_timecodes(self._pipeline),
+            lambda: status_builder.known_timecodes(self._pipeline),
         )
         self._front_ends = front_ends = FrontEnds(self._settings, queries, self._ended)
         self.http = front_ends.http
         front_ends.start()
-        log_start(self._settings)
+        status_builder.log_start(self._settings)
         try:
             # In a thread of its own: to find that a host is down takes time.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
@@ -145,7 +137,7 @@ class Supervisor:
             if self._tables is not None:
                 self._tables.database.close()
             front_ends.stop()  # after the work: the watchdog watches the drain, too
-            log_stop(self.metrics, self._started, self._failed)
+            status_builder.log_stop(self.metrics, self._started, self._failed)
         return ExitStatus.DONE
 
     def _run_once(self, reconciliation: ReconcileCompletion) -> ExitStatus:
@@ -166,8 +158,8 @@ class Supervisor:
 
     def status(self) -> ServiceStatus:
         """The current status; while the database is away, with what was known before. Never waits for the database."""
-        status = build_status(
-            Snapshot(
+        status = status_builder.build_status(
+            status_builder.Snapshot(
                 settings=self._settings,
                 started=self._started,
                 archive=self._archive,
@@ -372,7 +364,7 @@ class Supervisor:
             ),
             on_other_table=lambda: self._events.put(ServiceEvent(EventKind.OTHER_TABLE)),
             on_notice=lambda notice: self._front_ends.tell(notice_of_timecode(notice)) if self._front_ends else None,
-            on_look=lambda pipeline: publish_timecodes(pipeline, self.metrics, datetime.now(UTC)),
+            on_look=lambda pipeline: status_builder.publish_timecodes(pipeline, self.metrics, datetime.now(UTC)),
             stream=self._reconciliation is None,
             configured=self._settings,
             lock_server=lambda: keeper.server,
