@@ -79,6 +79,7 @@ class Archive:
         """The archive's marker; None until it is known."""
         self._logged: StagingPlace | None = None
         self.last_free_bytes: int | None = None
+        self.last_free_inodes: int | None = None
         """Free space when it was last read: reading this never waits for a disk that hangs."""
 
     def require_directory(self) -> None:
@@ -257,7 +258,10 @@ class Archive:
         Raises:
             DestinationUnavailable: it cannot be read.
         """
-        self.last_free_bytes = _free_bytes(self.data_dir)
+        with os_errors_as_unavailable():
+            found = os.statvfs(self.data_dir)
+        self.last_free_bytes = found.f_bavail * found.f_frsize
+        self.last_free_inodes = found.f_favail if found.f_files else None  # btrfs has no fixed number
         return self.last_free_bytes
 
     def require_ready(self) -> None:
@@ -269,7 +273,14 @@ class Archive:
         if self.marker is None:
             self.prepare()
         self.require_mounted()
-        self._require_free(self.data_dir, self.free_bytes())
+        free = self.free_bytes()
+        if self.last_free_inodes == 0:
+            raise DestinationUnavailable(
+                Reason.NO_SPACE,
+                f"the file system of {self.data_dir} has no free inodes, and {format_size(free)} of space",
+                f"df -i {shlex.quote(str(self.data_dir))}  # delete files there, or make it anew with more inodes",
+            )
+        self._require_free(self.data_dir, free)
         self.require_free(self.incoming)
 
     def require_free(self, directory: Path) -> None:
@@ -285,7 +296,7 @@ class Archive:
             raise DestinationUnavailable(
                 Reason.NO_SPACE,
                 f"{directory} has {format_size(free)} free, less than --min-free ({format_size(self._min_free)})",
-                "free space on that disk, or lower --min-free",
+                "make room on that disk; --min-free is the guard that keeps it from being full",
             )
 
     def require_mounted(self) -> None:
