@@ -58,8 +58,7 @@ class RegistrarReports:
         for registrar in self._of(instance_id):
             if registrar.finished or (registrar.watermark is not None and registrar.watermark >= end):
                 continue
-            silent = registrar.heard is None or now - registrar.heard > SILENT_AFTER
-            reason = "registrar_silent" if silent else "registrar_behind"
+            reason = "registrar_silent" if _is_silent(registrar, now) else "registrar_behind"
             found[reason] = found.get(reason, 0) + 1
         lost, gaps = (self.losses or {}).get((fold_instance_id(instance_id), timecode), (0, 0))
         return found | {name: n for name, n in (("registrar_lost", lost), ("registrar_gaps", gaps)) if n}
@@ -71,8 +70,20 @@ class RegistrarReports:
             return False, None
         return True, None if None in marks else min(mark for mark in marks if mark is not None)
 
+    def silent(self, now: datetime) -> int:
+        """How many registrars have not reported for a while.
+
+        Args:
+            now: by the database's clock.
+        """
+        return sum(not each.finished and _is_silent(each, now) for each in self.registrars)
+
     def _of(self, instance_id: str) -> list[Registrar]:
         return [each for each in self.registrars if fold_instance_id(each.instance_id) == fold_instance_id(instance_id)]
+
+
+def _is_silent(registrar: Registrar, now: datetime) -> bool:
+    return registrar.heard is None or now - registrar.heard > SILENT_AFTER
 
 
 def read_reports(connection: sa.Connection, instance_ids: Collection[str]) -> RegistrarReports:

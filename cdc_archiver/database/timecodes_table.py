@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.history import HISTORY_ERRORS
-from cdc_archiver.database.side_tables import TIMECODES, open_side_table
+from cdc_archiver.database.side_tables import TIMECODES, open_side_table, why_off
 
 _LOCK_WAIT: Final = 1
 """Seconds that a re-opening may hold up the write-back of a file."""
@@ -90,8 +90,7 @@ class TimecodesTable:
         except sa.exc.DBAPIError as error:
             if error_code(error) not in HISTORY_ERRORS:
                 raise
-            reason = error.orig.args[-1] if error.orig and error.orig.args else error
-            return f"{reason}; fix: run the GRANT that `cdc-archiver check` names; each sweep tries again"
+            return why_off(connection, TIMECODES, error)
         return ""
 
     def load(self, connection: sa.Connection, instance_ids: Collection[str]) -> list[StoredTimecode]:

@@ -21,6 +21,7 @@ from cdc_archiver.errors import DestinationUnavailable
 from cdc_archiver.model import Reason
 from cdc_archiver.preflight.findings import Finding, failure, ok, run_check, warning
 from cdc_archiver.settings import Settings
+from cdc_archiver.text import format_size
 from cdc_archiver.transfer.placement import Placer, Staged
 from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
 
@@ -82,11 +83,11 @@ def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
     if free < least:
         yield failure(
             "free space",
-            f"{_size(free)} free in {directory}, less than --min-free ({_size(least)})",
+            f"{format_size(free)} free in {directory}, less than --min-free ({format_size(least)})",
             f"--min-free {max(free // 2**21, 0)}M  # or free space on that disk",
         )
     else:
-        yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")
+        yield ok("free space", f"{format_size(free)}; copying stops below {format_size(least)}")
     yield _marker(directory, expect_marker)
     yield from _foreign_entries(directory)
     if leftovers := _leftovers(directory / INCOMING):
@@ -248,7 +249,7 @@ def _leftovers(staging: Path) -> str:
                 sizes.append(os.lstat(os.path.join(parent, name)).st_size)
     if not sizes:
         return ""
-    return f"{len(sizes)} files ({_size(sum(sizes))}) in {staging}: copies under way, or leftovers that the next run removes"
+    return f"{len(sizes)} files ({format_size(sum(sizes))}) in {staging}: copies under way, or leftovers that the next run removes"
 
 
 def _account() -> str:
@@ -256,11 +257,3 @@ def _account() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"

@@ -29,6 +29,7 @@ from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
 from cdc_archiver.timecodes.keeper import TimecodeKeeper
+from cdc_archiver.timecodes.status_types import TimecodeNotice
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -53,6 +54,8 @@ class Pipeline:
         on_end: called by a part's thread when it ends.
         on_database: called with the part that asked the database, whether it answers, and why not.
         on_other_table: called when a newer table of files has appeared.
+        on_notice: called with what happens to timecodes.
+        on_look: called with this after each look at them.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Pipeline:
         on_end: Callable[[StoppableThread], None],
         on_database: Callable[[str, bool, str], None] = lambda who, up, why: None,
         on_other_table: Callable[[], None] = lambda: None,
+        on_notice: Callable[[TimecodeNotice], None] = lambda notice: None,
+        on_look: Callable[[Pipeline], None] = lambda pipeline: None,
         stream: bool,
     ) -> None:
         self._settings = settings
@@ -87,6 +92,8 @@ class Pipeline:
             metrics,
             history_kept=lambda: not tables.history.unavailable,
             source_up=self.dispatcher.is_up,
+            deliver=on_notice,
+            on_look=lambda: None if self._stopping.is_set() else on_look(self),
             marks=self.marks,
         )
         self._recorder = Recorder(
@@ -148,6 +155,11 @@ class Pipeline:
     def yielding(self) -> frozenset[str]:
         """The sources that are being yielded."""
         return frozenset(self._yielding)
+
+    @property
+    def history_off_because(self) -> str:
+        """Why the history is not kept; empty where it is."""
+        return self._tables.history.unavailable
 
     def _new_pool(self, source: SourceSettings) -> WorkerPool:
         return WorkerPool(

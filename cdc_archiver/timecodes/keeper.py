@@ -64,6 +64,7 @@ class TimecodeKeeper(StoppableThread):
         source_up: whether a source delivers files, by its name.
         marks: holds and hand-overs.
         deliver: receives each notice, in this thread.
+        on_look: called after each look, in this thread.
         clock: this machine's, aware.
     """
 
@@ -79,6 +80,7 @@ class TimecodeKeeper(StoppableThread):
         source_up: Callable[[str], bool] = lambda source: True,
         marks: MarksView | None = None,
         deliver: Callable[[TimecodeNotice], None] = lambda notice: None,
+        on_look: Callable[[], None] = lambda: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__("timecodes")
@@ -92,6 +94,7 @@ class TimecodeKeeper(StoppableThread):
         self._indexed_to = 0
         self._watermarks: dict[str, SourceWatermark] = {}
         self._failure = ""
+        self._on_look = on_look
         self._is_off_logged = False
         self.reopening = Reopening(self._table, self.request)
         """Is to be told of each write-back."""
@@ -99,6 +102,8 @@ class TimecodeKeeper(StoppableThread):
         """Why nothing is known of timecodes now, with the fix; empty where they are kept."""
         self.not_completing_because = ""
         """Why no timecode becomes complete, although they are kept: the clocks differ; empty where they may."""
+        self.clock_difference: float | None = None
+        """Seconds that the database's clock is ahead of this machine's; None before the first look."""
 
         self._parts = Parts(
             database=database,
@@ -168,6 +173,7 @@ class TimecodeKeeper(StoppableThread):
                     self._failure = repr(error)
                     _log.error("timecodes_failed", exc_info=error)
                 self.off_because = f"internal error: {error!r}; fix: report this bug, with the log"
+            self._on_look()
             self.stopping.wait(min(_LONGEST_WAIT, _REST * (time.monotonic() - began)))
 
     def look(self) -> None:
@@ -211,7 +217,8 @@ class TimecodeKeeper(StoppableThread):
             self.request()
 
     def _note_clocks(self, look: Look, database_now: datetime) -> None:
-        apart = abs((database_now - self._parts.clock()).total_seconds()) / 60
+        self.clock_difference = (database_now - self._parts.clock()).total_seconds()
+        apart = abs(self.clock_difference) / 60
         why = (
             ""
             if look.clocks_agree

@@ -90,7 +90,8 @@ class SourceLook:
         self._note_archived(noted)
         self._max_id = self._parts.rows.max_id(self._connection)
         self._reports = read_reports(self._connection, self._source.target)
-        self.watermark = self._watermark(self._note_undecided())
+        silent = self._reports.silent(utc_now(self._connection))
+        self.watermark = replace(self._watermark(self._note_undecided()), silent_registrars=silent)
         for target in self._targets:
             try:
                 self._enter(target)

@@ -385,8 +385,9 @@ class _BatchCopy:
                 yield self._decide(_failure_outcome(record, failure, mount_confirmed=mount_confirmed))
         if exit_info.failure is not None and self.wanted:
             failure = login_shell.explained(self._source, exit_info.failure)
-            kind = DestinationUnavailable if failure.reason.scope is Scope.DESTINATION else HostUnavailable
-            raise kind(failure.reason, f"{self._source.name}: {failure.message}", failure.hint)
+            if failure.reason.scope is Scope.DESTINATION:  # of this machine, whatever the source
+                raise DestinationUnavailable(failure.reason, f"the archive's disk: {failure.message}", failure.hint)
+            raise HostUnavailable(failure.reason, f"{self._source.name}: {failure.message}", failure.hint)
 
     def _entries_on_first_attempt(self) -> list[bytes]:
         return [entry for entry, records in self.wanted.items() if any(record.attempts == 0 for record in records)]

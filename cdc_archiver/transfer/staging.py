@@ -11,6 +11,7 @@ from typing import Final
 
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.model import Reason
+from cdc_archiver.text import format_size
 from cdc_archiver.transfer.disk_errors import os_errors_as_unavailable
 from cdc_archiver.transfer.rsync import PARTIAL
 
@@ -116,7 +117,7 @@ class Archive:
         if free < self._min_free:
             raise DestinationUnavailable(
                 Reason.NO_SPACE,
-                f"{self.data_dir} has {free / 2**30:.2f} GiB free, less than --min-free ({self._min_free / 2**30:.2f} GiB)",
+                f"{self.data_dir} has {format_size(free)} free, less than --min-free ({format_size(self._min_free)})",
                 "free space on that disk, or lower --min-free",
             )
 
