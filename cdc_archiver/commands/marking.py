@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import sqlalchemy as sa
 import typer
 
 from cdc_archiver.commands.context import CommandContext, operator_name
+from cdc_archiver.database.archives import known_archive
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.history import HISTORY_ERRORS
@@ -19,7 +21,7 @@ from cdc_archiver.database.timecode_search import targets_with_timecodes
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.text import fold_instance_id
 from cdc_archiver.transfer.layout import timecode_of
-from cdc_archiver.transfer.staging import INCOMING
+from cdc_archiver.transfer.staging_place import sibling_staging
 
 LOWEST, HIGHEST = 10_000, 99_999
 
@@ -190,4 +192,9 @@ def side_table_errors(subject: str) -> Iterator[None]:
 
 def _marks_of_file(context: CommandContext) -> Sequence[Mark]:
     data_dir = context.settings.data_dir
-    return read_file(file_of(data_dir / INCOMING, context.database.name, context.files.name)) if data_dir else ()
+    if data_dir is None:
+        return ()
+    with context.database.connect() as connection:
+        entries = known_archive(connection, context.files.name, context.settings.targets, data_dir).entries
+    places = {Path(entry.staging) for entry in entries.values() if entry.staging} or {sibling_staging(data_dir)}
+    return [mark for place in places for mark in read_file(file_of(place, context.database.name, context.files.name))]
