@@ -21,6 +21,7 @@ from cdc_archiver.database.timecode_search import targets_with_timecodes
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.text import fold_instance_id
 from cdc_archiver.transfer.layout import timecode_of
+from cdc_archiver.transfer.staging import NOTES
 from cdc_archiver.transfer.staging_place import sibling_staging
 
 LOWEST, HIGHEST = 10_000, 99_999
@@ -204,5 +205,5 @@ def _marks_of_file(context: CommandContext) -> Sequence[Mark]:
     return [
         mark
         for place in staging_places(context)
-        for mark in read_file(file_of(place, context.database.name, context.files.name))
+        for mark in read_file(file_of(place / NOTES, context.database.name, context.files.name))
     ]

@@ -43,7 +43,9 @@ def test_what_was_taken_over_does_not_come_back_by_itself(stage: PrivateSite) ->
         done = ask(stage, "hand-over", str(GONE), "--by", "librarian", "--reason", "books are off site")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"handed over: timecode {GONE} of every source, to librarian\n"
-        eventually(lambda: any("marks-" in path.name for path in staging(stage).glob("*")), "the file has the mark")
+        eventually(
+            lambda: any("marks-" in path.name for path in staging(stage).glob(".notes/*")), "the file has the mark"
+        )
         shutil.rmtree(stage.data_dir / str(GONE))
         # then verify counts its files apart, and requeues none,
         assert verified(stage, "--requeue") == {
