@@ -34,7 +34,7 @@ from cdc_archiver.threads import StoppableThread, join_all
 from cdc_archiver.timecodes.keeper import TimecodeKeeper
 from cdc_archiver.timecodes.status_types import TimecodeNotice
 from cdc_archiver.transfer.placement import Placer
-from cdc_archiver.transfer.staging import Archive
+from cdc_archiver.transfer.staging import NOTES, Archive
 
 _KILL_SECONDS: Final = 8.0
 """After the drain: for rsyncs to be killed and what is known to be written back."""
@@ -90,7 +90,7 @@ class Pipeline:
         self._gaps_logged_at = float("-inf")
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
         self.marks = Marks(
-            tables.database.name, tables.files.name, lambda: archive.incoming, on_change=self.dispatcher.recheck
+            tables.database.name, tables.files.name, lambda: archive.incoming / NOTES, on_change=self.dispatcher.recheck
         )
         self.timecodes = TimecodeKeeper(
             settings,
