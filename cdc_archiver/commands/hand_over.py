@@ -73,6 +73,7 @@ def hand_over(
     if not (undo or missing):
         reason = marking.require_reason("hand-over", reason)
     with open_context(settings) as context:
+        marking.require_known(context, target or ())
         if missing:
             return _mark_missing(context, by, reason or _WHY_MISSING, older_than, target or (), yes=yes)
         objects = marking.objects(timecodes or (), target or ())

@@ -19,8 +19,6 @@ _LOCK_WAIT: Final = 1
 """Seconds that a re-opening may hold up the write-back of a file."""
 _USUAL_LOCK_WAIT: Final = 5
 _DEADLOCK: Final = 1213
-_ROWS: Final = 500
-"""Maximum number of rows in one INSERT."""
 
 
 class TimecodeState(StrEnum):
@@ -102,17 +100,17 @@ class TimecodesTable:
 
     def enter(self, connection: sa.Connection, timecodes: Sequence[StoredTimecode]) -> None:
         """Adds timecodes; those that are there already stay as they are."""
-        for start in range(0, len(timecodes), _ROWS):
-            rows = [
-                {
-                    "file_table": self._file_table,
-                    "instance_id": entry.instance_id,
-                    "timecode": entry.timecode,
-                    **_values(entry),
-                }
-                for entry in timecodes[start : start + _ROWS]
-            ]
-            connection.execute(sa.insert(TIMECODES).prefix_with("IGNORE").values(rows))
+        rows = [
+            {
+                "file_table": self._file_table,
+                "instance_id": entry.instance_id,
+                "timecode": entry.timecode,
+                **_values(entry),
+            }
+            for entry in timecodes
+        ]
+        if rows:
+            connection.execute(sa.insert(TIMECODES).prefix_with("IGNORE"), rows)
 
     def lock(self, connection: sa.Connection, instance_id: str, timecode: int) -> StoredTimecode | None:
         """Locks the row until the end of the transaction; None where there is none."""

@@ -31,7 +31,7 @@ from cdc_archiver.timecodes.decision import (
     may_be_late,
 )
 from cdc_archiver.timecodes.known_timecodes import TargetTimecodes, TimecodeStore
-from cdc_archiver.timecodes.reopening import NotedFile, Reopening
+from cdc_archiver.timecodes.reopening import Reopening
 from cdc_archiver.timecodes.source_look import SourceLook
 from cdc_archiver.timecodes.status_types import (
     MarksView,
@@ -50,8 +50,8 @@ _PAGE: Final = 20_000
 _OVERLAP: Final = 2000
 """Ids that are read again: a lower one may be committed after a higher one."""
 _LONGEST_WAIT: Final = 60.0
-_REST: Final = 2.0
-"""Times the duration of a step, until the next one."""
+_REST: Final = 3.0
+"""Times the duration of a look, until the next one."""
 
 _log = structlog.get_logger(__name__)
 
@@ -195,25 +195,25 @@ class TimecodeKeeper(StoppableThread):
                 if fold_instance_id(name) not in self._targets:
                     self._targets[fold_instance_id(name)] = self._parts.store.load(connection, name)
             self._publish_keys()
-            noted = self.reopening.take_noted()
             for source in sources:
-                self._look_at(connection, source, noted)
+                self._look_at(connection, source)
 
-    def _look_at(self, connection: sa.Connection, source: SourceSettings, noted: Sequence[NotedFile]) -> None:
+    def _look_at(self, connection: sa.Connection, source: SourceSettings) -> None:
         if self.stopping.is_set():
             return
         database_now = utc_now(connection)
         look = earlier_clock(database_now, self._parts.clock())
         self._note_clocks(look, database_now)
         targets = [self._targets[fold_instance_id(name)] for name in source.target]
-        keys = {target.key for target in targets}
+        noted = self.reopening.take_noted({target.key for target in targets})
         work = SourceLook(self._parts, connection, source, targets, look)
         try:
-            work.run([file for file in noted if file.key[0] in keys])
+            work.run(noted)
         finally:
+            self.reopening.put_back(noted)
             self._publish_keys()
         self._watermarks[source.name] = work.watermark
-        if not work.use_spare_time():
+        if not work.use_spare_time() or work.has_more:
             self.request()
 
     def _note_clocks(self, look: Look, database_now: datetime) -> None:

@@ -176,7 +176,7 @@ class _BatchCopy:
     ) -> None:
         self._settings = settings
         self._archive = archive
-        self._placer = Placer(archive, settings.modes)
+        self._placer = Placer(archive, settings.modes, owner=source.staging_name)
         self._path_width = path_width
         self._cancel = cancel
         self._source = source
@@ -212,6 +212,8 @@ class _BatchCopy:
             placed = self._placer.find(final, record.md5sum) if directories[directory] else None
             if placed is not None:
                 yield self._decide(Archived(record, placed.path, placed.size, adopted=True))
+            elif obstacle := self._placer.places.obstacle(final):  # seen before the file is fetched in vain
+                yield self._decide(Deferred(record, obstacle.reason, str(obstacle)))
             else:
                 self.wanted.setdefault(self._entries[record.id], []).append(record)
         self._wanted_at_start = len(self.wanted)
@@ -321,7 +323,7 @@ class _BatchCopy:
                         if record.md5sum == md5:
                             arrived[record.id] = (
                                 record,
-                                Staged(report.staged, self._finals[record.id], md5, report.stat_result),
+                                Staged(report.staged, self._finals[record.id], md5, report.stat_result, record.id),
                             )
                 case rsync_output.NotRegularFile():
                     for record in list(records):
@@ -342,7 +344,7 @@ class _BatchCopy:
             except DestinationUnavailable as error:
                 yield self._decide(Deferred(record, error.reason, str(error)))
         verified = time.monotonic()
-        results = self._placer.place([file for _, file in verified_files])
+        results = self._placer.place([file for _, file in verified_files], self._cancel)
         steps = StepDurations(transferred, verified - began, time.monotonic() - verified)
         for (record, _), result in zip(verified_files, results, strict=True):
             match result:

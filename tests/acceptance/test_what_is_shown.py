@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from archive_places import marker_of
 from asking import ask
 from files_table import TABLE
 from private_site import TARGET, PrivateSite, new_private_site
@@ -17,7 +18,6 @@ from services import PASSWORD, Served
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, Kind, MariaDb, SshServer, open_database
-from cdc_archiver.transfer.staging import MARKER
 
 CONTRACT = {
     "stream_connected": (),
@@ -232,7 +232,7 @@ def test_no_source(stage: PrivateSite) -> None:
 
 def test_no_destination(stage: PrivateSite) -> None:
     with stage.service() as service:
-        (stage.data_dir / MARKER).unlink()
+        marker_of(stage.data_dir).unlink()
         stage.register(stage.file("file.npy"))
         service.wait_state("no destination")
         status, body = service.get("/readyz")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from archive_places import marker_of
 from monitoring_files import ALERTS, RULES, expressions
 from private_site import PrivateSite, insert
 from services import Service
@@ -18,7 +19,6 @@ from waiting import PATIENCE, eventually, eventually_or_not
 from cdc_archiver.sandbox import PrometheusServer
 from cdc_archiver.sandbox.packages import Tool
 from cdc_archiver.sandbox.prometheus import PastSeries
-from cdc_archiver.transfer.staging import MARKER
 
 AT_REST = {
     "CdcArchiverAbsent",
@@ -207,7 +207,7 @@ def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
         wait_alert("CdcArchiverStreamDown", instance=here)
         # when the archive's disk is gone,
         assert "CdcArchiverDestinationDown" not in active()
-        (stage.data_dir / MARKER).unlink()
+        marker_of(stage.data_dir).unlink()
         stage.ssh.start()
         wait_alert("CdcArchiverDestinationDown", instance=here)
         # then every alert has had its fault,
@@ -217,4 +217,4 @@ def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
             assert alert.annotations["summary"].endswith("."), alert
             assert "<no value>" not in alert.annotations["summary"]
             assert alert.annotations["runbook"] == f"{HOME}docs/runbook.md#{alert.name.lower()}"
-        (stage.data_dir / MARKER).touch()
+        marker_of(stage.data_dir).touch()
