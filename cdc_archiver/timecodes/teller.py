@@ -35,9 +35,7 @@ class Teller:
 
     def __init__(self, archive: Archive, settings: Settings) -> None:
         self._archive = archive
-        self._placer = Placer(archive, settings.modes)
         self._modes = settings.modes
-        self._placer = Placer(archive, settings.modes)
         self._from = settings.finalize_from
         self._lists: dict[str, dict[int, list[Path]]] = {}
 
@@ -160,7 +158,9 @@ class Teller:
             with open(descriptor, "wb") as file:
                 file.write(content)
             os.chmod(staged, self._modes.files)
-        (placed,) = self._placer.place([Staged(staged, path, hashlib.md5(content, usedforsecurity=False).digest())])
+        (placed,) = Placer(self._archive, self._modes).place(
+            [Staged(staged, path, hashlib.md5(content, usedforsecurity=False).digest())]
+        )
         if not isinstance(placed, Placed):
             raise placed
         if placed.path != path:  # another program was faster

@@ -73,7 +73,7 @@ def test_sotodlib_reads_actions_files_metadata_and_the_end_of_timecodes(
         "archive_name: timestreams\ninstance_id: timestreams-daq\n"
     )
     # when the service archives them and tells that the timecode is complete,
-    options: dict[str, Any] = {**QUICK, "finalize_as": "smurf-daq,timestreams=smurf-daq"}
+    options: dict[str, Any] = {**QUICK, "finalize_as": ("smurf-daq", "timestreams=smurf-daq")}
     if place == "in the state directory":
         (stage.directory / ".archive.cdc_archiver").write_text("a file is in the way")
         options["state_dir"] = stage.directory / "state"
