@@ -37,7 +37,7 @@ class Teller:
     def __init__(self, archive: Archive, settings: Settings) -> None:
         self._archive = archive
         self._modes = settings.modes
-        self._placers: dict[str, Placer] = {}
+        self._cleared: set[str] = set()
         self._from = settings.finalize_from
         self._lists: dict[str, dict[int, list[Path]]] = {}
 
@@ -161,13 +161,14 @@ class Teller:
             with open(descriptor, "wb") as file:
                 file.write(content)
             os.chmod(staged, self._modes.files)
-        if speaker not in self._placers:
-            self._placers[speaker] = Placer(self._archive, self._modes, owner=f"marker-{speaker}")
-            self._placers[speaker].clear_copies()
+        placer = Placer(self._archive, self._modes, owner=f"marker-{speaker}")
+        if speaker not in self._cleared:
+            self._cleared.add(speaker)
+            placer.clear_copies()
         md5 = hashlib.md5(content, usedforsecurity=False).digest()
         stream = markers.first_stream(text)
         try:
-            (placed,) = self._placers[speaker].place([Staged(staged, path, md5, id=timecode, stream=stream)])
+            (placed,) = placer.place([Staged(staged, path, md5, id=timecode, stream=stream)])
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(staged)
