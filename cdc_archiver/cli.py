@@ -9,9 +9,22 @@ from typing import Annotated, Final
 import typer
 
 from cdc_archiver import __version__
-from cdc_archiver.commands import check, init_db, register, retry, run, shadow, status
+from cdc_archiver.commands import (
+    check,
+    hand_over,
+    hold,
+    init_db,
+    mark_archive,
+    monitor,
+    register,
+    retry,
+    run,
+    shadow,
+    status,
+)
 from cdc_archiver.commands import list as list_
 from cdc_archiver.commands.output import print_to_stderr
+from cdc_archiver.commands.timecodes import timecodes
 from cdc_archiver.commands.verify import verify
 from cdc_archiver.commands.why import why
 from cdc_archiver.errors import ArchiverError, ExitStatus
@@ -46,6 +59,12 @@ app.command("list", help=list_.HELP)(with_settings_of(DATABASE | SERVICE)(list_.
 app.command(help=verify.HELP)(with_settings_of(_ARCHIVE - SERVICE)(verify.verify))
 app.command(help=register.HELP)(with_settings_of(DATABASE | {"source_root"})(register.register))
 app.command(help=shadow.HELP)(with_settings_of(DATABASE | {"data_dir", "poll_interval"})(shadow.shadow))
+app.command(help=monitor.HELP)(with_settings_of(monitor.SETTINGS)(monitor.monitor))
+app.command(help=timecodes.HELP)(with_settings_of(DATABASE | {"data_dir"})(timecodes.timecodes))
+app.command(help=hold.HOLD_HELP)(with_settings_of(DATABASE)(hold.hold))
+app.command(help=hold.UNHOLD_HELP)(with_settings_of(DATABASE | {"data_dir"})(hold.unhold))
+app.command("hand-over", help=hand_over.HELP)(with_settings_of(DATABASE | {"data_dir"})(hand_over.hand_over))
+app.command("mark-archive", help=mark_archive.HELP)(with_settings_of(_ARCHIVE - SERVICE)(mark_archive.mark_archive))
 app.command("init-db", help=init_db.HELP)(with_settings(init_db.init_db))
 
 
@@ -76,8 +95,27 @@ def common(
     """Archives the files that an instrument registers in a database table, as soon as they are registered."""
 
 
+def _open_closed_streams() -> None:
+    """Leads closed standard streams (``>&-``) to nowhere: else print fails, and a socket or file may get their number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8"))
+
+
+def _discard_output() -> str:
+    """Why standard output cannot be written, empty where it can; if not, what is left goes nowhere, also at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error.strerror or str(error)
+    return ""
+
+
 def main() -> None:
     """The entry point: an error becomes one line on standard error and its exit status."""
+    _open_closed_streams()
     environment = passwd_entry.passwd_entry_environment()
     if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8 in the product, whatever the locale
         environment["PYTHONUTF8"] = "1"
@@ -93,6 +131,11 @@ def main() -> None:
         exit_status = 130
     except BrokenPipeError:  # `list | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_status = ExitStatus.INTERNAL_ERROR
+    except OSError:
+        if not (why := _discard_output()):
+            raise
+        print_to_stderr(f"the output cannot be written: {why}; fix: redirect it to a disk that has room")
         exit_status = ExitStatus.INTERNAL_ERROR
     except Exception as error:
         # A wrong flag or argument, in the words of the library that reads them.

@@ -89,7 +89,9 @@ class Reason(StrEnum):
     OUTSIDE_ROOT = "outside_root"
     PLACE_UNUSABLE = "place_unusable"
     UNDECIDED = "undecided"
+    HANDED_OVER = "handed_over"
     STOPPING = "stopping"
+    NOT_RECORDABLE = "not_recordable"
 
     @property
     def scope(self) -> Scope:
@@ -127,7 +129,9 @@ _SCOPES = MappingProxyType(
         Reason.OUTSIDE_ROOT: Scope.NONE,
         Reason.PLACE_UNUSABLE: Scope.NONE,
         Reason.UNDECIDED: Scope.NONE,
+        Reason.HANDED_OVER: Scope.NONE,
         Reason.STOPPING: Scope.NONE,
+        Reason.NOT_RECORDABLE: Scope.NONE,
     }
 )
 
@@ -249,6 +253,21 @@ class Deferred:
     record: FileRecord
     reason: Reason
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotRecordable:
+    """The outcome was decided, and the database refuses to record it: an entry of the history, never an outcome of a copy.
+
+    Attributes:
+        path: where the file is archived; empty where it is not.
+        detail: the database's message.
+    """
+
+    record: FileRecord
+    path: str
+    detail: str
+    reason: Reason = Reason.NOT_RECORDABLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,22 @@ def parse_time(text: str, now: datetime) -> datetime:
         raise Misconfigured(f"invalid time: {text!r}", "use 2h, '3d ago', 2026-05-15 or 2026-05-15T04:30") from None
 
 
+def parse_end(text: str, now: datetime) -> datetime:
+    """Parses a point in time to come: a duration from now (``2h``, ``3d``), or ISO 8601, in UTC where it names no zone.
+
+    Args:
+        now: aware.
+
+    Raises:
+        Misconfigured: the text has no such format, or the time is past.
+    """
+    duration = _AGO.fullmatch(text.strip().lower())
+    end = now + (now - parse_time(text, now)) if duration else parse_time(text, now)
+    if end <= now:
+        raise Misconfigured(f"the time {text!r} is past", "use a time to come: 2h, 3d, 2026-05-15T04:30")
+    return end
+
+
 def format_duration(seconds: float) -> str:
     """A duration for a person, in one unit: ``12 s``, ``3 min``, ``5 h``, ``2 days``."""
     for limit, unit, symbol in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):

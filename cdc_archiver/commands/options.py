@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import typer
 
@@ -64,13 +64,16 @@ def criteria_of(arguments: Sequence[str]) -> Criteria:
     return Criteria(ids=ids, paths=tuple(argument for argument in arguments if not is_id(argument)))
 
 
+_IN_HISTORY: Final = (Scope.FILE, Scope.ROW)
+
+
 def require_reasons(reasons: Sequence[str]) -> None:
     """Checks the values of ``--reason``.
 
     Raises:
         Misconfigured: one is not a reason for which a file fails or is refused.
     """
-    known = [reason.value for reason in Reason if reason.scope in (Scope.FILE, Scope.ROW)]
+    known = [reason.value for reason in Reason if reason.scope in _IN_HISTORY or reason is Reason.NOT_RECORDABLE]
     for reason in reasons:
         if reason not in known:
             raise Misconfigured(f"unknown reason: {reason!r}", f"use one of {', '.join(known)}")

@@ -15,15 +15,15 @@ import typer
 
 from cdc_archiver.commands import options
 from cdc_archiver.commands.context import CommandContext, open_context, operator_name
+from cdc_archiver.commands.marking import count_handed_over, let_in
 from cdc_archiver.commands.output import (
     Printer,
     confirm,
-    format_file_count,
     print_json,
     print_to_stderr,
     progress_bar,
 )
-from cdc_archiver.commands.retry_selection import ChangePlan, Selection, apply_change, plan_change
+from cdc_archiver.commands.retry_selection import ChangePlan, Selection, apply_change, plan_change, selected_rows
 from cdc_archiver.database.operator_history import IGNORED, RESTORED, RETRIED
 from cdc_archiver.database.search import Criteria, RowState
 from cdc_archiver.errors import ExitStatus, Misconfigured
@@ -31,6 +31,7 @@ from cdc_archiver.model import IGNORED_FROM
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_file_count
 
 RETRY_HELP: Final = """
 Reset the attempt counter of files.
@@ -38,6 +39,9 @@ Reset the attempt counter of files.
 failed_copy_attempts becomes 0, and the running service takes the files up at once.
 
 The command prints what it would do, and asks. It never changes archived and ignored files.
+
+Files of a timecode that was handed over wait all the same. --into-handed-over has those that --id or --path names archived, within
+a sweep.
 
 Examples:
 
@@ -100,6 +104,9 @@ def retry(
     all_quarantined: Annotated[
         bool, typer.Option("--all-quarantined", help="All quarantined files, no others.")
     ] = False,
+    into_handed_over: Annotated[
+        bool, typer.Option("--into-handed-over", help="Archive them although their timecode was handed over.")
+    ] = False,
     yes: options.Yes = False,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
@@ -113,12 +120,16 @@ def retry(
         selection = _retry_selection(
             criteria, tuple(reason or ()), all_quarantined=all_quarantined, has_filter=has_filter
         )
+        if into_handed_over:
+            if not named:
+                raise Misconfigured("--into-handed-over needs single files", "name them with --id or --path")
+            selection = replace(selection, failed_only=False)  # those that wait have not failed
         return _carry_out(
             context,
             selection,
             "retry",
             "retried",
-            lambda confirmed, show: apply_change(context, confirmed, 0, RETRIED, f"by {operator_name()}", show),
+            lambda confirmed, show: _reset(context, confirmed, show, into_handed_over=into_handed_over),
             yes=yes,
             dry_run=dry_run,
             as_json=as_json,
@@ -153,6 +164,26 @@ def ignore(
             dry_run=dry_run,
             as_json=as_json,
         )
+
+
+def _reset(
+    context: CommandContext, selection: Selection, show: Callable[[int], None], *, into_handed_over: bool
+) -> ChangePlan:
+    """Resets the counters.
+
+    Args:
+        into_handed_over: the files are archived although their timecode was handed over.
+    """
+    note = f"by {operator_name()}"
+    if into_handed_over:
+        let_in(context, selected_rows(context, selection), "retry --into-handed-over")
+        note += ": --into-handed-over"
+    elif waiting := count_handed_over(context, selected_rows(context, selection)):
+        print_to_stderr(
+            f"{format_file_count(waiting)} of timecodes that were handed over will wait; to have them archived all the same: "
+            "add --into-handed-over, with --id or --path"
+        )
+    return apply_change(context, selection, 0, RETRIED, note, show)
 
 
 def _retry_selection(

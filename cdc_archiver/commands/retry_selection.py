@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final
@@ -12,6 +12,7 @@ from cdc_archiver.commands.context import CommandContext, require_history
 from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.search import Criteria, RowState, is_pattern, state_of, walk
 from cdc_archiver.errors import RowLocked
+from cdc_archiver.model import Reason
 
 _CHUNK: Final = 200
 _EXAMPLES: Final = 10
@@ -114,11 +115,15 @@ def apply_change(
         on_progress: called with the number of changed files.
     """
     done = ChangePlan()
-    selected_rows = (row for row, selected in _named_rows(context, selection) if selected)
-    for rows in _chunks(selected_rows):
+    for rows in _chunks(selected_rows(context, selection)):
         _write(context, rows, attempts, result, note, done)
         on_progress(done.files)
     return done
+
+
+def selected_rows(context: CommandContext, selection: Selection) -> Iterator[Row]:
+    """The rows that are to be changed."""
+    return (row for row, selected in _named_rows(context, selection) if selected)
 
 
 def _write(context: CommandContext, rows: list[Row], attempts: int, result: str, note: str, done: ChangePlan) -> None:
@@ -154,7 +159,9 @@ def _named_rows(context: CommandContext, selection: Selection) -> Iterator[tuple
     """The named rows, each with whether it is selected. Without ids or paths, all rows are selected ones."""
     criteria = selection.criteria
     if not criteria.names_files:
-        criteria = replace(criteria, states=selection.states, has_failed_attempts=selection.failed_only)
+        # A file that cannot be recorded may have no failed attempt.
+        failed_only = selection.failed_only and Reason.NOT_RECORDABLE.value not in selection.reasons
+        criteria = replace(criteria, states=selection.states, has_failed_attempts=failed_only)
     after = None if selection.newest is None else selection.newest + 1  # walk goes down
     for rows in _chunks(walk(context.database, context.files, criteria, after=after)):
         yield from _with_decision(context, selection, rows)
@@ -168,11 +175,17 @@ def _with_decision(context: CommandContext, selection: Selection, rows: Iterable
         with context.database.connect() as connection:
             last = history.last_failures(connection, [row.record.id for row in rows])
         reasons = {id_: attempt.reason for id_, attempt in last.items()}
+    not_recordable: Collection[int] = ()
+    if selection.failed_only and context.history is not None:
+        with context.database.connect() as connection:
+            pending = [row.record.id for row in rows if not row.copied and not row.record.attempts]
+            not_recordable = context.history.not_recordable(connection, pending)
     for row in rows:
         if selection.reasons and reasons.get(row.record.id) not in selection.reasons:
             continue
         in_state = state_of(row, context.settings.max_attempts) in selection.states
-        yield row, in_state and (row.record.attempts > 0 or not selection.failed_only)
+        has_failed = row.record.attempts > 0 or row.record.id in not_recordable
+        yield row, in_state and (has_failed or not selection.failed_only)
 
 
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:

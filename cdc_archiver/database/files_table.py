@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from cdc_archiver.model import IGNORED_FROM, REFUSED_FROM, FileRecord
 
 _NO_CHANGE: Final = frozenset({"id", "failed_copy_attempts"})
 """Columns whose change does not make the row another file: a failed attempt may have been counted meanwhile."""
+_EPOCH: Final = datetime(1970, 1, 1)
 _CHUNK: Final = 200
 """Maximum number of rows of one UPDATE: its CASE is searched for each row, so the cost grows with the square."""
 
@@ -157,12 +159,15 @@ class FilesTable:
     def pending_of_others(self, connection: sa.Connection, targets: Sequence[str]) -> dict[str, int]:
         """Numbers of pending rows of other targets than these, by instance_id."""
         table = self._table
-        waiting = sa.select(table.c.instance_id, sa.func.count()).where(
-            sa.func.coalesce(table.c.copied, 0) == 0,
-            self._attempts() < self.max_attempts,
-            table.c.instance_id.not_in(targets),
-        )
-        return {_text(name) or "": count for name, count in connection.execute(waiting.group_by(table.c.instance_id))}
+        found: Counter[str] = Counter()
+        for copied in (table.c.copied == 0, table.c.copied.is_(None)):  # each reads a range of the index
+            waiting = sa.select(table.c.instance_id, sa.func.count()).where(
+                copied, self._attempts() < self.max_attempts, table.c.instance_id.not_in(targets)
+            )
+            found.update(
+                {_text(name) or "": count for name, count in connection.execute(waiting.group_by(table.c.instance_id))}
+            )
+        return dict(found)
 
     def pending_outside(self, connection: sa.Connection, targets: Sequence[str], root: str) -> int:
         """Number of pending rows of these targets with an absolute path outside a directory."""
@@ -176,6 +181,38 @@ class FilesTable:
             table.c.path.not_like(escape_like(prefix) + "%", escape="!"),
         )
         return int(connection.execute(waiting).scalar_one())
+
+    def require_writable(self, connection: sa.Connection) -> None:
+        """Requires that the server takes our writes. Changes nothing.
+
+        Raises:
+            ReadOnlyServer: it does not, by way of :meth:`Database.connect`.
+        """
+        connection.exec_driver_sql(f"UPDATE {self._quoted} SET `copied` = `copied` WHERE 1 = 0")
+
+    def pending_in_timecodes(
+        self, connection: sa.Connection, targets: Sequence[str], timecodes: Collection[int]
+    ) -> dict[int, int]:
+        """Numbers of pending rows of these targets, by timecode, of those timecodes that have some."""
+        if not timecodes:
+            return {}
+        table = self._table
+        # Like every reader of this column: its text is taken for UTC.
+        timecode = sa.func.timestampdiff(sa.literal_column("SECOND"), _EPOCH, table.c.timestamp).op("DIV")(100_000)
+        begin = _EPOCH + timedelta(seconds=min(timecodes) * 100_000)
+        end = _EPOCH + timedelta(seconds=(max(timecodes) + 1) * 100_000)
+        found: Counter[int] = Counter()
+        for target in targets:
+            for copied in (table.c.copied == 0, table.c.copied.is_(None)):
+                counts = sa.select(timecode, sa.func.count()).where(
+                    copied,
+                    table.c.instance_id == target,
+                    self._attempts() < self.max_attempts,
+                    table.c.timestamp >= begin,
+                    table.c.timestamp < end,
+                )
+                found.update({int(number): count for number, count in connection.execute(counts.group_by(timecode))})
+        return {number: count for number, count in sorted(found.items()) if number in timecodes}
 
     def max_id(self, connection: sa.Connection) -> int:
         """The highest id that is visible; 0 in an empty table."""
@@ -283,8 +320,10 @@ class FilesTable:
                 for record in chunk
                 if (row := rows.get(record.id)) is not None and row == Row(record, copied=False)
             }
-            if unchanged:
-                self._set(connection, "failed_copy_attempts", unchanged)
+            # A counter that has its value is not written: a trigger may refuse any UPDATE.
+            new = {id_: value for id_, value in unchanged.items() if rows[id_].record.failed_copy_attempts != value}
+            if new:
+                self._set(connection, "failed_copy_attempts", new)
             changed.update(unchanged)
         return WriteResult(changed, already=set())
 

@@ -17,7 +17,7 @@ from sqlalchemy.dialects import mysql
 from cdc_archiver.database import schema
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.side_tables import open_side_table
-from cdc_archiver.model import Archived, AttemptFailed, Refused
+from cdc_archiver.model import Archived, AttemptFailed, NotRecordable, Refused
 
 NAME: Final = schema.HISTORY
 _DETAIL_CHARACTERS: Final = 4000
@@ -55,7 +55,7 @@ TABLE: Final = sa.Table(
         "result",
         sa.String(16),
         nullable=False,
-        comment="archived, adopted, charged, refused, retried, ignored, restored, requeued",
+        comment="archived, adopted, charged, refused, not_recordable, retried, ignored, restored, requeued",
     ),
     sa.Column("reason", sa.String(32)),
     sa.Column("detail", _text),
@@ -97,7 +97,7 @@ class OutcomeEntry:
     """
 
     source: str
-    outcome: Archived | AttemptFailed | Refused
+    outcome: Archived | AttemptFailed | Refused | NotRecordable
     waited: float
 
 
@@ -135,6 +135,35 @@ class History:
             # The driver takes a single % for a placeholder, even in a statement without parameters.
             values = ", ".join(chunk).replace("%", "%%")
             connection.exec_driver_sql(f"INSERT INTO {NAME} ({', '.join(_WRITTEN)}) VALUES {values}")
+
+    def seconds_since_failure(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, float]:
+        """Seconds since the last failed attempt of each of these files, by this machine's clock and the one that wrote the
+        entry: negative where one of them was changed. Without a history, none is known."""
+        last = sa.select(TABLE.c.file_id, sa.func.max(TABLE.c.at)).where(
+            TABLE.c.file_table == self._file_table, TABLE.c.file_id.in_(ids), TABLE.c.result == "charged"
+        )
+        try:
+            found = connection.execute(last.group_by(TABLE.c.file_id)).all()
+        except sa.exc.DBAPIError as error:
+            if error_code(error) not in HISTORY_ERRORS:
+                raise
+            return {}
+        now = datetime.now(UTC).replace(tzinfo=None)
+        return {id_: (now - at).total_seconds() for id_, at in found}
+
+    def retried(self, connection: sa.Connection, ids: Sequence[int]) -> set[int]:
+        """Of these files, those whose newest entry is an operator's `retry`."""
+        newest = sa.select(sa.func.max(TABLE.c.id)).where(
+            TABLE.c.file_table == self._file_table, TABLE.c.file_id.in_(ids)
+        )
+        try:
+            found = connection.execute(newest.group_by(TABLE.c.file_id)).scalars().all()
+            wanted = sa.select(TABLE.c.file_id).where(TABLE.c.id.in_(found), TABLE.c.result == "retried")
+            return set(connection.execute(wanted).scalars()) if found else set()
+        except sa.exc.DBAPIError as error:
+            if error_code(error) not in HISTORY_ERRORS:
+                raise
+            return set()
 
     def prune(self, connection: sa.Connection) -> int:
         """Deletes at most 2,000 entries past the retention. A failure is logged.
@@ -199,6 +228,9 @@ class History:
                 failed = ("charged", reason.value, to_stored_text(detail[:_DETAIL_CHARACTERS]), md5_seen)
             case Refused(reason=reason, detail=detail):
                 failed = ("refused", reason.value, to_stored_text(detail[:_DETAIL_CHARACTERS]), None)
+            case NotRecordable(reason=reason, path=path, detail=detail):
+                refusal = (reason.value, reason.value, to_stored_text(detail[:_DETAIL_CHARACTERS]), None)
+                return (*about, record.md5sum, waited, *refusal, to_stored_text(path) or None, *(None,) * 4)
         return (*about, record.md5sum, waited, *failed, *(None,) * 5)
 
 

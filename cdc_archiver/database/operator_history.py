@@ -13,17 +13,19 @@ import sqlalchemy as sa
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.files_table import escape_like
 from cdc_archiver.database.history import HISTORY_ERRORS, NAME, TABLE, to_stored_text
-from cdc_archiver.model import FileRecord
+from cdc_archiver.model import Archived, FileRecord
 
 _ENTRIES_LIMIT: Final = 1000
 _ARCHIVED: Final = ("archived", "adopted")
-_FAILED: Final = ("charged", "refused")
+_FAILED: Final = ("charged", "refused", "not_recordable")
 _DETAIL_CHARACTERS: Final = 2000
 
 IGNORED: Final = "ignored"
 RESTORED: Final = "restored"
 RETRIED: Final = "retried"
 REQUEUED: Final = "requeued"
+LATE: Final = "late"
+NOT_RECORDABLE: Final = "not_recordable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,8 @@ class HistoryEntry:
 
     Attributes:
         at: aware, UTC.
-        result: archived, adopted, charged, refused; for an operator's action: retried, ignored, restored, requeued.
+        result: archived, adopted, charged, refused, not_recordable; for an operator's action: retried, ignored, restored,
+            requeued; late.
         detail: rsync's message, or the operator's.
         md5_seen: of the bytes that arrived, where it differs from the row's.
     """
@@ -48,6 +51,20 @@ class HistoryEntry:
     size: int | None
     md5_row: bytes | None
     md5_seen: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class LateFile:
+    """A file that was archived after readers were told of its timecode. Field names are keys of ``timecodes --json``.
+
+    Attributes:
+        at: when that was noticed; aware, UTC.
+        path: in the archive, at that time.
+    """
+
+    id: int
+    at: datetime
+    path: str
 
 
 class OperatorHistory:
@@ -72,6 +89,12 @@ class OperatorHistory:
         """The last failed attempt of each file that has one."""
         return self._last(connection, ids, _FAILED)
 
+    def not_recordable(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, HistoryEntry]:
+        """Of these pending files, those whose result the database refuses to record, each with that entry: nothing else was
+        recorded of them since."""
+        last = self._last(connection, ids, (NOT_RECORDABLE, "charged", *_ARCHIVED, RETRIED, RESTORED, REQUEUED))
+        return {id_: entry for id_, entry in last.items() if entry.result == NOT_RECORDABLE}
+
     def last_archived(self, connection: sa.Connection, ids: Sequence[int]) -> dict[int, HistoryEntry]:
         """The last entry of each file that records its archiving, and with it the source path."""
         return self._last(connection, ids, _ARCHIVED)
@@ -90,6 +113,40 @@ class OperatorHistory:
         ]
         ids = sa.select(TABLE.c.file_id).where(self._ours, sa.or_(*wanted)).group_by(TABLE.c.file_id)
         return [int(id_) for id_ in connection.execute(ids.order_by(TABLE.c.file_id.desc()).limit(limit)).scalars()]
+
+    def record_late(self, connection: sa.Connection, file: Archived, timecode: int) -> None:
+        """Adds an entry for a file that was archived after readers were told of its timecode."""
+        entry = {
+            "at": datetime.now(UTC).replace(tzinfo=None),
+            "file_table": self._file_table,
+            "file_id": file.record.id,
+            "instance_id": file.record.instance_id,
+            "source": "",
+            "result": LATE,
+            "reason": str(timecode),
+            "source_path": to_stored_text(file.record.path),
+            "archived_path": to_stored_text(file.path),
+            "md5_row": file.record.md5sum,
+        }
+        connection.execute(sa.insert(TABLE), entry)
+
+    def late_files(self, connection: sa.Connection, instance_id: str, timecode: int, since: datetime) -> list[LateFile]:
+        """The late files of a timecode, oldest first.
+
+        Args:
+            since: none was noticed before; aware.
+        """
+        entries = sa.select(TABLE).where(
+            self._ours,
+            TABLE.c.at >= since.astimezone(UTC).replace(tzinfo=None),
+            TABLE.c.result == LATE,
+            TABLE.c.instance_id == instance_id,
+            TABLE.c.reason == str(timecode),
+        )
+        return [
+            LateFile(entry.file_id, entry.at, entry.archived_path or "")
+            for entry in map(_entry, connection.execute(entries.order_by(TABLE.c.id).limit(_ENTRIES_LIMIT)))
+        ]
 
     def archived_since(self, connection: sa.Connection, since: datetime, targets: Sequence[str]) -> tuple[int, int]:
         """The number of files archived since a time, and their size in bytes.

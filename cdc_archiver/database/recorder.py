@@ -15,8 +15,8 @@ import structlog
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import HISTORY_ERRORS, History, OutcomeEntry
-from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
-from cdc_archiver.model import Archived, AttemptFailed, Refused
+from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
+from cdc_archiver.model import Archived, AttemptFailed, NotRecordable, Refused
 from cdc_archiver.observe.logs import buffered_logs
 from cdc_archiver.threads import StoppableThread
 
@@ -41,7 +41,28 @@ class WriteBackListener(Protocol):
     def expect_own_writes(self, ids: Sequence[int]) -> None: ...
     def cancel_own_writes(self, ids: Sequence[int]) -> None: ...
     def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None: ...
+    def write_refused(self, source: str, outcome: Archived | AttemptFailed | Refused, detail: str) -> bool: ...
     def set_backpressure(self, on: bool) -> None: ...
+
+
+class ArchivedListener(Protocol):
+    """Is told of rows that are marked as archived; implemented by the keeper of timecodes."""
+
+    def writing(self, connection: sa.Connection, archived: Sequence[Archived]) -> None:
+        """In the transaction that marks them, before its commit."""
+
+    def written(self, archived: Sequence[Archived]) -> None:
+        """It was committed."""
+
+
+class NoListener:
+    """Nobody wants to know."""
+
+    def writing(self, connection: sa.Connection, archived: Sequence[Archived]) -> None:
+        pass
+
+    def written(self, archived: Sequence[Archived]) -> None:
+        pass
 
 
 class Recorder(StoppableThread):
@@ -53,6 +74,7 @@ class Recorder(StoppableThread):
         listener: is told of each write.
         patience: seconds for which it keeps trying after ``stop``.
         on_database: is told whether the database answers, and the error.
+        on_archived: is told of rows that are marked as archived.
     """
 
     def __init__(
@@ -63,6 +85,7 @@ class Recorder(StoppableThread):
         listener: WriteBackListener,
         patience: float,
         on_database: Callable[[bool, str], None] = lambda up, why: None,
+        on_archived: ArchivedListener | None = None,
     ) -> None:
         super().__init__("recorder")
         self._database = database
@@ -72,6 +95,7 @@ class Recorder(StoppableThread):
         self._listener = listener
         self._patience = patience
         self._on_database = on_database
+        self._on_archived: ArchivedListener = on_archived or NoListener()
         self._waiting: deque[OutcomeEntry] = deque()
         self._ahead: list[Archived] = []
         self._name_ahead_from = 0.0
@@ -166,6 +190,9 @@ class Recorder(StoppableThread):
                     written = [self._record([entry]) for entry in entries]
                     return all(written)
                 _log.error("write_back_failed", id=entries[0].outcome.record.id, detail=str(error))
+                if isinstance(error, StatementRefused):
+                    self._refused(entries[0], error.message)
+                    return True
                 counted = set()
             except (DatabaseUnavailable, Misconfigured) as error:
                 self._on_database(False, str(error))
@@ -192,9 +219,24 @@ class Recorder(StoppableThread):
             with buffered_logs():
                 for entry in entries:
                     _log_entry(log, entry, counted, self._files.max_attempts)
-                    self._listener.settled(entry.source, entry.outcome, counted=entry.outcome.record.id in counted)
+                    outcome = entry.outcome
+                    assert not isinstance(outcome, NotRecordable)  # :meth:`put` takes none
+                    self._listener.settled(entry.source, outcome, counted=outcome.record.id in counted)
             self._set_backpressure()
             return True
+
+    def _refused(self, entry: OutcomeEntry, message: str) -> None:
+        """The database refuses an outcome: tells the listener, and the history once the file is set aside."""
+        outcome = entry.outcome
+        if isinstance(outcome, NotRecordable) or not self._listener.write_refused(entry.source, outcome, message):
+            return
+        path = outcome.path if isinstance(outcome, Archived) else ""
+        note = OutcomeEntry(entry.source, NotRecordable(outcome.record, path, message), entry.waited)
+        try:
+            with self._database.transaction() as connection:
+                self._write_history(connection, [note])
+        except ArchiverError as error:
+            _log.warning("history_not_written", detail=str(error))
 
     def _set_backpressure(self) -> None:
         if (len(self._waiting) >= _BACKPRESSURE_AT) == self._backpressure:
@@ -225,8 +267,13 @@ class Recorder(StoppableThread):
                     self._files.refuse(connection, refused),
                 ]
                 done = set[int]().union(*(part.changed for part in written))
+                archived = [o for e in entries if isinstance(o := e.outcome, Archived) and o.record.id in done]
+                if archived:
+                    self._on_archived.writing(connection, archived)
                 self._write_history(connection, [entry for entry in entries if entry.outcome.record.id in done])
             changed = done
+            if archived:
+                self._on_archived.written(archived)
         finally:
             # After a commit with unknown result an event of our own write may still arrive; then a row is read once more than necessary.
             self._listener.cancel_own_writes([id_ for id_ in ids if id_ not in changed])

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from rich.filesize import decimal
 
 from cdc_archiver.commands.init_db import create_missing
-from cdc_archiver.database import history, schema
+from cdc_archiver.database import history, schema, side_tables
 from cdc_archiver.demo.checks import Check, check_archive
 from cdc_archiver.demo.instrument import TARGET, CopyWatcher, Instrument, RegisteredFile
 from cdc_archiver.demo.report import Reporter, report_figures
@@ -128,7 +128,14 @@ class Scenario:
             load({**where, "mysql_user": "admin", "mysql_password": self._password}, environment={})
         ):
             self._reporter.say(f"init-db: {line.removeprefix('-- ')}")
-        server.create_archiver_user("archiver", self._password, "files", table=_TABLE, history=history.NAME)
+        server.create_archiver_user(
+            "archiver",
+            self._password,
+            "files",
+            table=_TABLE,
+            history=history.NAME,
+            side_tables=side_tables.PRIVILEGES,
+        )
         secret = directory / "password"
         secret.touch(mode=0o600)
         secret.write_text(self._password)

@@ -6,11 +6,13 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import structlog
 
+from cdc_archiver.database.files_table import Pending
+from cdc_archiver.dispatch import withheld
 from cdc_archiver.dispatch.decision_types import (
     CountOutcome,
     CountStreamEvents,
@@ -22,7 +24,7 @@ from cdc_archiver.dispatch.decision_types import (
 )
 from cdc_archiver.dispatch.queues import SourceState
 from cdc_archiver.dispatch.scheduler import Scheduler
-from cdc_archiver.dispatch.tracked_files import FileStatus
+from cdc_archiver.dispatch.tracked_files import FileStatus, TrackedState
 from cdc_archiver.model import Archived, AttemptFailed, Batch, FileRecord, Lane, Origin, Outcome, Reason, Refused
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import Settings, SourceSettings
@@ -52,7 +54,8 @@ class Dispatcher:
         self._clock = clock
         self._jitter = random.Random().random
         self._changed = threading.Condition()
-        self._scheduler = Scheduler(settings.max_attempts)
+        self._scheduler = Scheduler(settings.max_attempts, settings.retry_delays)
+        metrics.activity.max_attempts = settings.max_attempts
         for source in settings.sources:
             self.add_source(source)
 
@@ -71,6 +74,7 @@ class Dispatcher:
         self._metrics.queue_depth.labels(name).set_function(queues.__len__)
         self._metrics.in_flight.labels(name).set_function(partial(getattr, queues, "in_flight"))
         self._metrics.source_up.labels(name).set_function(queues.up)
+        self._metrics.not_recordable.labels(name).set_function(partial(self._scheduler.set_aside.count, name))
 
     def retire_source(self, source: str) -> None:
         """Hands out nothing more of it and forgets its records that wait. Files under way may finish."""
@@ -110,6 +114,11 @@ class Dispatcher:
             later = self._carry_out(decisions)
         self._carry_out_later(later)
         return taken
+
+    def notice(self, rows: Sequence[Pending]) -> None:
+        """A sweep read these rows: a changed attempt counter ends the wait for the next try."""
+        with self._changed:
+            self._carry_out(self._scheduler.notice(rows))
 
     def room(self, source: str) -> int:
         """How many records of a source a sweep may still offer."""
@@ -169,11 +178,31 @@ class Dispatcher:
         """A block whose events the workers see together: they take one batch of all its records, not one of the first."""
         return self._changed
 
-    def enqueue(self, source: str, record: FileRecord) -> None:
-        """A row was read and is pending: its record waits for a worker."""
+    def never_tried(self, ids: Sequence[int]) -> list[int]:
+        """Of these, the files of which no try is known here."""
         with self._changed:
-            later = self._carry_out(self._scheduler.enqueue(source, record))
+            return self._scheduler.never_tried(ids)
+
+    def enqueue(self, source: str, record: FileRecord, failed_ago: float | None = None) -> None:
+        """A row was read and is pending: its record waits for a worker, or for the rest of the delay since its last try.
+
+        Args:
+            failed_ago: seconds since its last failed attempt, which counts where no try is known here; None: unknown.
+        """
+        with self._changed:
+            later = self._carry_out(self._scheduler.enqueue(source, record, self._clock(), failed_ago))
         self._carry_out_later(later)
+
+    def withhold(self, source: str, id_: int) -> None:
+        """A row was read and is pending, and its timecode was handed over: it waits until a person decides."""
+        with self._changed:
+            later = self._carry_out(withheld.withhold(self._scheduler, source, id_, self._clock()))
+        self._carry_out_later(later)
+
+    def recheck(self) -> None:
+        """Other timecodes are handed over than before: rows that wait are read again before they are copied."""
+        with self._changed:
+            self._carry_out(withheld.recheck(self._scheduler))
 
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         """A row was read and is not pending here: archived, given up, or another service's.
@@ -263,6 +292,29 @@ class Dispatcher:
             decisions = self._scheduler.settled(source, outcome, self._clock(), self._jitter(), counted=counted)
             self._carry_out(decisions)
 
+    def write_refused(self, source: str, outcome: Archived | AttemptFailed | Refused, detail: str) -> bool:
+        """The database refused the write-back of an outcome; returns whether the file is set aside now."""
+        with self._changed:
+            is_set_aside, decisions = self._scheduler.write_refused(source, outcome, detail, self._clock())
+            later = self._carry_out(decisions)
+        self._carry_out_later(later)
+        return is_set_aside
+
+    @property
+    def not_recordable(self) -> tuple[int, ...]:
+        """The ids that are set aside, since the database refused their write-backs."""
+        with self._changed:
+            return self._scheduler.set_aside.ids
+
+    def review_not_recordable(self, pending: Mapping[int, FileRecord]) -> None:
+        """Forgets each file set aside that is archived, gone or changed: the next sweep offers it, if it is pending.
+
+        Args:
+            pending: the records of those that are pending, without those that an operator wants to be tried again.
+        """
+        with self._changed:
+            self._scheduler.set_aside.review(pending)
+
     def set_backpressure(self, on: bool) -> None:
         """Stops handing out batches while the database cannot be written to, and starts again."""
         with self._changed:
@@ -284,13 +336,15 @@ class Dispatcher:
     def destination_failed(self, reason: Reason, detail: str) -> None:
         """Trouble with the destination was found outside a batch."""
         with self._changed:
-            later = self._carry_out(self._scheduler.destination_failed(reason, detail, self._clock(), self._jitter()))
+            later = self._carry_out(
+                self._scheduler.health.destination_failed(reason, detail, self._clock(), self._jitter())
+            )
         self._carry_out_later(later)
 
     def destination_ready(self) -> None:
         """Outside a batch, the destination was found mounted and with free space: trouble of that kind is over."""
         with self._changed:
-            later = self._carry_out(self._scheduler.destination_ready(self._clock()))
+            later = self._carry_out(self._scheduler.health.destination_ready(self._clock()))
         self._carry_out_later(later)
 
     def nothing_pending(self, source: str | None) -> None:
@@ -302,6 +356,12 @@ class Dispatcher:
         with self._changed:
             later = self._carry_out(self._scheduler.nothing_pending(source, self._clock()))
         self._carry_out_later(later)
+
+    def is_up(self, source: str) -> bool:
+        """Whether a source delivers files."""
+        with self._changed:
+            queues = self._scheduler.sources.get(source)
+            return queues is None or bool(queues.up())
 
     def states(self) -> list[SourceState]:
         """The current state of the sources."""
@@ -316,7 +376,9 @@ class Dispatcher:
             return health.up, health.reason.value if health.reason else None, health.detail
 
     def file_status(self, id_: int) -> FileStatus | None:
-        """The status of an id, for an operator; None if it is not tracked. Takes no lock."""
+        """The status of an id, for an operator; None if it is neither tracked nor set aside. Takes no lock."""
+        if self._scheduler.set_aside.get(id_) is not None:
+            return FileStatus(TrackedState.NOT_RECORDABLE, Origin.SWEEP, 0.0, None)
         return self._scheduler.tracked.file_status(id_, self._clock())
 
     def _carry_out(self, decisions: Decisions) -> Sequence[Decision]:

@@ -125,6 +125,20 @@ class HealthTracker:
                     return (LogEvent("warning", "deferred", {**about, "tries": tries, "detail": detail}),)
         return NOTHING
 
+    def destination_failed(self, reason: Reason, detail: str, now: float, jitter: float) -> Decisions:
+        """Trouble with the destination was found outside a batch.
+
+        Args:
+            jitter: from 0 to 1, random.
+        """
+        return self.failed(self.destination, DESTINATION, reason, detail, now, jitter)
+
+    def destination_ready(self, now: float) -> Decisions:
+        """Outside a batch, the destination was found mounted and with free space: trouble of that kind is over."""
+        if self.destination.reason in (Reason.DESTINATION_MISSING, Reason.NO_SPACE):
+            return self.succeeded(self.destination, DESTINATION, now)
+        return NOTHING
+
     def succeeded(self, health: Health, name: str, now: float) -> Decisions:
         """A source or the destination works."""
         if not health.succeeded(now):

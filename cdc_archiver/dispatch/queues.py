@@ -40,6 +40,7 @@ class SourceState:
     Attributes:
         reason, detail: why it is paused; None and empty while it is up.
         retry_in: seconds until it is tried again.
+        not_recordable: files whose result the database refuses to record.
     """
 
     name: str
@@ -49,6 +50,7 @@ class SourceState:
     retry_in: float
     queued: int
     in_flight: int
+    not_recordable: int = 0
 
 
 @dataclass(slots=True)
@@ -101,11 +103,12 @@ class SourceQueues:
         """1 or 0, for a metric."""
         return float(self.health.up)
 
-    def snapshot(self, now: float) -> SourceState:
+    def snapshot(self, now: float, not_recordable: int) -> SourceState:
         """Its current state, for an operator.
 
         Args:
             now: seconds of the clock that its health uses.
+            not_recordable: files that are set aside.
         """
         return SourceState(
             name=self.name,
@@ -115,4 +118,5 @@ class SourceQueues:
             retry_in=max(0.0, self.health.until - now),
             queued=len(self),
             in_flight=self.in_flight,
+            not_recordable=not_recordable,
         )

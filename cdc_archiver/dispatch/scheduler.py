@@ -7,11 +7,12 @@ lock, no clock, no random number, no metric, no log. All times are seconds of on
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
+from cdc_archiver.database.files_table import Pending
+from cdc_archiver.dispatch import retry_delays
 from cdc_archiver.dispatch.decision_types import (
     NOTHING,
     WAKE,
@@ -20,9 +21,13 @@ from cdc_archiver.dispatch.decision_types import (
     CountStreamEvents,
     Decisions,
     ForgetFailure,
+    LogEvent,
+    NoBatch,
 )
 from cdc_archiver.dispatch.health import DESTINATION, Health, HealthTracker
+from cdc_archiver.dispatch.inboxes import Inboxes
 from cdc_archiver.dispatch.queues import SourceQueues, SourceState
+from cdc_archiver.dispatch.set_aside import LIMIT, WRITE_TRIES, SetAside, SetAsideFiles
 from cdc_archiver.dispatch.tracked_files import OfferResult, TrackedFiles, TrackedState
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.model import (
@@ -41,7 +46,7 @@ from cdc_archiver.model import (
 )
 
 INBOX_LIMIT: Final = 20_000
-"""Ids that wait for their row to be read; further ones are dropped, and a sweep is asked for."""
+"""Ids in an inbox; further ones are dropped, and a sweep is asked for."""
 QUEUE_LIMIT: Final = 5_000
 """Records that wait in one lane of a source."""
 BACKLOG_LIMIT: Final = 4_000
@@ -49,10 +54,6 @@ BACKLOG_LIMIT: Final = 4_000
 REFILL_BELOW: Final = 2_000
 """A queue that had to leave rows behind is refilled when fewer records wait."""
 
-RETRY_DELAYS: Final = (5.0, 30.0, 120.0, 600.0)
-"""Seconds after a file's n-th failed attempt; the last one for all further."""
-INCONCLUSIVE_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
-"""Seconds after a file's n-th inconclusive try in a row; the last one for all further."""
 _ALONE_AFTER: Final = 2
 """Inconclusive tries in a row after which a file is a batch of its own: then no other file can be the cause."""
 _NOT_COUNTED_DELAY: Final = 5.0
@@ -60,32 +61,23 @@ _PROBE_POLL: Final = 0.1
 """Seconds between looks while another batch tries first whether a source works again."""
 
 
-@dataclass(frozen=True, slots=True)
-class NoBatch:
-    """Nothing is handed out now.
-
-    Attributes:
-        until: the time to ask again, unless a wake-up comes first.
-    """
-
-    until: float
-
-
 class Scheduler:
     """The state machine behind the dispatcher. Not safe to share between threads.
 
     Args:
         max_attempts: failed attempts after which a file is tried no more.
+        delays: seconds after a file's first failed attempt, the second …
     """
 
-    def __init__(self, max_attempts: int) -> None:
+    def __init__(self, max_attempts: int, delays: Sequence[float]) -> None:
         self._max_attempts = max_attempts
+        self._delays = delays
         self.tracked = TrackedFiles()
         self.sources: dict[str, SourceQueues] = {}
-        self.inboxes: dict[bool, deque[int]] = {True: deque(), False: deque()}
-        """Ids whose rows are to be read: fresh ones, and the backlog."""
-        self._health = HealthTracker()
-        self.destination = self._health.destination
+        self.inboxes = Inboxes()
+        self.health = HealthTracker()
+        self.destination = self.health.destination
+        self.set_aside = SetAsideFiles()
         self._dropped = IntervalSet()
         self._backpressure = False
         self._closed = False
@@ -109,6 +101,9 @@ class Scheduler:
         queues.retired = True
         for record in queues.clear():
             self.tracked.drop(record.id)
+        self.set_aside.forget(
+            [id_ for id_ in self.set_aside.ids if (file := self.set_aside.get(id_)) and file.source == name]
+        )
         return WAKE
 
     def forget_source(self, name: str) -> None:
@@ -128,16 +123,17 @@ class Scheduler:
         """
         taken: set[int] = set()
         counts = dict.fromkeys(OfferResult, 0)
-        inbox = self.inboxes[fresh]
         for id_ in ids:
-            if len(inbox) >= INBOX_LIMIT and id_ not in self.tracked:
+            if origin is Origin.SWEEP and id_ in self.set_aside:
+                continue
+            if self.inboxes.count(fresh=fresh) >= INBOX_LIMIT and id_ not in self.tracked:
                 counts[OfferResult.DROPPED] += 1
                 self._dropped.add(id_)
                 continue
             result = self.tracked.offer(id_, origin, now, fresh=fresh)
             counts[result] += 1
             if result is OfferResult.OFFERED:
-                inbox.append(id_)
+                self.inboxes.add(id_, fresh=fresh)
                 taken.add(id_)
         decisions = WAKE if taken else NOTHING
         if origin is Origin.STREAM:
@@ -151,7 +147,7 @@ class Scheduler:
         queues = self.sources.get(source)
         if queues is None or queues.retired:
             return 0
-        waiting = len(queues.lanes[Lane.SMALL]) + sum(len(inbox) for inbox in self.inboxes.values())
+        waiting = len(queues.lanes[Lane.SMALL]) + len(self.inboxes)
         return max(0, BACKLOG_LIMIT - waiting)
 
     def request_refill(self, source: str) -> None:
@@ -171,6 +167,14 @@ class Scheduler:
         """A sweep has offered everything that was dropped."""
         self._dropped = IntervalSet()
 
+    def notice(self, rows: Iterable[Pending]) -> Decisions:
+        """A sweep read these rows. Of files that wait for their next try, those whose attempt counter somebody has changed
+        are read at once."""
+        changed = [row.id for row in rows if self.tracked.end_wait_if_changed(row.id, row.attempts)]
+        for id_ in changed:
+            self.inboxes.add(id_, fresh=True)
+        return WAKE if changed else NOTHING
+
     # Ids become records.
 
     def take_ids(self, limit: int, now: float) -> tuple[list[int], Decisions]:
@@ -182,28 +186,39 @@ class Scheduler:
         decisions = NOTHING
         if not self._closed:
             for id_ in self.tracked.due(now):
-                self.inboxes[self.tracked[id_].fresh].append(id_)
+                self.inboxes.add(id_, fresh=self.tracked[id_].fresh)
             if all(len(queues.lanes[Lane.SMALL]) >= QUEUE_LIMIT for queues in self.sources.values()):
                 decisions = self._drop_inboxes()
-        ids: list[int] = []
-        for inbox in (self.inboxes[True], self.inboxes[False]):
-            while inbox and len(ids) < limit:
-                id_ = inbox.popleft()
-                self.tracked.reading(id_)
-                ids.append(id_)
+        ids = self.inboxes.take(limit)
+        for id_ in ids:
+            self.tracked.reading(id_)
         return ids, decisions
 
     def put_back(self, ids: Sequence[int]) -> None:
         """The router could not read these rows and will ask for them again."""
         for id_ in reversed(ids):
-            self.inboxes[self.tracked[id_].fresh].appendleft(id_)
+            self.inboxes.put_back(id_, fresh=self.tracked[id_].fresh)
 
-    def enqueue(self, source: str, record: FileRecord) -> Decisions:
-        """A row was read and is pending: its record waits for a worker."""
+    def never_tried(self, ids: Iterable[int]) -> list[int]:
+        """Of these, the files of which no try is known here."""
+        return [id_ for id_ in ids if self.tracked[id_].last_try is None]
+
+    def enqueue(self, source: str, record: FileRecord, now: float, failed_ago: float | None = None) -> Decisions:
+        """A row was read and is pending: its record waits for a worker, or for the rest of the delay since its last try.
+
+        Args:
+            failed_ago: seconds since its last failed attempt, which counts where no try is known here; None: unknown.
+        """
         queues = self.sources.get(source)
         if queues is None or queues.retired:
             self.tracked.drop(record.id)
             return NOTHING
+        if self.set_aside.holds_for(record):
+            return self._finish_id(record.id)
+        last_try = self.tracked[record.id].last_try
+        if (due := retry_delays.due(record, last_try, self._delays, now, failed_ago)) > now:
+            self.tracked.wait(record, due)
+            return NOTHING  # the router asks next, and knows of it then
         queue = queues.lanes[Lane.SMALL]
         decisions = NOTHING
         if len(queue) >= QUEUE_LIMIT:
@@ -224,6 +239,7 @@ class Scheduler:
         Args:
             failed: it was given up after failed attempts, and a person should look at it.
         """
+        self.set_aside.forget([id_])
         decisions: Decisions = NOTHING if failed else (ForgetFailure(id_),)
         return decisions + self._finish_id(id_)
 
@@ -286,7 +302,7 @@ class Scheduler:
         outcome = queues.unmounted_disk.judge(batch.worker, outcome, suspected=suspected)
         file = self.tracked[outcome.record.id]
         tries = file.inconclusive_tries + 1
-        decisions = self._health.note(batch.source, queues.health, outcome, tries, now, jitter)
+        decisions = self.health.note(batch.source, queues.health, outcome, tries, now, jitter)
         match outcome:
             case Deferred(record=record, reason=reason):
                 queues.in_flight -= 1
@@ -295,8 +311,8 @@ class Scheduler:
                     due = max(now, self.destination.until)
                 elif reason.scope is Scope.NONE:
                     file.inconclusive_tries = tries
-                    due = now + INCONCLUSIVE_DELAYS[min(tries, len(INCONCLUSIVE_DELAYS)) - 1]
-                self.tracked.retry(record.id, due)
+                    due = now + retry_delays.inconclusive_delay(reason, tries)
+                self.tracked.wait(record, due)
                 decisions += (CountOutcome(batch.source, outcome), *WAKE)
             case Oversize(record=record):
                 queues.in_flight -= 1
@@ -340,7 +356,7 @@ class Scheduler:
             return NOTHING
         queues.in_flight -= 1
         file = table[record.id]
-        file.inconclusive_tries = 0
+        file.inconclusive_tries = file.refused_writes = 0
         next_due = table.next_due()
         decisions: Decisions = NOTHING
         if counted:
@@ -349,13 +365,41 @@ class Scheduler:
         if not counted:
             # The row has changed, or cannot be written: its current state decides, after a moment.
             table.retry(record.id, now + _NOT_COUNTED_DELAY)
+            file.last_try = None
         elif isinstance(outcome, AttemptFailed) and record.attempts + 1 < self._max_attempts:
-            delay = RETRY_DELAYS[min(record.attempts, len(RETRY_DELAYS) - 1)]
-            table.retry(record.id, now + delay * (0.9 + 0.2 * jitter))
+            delay = retry_delays.delay_after(self._delays, record.attempts + 1)
+            counted_record = replace(record, failed_copy_attempts=record.attempts + 1)
+            table.wait(counted_record, now + delay * (0.9 + 0.2 * jitter))
         elif again := self._finish_id(record.id):
             return decisions + again
         # An archived file gives no thread anything to do, and to wake them all for each file costs as much as the file.
         return decisions if queues.in_flight and table.next_due() == next_due else decisions + WAKE
+
+    def write_refused(
+        self, source: str, outcome: Archived | AttemptFailed | Refused, detail: str, now: float
+    ) -> tuple[bool, Decisions]:
+        """The database refused the write-back of an outcome: a constraint, or a trigger.
+
+        Args:
+            detail: its message.
+
+        Returns:
+            Whether the file is set aside now: no sweep offers it any more.
+        """
+        record, queues = outcome.record, self.sources.get(source)
+        if queues is None:
+            self.tracked.drop(record.id)
+            return False, NOTHING
+        queues.in_flight -= 1
+        file = self.tracked[record.id]
+        file.refused_writes += 1
+        decisions: Decisions = (CountOutcome(source, Deferred(record, Reason.NOT_RECORDABLE, detail)), *WAKE)
+        if file.refused_writes < WRITE_TRIES or len(self.set_aside) >= LIMIT:
+            self.tracked.wait(record, now + retry_delays.delay_after(self._delays, file.refused_writes))
+            return False, decisions
+        self.set_aside.add(SetAside(source, record, detail))
+        about = {"id": record.id, "source": source, "path": record.path, "detail": detail}
+        return True, (*decisions, LogEvent("error", "not_recordable", about), *self._finish_id(record.id))
 
     def set_backpressure(self, on: bool) -> Decisions:
         """Stops handing out batches while the database cannot be written to, and starts again."""
@@ -380,20 +424,6 @@ class Scheduler:
         states = (TrackedState.OFFERED, TrackedState.QUEUED, TrackedState.IN_FLIGHT)
         return not any(map(self.tracked.count, states))
 
-    def destination_failed(self, reason: Reason, detail: str, now: float, jitter: float) -> Decisions:
-        """Trouble with the destination was found outside a batch.
-
-        Args:
-            jitter: from 0 to 1, random.
-        """
-        return self._health.failed(self.destination, DESTINATION, reason, detail, now, jitter)
-
-    def destination_ready(self, now: float) -> Decisions:
-        """Outside a batch, the destination was found mounted and with free space: trouble of that kind is over."""
-        if self.destination.reason in (Reason.DESTINATION_MISSING, Reason.NO_SPACE):
-            return self._health.succeeded(self.destination, DESTINATION, now)
-        return NOTHING
-
     def nothing_pending(self, source: str | None, now: float) -> Decisions:
         """Nothing is left to try it with: trouble whose pause is over is not known to last.
 
@@ -402,14 +432,16 @@ class Scheduler:
         """
         queues = self.sources.get(source) if source else None
         health = queues.health if queues else self.destination if source is None else Health()
-        return self._health.succeeded(health, source or DESTINATION, now) if now >= health.until else NOTHING
+        return self.health.succeeded(health, source or DESTINATION, now) if now >= health.until else NOTHING
 
     def states(self, now: float) -> list[SourceState]:
         """The current state of the sources."""
-        return [queues.snapshot(now) for queues in self.sources.values()]
+        return [queues.snapshot(now, self.set_aside.count(name)) for name, queues in self.sources.items()]
 
     def _collect(self, queues: SourceQueues, lane: Lane, now: float) -> tuple[list[FileRecord], Decisions]:
-        queue, limit = queues.lanes[lane], queues.batch_limit(lane)
+        queue = queues.lanes[lane]
+        # While the destination is down, the batch that tries it may be fetched in vain: then it is one file.
+        limit = queues.batch_limit(lane) if self.destination.up else 1
         records: list[FileRecord] = []
         decisions = NOTHING
         while queue and len(records) < limit:
@@ -419,7 +451,7 @@ class Scheduler:
                 queue.fresh.appendleft(record)
                 break
             if not self.tracked.taken(record.id, now):
-                self.inboxes[True].append(record.id)
+                self.inboxes.add(record.id, fresh=True)
                 decisions = WAKE
                 continue
             records.append(record)
@@ -431,14 +463,12 @@ class Scheduler:
     def _finish_id(self, id_: int) -> Decisions:
         if not self.tracked.finished(id_):
             return NOTHING
-        self.inboxes[True].append(id_)
+        self.inboxes.add(id_, fresh=True)
         return WAKE
 
     def _drop_inboxes(self) -> Decisions:
         """No source has room: to read the rows would be useless."""
-        decisions = self._drop([id_ for inbox in self.inboxes.values() for id_ in inbox])
-        for inbox in self.inboxes.values():
-            inbox.clear()
+        decisions = self._drop(self.inboxes.take(len(self.inboxes)))
         for queues in self.sources.values():
             queues.needs_refill = True
         return decisions

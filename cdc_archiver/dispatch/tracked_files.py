@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from cdc_archiver.model import Origin
+from cdc_archiver.model import FileRecord, Origin
 
 _OWN_WRITE_SECONDS: Final = 60.0
 """How long the stream may take to report a write of this process."""
@@ -37,6 +37,8 @@ class TrackedState(StrEnum):
     """With a worker, or on its way back to the table."""
     WAITING = "waiting"
     """It waits for its next attempt."""
+    NOT_RECORDABLE = "not_recordable"
+    """The database refused its write-backs; it is tracked no longer."""
 
 
 class OfferResult(StrEnum):
@@ -51,6 +53,19 @@ class OfferResult(StrEnum):
     """There is no room for it. The scheduler's answer, never this table's."""
 
 
+@dataclass(frozen=True, slots=True)
+class LastTry:
+    """The last try of a file.
+
+    Attributes:
+        record: as the row is after it.
+        due: when the next one is, unless the row changes in what decides about the file.
+    """
+
+    record: FileRecord
+    due: float
+
+
 @dataclass(slots=True)
 class TrackedFile:
     """What is known of a tracked id. Times are seconds of the caller's clock.
@@ -62,8 +77,11 @@ class TrackedFile:
         taken_at: when a worker took it.
         due: when the next attempt is, while it waits.
         inconclusive_tries: consecutive tries that neither archived the file nor told anything about it.
+        refused_writes: consecutive write-backs of it that the database refused.
         stale_reads: how often its row was read and did not show what its event announced.
+        last_try: in this process, and while it is tracked; None before.
         touched: its row was changed while it was tracked, so what was read of it may be old.
+        withheld: it waits because its timecode was handed over.
     """
 
     state: TrackedState
@@ -73,8 +91,11 @@ class TrackedFile:
     taken_at: float = 0.0
     due: float = 0.0
     inconclusive_tries: int = 0
+    refused_writes: int = 0
     stale_reads: int = 0
+    last_try: LastTry | None = None
     touched: bool = False
+    withheld: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +196,32 @@ class TrackedFiles:
         self._move(file, TrackedState.IN_FLIGHT)
         return True
 
+    def wait(self, record: FileRecord, due: float) -> None:
+        """It was tried, and is tried again at a time, or as soon as its row is not this record any more.
+
+        Args:
+            record: as the row is after the try.
+        """
+        file = self._files[record.id]
+        file.last_try = LastTry(record, due)
+        file.stale_reads = 0
+        self.retry(record.id, due)
+
+    def end_wait_if_changed(self, id_: int, attempts: int) -> bool:
+        """A sweep read its row. Ends its wait for the next try if somebody has changed the attempt counter.
+
+        Returns:
+            Whether it is offered now.
+        """
+        file = self._files.get(id_)
+        if file is None or file.state is not TrackedState.WAITING or file.last_try is None:
+            return False
+        if file.last_try.record.attempts == attempts:
+            return False
+        self._move(file, TrackedState.OFFERED)
+        file.fresh = True
+        return True
+
     def retry(self, id_: int, due: float) -> None:
         """It is tried again at a time; at once if its row was changed meanwhile."""
         file = self._files[id_]
@@ -185,6 +232,29 @@ class TrackedFiles:
         file.touched = False
         self._move(file, TrackedState.WAITING)
         heapq.heappush(self._waiting, (file.due, id_))
+
+    def withhold(self, id_: int, due: float) -> None:
+        """Its row was read, and it waits for a decision about its timecode; at a time it is read again."""
+        self._files[id_].stale_reads = 0
+        self.retry(id_, due)
+        if id_ in self._files:
+            self._files[id_].withheld = True
+
+    def recheck(self) -> list[int]:
+        """A decision about timecodes was made: those that are withheld are offered again, and those in the queue are read again
+        before a worker has them.
+
+        Returns:
+            The ids that are offered.
+        """
+        offered = []
+        for id_, file in self._files.items():
+            if file.state is TrackedState.QUEUED:
+                file.touched = True
+            elif file.state is TrackedState.WAITING and file.withheld:
+                self._move(file, TrackedState.OFFERED)
+                offered.append(id_)
+        return offered
 
     def read_again(self, id_: int, now: float) -> bool:
         """Its row is read once more after a while, since a change becomes visible some time after its event.
@@ -273,3 +343,4 @@ class TrackedFiles:
         self._counts[file.state] -= 1
         self._counts[state] += 1
         file.state = state
+        file.withheld = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -45,6 +45,7 @@ class WakeupSink(Protocol):
     """Receives the ids; implemented by the dispatcher. It knows the space in its queues, and what it had to drop."""
 
     def offer(self, ids: Iterable[int], origin: Origin, *, fresh: bool) -> set[int]: ...
+    def notice(self, rows: Sequence[Pending]) -> None: ...
     def room(self, source: str) -> int: ...
     def request_refill(self, source: str) -> None: ...
     def was_dropped(self, id_: int) -> bool: ...
@@ -253,6 +254,7 @@ class Sweeper(StoppableThread):
                 self._sink.request_refill(source.name)
                 return after
             page = self._files.pending(connection, source.target, after, until, min(room, _PAGE))
+            self._sink.notice(page)
             why = {pending.id: self._classify(source.name, pending) for pending in page}
             # Taken before the rows are handed on: our own writes to them are behind this position.
             position = self._position(connection) if "" in why.values() else None
@@ -302,6 +304,7 @@ class Sweeper(StoppableThread):
                 if source not in self._sources:
                     continue  # removed during the count
                 self.census[source.name] = census
+                self._metrics.activity.table_counted(source.name)
                 self._metrics.pending.labels(source.name).set(census.pending)
                 self._metrics.quarantined.labels(source.name).set(census.quarantined)
                 self._metrics.refused.labels(source.name).set(census.refused)

@@ -8,10 +8,11 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 import uvicorn
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,7 +28,7 @@ from cdc_archiver.observe import page
 from cdc_archiver.observe.host_guard import HostGuard
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.query_pool import QueryPool, QueryPoolBusy
-from cdc_archiver.observe.service_status import ServiceStatus
+from cdc_archiver.observe.service_status import KnownTimecodes, ServiceStatus
 from cdc_archiver.observe.summary import Summary
 from cdc_archiver.text import escape_unprintable, to_jsonable
 from cdc_archiver.threads import StoppableThread
@@ -40,6 +41,27 @@ _MD5: Final = re.compile(r"(?<![0-9a-f])([0-9a-f]{8})[0-9a-f]{24}(?![0-9a-f])", 
 _log = structlog.get_logger(__name__)
 
 
+class HealthStatus(Protocol):
+    """What `/healthz` and `/readyz` tell of a program."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def healthy(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class HealthQueries:
+    """The functions that the endpoints of a program without a status page call at each request."""
+
+    registry: CollectorRegistry
+    status: Callable[[], HealthStatus]
+
+
 @dataclass(frozen=True)
 class HttpQueries:
     """The functions that the endpoints call at each request.
@@ -48,6 +70,7 @@ class HttpQueries:
         summary: the sentences for a status.
         file_status: a file's state in the pipeline, by id.
         why: the facts about a file, by id, path or a part of a path; queries database and source, and may take long.
+        timecodes: all that is known of timecodes.
     """
 
     metrics: Metrics
@@ -55,10 +78,11 @@ class HttpQueries:
     summary: Callable[[ServiceStatus], Summary]
     file_status: Callable[[int], FileStatus | None]
     why: Callable[[str], dict[str, Any]]
+    timecodes: Callable[[], KnownTimecodes] = KnownTimecodes
 
 
 class HttpServer(StoppableThread):
-    """The service's HTTP server.
+    """The HTTP server of the service, or of another program that answers :class:`HealthQueries`.
 
     Args:
         host, port: the address to listen on; port 0 takes any free port, see :attr:`port`.
@@ -67,7 +91,7 @@ class HttpServer(StoppableThread):
         Misconfigured: the server cannot listen there.
     """
 
-    def __init__(self, host: str, port: int, queries: HttpQueries) -> None:
+    def __init__(self, host: str, port: int, queries: HttpQueries | HealthQueries) -> None:
         super().__init__("http")
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -81,7 +105,9 @@ class HttpServer(StoppableThread):
             ) from error
         address, self.port = self._socket.getsockname()[:2]
         config = uvicorn.Config(
-            application(queries, host, address),
+            application(queries, host, address)
+            if isinstance(queries, HttpQueries)
+            else health_application(queries, host, address),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -97,21 +123,26 @@ class HttpServer(StoppableThread):
         self._server.should_exit = True
 
 
-def application(queries: HttpQueries, host: str, address: str) -> Starlette:
-    """The application, for a server or a test.
+def health_application(queries: HealthQueries, host: str, address: str) -> Starlette:
+    """The application of a program without a status page.
 
     Args:
         host, address: the address that the server was told to listen on, and the one that it listens on.
     """
-    metrics = queries.metrics
-    pool = QueryPool(queries.why)
+    api_status = lambda _request: _Json(to_jsonable(queries.status()))
+    return Starlette(
+        routes=[*_health_routes(queries), Route("/api/status", api_status)],
+        middleware=[Middleware(HostGuard, host=host, address=address)],
+    )
 
+
+def _health_routes(queries: HealthQueries) -> list[Route]:
     def expose(request: Request) -> Response:
         try:
             encode, content_type = choose_encoder(request.headers.get("accept", ""))
         except (TypeError, ValueError):  # it expects a number as version; any other unknown header counts as none
             encode, content_type = choose_encoder("")
-        return Response(encode(metrics.registry), media_type=content_type)
+        return Response(encode(queries.registry), media_type=content_type)
 
     def healthz(_request: Request) -> Response:
         now = queries.status()
@@ -120,8 +151,27 @@ def application(queries: HttpQueries, host: str, address: str) -> Starlette:
     def readyz(_request: Request) -> Response:
         now = queries.status()
         return PlainTextResponse(
-            f"{now.state}: {escape_unprintable(now.why)}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
+            "".join(
+                f"{line}\n"
+                for line in (
+                    f"{now.state}: {escape_unprintable(now.why)}" if now.why else now.state,
+                    *map(escape_unprintable, now.attention if isinstance(now, ServiceStatus) else ()),
+                )
+            ),
+            200 if now.ready else 503,
         )
+
+    return [Route("/metrics", expose), Route("/healthz", healthz), Route("/readyz", readyz)]
+
+
+def application(queries: HttpQueries, host: str, address: str) -> Starlette:
+    """The application, for a server or a test.
+
+    Args:
+        host, address: the address that the server was told to listen on, and the one that it listens on.
+    """
+    metrics = queries.metrics
+    pool = QueryPool(queries.why)
 
     def api_status(_request: Request) -> Response:
         now = queries.status()
@@ -132,6 +182,14 @@ def application(queries: HttpQueries, host: str, address: str) -> Starlette:
         for group in seen["failing"]:
             group["words"] = reason_text(group["reason"])
         return _Json(_shortened(seen))
+
+    def api_timecodes(request: Request) -> Response:
+        known, limit = queries.timecodes(), request.query_params.get("newest", "")
+        if limit:
+            if not (limit.isascii() and limit.isdecimal() and len(limit) < 6):
+                return _error(400, "?newest= takes the number of timecodes of each instance_id.")
+            known = known.newest(int(limit))
+        return _Json(_shortened(to_jsonable(known)))
 
     def api_file(request: Request) -> Response:
         text = request.path_params["id"]
@@ -169,11 +227,10 @@ def application(queries: HttpQueries, host: str, address: str) -> Starlette:
         routes=[
             Route("/", partial(_page_file, page.INDEX)),
             *(Route(f"/page/{name}", partial(_page_file, name)) for name in page.TYPES if name != page.INDEX),
-            Route("/metrics", expose),
-            Route("/healthz", healthz),
-            Route("/readyz", readyz),
+            *_health_routes(HealthQueries(metrics.registry, queries.status)),
             Route("/api/status", api_status),
             Route("/api/activity", api_activity),
+            Route("/api/timecodes", api_timecodes),
             Route("/api/why", api_why),
             Route("/api/file/{id}", api_file),
         ],

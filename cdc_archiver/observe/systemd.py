@@ -6,17 +6,27 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, MutableMapping
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import structlog
 
-from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.threads import StoppableThread
 
 _INTERVAL: Final = 5.0
 """Seconds between two reports; fewer if the watchdog asks for it."""
 
 _log = structlog.get_logger(__name__)
+
+
+class ReportedStatus(Protocol):
+    """What the manager is told of a program."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def why(self) -> str: ...
+    @property
+    def healthy(self) -> bool: ...
 
 
 class SystemdNotifier(StoppableThread):
@@ -35,7 +45,7 @@ class SystemdNotifier(StoppableThread):
         watched: whether the manager has a watchdog.
     """
 
-    def __init__(self, address: str, status: Callable[[], ServiceStatus], watchdog: float | None = None) -> None:
+    def __init__(self, address: str, status: Callable[[], ReportedStatus], watchdog: float | None = None) -> None:
         super().__init__("notify")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._status = status
@@ -44,7 +54,7 @@ class SystemdNotifier(StoppableThread):
 
     @classmethod
     def from_environment(
-        cls, status: Callable[[], ServiceStatus], environment: MutableMapping[str, str] = os.environ
+        cls, status: Callable[[], ReportedStatus], environment: MutableMapping[str, str] = os.environ
     ) -> Self | None:
         """The notifier that the manager asks for; None without such a manager.
 

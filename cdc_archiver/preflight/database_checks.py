@@ -11,7 +11,8 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from cdc_archiver.database import history, schema
+from cdc_archiver.database import history, schema, side_tables
+from cdc_archiver.database.archives import KnownArchive, known_archive
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.server_features import (
@@ -55,7 +56,8 @@ def _check_database(database: Database, settings: Settings) -> Iterator[Finding]
     yield from run_check("table", table.engine)
     yield from run_check("index", table.index)
     yield from run_check("stream", lambda: table.stream(settings))
-    yield from run_check("history", table.side_table)
+    yield from run_check("history", table.history)
+    yield from run_check("side tables", table.side_tables)
     yield from run_check("table", lambda: table.older_versions(settings))
     yield from run_check("targets", lambda: table.targets(settings))
 
@@ -181,33 +183,58 @@ class _Table:
                     )
                 yield ok("stream", seen)
 
-    def side_table(self) -> Iterator[Finding]:
-        """Checks the privileges on the side table without creating it."""
-        name = f"`{self._database.name}`.`{history.NAME}`"
-        grant = f"GRANT CREATE, SELECT, INSERT, DELETE ON {name} TO {self._server.account}"
-        trials = {
-            "SELECT": f"SELECT 1 FROM {name} LIMIT 0",
-            "INSERT": f"EXPLAIN INSERT INTO {name} (file_id) SELECT 1 FROM DUAL WHERE 1 = 0",
-            "DELETE": f"EXPLAIN DELETE FROM {name} WHERE 1 = 0",
-            # An impossible definition: the server checks the privilege first.
-            "CREATE": f"CREATE TABLE {name} (a INT, a INT)",
-        }
-        with self._database.connect() as connection:
-            refusals = {privilege: _error_number(connection, statement) for privilege, statement in trials.items()}
-        absent = refusals["SELECT"] == _NO_SUCH_TABLE
-        if refusals["SELECT"] == 0:
-            del refusals["CREATE"]  # the table exists
-        if missing := [privilege for privilege, code in refusals.items() if code in _PRIVILEGE_DENIED]:
-            lacks = ", ".join(missing)
+    def history(self) -> Iterator[Finding]:
+        """Checks the privileges on the history without creating it."""
+        missing, absent = self._lacking(history.NAME, "CREATE, SELECT, INSERT, DELETE", "file_id")
+        if missing:
             yield warning(
                 "history",
-                f"{self._server.account} lacks {lacks} on the side table {history.NAME}: the history of attempts is not kept",
-                grant,
+                f"{self._server.account} lacks {', '.join(missing)} on the side table {history.NAME}: the history of attempts is "
+                "not kept",
+                f"GRANT CREATE, SELECT, INSERT, DELETE ON `{self._database.name}`.`{history.NAME}` TO {self._server.account}",
             )
         elif absent:
             yield ok("history", f"the first run will create the side table {history.NAME}")
         else:
             yield ok("history", f"attempts are recorded in {history.NAME}")
+
+    def side_tables(self) -> Iterator[Finding]:
+        """Checks the privileges on the other side tables without creating them."""
+        statements = dict(
+            zip(side_tables.PRIVILEGES, side_tables.grants(self._database.name, self._server.account), strict=True)
+        )
+        lacking = [
+            table.name
+            for table in side_tables.ALL
+            if self._lacking(table.name, side_tables.PRIVILEGES[table.name], next(iter(table.columns)).name)[0]
+        ]
+        if lacking:
+            yield warning(
+                "side tables",
+                f"{self._server.account} lacks privileges on {', '.join(lacking)}: files are archived all the same, and what is "
+                "kept there is off",
+                "; ".join(statements[name] for name in lacking),
+            )
+        else:
+            yield ok("side tables", "archives, timecodes, marks and registrars are kept")
+
+    def _lacking(self, table: str, privileges: str, column: str) -> tuple[list[str], bool]:
+        """The privileges that are missing on a side table, and whether the table is."""
+        name = f"`{self._database.name}`.`{table}`"
+        trials = {
+            "SELECT": f"SELECT 1 FROM {name} LIMIT 0",
+            "INSERT": f"EXPLAIN INSERT INTO {name} ({column}) SELECT 1 FROM DUAL WHERE 1 = 0",
+            "UPDATE": f"EXPLAIN UPDATE {name} SET {column} = {column} WHERE 1 = 0",
+            "DELETE": f"EXPLAIN DELETE FROM {name} WHERE 1 = 0",
+            # An impossible definition: the server checks the privilege first.
+            "CREATE": f"CREATE TABLE {name} (a INT, a INT)",
+        }
+        with self._database.connect() as connection:
+            refusals = {each: _error_number(connection, trials[each]) for each in privileges.split(", ")}
+        absent = refusals["SELECT"] == _NO_SUCH_TABLE
+        if refusals["SELECT"] == 0:
+            del refusals["CREATE"]  # the table exists
+        return [privilege for privilege, code in refusals.items() if code in _PRIVILEGE_DENIED], absent
 
     def targets(self, settings: Settings) -> Iterator[Finding]:
         files = FilesTable(self._name, 0, settings.max_attempts)
@@ -353,12 +380,12 @@ def _check_server_id(database: Database, settings: Settings, server: ServerInfo)
         yield ok("server_id", f"{mine}, not used by any registered replica")
 
 
-def history_has_archived_files(database: Database, settings: Settings) -> bool:
-    """Whether the history has archived files in data_dir; False where unknown."""
+def archive_known_to(database: Database, settings: Settings) -> KnownArchive:
+    """What the database knows of the archive; nothing where it does not answer."""
     with contextlib.suppress(Exception), database.connect() as connection:
         table = schema.resolve_table(connection, database.name, settings.table)
-        return history.History(table, 0.0).knows_archived(connection, f"{settings.data_dir}/")
-    return False
+        return known_archive(connection, table, settings.targets, settings.data_dir)
+    return KnownArchive()
 
 
 def _allowed(connection: sa.Connection, statements: Iterable[str]) -> bool:

@@ -8,7 +8,7 @@ import socket
 import tempfile
 import weakref
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -121,7 +121,14 @@ class DatabaseServer(PrivateServer):
             return list(cursor.fetchall())
 
     def create_archiver_user(
-        self, user: str, password: str, database: str, *, table: str | None = None, history: str | None = None
+        self,
+        user: str,
+        password: str,
+        database: str,
+        *,
+        table: str | None = None,
+        history: str | None = None,
+        side_tables: Mapping[str, str] | None = None,
     ) -> None:
         """Make an account with the privileges that the archiver needs and no others; its earlier grants are lost.
 
@@ -131,6 +138,7 @@ class DatabaseServer(PrivateServer):
             database: the schema of the files table.
             table: the files table, which must exist; None grants on every table of the schema.
             history: the side table, which need not exist; None grants nothing on it.
+            side_tables: privileges on further side tables, by name.
 
         Raises:
             pymysql.err.MySQLError: as PyMySQL raises it, for example because the table does not exist.
@@ -142,9 +150,9 @@ class DatabaseServer(PrivateServer):
             cursor.execute(f"GRANT REPLICATION SLAVE, REPLICATION CLIENT ON *.* TO {account}")
             scope = f"{_quoted(database)}.{_quoted(table) if table else '*'}"
             cursor.execute(f"GRANT SELECT, UPDATE ON {scope} TO {account}")
-            if history:
-                side = f"{_quoted(database)}.{_quoted(history)}"
-                cursor.execute(f"GRANT CREATE, SELECT, INSERT, DELETE ON {side} TO {account}")
+            privileges = {history: "CREATE, SELECT, INSERT, DELETE"} if history else {}
+            for side, granted in {**privileges, **(side_tables or {})}.items():
+                cursor.execute(f"GRANT {granted} ON {_quoted(database)}.{_quoted(side)} TO {account}")
 
     @abstractmethod
     def _program(self) -> Tool:

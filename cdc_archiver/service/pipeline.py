@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -13,25 +15,34 @@ import sqlalchemy as sa
 import structlog
 
 from cdc_archiver.database import schema
+from cdc_archiver.database.archives import enter_archive, ignore_side_table_errors, known_archive, others_hold_locks
+from cdc_archiver.database.marks import Marks
 from cdc_archiver.database.recorder import Recorder
+from cdc_archiver.database.server_identity import ServerIdentity
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.events.binlog_stream import BinlogStream
 from cdc_archiver.events.sweep import NoStream, Sweeper
-from cdc_archiver.model import Origin
+from cdc_archiver.model import FileRecord, Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import ResolvedTables
+from cdc_archiver.service.table_watch import TableWatch
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
-from cdc_archiver.transfer.staging import Archive
+from cdc_archiver.timecodes.keeper import TimecodeKeeper
+from cdc_archiver.timecodes.status_types import TimecodeNotice
+from cdc_archiver.transfer.placement import Placer
+from cdc_archiver.transfer.staging import NOTES, Archive
 
 _KILL_SECONDS: Final = 8.0
 """After the drain: for rsyncs to be killed and what is known to be written back."""
 
 _NOTICE: Final = 0.3
 """Seconds for idle workers to notice a stop."""
+_REVIEWED: Final = 1000
+"""Rows of one question about files that were set aside."""
 _LOG_AGAIN: Final = 60.0
 """Seconds after which an ongoing problem is logged again, summed up."""
 
@@ -44,9 +55,13 @@ class Pipeline:
     Args:
         settings: with the sources that are held at first; for others, :meth:`add` and :meth:`remove`.
         stream: whether to follow the binary log.
+        configured: the settings with all sources, held here or not.
+        lock_server: the server that has the locks, which the stream must be of.
         on_end: called by a part's thread when it ends.
         on_database: called with the part that asked the database, whether it answers, and why not.
         on_other_table: called when a newer table of files has appeared.
+        on_notice: called with what happens to timecodes.
+        on_look: called with this after each look at them.
     """
 
     def __init__(
@@ -59,7 +74,11 @@ class Pipeline:
         on_end: Callable[[StoppableThread], None],
         on_database: Callable[[str, bool, str], None] = lambda who, up, why: None,
         on_other_table: Callable[[], None] = lambda: None,
+        on_notice: Callable[[TimecodeNotice], None] = lambda notice: None,
+        on_look: Callable[[Pipeline], None] = lambda pipeline: None,
         stream: bool,
+        configured: Settings | None = None,
+        lock_server: Callable[[], ServerIdentity | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._tables = tables
@@ -70,6 +89,21 @@ class Pipeline:
         self._gaps = 0
         self._gaps_logged_at = float("-inf")
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
+        self.marks = Marks(
+            tables.database.name, tables.files.name, lambda: archive.incoming / NOTES, on_change=self.dispatcher.recheck
+        )
+        self.timecodes = TimecodeKeeper(
+            settings,
+            tables.database,
+            tables.files,
+            archive,
+            metrics,
+            history_kept=lambda: not tables.history.unavailable,
+            source_up=self.dispatcher.is_up,
+            deliver=on_notice,
+            on_look=lambda: None if self._stopping.is_set() else on_look(self),
+            marks=self.marks,
+        )
         self._recorder = Recorder(
             tables.database,
             tables.files,
@@ -77,11 +111,14 @@ class Pipeline:
             self.dispatcher,
             _KILL_SECONDS / 2,
             partial(on_database, "recorder"),
+            self.timecodes.reopening,
         )
         self.stream: BinlogStream | None = None
         self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
         if stream:
-            self.stream = BinlogStream(tables.database, tables.files.name, self, metrics, server_id=settings.server_id)
+            self.stream = BinlogStream(
+                tables.database, tables.files.name, self, metrics, server_id=settings.server_id, lock_server=lock_server
+            )
         self.sweeper = Sweeper(
             settings,
             tables.database,
@@ -92,14 +129,30 @@ class Pipeline:
             self._housekeeping,
             partial(on_database, "sweeper"),
         )
+        self.table_watch = TableWatch(configured or settings, tables, metrics)
         self._targets = Targets(settings.sources)
+        # Whoever starts a reconciliation wants each file tried.
+        at_once = lambda connection, ids: dict.fromkeys(ids, math.inf)
         self._router = Router(
-            tables.database, tables.files, self._targets, self.dispatcher, partial(on_database, "router")
+            tables.database,
+            tables.files,
+            self._targets,
+            self.dispatcher,
+            tables.history.seconds_since_failure if stream else at_once,
+            partial(on_database, "router"),
+            self.marks,
         )
         self._pools = {source.name: self._new_pool(source) for source in settings.sources}
-        self._readers: list[StoppableThread] = [self.sweeper, self._router, *([self.stream] if self.stream else [])]
+        self._readers: list[StoppableThread] = [
+            self.sweeper,
+            self._router,
+            self.timecodes,
+            *([self.stream] if self.stream else []),
+        ]
         for part in (self._recorder, *self._readers):
             part.on_end = on_end
+        self.handed_over: dict[str, dict[int, int]] = {}
+        """Numbers of pending rows of timecodes that were handed over, by source and timecode."""
         self._stopping = threading.Event()
         self._changing = threading.Lock()
         self._yielding: dict[str, threading.Thread] = {}
@@ -113,6 +166,11 @@ class Pipeline:
     def yielding(self) -> frozenset[str]:
         """The sources that are being yielded."""
         return frozenset(self._yielding)
+
+    @property
+    def history_off_because(self) -> str:
+        """Why the history is not kept; empty where it is."""
+        return self._tables.history.unavailable
 
     def _new_pool(self, source: SourceSettings) -> WorkerPool:
         return WorkerPool(
@@ -129,7 +187,7 @@ class Pipeline:
     def start(self) -> None:
         """Starts the threads."""
         try:
-            self._archive.prepare(expect_marker=self._tables.known)
+            self._archive.prepare(self._tables.known)
             self._archive.clear_abandoned()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
@@ -143,6 +201,7 @@ class Pipeline:
     def _begin(self, pool: WorkerPool) -> None:
         try:
             self._archive.clear_staging(pool.source.staging_name)
+            Placer(self._archive, self._settings.modes, owner=pool.source.staging_name).clear_copies()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         pool.start()
@@ -186,6 +245,7 @@ class Pipeline:
             _log.warning(
                 "source_lingers", source=name, detail="copies that were given up, or their write-back, take long"
             )
+        self._archive.release_staging(pool.source.staging_name)
         with self._changing:
             self._pools = {other: kept for other, kept in self._pools.items() if other != name}
             del self._yielding[name]
@@ -196,6 +256,7 @@ class Pipeline:
         sources = tuple(pool.source for name, pool in self._pools.items() if name not in self._yielding)
         self._targets.set(sources)
         self.sweeper.set_sources(sources)
+        self.timecodes.set_sources(sources)
 
     def stop(self, drain: float) -> None:
         """Stops the readers, lets copies finish, kills those that are left, writes back what is known.
@@ -218,7 +279,9 @@ class Pipeline:
         for pool in pools:
             pool.close()
         killed = time.monotonic()
-        join_all(workers, _KILL_SECONDS)
+        if join_all(workers, _KILL_SECONDS):
+            for pool in pools:
+                self._archive.release_staging(pool.source.staging_name)
         for thread in tuple(self._yielding.values()):
             thread.join(max(0.1, killed + _KILL_SECONDS - time.monotonic()))
         self._recorder.stop()
@@ -255,12 +318,12 @@ class Pipeline:
             self._gaps, self._gaps_logged_at = 0, time.monotonic()
         self.sweeper.anchored()
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, detail: str) -> None:
         self.why_no_stream = f"the stream ended ({reason}) and is being opened again"
         self._metrics.set_mode("polling")
         self.dispatcher.forget_own_writes()
         self.sweeper.request()
-        _log.warning("stream_lost", reason=reason)
+        _log.warning("stream_lost", reason=reason, detail=detail)
 
     def on_unavailable(self, why: str) -> None:
         self.why_no_stream = why
@@ -277,12 +340,17 @@ class Pipeline:
             self._tables.history.open(connection)
         else:
             self._tables.history.prune(connection)
+        self.marks.refresh(connection)
+        self.timecodes.request()  # it heeds the marks as they are now
+        self._count_handed_over(connection)
         with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (
                 schema.resolve_table(connection, self._tables.database.name, self._settings.table)
                 != self._tables.files.name
             ):
                 self._on_other_table()
+        self._review_not_recordable(connection)
+        self.table_watch.look(connection)
         pending = {name: census.pending for name, census in dict(self.sweeper.census).items()}
         for source, files in pending.items():
             if not files:
@@ -290,8 +358,66 @@ class Pipeline:
         if not any(pending.values()):
             self.dispatcher.nothing_pending(None)
         try:
-            self._archive.require_ready()
+            self._keep_archive(connection)
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         else:
             self.dispatcher.destination_ready()
+
+    def _keep_archive(self, connection: sa.Connection) -> None:
+        """Compares the archive with what the database knows, and enters there what is new.
+
+        Raises:
+            DestinationUnavailable: nothing can be written to it.
+        """
+        name = self._tables.files.name
+        targets = [target for source in self.sources.values() for target in source.target]
+        known = known_archive(connection, name, targets, self._archive.data_dir)
+        self._archive.expect(known)
+        self._archive.require_ready()
+        entry = self._archive.as_entry()
+        if new := [target for target in targets if known.entries.get(target) != entry]:
+            with ignore_side_table_errors():
+                enter_archive(connection, name, new, entry)
+        # What 0.1.0 kept in data_dir; not while another service works on this table, which may be of that version.
+        if self._archive.has_former_layout() and not others_hold_locks(
+            connection, self._tables.database.name, name, targets
+        ):
+            self._archive.remove_former_layout([source.staging_name for source in self.sources.values()])
+
+    def _count_handed_over(self, connection: sa.Connection) -> None:
+        """Counts the rows that wait because their timecode was handed over; names those of a source when there are more."""
+        marks = self.marks.current
+        counted = {}
+        for name, source in self.sources.items():
+            waiting: Counter[int] = Counter()
+            for target in source.target:
+                timecodes = {n for n in marks.handed_over_timecodes if marks.handed_over(target, n)}
+                waiting.update(self._tables.files.pending_in_timecodes(connection, [target], timecodes))
+            counted[name] = dict(waiting)
+            self._metrics.handed_over.labels(name).set(waiting.total())
+            if waiting.total() > sum(self.handed_over.get(name, {}).values()):
+                _log.warning(
+                    "files_for_handed_over_timecodes",
+                    source=name,
+                    files=waiting.total(),
+                    timecodes=sorted(waiting)[:20],
+                    detail="they wait, since somebody took these timecodes over; archive them all the same: "
+                    "cdc-archiver retry --id ID --into-handed-over; or: cdc-archiver ignore ID",
+                )
+        self.handed_over = counted
+
+    def _review_not_recordable(self, connection: sa.Connection) -> None:
+        """Lets a file go that was set aside, if its row has changed, or an operator wants another try."""
+        ids = self.dispatcher.not_recordable
+        if not ids:
+            return
+        pending: dict[int, FileRecord] = {}
+        for start in range(0, len(ids), _REVIEWED):
+            chunk = ids[start : start + _REVIEWED]
+            retried = self._tables.history.retried(connection, chunk)
+            rows = self._tables.files.load(connection, chunk)
+            pending |= {id_: row.record for id_, row in rows.items() if not row.copied and id_ not in retried}
+        self.dispatcher.review_not_recordable(pending)
+        if len(pending) < len(ids):
+            self.sweeper.request()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import structlog
 
-from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver import __version__
+from cdc_archiver.model import Reason
+from cdc_archiver.observe.activity import Activity
+from cdc_archiver.observe.metrics import TIMECODE_STATES, Metrics
 from cdc_archiver.observe.service_status import (
     DestinationStatus,
     HeldByOther,
+    KnownTimecodes,
+    RetriedFiles,
     ServiceState,
     ServiceStatus,
     SourceStatus,
@@ -96,10 +103,14 @@ def build_status(now: Snapshot) -> ServiceStatus:
         table=tables.files.name if tables else None,
         history=(tables.history.unavailable or "kept") if tables else "",
         stream=_stream(pipeline, now.metrics) if pipeline else None,
-        sources=_sources(pipeline) if pipeline else (),
+        sources=_sources(pipeline, now.metrics.activity) if pipeline else (),
         elsewhere=tuple(HeldByOther(name, holder) for name, holder in now.holders.items()),
         destination=_destination(pipeline, now.archive) if pipeline else None,
         last_sweep=pipeline.sweeper.last_sweep if pipeline else None,
+        attention=pipeline.table_watch.attention if pipeline else (),
+        retried=_retried(pipeline, now.metrics.activity) if pipeline else (),
+        marks=(pipeline.marks.unavailable or "kept") if pipeline else "",
+        timecodes=known_timecodes(pipeline).newest(0) if pipeline else None,
         archived=round(sum(now.metrics.total("copies_total", result=result) for result in ("archived", "adopted"))),
     )
 
@@ -123,6 +134,32 @@ def _state(now: Snapshot) -> tuple[ServiceState, str]:
     return ServiceState.STARTING, "" if now.tables else f"waiting for the database {_address(now.settings)}"
 
 
+def log_start(settings: Settings) -> None:
+    """Logs what starts: the version, and the settings that decide what it does."""
+    _log.info(
+        "starting",
+        version=__version__,
+        sources={source.name: {"host": source.host, "target": source.target} for source in settings.sources},
+        data_dir=str(settings.data_dir),
+        database=f"{_address(settings)}/{settings.mysql_database}",
+    )
+
+
+def log_stop(metrics: Metrics, started: datetime, failure: str) -> None:
+    """Logs why the service ends, and what it did.
+
+    Args:
+        failure: empty where it was asked to end.
+    """
+    results = ("archived", "adopted", "charged", "refused")
+    _log.info(
+        "stopped",
+        reason=failure or "asked to",
+        ran_seconds=round((datetime.now(UTC) - started).total_seconds()),
+        **{result: round(metrics.total("copies_total", result=result)) for result in results},
+    )
+
+
 def _address(settings: Settings) -> str:
     return f"{settings.mysql_host}:{settings.mysql_port}"
 
@@ -139,17 +176,75 @@ def _stream(pipeline: Pipeline, metrics: Metrics) -> StreamStatus | None:
     )
 
 
-def _sources(pipeline: Pipeline) -> tuple[SourceStatus, ...]:
+def _sources(pipeline: Pipeline, activity: Activity) -> tuple[SourceStatus, ...]:
     options = pipeline.sources
+    found = []
+    for state in pipeline.dispatcher.states():
+        if state.name not in options:
+            continue
+        given_up, files = activity.given_up(state.name), pipeline.sweeper.census.get(state.name)
+        if files is not None:
+            files = replace(
+                files,
+                quarantined=files.quarantined + given_up.quarantined_since,
+                refused=files.refused + given_up.refused_since,
+            )
+        source = options[state.name]
+        handed_over = pipeline.handed_over.get(state.name, {})
+        found.append(SourceStatus(state, source.target, source.host, files, handed_over, given_up.quarantined))
+    return tuple(found)
+
+
+def known_timecodes(pipeline: Pipeline | None) -> KnownTimecodes:
+    """All that is known of timecodes."""
+    if pipeline is None:
+        return KnownTimecodes(off_because="this service holds no source now")
+    keeper = pipeline.timecodes
+    return KnownTimecodes(
+        keeper.off_because,
+        keeper.not_completing_because,
+        keeper.clock_difference,
+        keeper.watermarks(),
+        keeper.statuses(),
+    )
+
+
+def publish_timecodes(pipeline: Pipeline, metrics: Metrics, now: datetime) -> None:
+    """Sets the metrics of timecodes, and of parts that are off.
+
+    Args:
+        now: aware.
+    """
+    known = known_timecodes(pipeline)
+    counts = Counter((each.source, each.state.value) for each in known.timecodes)
+    for source in pipeline.sources:
+        for state in TIMECODE_STATES:
+            metrics.timecodes.labels(source, state).set(counts[source, state])
+    for mark in known.watermarks:
+        until = mark.finalized_until
+        held_up = mark.bound_by == "row" and until is not None
+        metrics.finalized_until.labels(mark.source).set(math.nan if until is None else until.timestamp())
+        metrics.watermark_row_age.labels(mark.source).set((now - until).total_seconds() if until and held_up else 0)
+        metrics.registrars_silent.labels(mark.source).set(mark.silent_registrars)
+    difference = known.clock_difference
+    metrics.clock_difference.set(math.nan if difference is None else difference)
+    metrics.part_off.labels("history").set(bool(pipeline.history_off_because))
+    metrics.part_off.labels("timecodes").set(bool(known.off_because))
+    metrics.part_off.labels("marks").set(bool(pipeline.marks.unavailable))
+
+
+def _retried(pipeline: Pipeline, activity: Activity) -> tuple[RetriedFiles, ...]:
+    files: Counter[tuple[str, str]] = Counter()
+    next_in: dict[tuple[str, str], float] = {}
+    for failure in activity.retried():
+        key = (failure.source, failure.reason)
+        files[key] += 1
+        status = pipeline.dispatcher.file_status(failure.id)
+        if status is not None and status.retry_in is not None:
+            next_in[key] = min(status.retry_in, next_in.get(key, status.retry_in))
     return tuple(
-        SourceStatus(
-            state=state,
-            targets=options[state.name].target,
-            host=options[state.name].host,
-            files=pipeline.sweeper.census.get(state.name),
-        )
-        for state in pipeline.dispatcher.states()
-        if state.name in options
+        RetriedFiles(source, reason, Reason(reason).scope.value, count, next_in.get((source, reason)))
+        for (source, reason), count in files.most_common()
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -25,6 +26,7 @@ from cdc_archiver.errors import Misconfigured
 from cdc_archiver.model import OLDEST_TIMESTAMP
 from cdc_archiver.settings.types import (
     Bytes,
+    Delays,
     FileModes,
     LogFormat,
     LogLevel,
@@ -34,6 +36,7 @@ from cdc_archiver.settings.types import (
     Timetable,
     Verify,
     parse_modes,
+    parse_speakers,
     parse_timetable,
 )
 
@@ -79,6 +82,27 @@ class SourceOptions(BaseModel):
     batch_files: int = Field(500, ge=1, le=10_000, description="Maximum number of files in one rsync.")
     io_timeout: Seconds = Field(60.0, ge=1, description="Time without any data on a link after which rsync gives up.")
     stall_timeout: Seconds = Field(120.0, ge=1, description="Time without progress after which rsync is killed.")
+
+    finalize_as: Names = Field(
+        (),
+        description="[ARCHIVE=]INSTANCE-ID under which readers are told of complete timecodes by a marker; ARCHIVE is smurf "
+        "(default) or timestreams; may be repeated. Empty: no markers.",
+    )
+    streams: Names = Field(
+        (),
+        description="pub_ids that markers name; may be repeated. Default: those of the last 30 timecodes that have files.",
+    )
+
+    @field_validator("finalize_as")
+    @classmethod
+    def _known_speakers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        parse_speakers(value)
+        return value
+
+    @property
+    def speakers(self) -> dict[str, str]:
+        """The parsed ``finalize_as``: INSTANCE-ID by archive."""
+        return parse_speakers(self.finalize_as)
 
     @field_validator("user")
     @classmethod
@@ -215,6 +239,16 @@ class Settings(SourceOptions, BaseSettings):
     history_retention: Seconds = Field(365 * 86400.0, description="Time for which the history is kept. 0: for ever.")
 
     data_dir: Path | None = Field(None, description="Directory of the archive on this machine.")
+    staging_dir: Path | None = Field(
+        None,
+        description="Directory in which files arrive before they are placed. Default: next to data_dir, or in state_dir if links "
+        "do not lead from there into data_dir.",
+    )
+    state_dir: Path | None = Field(
+        None,
+        description="Directory for what the service keeps. Default: systemd's StateDirectory, /var/lib/cdc_archiver if it can be "
+        "written, or ~/.local/state/cdc_archiver.",
+    )
     oldest_timestamp: Timestamp = Field(
         OLDEST_TIMESTAMP, description="Rows with an earlier timestamp are refused: their clock was wrong."
     )
@@ -227,18 +261,66 @@ class Settings(SourceOptions, BaseSettings):
     sweep_interval: Seconds = Field(60.0, ge=0.2, description="Time between sweeps while the stream is open.")
     poll_interval: Seconds = Field(5.0, ge=0.1, description="Time between sweeps while there is no stream.")
     max_attempts: int = Field(5, ge=1, le=999, description="Failed attempts after which a file is quarantined.")
+    retry_delays: Delays = Field(
+        (5.0, 30.0, 120.0, 600.0),
+        description="Times from a failed attempt to the next one, after the first, the second, and so on; the last one for "
+        "all further.",
+    )
     max_sources: int = Field(
         0,
         ge=0,
         description="Maximum number of sources that this service holds while other services with the same configuration "
         "run. 0: all.",
     )
+    other_targets: Names = Field(
+        (),
+        description="Targets that something else archives, such as a service on another Galera node: no rows of theirs "
+        "count as unclaimed.",
+    )
     drain_timeout: Seconds = Field(10.0, description="Time that running copies have to finish at a stop.")
+
+    timecode_grace: Seconds = Field(
+        6 * 3600.0, description="Time from the end of a timecode until it may become complete."
+    )
+    reopen_after: Seconds = Field(
+        3600.0, description="Time without a change until a timecode that was re-opened may become complete again."
+    )
+    finalize_from: int | None = Field(
+        None,
+        ge=10_000,
+        le=99_999,
+        description="First timecode of which readers are told by markers although it ended before the first start. "
+        "Default: none of these.",
+    )
+    udp_host: str = Field("127.0.0.1", description="monitor: address on which the instrument's messages arrive.")
+    udp_port: int = Field(8200, ge=0, le=65535, description="monitor: port on which the instrument's messages arrive.")
+    forward: Names = Field((), description="monitor: HOST:PORT that gets each message as well; may be repeated.")
+    spool: Path | None = Field(
+        None,
+        description="monitor: file in which messages wait for the database. Default: below the state directory; a container has none.",
+    )
+    spool_max: Bytes = Field(
+        1024**3, ge=1024**2, description="monitor: size of the spool above which messages are lost."
+    )
+    spool_keep: Seconds = Field(
+        90 * 86400.0,
+        ge=86400.0,
+        description="monitor: time for which an announcement is remembered, so that it makes one row.",
+    )
+    settle: Seconds = Field(0.5, description="monitor: time for which a file must not have changed.")
+    patience: Seconds = Field(
+        600.0, ge=1, description="monitor: time after which a file that has not come counts as lost."
+    )
+    site: str = Field("", max_length=32, description="monitor: the rows' column site.")
 
     http_host: str = Field("127.0.0.1", description="Address of the status page, /metrics, /healthz, /readyz, /api.")
     http_port: int = Field(
         9184, ge=0, le=65535, description="Port of the status page. 0: any free port, named in the log."
     )
+    notify_command: str = Field(
+        "", description="Program, with arguments, that is given each notice as a JSON object on standard input."
+    )
+    notify_after: Seconds = Field(600.0, description="Time that a source is down before notify_command is told.")
     log_format: LogFormat = Field(LogFormat.CONSOLE, description="Format of log lines: for people, or JSON.")
     log_level: LogLevel = Field(LogLevel.INFO, description="Lowest severity that is logged.")
 
@@ -268,6 +350,15 @@ class Settings(SourceOptions, BaseSettings):
     def _time_zone(cls, value: str) -> str:
         if value and not re.fullmatch(r"[+-]\d{1,2}:\d{2}|[A-Za-z0-9_/+-]+", value):
             raise ValueError(f"invalid time zone of a database server: {value!r}: use +00:00 or UTC, for instance")
+        return value
+
+    @field_validator("notify_command")
+    @classmethod
+    def _program_with_arguments(cls, value: str) -> str:
+        try:
+            shlex.split(value)
+        except ValueError as error:
+            raise ValueError(f"invalid command: {value!r}: {error}") from None
         return value
 
     @field_validator("chmod")
@@ -303,7 +394,15 @@ class Settings(SourceOptions, BaseSettings):
         return values
 
     @field_validator(
-        "mysql_password_file", "mysql_ssl_ca", "mysql_ssl_cert", "mysql_ssl_key", "data_dir", mode="before"
+        "mysql_password_file",
+        "mysql_ssl_ca",
+        "mysql_ssl_cert",
+        "mysql_ssl_key",
+        "data_dir",
+        "staging_dir",
+        "state_dir",
+        "spool",
+        mode="before",
     )
     @classmethod
     def _no_empty_file(cls, value: object) -> object:

@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.settings import PREFIX, Settings, load
 from cdc_archiver.settings.reference import default_text
-from cdc_archiver.settings.types import Bytes, Seconds, Timestamp, is_of_type
+from cdc_archiver.settings.types import Bytes, Delays, Names, Seconds, Timestamp, is_of_type
 
 Command: TypeAlias = Callable[..., ExitStatus]
 
@@ -32,13 +32,18 @@ SOURCE: Final = frozenset(
 )
 """Settings for access to a source."""
 
+REGISTRAR: Final = frozenset(
+    {"udp_host", "udp_port", "forward", "spool", "spool_max", "spool_keep", "settle", "patience", "site"}
+)
+"""Settings of the registrar alone."""
+
 
 def with_settings(command: Command) -> Callable[..., None]:
     """Adds a flag for each setting to a command, whose first argument is the loaded :class:`Settings`.
 
-    A parameter ``load_again`` of the command receives a function that loads the settings again.
+    The help shows all but the registrar's. A parameter ``load_again`` of the command receives a function that loads the settings again.
     """
-    return _with_settings(command, Settings.model_fields.keys())
+    return _with_settings(command, Settings.model_fields.keys() - REGISTRAR)
 
 
 def with_settings_of(shown: Collection[str]) -> Callable[[Command], Callable[..., None]]:
@@ -88,7 +93,7 @@ def _setting_parameters(taken: Collection[str], shown: Collection[str]) -> list[
         if name in ("mysql_password", "sources") or name in taken:
             continue
         variable = name.upper() if name.startswith("mysql_") else PREFIX + name.upper()
-        kind: Any = bool if field.annotation is bool else list[str] if name == "target" else str
+        kind: Any = bool if field.annotation is bool else list[str] if is_of_type(field, Names) else str
         help_text = field.description or ""
         default = default_text(field).strip("`")
         if default not in ("", "no") and "Default" not in help_text:
@@ -103,15 +108,21 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "|".join(field.annotation)
     if is_of_type(field, Seconds):
         return "TIME"
+    if is_of_type(field, Delays):
+        return "TIME,…"
     if is_of_type(field, Bytes):
         return "SIZE"
     if is_of_type(field, Timestamp):
         return "DATE"
     if Path in (field.annotation, *get_args(field.annotation)):
         return "PATH"
-    return {"target": "NAME", "host": "[USER@]HOST"}.get(
-        name, "NUMBER" if int in (field.annotation, *get_args(field.annotation)) else "TEXT"
-    )
+    return {
+        "target": "NAME",
+        "streams": "PUB-ID",
+        "finalize_as": "[ARCHIVE=]ID",
+        "forward": "HOST:PORT",
+        "host": "[USER@]HOST",
+    }.get(name, "NUMBER" if int in (field.annotation, *get_args(field.annotation)) else "TEXT")
 
 
 def _parameter(

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from cdc_archiver.settings import PREFIX, Settings
-from cdc_archiver.settings.types import Bytes, Seconds, Timestamp, duration_text, is_of_type, size_text
+from cdc_archiver.settings.types import Bytes, Delays, Seconds, Timestamp, duration_text, is_of_type, size_text
 from cdc_archiver.timespec import format_time
 
 _BETWEEN_MARKERS: Final = re.compile(r"(<!-- settings -->\n).*?(<!-- end of settings -->)", re.DOTALL)
@@ -50,6 +50,8 @@ def default_text(field: FieldInfo) -> str:
         return f"`{value.value}`"
     if is_of_type(field, Seconds):
         return f"`{duration_text(value)}`"
+    if is_of_type(field, Delays):
+        return f"`{','.join(map(duration_text, value))}`"
     if is_of_type(field, Timestamp):
         return f"`{format_time(value)}`"
     return f"`{size_text(value) if is_of_type(field, Bytes) else value}`"

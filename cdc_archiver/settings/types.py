@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from enum import StrEnum
@@ -20,6 +21,10 @@ _SIZE_UNITS: Final = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4
 
 _FIVE_DIGITS_FROM: Final = datetime.fromtimestamp(10_000, UTC)
 """Seconds since the epoch with fewer than five digits name a directory such as ``1.0``, which stops the archive's readers."""
+
+
+READERS_ARCHIVES: Final = ("smurf", "timestreams")
+"""The archives that readers know; at another name they stop."""
 
 
 class Verify(StrEnum):
@@ -80,6 +85,10 @@ def _comma_separated(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _durations(value: object) -> object:
+    return (value,) if isinstance(value, int | float) else _comma_separated(value)
+
+
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=100 * 365 * 86400, allow_inf_nan=False)]
 """A duration: a number of seconds, or a number with a unit: ``90``, ``500ms``, ``5m``, ``2h``, ``30d``."""
 
@@ -88,6 +97,9 @@ Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 
 Timestamp = Annotated[datetime, BeforeValidator(_timestamp)]
 """The earliest ``timestamp`` of a row: a date, or a date and a time, in UTC where it names no zone."""
+
+Delays = Annotated[tuple[Seconds, ...], NoDecode, BeforeValidator(_durations), Field(min_length=1, max_length=100)]
+"""Several durations, separated by commas: ``5s,1m``."""
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
 """Several names: a repeated flag, a comma-separated variable, a list in the file."""
@@ -163,8 +175,28 @@ def parse_timetable(text: str) -> Timetable:
     return Timetable(tuple(sorted(entries.items())))
 
 
+def parse_speakers(entries: Iterable[str]) -> dict[str, str]:
+    """The INSTANCE-ID by archive of entries in the form ``[ARCHIVE=]INSTANCE-ID``.
+
+    Raises:
+        ValueError: an entry has another form, or two speak for one archive.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        archive, equals, name = entry.rpartition("=")
+        archive = archive if equals else READERS_ARCHIVES[0]
+        if archive not in READERS_ARCHIVES:
+            raise ValueError(f"invalid archive: {archive!r}: use {' or '.join(READERS_ARCHIVES)}")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name):
+            raise ValueError(f"invalid INSTANCE-ID: {name!r}: at most 64 letters, digits, '.', '_' and '-'")
+        if archive in found:
+            raise ValueError(f"two INSTANCE-IDs for the archive {archive}: {found[archive]!r} and {name!r}")
+        found[archive] = name
+    return found
+
+
 def is_of_type(field: FieldInfo, annotation: object) -> bool:
-    """Whether a setting has a type: :data:`Seconds`, :data:`Bytes` or :data:`Timestamp`."""
+    """Whether a setting has a type: :data:`Seconds`, :data:`Bytes`, :data:`Timestamp` or :data:`Names`."""
     return any(meta in field.metadata for meta in get_args(annotation)[1:] if isinstance(meta, BeforeValidator))
 
 

@@ -33,6 +33,7 @@ from cdc_archiver.model import (
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.settings.types import Verify
 from cdc_archiver.transfer import layout, login_shell, rsync_output, source_mount_heuristic
+from cdc_archiver.transfer.placement import Placed, Placer, Staged
 from cdc_archiver.transfer.probe import Probe
 from cdc_archiver.transfer.rsync import (
     ReportedFile,
@@ -44,7 +45,7 @@ from cdc_archiver.transfer.rsync import (
 )
 from cdc_archiver.transfer.source_files import FileState, foreign_link_text
 from cdc_archiver.transfer.ssh import ControlMaster, ssh_endpoint
-from cdc_archiver.transfer.staging import Archive, Placed, Staged
+from cdc_archiver.transfer.staging import Archive
 
 _MAX_TRIES: Final = 3
 _RETRY_SECONDS: Final = 10.0
@@ -175,6 +176,7 @@ class _BatchCopy:
     ) -> None:
         self._settings = settings
         self._archive = archive
+        self._placer = Placer(archive, settings.modes, owner=source.staging_name)
         self._path_width = path_width
         self._cancel = cancel
         self._source = source
@@ -207,9 +209,11 @@ class _BatchCopy:
             directory = os.path.dirname(final)
             if directory not in directories:
                 directories[directory] = os.path.isdir(directory)
-            placed = self._archive.find(final, record.md5sum) if directories[directory] else None
+            placed = self._placer.find(final, record.md5sum) if directories[directory] else None
             if placed is not None:
                 yield self._decide(Archived(record, placed.path, placed.size, adopted=True))
+            elif obstacle := self._placer.places.obstacle(final):  # seen before the file is fetched in vain
+                yield self._decide(Deferred(record, obstacle.reason, str(obstacle)))
             else:
                 self.wanted.setdefault(self._entries[record.id], []).append(record)
         self._wanted_at_start = len(self.wanted)
@@ -319,7 +323,7 @@ class _BatchCopy:
                         if record.md5sum == md5:
                             arrived[record.id] = (
                                 record,
-                                Staged(report.staged, self._finals[record.id], md5, report.stat_result),
+                                Staged(report.staged, self._finals[record.id], md5, report.stat_result, record.id),
                             )
                 case rsync_output.NotRegularFile():
                     for record in list(records):
@@ -335,12 +339,12 @@ class _BatchCopy:
         verified_files: list[tuple[FileRecord, Staged]] = []
         for record, file in arrived:
             try:
-                if self._settings.verify is Verify.TRANSFER or self._archive.verify(file, self._cancel):
+                if self._settings.verify is Verify.TRANSFER or self._placer.verify(file, self._cancel):
                     verified_files.append((record, file))
             except DestinationUnavailable as error:
                 yield self._decide(Deferred(record, error.reason, str(error)))
         verified = time.monotonic()
-        results = self._archive.place([file for _, file in verified_files])
+        results = self._placer.place([file for _, file in verified_files], self._cancel)
         steps = StepDurations(transferred, verified - began, time.monotonic() - verified)
         for (record, _), result in zip(verified_files, results, strict=True):
             match result:
@@ -383,8 +387,9 @@ class _BatchCopy:
                 yield self._decide(_failure_outcome(record, failure, mount_confirmed=mount_confirmed))
         if exit_info.failure is not None and self.wanted:
             failure = login_shell.explained(self._source, exit_info.failure)
-            kind = DestinationUnavailable if failure.reason.scope is Scope.DESTINATION else HostUnavailable
-            raise kind(failure.reason, f"{self._source.name}: {failure.message}", failure.hint)
+            if failure.reason.scope is Scope.DESTINATION:  # of this machine, whatever the source
+                raise DestinationUnavailable(failure.reason, f"the archive's disk: {failure.message}", failure.hint)
+            raise HostUnavailable(failure.reason, f"{self._source.name}: {failure.message}", failure.hint)
 
     def _entries_on_first_attempt(self) -> list[bytes]:
         return [entry for entry, records in self.wanted.items() if any(record.attempts == 0 for record in records)]
@@ -461,7 +466,7 @@ def _changed_file(record: FileRecord, md5: bytes) -> AttemptFailed:
     return AttemptFailed(
         record,
         Reason.CHANGED,
-        f"the file's md5 is {md5.hex()}, the row has {record.md5sum.hex()}: the file changed after it was registered",
+        f"the file's md5, {md5.hex()}, differs from the registered one, {record.md5sum.hex()}",
         md5,
     )
 

@@ -32,7 +32,12 @@ _NOT_NORMAL: Final = re.compile(r"(?:^|/)\.{0,2}(?:/|$)")
 _TIMECODES_END: Final = datetime(2286, 11, 20, 17, 46, 40, tzinfo=UTC)
 """10^10 s since the epoch: from here on the seconds have eleven digits, and the first five repeat those of an earlier time."""
 
-_READERS_NAME: Final = "suprsync"
+_LEVELS: Final = 5
+"""Components of an archived path below data_dir."""
+
+_TIMECODE: Final = re.compile(r"[1-9][0-9]{4}")
+
+READERS_NAME: Final = "suprsync"
 """Readers take this directory of a timecode for markers, not for data."""
 
 
@@ -55,6 +60,35 @@ def archived_path(record: FileRecord, oldest: datetime = OLDEST_TIMESTAMP) -> st
         f"{_action_directory(record.timestamp, oldest, record.pub_id, action)}/"
         f"{'plots' if record.plot else 'outputs'}/{name}"
     )
+
+
+def timecode_of(record: FileRecord, archived: str | None) -> int | None:
+    """The timecode that a row belongs to: of its archived path where there is one, otherwise of the place that the layout gives.
+
+    Args:
+        archived: the archived path, absolute; None for a row that is not archived.
+
+    Returns:
+        None for a row that belongs to no timecode: without a ``timestamp``, with one that five digits cannot tell, or archived at a
+        path of another form.
+    """
+    when = record.timestamp
+    if when is not None and not OLDEST_TIMESTAMP <= when < _TIMECODES_END:
+        return None
+    if archived is not None:
+        parts = archived.rsplit("/", _LEVELS)
+        return timecode_named(parts[1]) if len(parts) > _LEVELS else None
+    return None if when is None else timecode_named(_timecode_directory(when))
+
+
+def below_data_dir(archived: str) -> str:
+    """An archived path relative to its data_dir, wherever that was at the time."""
+    return "/".join(archived.rsplit("/", _LEVELS)[1:])
+
+
+def timecode_named(directory: str) -> int | None:
+    """The timecode whose directory has this name; None if none has."""
+    return int(directory) if _TIMECODE.fullmatch(directory) else None
 
 
 def source_entry(record: FileRecord, root: str) -> str:
@@ -123,11 +157,15 @@ def _action_directory(timestamp: datetime, oldest: datetime, pub_id: str, action
             f"the row's timestamp {format_time(timestamp)} is not from {format_time(oldest)} (--oldest-timestamp) to "
             "2286-11-20 17:46:39Z: its first five digits would name a wrong time, or none",
         )
-    if pub_id == _READERS_NAME:
+    if pub_id == READERS_NAME:
         raise LayoutRefused(Reason.BAD_PUB_ID, f"pub_id: {pub_id!r} is the directory of the timecodes' markers")
     pub_id = _directory_name(pub_id, "pub_id", Reason.BAD_PUB_ID)
     action = _directory_name(action, "action", Reason.BAD_ACTION)
-    return f"{str(timestamp.timestamp())[:5]}/{pub_id}/{action}"
+    return f"{_timecode_directory(timestamp)}/{pub_id}/{action}"
+
+
+def _timecode_directory(timestamp: datetime) -> str:
+    return str(timestamp.timestamp())[:5]
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import marker_of, staging_of
 from asking import ask
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite
@@ -52,7 +53,7 @@ def test_each_verdict_for_people_and_for_scripts(either_stage: PrivateSite) -> N
     problems, sums = run(stage, status=3)
     expected = {gone: "missing", changed: "changed", directory: "changed", looped: "unreadable", elsewhere: "elsewhere"}
     assert verdicts(problems) == expected
-    assert sums["verdicts"] == {"ok": 1, "missing": 1, "changed": 2, "unreadable": 1, "elsewhere": 1}
+    assert sums["verdicts"] == {"ok": 1, "missing": 1, "changed": 2, "unreadable": 1, "elsewhere": 1, "handed_over": 0}
     assert (sums["total"], sums["complete"], sums["unregistered"], sums["requeued"]) == (6, True, None, 0)
     # also for a person,
     done = ask(stage, "verify", *stage.flags())
@@ -105,7 +106,14 @@ def test_requeued_files_are_archived_again_by_the_running_service(either_stage: 
     assert stage.count("copied = 1") == 5
     results = [entry["result"] for entry in stage.history(ids[0])]
     assert results == ["archived", "requeued", "archived"]
-    assert run(stage, status=3)[1]["verdicts"] == {"ok": 3, "missing": 1, "changed": 1, "unreadable": 0, "elsewhere": 0}
+    assert run(stage, status=3)[1]["verdicts"] == {
+        "ok": 3,
+        "missing": 1,
+        "changed": 1,
+        "unreadable": 0,
+        "elsewhere": 0,
+        "handed_over": 0,
+    }
 
 
 def test_a_requeued_rows_timestamp_stays(stage: PrivateSite) -> None:
@@ -187,7 +195,7 @@ def test_a_disk_that_is_unmounted_meanwhile_ends_the_run(stage: PrivateSite, mon
     files = stage.files(5)
     for file in files:
         archived(stage, file)
-    marker = stage.data_dir / ".cdc_archiver"
+    marker = marker_of(stage.data_dir)
     marker.write_text("")
     calls = itertools.count()
 
@@ -235,7 +243,7 @@ def test_unreadable_files_are_not_requeued_and_the_next_run_does_what_one_left(
         ids[0]: "",
         ids[1]: "it cannot be read here; fix that first",
     }
-    assert sums["verdicts"] == {"ok": 4, "missing": 0, "changed": 1, "unreadable": 1, "elsewhere": 0}
+    assert sums["verdicts"] == {"ok": 4, "missing": 0, "changed": 1, "unreadable": 1, "elsewhere": 0, "handed_over": 0}
     assert [row.copied for row in stage.rows(ids)] == [0, 1, 1, 1, 1, 1]
     # A single file is named.
     assert run(stage, str(ids[2]))[1]["total"] == 1
@@ -300,7 +308,14 @@ def test_an_interrupted_run_continues_where_it_stopped(
     # reads what is left and nothing twice, and its sums are those of both.
     assert len(read) - second_begins == total - done_before
     assert verdicts(second) == {ids[17]: "changed"}
-    assert sums["verdicts"] == {"ok": total - 2, "missing": 0, "changed": 2, "unreadable": 0, "elsewhere": 0}
+    assert sums["verdicts"] == {
+        "ok": total - 2,
+        "missing": 0,
+        "changed": 2,
+        "unreadable": 0,
+        "elsewhere": 0,
+        "handed_over": 0,
+    }
     # What is complete is begun anew.
     assert sum(run(stage, "--state", str(state), *sample, status=3)[1]["verdicts"].values()) == total
 
@@ -316,9 +331,9 @@ def test_files_without_a_row(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
     stage.sql(f"INSERT INTO {TABLE}_v0 SELECT * FROM {TABLE} WHERE id = %s", (old_id,))
     stage.sql(f"DELETE FROM {TABLE} WHERE id = %s", (old_id,))
     # the archiver's own, and what a crash of another program left behind,
-    (stage.data_dir / ".incoming/x").mkdir(parents=True)
-    (stage.data_dir / ".incoming/x/part").write_bytes(b"part")
-    (stage.data_dir / ".cdc_archiver").write_text("")
+    (staging_of(stage.data_dir) / "x").mkdir(parents=True)
+    (staging_of(stage.data_dir) / "x/part").write_bytes(b"part")
+    marker_of(stage.data_dir).write_text("")
     left = Path(f"{stage.place(named)}.1")
     left.write_bytes(named.content)
     stray = stage.data_dir / "two\nlines.txt"

@@ -281,7 +281,7 @@ def in_hand(service: Service, id_: int, state: str | None) -> None:
 def test_a_file_that_waits_for_its_next_attempt_and_the_time_of_it(stage: PrivateSite) -> None:
     file = stage.file("gone.npy")
     file.path.unlink()
-    with stage.service() as service:
+    with stage.service(retry_delays="0.3s,0.3s,10m") as service:
         (id_,) = stage.register(file, failed_copy_attempts=2)
         stage.wait_attempts(id_, 3)
         in_hand(service, id_, "waiting")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
-from private_site import PrivateSite, new_private_site
+from archive_places import marker_of
+from files_table import TABLE
+from private_site import HISTORY, PrivateSite, new_private_site
+from services import Service
 from waiting import eventually
 
-from cdc_archiver.dispatch import health, scheduler
+from cdc_archiver.dispatch import health, retry_delays
 from cdc_archiver.model import Scope
 from cdc_archiver.sandbox import MariaDb, SshServer
-from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[P
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses last a moment: 5 s and more after a failed attempt, and those for a person or a disk."""
-    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (0.3,))
+    monkeypatch.setattr(retry_delays, "delay_after", lambda delays, tries: 0.3)
     for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, scope, (0.3, 1.0))
 
@@ -86,7 +91,7 @@ def test_an_archive_without_its_marker_is_not_written_to(stage: PrivateSite, soo
         stage.wait_archived(*stage.register(stage.file("before.npy")))
         before = stage.archived_files()
         # when its disk is gone, and the marker with it,
-        marker = stage.data_dir / MARKER
+        marker = marker_of(stage.data_dir)
         away = stage.directory / "marker-away"
         marker.rename(away)
         ids = stage.register(*stage.files(3))
@@ -176,6 +181,58 @@ def test_several_missing_files_among_others_have_failed_attempts_and_delay_no_ot
         stage.wait_archived(*stage.register(sound))
         assert service.state() == "streaming"
         assert service.metric("source_up") == 1
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_only_time_and_what_decides_use_up_attempts(stage: PrivateSite, streams: bool) -> None:
+    """Neither a neighbour's UPDATE, a lost connection nor a restart; `retry` does, at once."""
+    file = stage.file("gone.npy")
+    file.path.unlink()
+    options: dict[str, Any] = {"retry_delays": "1h", "poll_interval": 0.3}
+    if not streams:
+        stage.server.execute(f"REVOKE REPLICATION SLAVE ON *.* FROM '{stage.user}'@'%'")
+    mode = "streaming" if streams else "polling"
+
+    def tried(times: int) -> bool:
+        return [entry["result"] for entry in stage.history(id_)].count("charged") == times
+
+    def waits(service: Service) -> bool:
+        in_hand = json.loads(service.get(f"/api/file/{id_}")[1])["in_hand"]
+        return in_hand is not None and 3000 < (in_hand["retry_in"] or 0) <= 3600
+
+    with stage.service(until=mode, **options) as service:
+        (id_,) = stage.register(file)
+        stage.wait_attempts(id_, 1)
+        # Given a neighbour that stamps other columns, when many of its writes have been seen,
+        for number in range(20):
+            stage.sql(f"UPDATE {TABLE} SET format = 'stamp {number}' WHERE id = {id_}")
+        stage.wait_archived(*stage.register(stage.file("other.npy")))
+        # or all connections are lost, and the locks with them,
+        keeper = service.archiver._keeper
+        assert keeper is not None
+        before = keeper.losses
+        for (connection,) in stage.sql(f"SELECT id FROM information_schema.processlist WHERE user = '{stage.user}'"):
+            with contextlib.suppress(pymysql.MySQLError):
+                stage.sql(f"KILL {connection}")
+        eventually(lambda: keeper.losses > before, "the lock is lost")
+        service.wait_state(mode)
+        stage.wait_archived(*stage.register(stage.file("another.npy")))
+        # then the file waits for the rest of its hour.
+        assert waits(service)
+        assert tried(1)
+    # A restart changes nothing, even where the clock of the history is ahead,
+    stage.sql(f"UPDATE {HISTORY} SET at = at + INTERVAL 1 DAY WHERE file_id = {id_}")
+    with stage.service(until=mode, **options) as service:
+        stage.wait_archived(*stage.register(stage.file("more.npy")))
+        eventually(lambda: waits(service), "it waits, for an hour at most")
+        assert tried(1)
+        # and an operator's retry is taken up at once.
+        assert stage.command("retry", "--id", str(id_), "--yes").returncode == 0
+        eventually(lambda: tried(2), "it is tried again")
+    # A delay that is over while no service runs is over.
+    stage.sql(f"UPDATE {HISTORY} SET at = at - INTERVAL 2 DAY WHERE file_id = {id_}")
+    with stage.service(until=mode, **options):
+        eventually(lambda: tried(3), "its hour is over")
 
 
 def test_a_file_is_tried_until_its_attempts_are_used_up(stage: PrivateSite, soon: None) -> None:
@@ -272,7 +329,7 @@ def test_impossible_rows_are_refused_and_crash_nothing(stage: PrivateSite, door:
         service.wait_metric(len(ids), "copies_total", result="refused")
         assert service.state() == "streaming"
     assert stage.archived_files() == [stage.place(file)]
-    assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "readout"]
+    assert sorted(path.name for path in stage.directory.iterdir()) == [".archive.cdc_archiver", "archive", "readout"]
 
 
 def test_a_mistyped_source_root_refuses_no_row(stage: PrivateSite) -> None:

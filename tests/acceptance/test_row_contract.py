@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import staging_of
 from files_table import TABLE
 from private_site import HISTORY, TARGET, PrivateSite, new_private_site
 from services import PASSWORD
 from waiting import eventually
 
-from cdc_archiver.dispatch import scheduler
+from cdc_archiver.dispatch import retry_delays
 from cdc_archiver.sandbox import DatabaseServer, MariaDb, SshServer
 
 
@@ -61,7 +62,7 @@ def test_columns_that_change_and_columns_that_do_not(stage: PrivateSite) -> None
     ]
     before = [whole_row(stage, id_) for id_ in ids]
     # when the service has dealt with them,
-    with stage.service():
+    with stage.service(retry_delays="0.1s,0.1s,10m"):
         stage.wait_archived(ids[0])
         stage.wait_attempts(ids[1], 3)
         stage.wait_attempts(ids[2], 1)
@@ -75,7 +76,7 @@ def test_columns_that_change_and_columns_that_do_not(stage: PrivateSite) -> None
 def test_a_timestamp_that_updates_itself_stays_what_it_was(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain TIMESTAMP column is `ON UPDATE CURRENT_TIMESTAMP` where the server's explicit_defaults_for_timestamp is off:
     the default of MariaDB up to 10.9, of MySQL up to 5.7, and of tables made in that time."""
-    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (0.3,))
+    monkeypatch.setattr(retry_delays, "delay_after", lambda delays, tries: 0.3)
     # Given such a table, and a file that is late,
     stage.sql(
         f"ALTER TABLE {TABLE} MODIFY timestamp TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP"
@@ -250,7 +251,7 @@ def test_a_killed_service_leaves_nothing_half_done(mariadb_stage: PrivateSite) -
         stage.wait_archived(*ids)
     assert sorted(stage.archived_files()) == sorted(stage.place(file) for file in files)
     assert stage.count("failed_copy_attempts <> 0") == 0
-    assert [path for path in (stage.data_dir / ".incoming").rglob("*") if path.is_file()] == []
+    assert [path for path in staging_of(stage.data_dir).rglob("*") if path.is_file()] == []
 
 
 def test_modes_and_times_of_what_is_archived(mariadb_stage: PrivateSite) -> None:

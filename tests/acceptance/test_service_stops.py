@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from archive_places import staging_of
 from private_site import PrivateSite
 from services import Program
 from waiting import PATIENCE, eventually, processes_of
@@ -21,7 +22,7 @@ from cdc_archiver.threads import StoppableThread
 
 def await_copy(stage: PrivateSite, program: Program) -> None:
     """Until rsync has brought the first bytes of a file that takes long."""
-    incoming = stage.data_dir / ".incoming"
+    incoming = staging_of(stage.data_dir)
 
     def at_work() -> bool:
         runs = any("rsync" in line and "--files-from" in line for line in processes_of(stage.directory))
@@ -169,7 +170,7 @@ def test_a_death_is_one_clear_last_line_and_a_status_of_its_own(stage: PrivateSi
     script = stage.directory / "buggy.py"
     script.write_text(
         "from cdc_archiver.dispatch.router import Router\n"
-        "def _route(self, id_, row): raise RuntimeError('a bug of ours')\n"
+        "def _route(self, *_): raise RuntimeError('a bug of ours')\n"
         "Router._route = _route\n"
         "from cdc_archiver.cli import main\n"
         "main()\n"

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from archive_places import marker_of
+from asking import ask
 from files_table import TABLE
 from private_site import TARGET, PrivateSite, new_private_site
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,7 +18,7 @@ from services import PASSWORD, Served
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, Kind, MariaDb, SshServer, open_database
-from cdc_archiver.transfer.staging import MARKER
+from cdc_archiver.service import table_watch
 
 CONTRACT = {
     "stream_connected": (),
@@ -42,6 +44,10 @@ CONTRACT = {
     "quarantined_files": ("source",),
     "refused_files": ("source",),
     "ignored_files": ("source",),
+    "unclaimed_files": ("instance_id",),
+    "destination_free_inodes": (),
+    "database_server_changes_total": ("reason",),
+    "not_recordable_files": ("source",),
     "oldest_pending_age_seconds": ("source",),
     "rsync_info": ("side", "version"),
     "build_info": ("version",),
@@ -94,13 +100,15 @@ def samples(service: Served) -> dict[str, list[tuple[dict[str, str], float]]]:
     return found
 
 
-def test_metrics_are_those_of_the_contract(stage: PrivateSite) -> None:
+def test_metrics_are_those_of_the_contract(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a service with an archived file and a failed attempt, and with rows that were quarantined, refused and ignored before,
     missing = stage.file("missing.npy")
     missing.path.unlink()
     stage.register(missing, failed_copy_attempts=5)
     stage.register(missing, failed_copy_attempts=1000)
     stage.register(missing, failed_copy_attempts=2000)
+    stage.register(missing, instance_id="nobody's")
+    monkeypatch.setattr(table_watch, "UNHELD", 0.0)
     with stage.service(preflight=True) as service:
         service.wait_settled()
         file = stage.file("file.npy", size=4321)
@@ -230,7 +238,7 @@ def test_no_source(stage: PrivateSite) -> None:
 
 def test_no_destination(stage: PrivateSite) -> None:
     with stage.service() as service:
-        (stage.data_dir / MARKER).unlink()
+        marker_of(stage.data_dir).unlink()
         stage.register(stage.file("file.npy"))
         service.wait_state("no destination")
         status, body = service.get("/readyz")
@@ -268,12 +276,23 @@ def test_no_database_while_it_runs(doomed_stage: PrivateSite) -> None:
         service.wait_state("no database")
         assert service.get("/readyz")[0] == 503
         assert service.get("/healthz")[0] == 200
-        # then the file is placed meanwhile, and the row says so when the database is back.
+        # then the status still has what was known, with its time,
+        eventually(lambda: service.status()["as_of"], "the last known state is told")
+        known = service.status()
+        assert [source["state"]["name"] for source in known["sources"]] == [stage.ssh.host]
+        assert known["destination"]["path"] == str(stage.data_dir)
+        assert known["last_sweep"] is not None
+        said = ask(stage, "status", *stage.flags(http_port=service.port)).stdout
+        assert "when the database answered last" in said
+        assert f"{stage.ssh.host} up" in said
+        assert "none yet" not in said
+        # and the file is placed meanwhile, and the row says so when the database is back.
         eventually(stage.archived_files, "the file is placed")
         stage.server.start()
         stage.wait_archived(id_)
         # Later files come by a stream again.
         service.wait_state("streaming")
+        assert service.status()["as_of"] is None
         assert service.metric("stream_reconnects_total") >= 1
         told = service.metric("stream_events_total")
         (later,) = stage.register(stage.file("later.npy"))

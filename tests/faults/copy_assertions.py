@@ -15,7 +15,7 @@ from proxy import Proxy
 from services import Served, Service
 from waiting import eventually
 
-from cdc_archiver.dispatch import health, scheduler
+from cdc_archiver.dispatch import health, retry_delays
 from cdc_archiver.model import Scope
 
 PAUSE = 0.3
@@ -24,8 +24,7 @@ PAUSE = 0.3
 
 def shorten_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shortens all pauses: minutes of failures pass in a second."""
-    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (PAUSE,))
-    monkeypatch.setattr(scheduler, "INCONCLUSIVE_DELAYS", (PAUSE,))
+    monkeypatch.setattr(retry_delays, "delay_after", lambda delays, tries: PAUSE)
     monkeypatch.setattr(health, "_CORRUPTED_PAUSE", PAUSE)
     for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, scope, (PAUSE, PAUSE))

@@ -19,9 +19,9 @@ from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Origin
 from cdc_archiver.service.supervisor import Supervisor
-from cdc_archiver.transfer import disk_sync
+from cdc_archiver.transfer import disk_sync, placement
+from cdc_archiver.transfer.placement import Placer
 from cdc_archiver.transfer.rsync import RsyncRun
-from cdc_archiver.transfer.staging import Archive
 
 _STAGED_BYTES: Final = 100_000
 _LIMIT: Final = 30.0
@@ -92,10 +92,10 @@ STEPS: Final[Mapping[str, Callable[[], None]]] = {
     "row-read": lambda: before(Dispatcher, "enqueue"),
     "rsync-started": lambda: after(RsyncRun, "_start"),
     "in-mid-transfer": in_mid_transfer,
-    "transferred": lambda: before(Archive, "verify"),
-    "hashed": lambda: after(Archive, "verify"),
+    "transferred": lambda: before(Placer, "verify"),
+    "hashed": lambda: after(Placer, "verify"),
     "staging-synced": lambda: after(disk_sync, "sync_files"),
-    "linked": lambda: after(Archive, "_link"),
+    "linked": lambda: after(placement, "_give_name"),
     "directories-synced": lambda: after(disk_sync, "sync_directories"),
     "placed": lambda: before(Recorder, "put"),
     "row-written": lambda: after(FilesTable, "mark_copied", any_row_changed),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import staging_of
 from copy_assertions import (
     assert_archive_is_exactly,
     assert_archived,
@@ -29,7 +30,7 @@ from waiting import eventually
 
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.service import pipeline
-from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
+from cdc_archiver.transfer.placement import Placer
 
 
 @pytest.fixture
@@ -165,6 +166,9 @@ def test_a_write_error_of_the_receiving_rsync_is_a_failure_of_the_destination(
         wait_failures(service, reason)
         # then files that arrived count, and only the destination is down;
         assert_destination_down(service, reason)
+        # it is said of the archive, and of no source, whichever one's file it was;
+        said = f"no destination: {reason}: the archive's disk: rsync: "
+        eventually(lambda: service.get("/readyz")[1].startswith(said), "the disk is named")
         eventually(lambda: stage.count("copied = 1") >= 2, "files that arrived are archived")
         assert failure_count(service, reason) == 0
         assert_no_failed_attempts(stage)
@@ -212,18 +216,18 @@ def test_a_file_that_is_corrupted_on_this_machine_is_not_archived(
 @pytest.fixture
 def placed_and_cut(monkeypatch: pytest.MonkeyPatch, stage: PrivateSite) -> Iterator[Proxy]:
     """A connection to the database that is cut after a file is placed and before its row is updated."""
-    place = Archive.place
+    place = Placer.place
     with Proxy(stage.server.port) as wire:
 
-        def place_and_cut(archive: Archive, files: Any) -> Any:
-            placed = place(archive, files)
+        def place_and_cut(placer: Placer, files: Any, cancel: Any) -> Any:
+            placed = place(placer, files, cancel)
             archived = [file for file in files if stage.data_dir / "15895" in Path(file.final).parents]
             if archived and not wire.refusing:  # not for the trial files of the preflight
                 wire.refuse()
-                monkeypatch.setattr(Archive, "place", place)
+                monkeypatch.setattr(Placer, "place", place)
             return placed
 
-        monkeypatch.setattr(Archive, "place", place_and_cut)
+        monkeypatch.setattr(Placer, "place", place_and_cut)
         yield wire
 
 
@@ -285,8 +289,7 @@ def test_only_the_marker_and_staging_remain_besides_the_archive(stage: PrivateSi
         fake.behave()
         stage.wait_archived(*ids)
         # then no leftovers remain.
-        staging = stage.data_dir / INCOMING
+        staging = staging_of(stage.data_dir)
         eventually(lambda: not any(path.is_file() for path in staging.rglob("*")), "staging is empty")
-    own = {INCOMING, MARKER}
-    assert {path.name for path in stage.data_dir.iterdir()} - own == {"15895"}
+    assert {path.name for path in stage.data_dir.iterdir()} == {"15895"}
     assert_archive_is_exactly(stage, *files)

@@ -15,7 +15,7 @@ import pytest
 from private_site import PrivateSite, SourceFile, new_private_site
 from waiting import eventually
 
-from cdc_archiver.dispatch import health, scheduler
+from cdc_archiver.dispatch import health, retry_delays
 from cdc_archiver.model import Scope
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.sandbox.packages import bin_directory, find
@@ -31,7 +31,7 @@ def stage(mariadb: MariaDb, ssh_server: SshServer, tmp_path: Path) -> Iterator[P
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Retries come in a moment."""
-    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (0.3,))
+    monkeypatch.setattr(retry_delays, "delay_after", lambda delays, tries: 0.3)
     for scope in (Scope.SOURCE, Scope.CONFIGURATION, Scope.DESTINATION):
         monkeypatch.setitem(health._PAUSES, scope, (0.3, 1.0))
 

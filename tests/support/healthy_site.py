@@ -11,7 +11,7 @@ import pytest
 from files_table import TABLE
 from private_database import PASSWORD, PrivateDatabase, new_private_database
 
-from cdc_archiver.database import schema
+from cdc_archiver.database import schema, side_tables
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 from cdc_archiver.settings import SourceSettings
 
@@ -23,7 +23,14 @@ def healthy_database(server: DatabaseServer) -> Iterator[PrivateDatabase]:
     """A database without any problem, with the index and the privileges on the side table."""
     with new_private_database(server) as made:
         made.sql(schema.index_statement(TABLE))
-        made.server.create_archiver_user(made.user, PASSWORD, made.name, table=TABLE, history="cdc_archiver_history")
+        made.server.create_archiver_user(
+            made.user,
+            PASSWORD,
+            made.name,
+            table=TABLE,
+            history="cdc_archiver_history",
+            side_tables=side_tables.PRIVILEGES,
+        )
         yield made
 
 

@@ -28,6 +28,7 @@ from services import COMMAND, PASSWORD, Program, Service
 from waiting import PATIENCE, eventually, eventually_or_not, processes_of, threads_since
 
 from cdc_archiver import cli
+from cdc_archiver.database import side_tables
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 from cdc_archiver.settings import Settings, load
 
@@ -88,7 +89,9 @@ class PrivateSite:
         self.sources.mkdir()
         self.data_dir.mkdir()
         self.server.execute(f"CREATE DATABASE {self.database}")
-        self.server.create_archiver_user(self.user, PASSWORD, self.database, history=HISTORY)
+        self.server.create_archiver_user(
+            self.user, PASSWORD, self.database, history=HISTORY, side_tables=side_tables.PRIVILEGES
+        )
         if table:
             self.sql(CREATE_TABLE)
 

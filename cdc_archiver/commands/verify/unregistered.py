@@ -14,9 +14,12 @@ from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.search import Criteria, RowState, walk
 from cdc_archiver.errors import LayoutRefused, Misconfigured
 from cdc_archiver.transfer import layout
-from cdc_archiver.transfer.staging import INCOMING, MARKER
+from cdc_archiver.transfer.archive_marker import FORMER_MARKER
+from cdc_archiver.transfer.layout import READERS_NAME, timecode_named
+from cdc_archiver.transfer.staging import INCOMING
 
-_OURS: Final = frozenset({INCOMING, MARKER})
+_OURS: Final = frozenset({INCOMING, FORMER_MARKER})
+"""What 0.1.0 keeps in data_dir."""
 _LOST_AND_FOUND: Final = "lost+found"
 """At the top of a file system, readable only by root."""
 _CHECK_EVERY: Final = 1000
@@ -59,7 +62,7 @@ def find_unregistered(
     named, _ = _named(context, data_dir, stopped)
     seen = 0
     candidates = []
-    for path in _files(data_dir, on_skipped, top=True):
+    for path in _files(data_dir, on_skipped):
         seen += 1
         if seen % _CHECK_EVERY == 0:
             on_progress(seen)
@@ -112,7 +115,12 @@ def _file_id(path: Path | str) -> _FileId | None:
     return found.st_dev, found.st_ino
 
 
-def _files(directory: Path, on_skipped: Callable[[Path, str], None], *, top: bool = False) -> Iterator[Path]:
+def _files(directory: Path, on_skipped: Callable[[Path, str], None], level: int = 0) -> Iterator[Path]:
+    """The files below a directory.
+
+    Args:
+        level: of the directory; data_dir is 0, a timecode's directory is 1.
+    """
     try:
         with os.scandir(directory) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
@@ -122,14 +130,21 @@ def _files(directory: Path, on_skipped: Callable[[Path, str], None], *, top: boo
         on_skipped(directory, error.strerror or str(error))
         return
     for entry in listed:
-        if top and (
-            entry.name in _OURS or (entry.name == _LOST_AND_FOUND and not os.access(entry.path, os.R_OK | os.X_OK))
-        ):
+        if _is_no_data(entry, directory, level):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(Path(entry.path), on_skipped)
+            yield from _files(Path(entry.path), on_skipped, level + 1)
         else:
             yield Path(entry.path)
+
+
+def _is_no_data(entry: os.DirEntry[str], directory: Path, level: int) -> bool:
+    """Whether an entry of data_dir, or of a timecode's directory, is there for another purpose than files of rows."""
+    if level == 1:
+        return entry.name == READERS_NAME and timecode_named(directory.name) is not None
+    return level == 0 and (
+        entry.name in _OURS or (entry.name == _LOST_AND_FOUND and not os.access(entry.path, os.R_OK | os.X_OK))
+    )
 
 
 def _digest(path: str) -> int:

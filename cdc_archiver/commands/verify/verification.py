@@ -14,14 +14,16 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from cdc_archiver.commands.archive_access import ArchiveUnavailable, require_directory, require_mounted
+from cdc_archiver.commands.archive_access import ArchiveUnavailable, has_marker, require_directory, require_mounted
 from cdc_archiver.commands.context import CommandContext
 from cdc_archiver.commands.hashing import NotARegularFile, Stopped, hash_file
+from cdc_archiver.commands.marking import usable_marks
 from cdc_archiver.commands.verify.requeue import Requeue
 from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.search import Criteria, walk
 from cdc_archiver.errors import Misconfigured
-from cdc_archiver.model import Reason
+from cdc_archiver.model import FileRecord, Reason
+from cdc_archiver.transfer.layout import timecode_of
 
 _FILES_PER_JOB: Final = 4
 """Files under way for each job: enough that no job waits, few enough that little is read twice after a stop."""
@@ -42,6 +44,8 @@ class FileVerdict(StrEnum):
     UNREADABLE = "unreadable"
     ELSEWHERE = "elsewhere"
     """The row's path is not below data_dir: a file of another archive, which is not read."""
+    HANDED_OVER = "handed_over"
+    """Somebody downstream took the file's timecode over and may have removed it: it is not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,10 @@ class VerificationProgress:
     requeued: int = 0
     size: int = 0
 
+    def __post_init__(self) -> None:
+        for verdict in FileVerdict:  # the state file of an earlier version has fewer
+            self.verdicts.setdefault(verdict.value, 0)
+
     @property
     def done(self) -> int:
         """Files that have a verdict, or changed meanwhile."""
@@ -89,7 +97,8 @@ class VerificationProgress:
     @property
     def wrong(self) -> int:
         """Files with a problem."""
-        return sum(count for verdict, count in self.verdicts.items() if verdict != FileVerdict.OK)
+        right = (FileVerdict.OK, FileVerdict.HANDED_OVER)
+        return sum(count for verdict, count in self.verdicts.items() if verdict not in right)
 
 
 @dataclass(slots=True)
@@ -135,6 +144,10 @@ class _NotBelowDataDir(Exception):
     """A row's path is not below data_dir."""
 
 
+class _HandedOver(Exception):
+    """A row's timecode was handed over."""
+
+
 class Verification:
     """One run.
 
@@ -166,6 +179,8 @@ class Verification:
         self._on_progress = on_progress
         self._stop = threading.Event()
         self._marked = require_mounted(context)
+        with context.database.connect() as connection:
+            self._marks = usable_marks(context, connection)
         self._unreported: list[tuple[Row, Problem]] = []
         self._report_at = 0.0
         self.progress = copy.deepcopy(plan.progress)
@@ -199,7 +214,7 @@ class Verification:
         with ThreadPoolExecutor(self._jobs, "verify") as pool:
             try:
                 for row in self._rows():
-                    waiting.append((row, pool.submit(self._hash, row.record.path)))
+                    waiting.append((row, pool.submit(self._hash, row.record)))
                     if len(waiting) >= self._jobs * _FILES_PER_JOB:
                         self._judge(*waiting.popleft())
                     if self._stop.is_set():
@@ -211,7 +226,11 @@ class Verification:
             finally:
                 self._stop_reading(waiting)
 
-    def _hash(self, path: str) -> tuple[bytes, int]:
+    def _hash(self, record: FileRecord) -> tuple[bytes, int]:
+        path = record.path
+        timecode = timecode_of(record, record.path) if self._marks.handed_over_timecodes else None
+        if timecode is not None and self._marks.handed_over(record.instance_id, timecode, record.id):
+            raise _HandedOver
         below = os.path.join(os.path.normpath(self._context.settings.data_dir or "/"), "")
         if not os.path.normpath(path).startswith(below):
             raise _NotBelowDataDir
@@ -237,12 +256,13 @@ class Verification:
 
     def _judge(self, row: Row, future: Future[tuple[bytes, int]]) -> None:
         verdict, detail, size = self._verdict(row, future)
-        if verdict is not FileVerdict.OK and self._has_changed(row):
+        right = verdict in (FileVerdict.OK, FileVerdict.HANDED_OVER)
+        if not right and self._has_changed(row):
             self.progress.moved_on += 1
         else:
             self.progress.verdicts[verdict] += 1
             self.progress.size += size
-            if verdict is not FileVerdict.OK:
+            if not right:
                 self._report_at = self._report_at if self._unreported else time.monotonic() + _REQUEUE_DELAY
                 self._unreported.append((row, Problem(row.record.id, row.record.path, verdict, detail)))
         self.progress.after = row.record.id
@@ -255,6 +275,8 @@ class Verification:
         md5 = row.record.md5sum
         try:
             seen, size = _result(future)
+        except _HandedOver:
+            return FileVerdict.HANDED_OVER, "", 0
         except _NotBelowDataDir:
             data_dir = self._context.settings.data_dir
             return FileVerdict.ELSEWHERE, f"it is not below {data_dir}: set --data-dir as the rows name it", 0
@@ -273,10 +295,11 @@ class Verification:
 
     def _require_still_mounted(self) -> None:
         data_dir = self._context.settings.data_dir
-        if not require_directory(data_dir) and self._marked:
+        require_directory(data_dir)
+        if self._marked and not has_marker(self._context.settings):
             raise ArchiveUnavailable(
                 Reason.DESTINATION_MISSING,
-                f"data_dir {data_dir} lost its marker file during the run: its disk was unmounted",
+                f"data_dir {data_dir} lost its marker during the run: its disk was unmounted",
                 f"mount {shlex.quote(str(data_dir))}  # then run the same command",
             )
 

@@ -23,8 +23,6 @@ from cdc_archiver.commands.context import CommandContext, open_context
 from cdc_archiver.commands.output import (
     INTERRUPTED,
     Printer,
-    format_file_count,
-    format_size,
     print_json,
     print_to_stderr,
     progress_bar,
@@ -44,6 +42,7 @@ from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_file_count, format_size
 
 HELP: Final = """
 Compare archived files with their rows.
@@ -54,6 +53,8 @@ Reads the files again, and prints those that are missing, changed or unreadable.
 The running service goes on meanwhile, and nothing is changed. --requeue has missing and changed files archived again, if the history
 knows their path on the source and the source still has them. A damaged file stays in its place, and the new one becomes name.1.
 Unreadable files are never requeued.
+
+Files of timecodes that were handed over are counted apart: they are neither read nor requeued, wherever they are now.
 
 FILE is an id or an archived path; * and ? in quotes are wildcards. Without FILE, all files are read.
 
@@ -365,11 +366,13 @@ def _print_totals(
     more += f", {skipped} skipped directories" if skipped else ""
     requeued = f"; {progress.requeued} requeued" if progress.requeued else ""
     moved_on = f"; {format_file_count(progress.moved_on)} changed meanwhile" if progress.moved_on else ""
+    handed_over = progress.verdicts[FileVerdict.HANDED_OVER]
+    apart = f"; {format_file_count(handed_over)} handed over" if handed_over else ""
     right = progress.verdicts[FileVerdict.OK]
     printer.line(
         (f"verified {format_file_count(progress.done)}, {format_size(progress.size)}: {right} right, ", "bold"),
         (kinds + more, "bold red" if progress.wrong or unregistered or skipped else "bold"),
-        requeued + moved_on,
+        requeued + moved_on + apart,
     )
 
 

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from cdc_archiver.commands.why.facts import FileFacts, PlaceState
-from cdc_archiver.database.operator_history import IGNORED, HistoryEntry
+from cdc_archiver.commands.why.timecode_facts import mark_text
+from cdc_archiver.database.operator_history import IGNORED, NOT_RECORDABLE, HistoryEntry
 from cdc_archiver.database.search import RowState
 from cdc_archiver.model import OLDEST_TIMESTAMP, Reason, Scope
 from cdc_archiver.timespec import format_age, format_duration, format_time
@@ -20,7 +21,7 @@ _REASONS: Final = MappingProxyType(
     {
         Reason.MISSING: "it was not on its source",
         Reason.UNREADABLE: "the account on the source had no permission to read it",
-        Reason.CHANGED: "its md5 was not the registered one",
+        Reason.CHANGED: "its md5 differs from the registered one",
         Reason.NOT_A_FILE: "its path on the source is not a regular file",
         Reason.BAD_PATH: "its path is not a valid file path",
         Reason.BAD_NAME: "its name is not a valid file name",
@@ -31,6 +32,7 @@ _REASONS: Final = MappingProxyType(
         Reason.BAD_TIMESTAMP: "its timestamp gives no five digits that name its time",
         Reason.NO_MD5: "the row has no md5sum",
         Reason.PATH_TOO_LONG: "its archived path does not fit into the column",
+        Reason.NOT_RECORDABLE: "the database refuses to record its result",
     }
 )
 
@@ -98,8 +100,8 @@ def diagnose(facts: FileFacts, now: datetime) -> Diagnosis:
         now: aware.
     """
     diagnosis = _of_state(facts, now)
-    note = "" if facts.place.refused else _timestamp_note(facts, now)
-    return replace(diagnosis, sentence=f"{diagnosis.sentence} {note}") if note else diagnosis
+    notes = ["" if facts.place.refused else _timestamp_note(facts, now), _late_note(facts)]
+    return replace(diagnosis, sentence=" ".join(part for part in (diagnosis.sentence, *notes) if part))
 
 
 def _of_state(facts: FileFacts, now: datetime) -> Diagnosis:
@@ -126,6 +128,19 @@ def _timestamp_note(facts: FileFacts, now: datetime) -> str:
     return f"{when} is more than a day ahead of this machine's clock: was a clock wrong?"
 
 
+def _late_note(facts: FileFacts) -> str:
+    found = facts.timecode
+    if found is None or not found.late:
+        return ""
+    return f"It came late: readers had been told before that timecode {found.timecode} is complete."
+
+
+def _handed_over(facts: FileFacts) -> str:
+    """Who took the file's timecode over; empty where nobody did."""
+    mark = facts.timecode.handed_over if facts.timecode else None
+    return f"timecode {mark.timecode} was handed over {mark_text(mark)}" if mark else ""
+
+
 def _archived(facts: FileFacts) -> Diagnosis:
     id_ = facts.record.id
     requeue = ("to have it archived again, if its source still has it", f"cdc-archiver verify --requeue {id_}")
@@ -143,6 +158,12 @@ def _archived(facts: FileFacts) -> Diagnosis:
                 "It was archived, but another file is in its place now: the md5 is not the row's.",
                 done_for_service,
                 (requeue, sample),
+            )
+        case PlaceState.ABSENT if handed_over := _handed_over(facts):
+            return Diagnosis(
+                f"It was archived, and is no longer in its place: {handed_over}.",
+                "Nothing: for the service the file is done, and verify counts it apart.",
+                (),
             )
         case PlaceState.ABSENT:
             return Diagnosis("It was archived, but is no longer in its place.", done_for_service, (requeue, sample))
@@ -221,6 +242,17 @@ def _pending(facts: FileFacts, now: datetime) -> Diagnosis:
                 ("or, if the service shall read that directory, run it with", "--source-root PATH"),
             ),
         )
+    if handed_over := _handed_over(facts):
+        return Diagnosis(
+            f"It is not here because it waits: {handed_over}.",
+            f"Nothing: it waits until a person decides, and {_DOES_NOT_COUNT}.",
+            (
+                ("to have it archived all the same", f"cdc-archiver retry --id {facts.record.id} --into-handed-over"),
+                _ignore(facts),
+            ),
+        )
+    if (refused := _not_recordable(facts)) is not None:
+        return refused
     last = _last_failure(facts)
     sentence, following = _waiting(facts)
     advice = [*_fix_file(facts, last)] if record.attempts else []
@@ -231,6 +263,27 @@ def _pending(facts: FileFacts, now: datetime) -> Diagnosis:
     elif service.source is not None and not service.source.get("up", True):
         advice.append(("to see the fix", "cdc-archiver check"))
     return Diagnosis(sentence + _attempts_so_far(facts, last, now), following, tuple(advice))
+
+
+def _not_recordable(facts: FileFacts) -> Diagnosis | None:
+    """The diagnosis of a file whose result the database refuses to record; None for another."""
+    last = facts.attempts[-1] if facts.attempts else None
+    if last is not None and last.result != NOT_RECORDABLE:
+        last = None
+    in_hand = (facts.service.in_hand or {}).get("state")
+    if in_hand != NOT_RECORDABLE and (last is None or in_hand is not None):
+        return None
+    detail = f": {last.detail}" if last else f"; the service's log has its message ({NOT_RECORDABLE})"
+    here = facts.place.state in (PlaceState.RIGHT, PlaceState.THERE) or bool(last and last.archived_path)
+    return Diagnosis(
+        f"{'It is in its place in the archive' if here else 'It was tried'}, but the database refuses to record that{detail}.",
+        "Nothing: it is tried again at the service's next start, when its row changes, or after `retry`.",
+        (
+            ("to see the row", f"SELECT * FROM {facts.table} WHERE id = {facts.record.id};"),
+            ("to see what may refuse it", f"SHOW CREATE TABLE {facts.table}; SHOW TRIGGERS LIKE '{facts.table}';"),
+            _retry(facts, "when the cause is fixed"),
+        ),
+    )
 
 
 def _attempts_so_far(facts: FileFacts, last: HistoryEntry | None, now: datetime) -> str:

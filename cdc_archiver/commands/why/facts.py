@@ -22,6 +22,7 @@ from cdc_archiver.commands.service_client import (
     fetch_status,
     get_json,
 )
+from cdc_archiver.commands.why.timecode_facts import TimecodeOfFile, timecode_of_file
 from cdc_archiver.database import schema
 from cdc_archiver.database.files_table import FilesTable, Row
 from cdc_archiver.database.operator_history import HistoryEntry
@@ -120,6 +121,7 @@ class FileFacts:
         source: the name of its source; None if no configured source has its target.
         targets: the configured targets.
         no_history: the reason why the history could not be read; empty if it was.
+        timecode: None if the row belongs to none.
     """
 
     record: FileRecord
@@ -133,6 +135,7 @@ class FileFacts:
     service: ServiceObservation
     attempts: tuple[HistoryEntry, ...]
     no_history: str
+    timecode: TimecodeOfFile | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,7 @@ def gather_facts(context: CommandContext, row: Row, *, hash_all: bool = False) -
         service=_service_observation(context, record),
         attempts=tuple(attempts),
         no_history=no_history,
+        timecode=timecode_of_file(context, row, attempts),
     )
 
 

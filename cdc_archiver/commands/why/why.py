@@ -9,7 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from cdc_archiver.commands.context import open_context
-from cdc_archiver.commands.output import STATE_STYLES, Printer, format_size, print_json, print_to_stderr
+from cdc_archiver.commands.output import STATE_STYLES, Printer, print_json, print_to_stderr
 from cdc_archiver.commands.why import json_answer
 from cdc_archiver.commands.why.diagnosis import Diagnosis, at_source_text, diagnose, reason_text
 from cdc_archiver.commands.why.facts import (
@@ -23,13 +23,15 @@ from cdc_archiver.commands.why.facts import (
     observe_at_sources,
     older_rows,
 )
+from cdc_archiver.commands.why.timecode_facts import timecode_text
 from cdc_archiver.database.files_table import Row
-from cdc_archiver.database.operator_history import HistoryEntry
+from cdc_archiver.database.operator_history import LATE, HistoryEntry
 from cdc_archiver.database.search import is_id, state_of
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_size
 from cdc_archiver.timespec import format_time
 
 HELP: Final = """
@@ -134,6 +136,7 @@ def _print(printer: Printer, facts: FileFacts, diagnosis: Diagnosis) -> None:
             *([("md5 there", facts.place.md5.hex())] if facts.place.md5 else []),
             ("on the source", _source(facts)),
             ("in the service", _service(facts)),
+            *([("timecode", timecode_text(facts.timecode))] if facts.timecode else []),
         ]
     )
     printer.line()
@@ -191,7 +194,9 @@ def _service(facts: FileFacts) -> str:
 
 def _print_attempt(printer: Printer, attempt: HistoryEntry) -> None:
     parts = [attempt.result]
-    if attempt.reason:
+    if attempt.result == LATE:
+        parts = [f"late: archived after readers were told of timecode {attempt.reason}"]
+    elif attempt.reason:
         parts.append(f"{attempt.reason} ({reason_text(attempt.reason)})")
     if attempt.archived_path:
         parts.append(f"from {attempt.source_path} to {attempt.archived_path}")

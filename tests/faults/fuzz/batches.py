@@ -90,7 +90,7 @@ class CopierTarget:
         options = {"target": ("m",), "data_dir": self.archive, "source_root": str(self.sources), "min_free": 0}
         self.settings = load(options, environment={})
         self.source: SourceSettings = self.settings.sources[0]
-        archive = Archive(self.archive, self.settings.modes, 0)
+        archive = Archive(self.archive, 0)
         self.copier = Copier(self.settings, archive, 260, threading.Event())
         self.number = 0
 

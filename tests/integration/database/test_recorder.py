@@ -23,6 +23,7 @@ class RecordingWriteBackListener:
 
     def __init__(self) -> None:
         self.settled_ids: dict[int, bool] = {}
+        self.refused_ids: dict[int, str] = {}
         self.own_writes: set[int] = set()
         self.held_up = False
 
@@ -34,6 +35,10 @@ class RecordingWriteBackListener:
 
     def settled(self, source: str, outcome: Archived | AttemptFailed | Refused, *, counted: bool) -> None:
         self.settled_ids[outcome.record.id] = counted
+
+    def write_refused(self, source: str, outcome: Archived | AttemptFailed | Refused, detail: str) -> bool:
+        self.refused_ids[outcome.record.id] = detail
+        return True
 
     def set_backpressure(self, on: bool) -> None:
         self.held_up = on
@@ -153,11 +158,12 @@ def test_a_row_that_the_server_rejects_delays_no_other(world: PrivateDatabase) -
         recorder.put("srv", Refused(bad, Reason.NO_PUB_ID, "no pub_id"), 0.1)
         recorder.put("srv", Archived(last, "/archive/2", 7), 0.1)
         recorder.start()
-        eventually(lambda: len(heard.settled_ids) == 3, "all are settled")
+        eventually(lambda: len(heard.settled_ids) == 2 and heard.refused_ids, "all are settled")
         recorder.stop()
         assert recorder.join(5.0)
     # Then they are written, and it is given back.
-    assert heard.settled_ids == {first.id: True, bad.id: False, last.id: True}
+    assert heard.settled_ids == {first.id: True, last.id: True}
+    assert list(heard.refused_ids) == [bad.id]
     assert [state[1] for state in states(world).values()] == [1, 0, 1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from private_database import PrivateDatabase, new_private_database
 from rows import files_table, register
 from waiting import eventually
 
+from cdc_archiver.database.files_table import Pending
 from cdc_archiver.database.server_features import Position
 from cdc_archiver.events.interval_set import IntervalSet
 from cdc_archiver.events.sweep import NoStream, Sweeper
@@ -43,6 +44,9 @@ class FakeSink:
         self.free -= len(new)
         self.offered += [(id_, fresh) for id_ in sorted(new)]
         return new
+
+    def notice(self, rows: Sequence[Pending]) -> None:
+        pass
 
     def room(self, source: str) -> int:
         return self.free

@@ -12,7 +12,7 @@ import structlog
 from records import record
 from waiting import eventually
 
-from cdc_archiver.dispatch import scheduler
+from cdc_archiver.dispatch import retry_delays, scheduler
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.tracked_files import FileStatus, TrackedState
 from cdc_archiver.model import (
@@ -131,7 +131,7 @@ def test_an_event_wakes_the_router() -> None:
 
 
 def test_a_wait_that_begins_is_seen_by_a_router_that_waits_already(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler, "RETRY_DELAYS", (0.05,))
+    monkeypatch.setattr(retry_delays, "delay_after", lambda delays, tries: 0.05)
     stage = Stage()
     stage.queue([1, 2])
     taken, _ = stage.taken()

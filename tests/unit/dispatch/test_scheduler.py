@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from records import record
 
+from cdc_archiver.database.files_table import Pending
 from cdc_archiver.dispatch import scheduler as module
-from cdc_archiver.dispatch import tracked_files
+from cdc_archiver.dispatch import tracked_files, withheld
 from cdc_archiver.dispatch.decision_types import (
     NOTHING,
     WAKE,
@@ -20,9 +21,10 @@ from cdc_archiver.dispatch.decision_types import (
     Decisions,
     ForgetFailure,
     LogEvent,
+    NoBatch,
     Signal,
 )
-from cdc_archiver.dispatch.scheduler import NoBatch, Scheduler
+from cdc_archiver.dispatch.scheduler import Scheduler
 from cdc_archiver.dispatch.tracked_files import OfferResult
 from cdc_archiver.model import (
     Archived,
@@ -46,7 +48,7 @@ class Script:
     """A scheduler with one source, `srv`, and the time. Random numbers are 0.5 throughout: no pause is longer or shorter for it."""
 
     def __init__(self, *, batch_files: int = 200, max_attempts: int = 5) -> None:
-        self.scheduler = Scheduler(max_attempts)
+        self.scheduler = Scheduler(max_attempts, (5.0, 30.0, 120.0, 600.0))
         self.scheduler.add_source("srv", batch_files)
         self.now = 0.0
 
@@ -58,13 +60,15 @@ class Script:
         assert decisions == NOTHING
         return ids
 
-    def enqueue(self, ids: Iterable[int], **changes: Any) -> list[Decisions]:
-        return [self.scheduler.enqueue("srv", record(id=id_, **changes)) for id_ in ids]
+    def enqueue(self, ids: Iterable[int], failed_ago: float | None = None, **changes: Any) -> list[Decisions]:
+        return [self.scheduler.enqueue("srv", record(id=id_, **changes), self.now, failed_ago) for id_ in ids]
 
-    def queue(self, ids: Iterable[int], origin: Origin = STREAM, **changes: Any) -> list[Decisions]:
+    def queue(
+        self, ids: Iterable[int], origin: Origin = STREAM, failed_ago: float | None = None, **changes: Any
+    ) -> list[Decisions]:
         """Announces ids, reads their rows and queues them."""
         self.offer(ids, origin)
-        return self.enqueue(self.take_ids(), **changes)
+        return self.enqueue(self.take_ids(), failed_ago, **changes)
 
     def take(self, lane: Lane = Lane.SMALL) -> tuple[Batch | NoBatch, Decisions]:
         return self.scheduler.take("srv", lane, f"{lane}-0", self.now)
@@ -105,7 +109,7 @@ def test_the_way_of_a_file_from_its_event_to_its_write_back() -> None:
     # Their records are queued: the first wakes the workers, who take both.
     one, two = record(id=1), record(id=2)
     script.now = 1.0
-    assert [script.scheduler.enqueue("srv", each) for each in (one, two)] == [WAKE, NOTHING]
+    assert [script.scheduler.enqueue("srv", each, script.now) for each in (one, two)] == [WAKE, NOTHING]
     batch = Batch("srv", Lane.SMALL, "small-0", (one, two))
     assert script.take() == (batch, NOTHING)
     assert script.take() == (ASK_AGAIN_WHEN_WOKEN, NOTHING)
@@ -291,6 +295,21 @@ def test_trouble_of_the_destination_stops_all_lanes() -> None:
     assert script.up, "the source is not at fault"
 
 
+def test_the_batch_that_tries_the_destination_is_one_file_which_may_be_fetched_in_vain() -> None:
+    script = Script()
+    script.queue([1])
+    (first,) = script.taken()
+    script.judge(Deferred(first, Reason.DESTINATION_UNWRITABLE, "read-only"))
+    script.scheduler.finish("srv")
+    script.queue([2, 3, 4])
+    script.now = 2.0
+    (trial,) = script.taken()
+    assert trial.id == 2
+    script.judge(Archived(trial, "/a", 1, adopted=False))
+    script.scheduler.finish("srv")
+    assert script.ids() == [3, 4]
+
+
 def test_after_trouble_of_the_destination_one_batch_goes_first_whatever_its_source() -> None:
     script = Script(batch_files=1)
     script.queue([1, 2, 3])
@@ -309,13 +328,13 @@ def test_trouble_of_the_destination_is_over_when_it_takes_a_file_or_is_found_rea
     script.queue([1])
     (taken,) = script.taken()
     missing = down("destination_missing", "no marker", 2.0, "destination_down", "destination")
-    assert script.scheduler.destination_failed(Reason.DESTINATION_MISSING, "no marker", 0.0, 0.5) == (missing,)
-    assert script.scheduler.destination_failed(Reason.DESTINATION_MISSING, "no marker", 0.0, 0.5) == NOTHING
-    assert script.scheduler.destination_ready(0.0) == DESTINATION_UP
-    assert script.scheduler.destination_ready(0.0) == NOTHING
+    assert script.scheduler.health.destination_failed(Reason.DESTINATION_MISSING, "no marker", 0.0, 0.5) == (missing,)
+    assert script.scheduler.health.destination_failed(Reason.DESTINATION_MISSING, "no marker", 0.0, 0.5) == NOTHING
+    assert script.scheduler.health.destination_ready(0.0) == DESTINATION_UP
+    assert script.scheduler.health.destination_ready(0.0) == NOTHING
     # A file that is adopted shows that the destination works,
-    script.scheduler.destination_failed(Reason.DESTINATION_UNWRITABLE, "read-only", 0.0, 0.5)
-    assert script.scheduler.destination_ready(0.0) == NOTHING, "whether it is writable only a file shows"
+    script.scheduler.health.destination_failed(Reason.DESTINATION_UNWRITABLE, "read-only", 0.0, 0.5)
+    assert script.scheduler.health.destination_ready(0.0) == NOTHING, "whether it is writable only a file shows"
     adopted = Archived(taken, "/data/x", 1, adopted=True)
     assert script.judge(adopted) == (adopted, DESTINATION_UP)
 
@@ -351,6 +370,66 @@ def test_a_failed_file_is_tried_again_in_seconds_then_minutes_then_never() -> No
     assert script.scheduler.idle
     script.now += 10_000
     assert script.take_ids() == []
+
+
+@pytest.mark.parametrize(
+    ("failed_ago", "wait"), [(None, 30.0), (0.0, 30.0), (10.0, 20.0), (30.0, 0.0), (1e9, 0.0), (-1e9, 30.0)]
+)
+def test_of_a_file_with_failed_attempts_the_rest_of_the_delay_is_waited_for(
+    failed_ago: float | None, wait: float
+) -> None:
+    script = Script()
+    assert script.queue([1], SWEEP, failed_ago, failed_copy_attempts=2) == [NOTHING if wait else WAKE]
+    assert (script.ids(), script.scheduler.tracked.next_due()) == (([], wait) if wait else ([1], None))
+    script.now = wait
+    script.enqueue(script.take_ids(), None, failed_copy_attempts=2)
+    assert script.ids() == ([1] if wait else []), "its delay is over, whatever the history says then"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": "/data/other.npy"},
+        {"md5sum": b"1" * 16},
+        {"failed_copy_attempts": 0},
+        {"action": "other"},
+        {"action_timestamp": 5},
+        {"plot": True},
+        {"pub_id": "other"},
+        {"timestamp": None},
+    ],
+)
+def test_only_a_change_of_what_decides_ends_the_wait_for_the_next_try(change: dict[str, Any]) -> None:
+    script = Script()
+    script.queue([1])
+    (taken,) = script.taken()
+    failed = AttemptFailed(taken, Reason.CHANGED, "…")
+    script.judge(failed)
+    script.offer([1])  # somebody stamps another column while it is tried,
+    script.settle(failed)
+    now: dict[str, Any] = {"failed_copy_attempts": 1}
+    script.enqueue(script.take_ids(), **now)
+    for _ in range(3):  # and each second from then on
+        script.now += 1.0
+        script.offer([1])
+        script.enqueue(script.take_ids(), **now)
+        assert (script.ids(), script.scheduler.tracked.next_due()) == ([], 5.0)
+    script.offer([1])
+    script.enqueue(script.take_ids(), **(now | change))
+    assert script.ids() == [1]
+
+
+def test_a_sweep_that_reads_another_counter_ends_the_wait_of_a_file() -> None:
+    script = Script()
+    script.queue([1])
+    (taken,) = script.taken()
+    failed = AttemptFailed(taken, Reason.CHANGED, "…")
+    script.judge(failed)
+    script.settle(failed)
+    assert script.scheduler.notice([Pending(1, 1), Pending(2, 0)]) == NOTHING
+    assert script.scheduler.notice([Pending(1, 0)]) == WAKE
+    script.enqueue(script.take_ids(), failed_copy_attempts=0)
+    assert script.ids() == [1]
 
 
 @pytest.mark.parametrize(("jitter", "delay"), [(0.0, 4.5), (1.0, 5.5)])
@@ -411,7 +490,7 @@ def test_a_file_that_arrived_in_an_earlier_batch_says_nothing_about_the_disk_now
 def test_files_that_were_missing_before_say_nothing_about_the_disk() -> None:
     script = Script()
     for id_ in (1, 2, 3, 4):
-        script.queue([id_], failed_copy_attempts=1)
+        script.queue([id_], failed_ago=5.0, failed_copy_attempts=1)
         (taken,) = script.taken()
         assert isinstance(script.judge(AttemptFailed(taken, Reason.MISSING, "…"))[0], AttemptFailed)
 
@@ -431,7 +510,7 @@ def test_a_source_is_no_longer_down_when_nothing_is_left_to_try_it_with() -> Non
 
 def test_the_destination_is_no_longer_down_when_nothing_is_left_to_try_it_with() -> None:
     script = Script()
-    script.scheduler.destination_failed(Reason.NO_SPACE, "full", 0.0, 0.5)
+    script.scheduler.health.destination_failed(Reason.NO_SPACE, "full", 0.0, 0.5)
     assert script.scheduler.nothing_pending(None, 1.0) == NOTHING, "its pause is not over"
     assert script.scheduler.nothing_pending(None, 10.0) == DESTINATION_UP
 
@@ -522,6 +601,21 @@ def test_a_file_with_two_inconclusive_tries_is_a_batch_of_its_own() -> None:
     assert sorted([script.ids(), script.ids()]) == [[1], [2, 3]]
 
 
+def test_a_file_whose_place_cannot_be_used_is_tried_again_after_minutes() -> None:
+    script = Script()
+    script.queue([1])
+    delays = []
+    for _ in range(7):
+        (taken,) = script.taken()
+        script.judge(Deferred(taken, Reason.PLACE_UNUSABLE, "a file is in the way"))
+        due = script.scheduler.tracked.next_due()
+        assert due is not None
+        delays.append(due - script.now)
+        script.now = due
+        script.enqueue(script.take_ids())
+    assert delays == [1.0, 5.0, 30.0, 60.0, 120.0, 300.0, 300.0]
+
+
 def test_a_failed_attempt_ends_the_count_of_inconclusive_tries() -> None:
     script = Script()
     script.queue([1])
@@ -556,6 +650,54 @@ def test_inconclusive_tries_are_logged_at_the_first_second_fourth_and_a_stop_nev
     (stopped,) = script.taken()
     deferred = Deferred(stopped, Reason.STOPPING, "…")
     assert script.judge(deferred) == (deferred, (CountOutcome("srv", deferred), Signal.WAKE))
+
+
+def refused(script: Script, id_: int, **changes: Any) -> bool:
+    """Takes a file, archives it, and has its write-back refused; returns whether it is set aside then."""
+    script.enqueue(script.take_ids(), **changes)
+    (taken,) = script.taken()
+    archived = Archived(taken, "/data/x", 1)
+    script.judge(archived)
+    set_aside, decisions = script.scheduler.write_refused("srv", archived, "duplicate path", script.now)
+    assert CountOutcome("srv", Deferred(taken, Reason.NOT_RECORDABLE, "duplicate path")) in decisions
+    return set_aside
+
+
+def test_a_file_that_cannot_be_recorded_is_set_aside_after_some_tries_until_its_row_changes() -> None:
+    script = Script()
+    script.offer([1])
+    times = []
+    while not refused(script, 1):
+        times.append(script.now)
+        script.offer([1], SWEEP)
+        script.offer([1])  # somebody stamps another column
+        script.enqueue(script.take_ids())
+        assert script.ids() == []
+        script.now = script.scheduler.tracked.next_due() or 0.0
+    assert times == [0.0, 5.0, 35.0, 155.0]
+    # Then a sweep passes over it, and an event of a row that is as it was changes nothing;
+    assert script.scheduler.states(0.0)[0].not_recordable == 1
+    assert script.offer([1], SWEEP) == (set(), NOTHING)
+    script.offer([1])
+    script.enqueue(script.take_ids())
+    assert (script.ids(), script.scheduler.idle) == ([], True)
+    # a row that was changed is tried at once,
+    script.offer([1])
+    script.enqueue(script.take_ids(), path="/data/other.npy")
+    assert script.ids() == [1]
+    assert script.scheduler.states(0.0)[0].not_recordable == 0
+
+
+def test_a_file_set_aside_is_tried_again_when_a_look_at_its_row_finds_it_changed_or_wanted() -> None:
+    script = Script()
+    script.offer([1])
+    while not refused(script, 1):
+        script.now += 1000.0
+    script.scheduler.set_aside.review({1: record(id=1)})
+    assert script.offer([1], SWEEP) == (set(), NOTHING)
+    script.scheduler.set_aside.review({})
+    assert script.offer([1], SWEEP) == ({1}, WAKE)
+    assert not refused(script, 1)
 
 
 def test_while_the_database_cannot_be_written_to_nothing_more_is_handed_out() -> None:
@@ -691,6 +833,34 @@ def test_rows_that_the_router_could_not_read_are_read_next_in_the_same_order() -
     script.offer([4])
     script.scheduler.put_back(ids)
     assert script.take_ids() == [1, 2, 3, 4]
+
+
+def test_rows_of_timecodes_that_were_handed_over_wait_until_a_decision_and_hold_up_nobody() -> None:
+    script = Script()
+    # Given a row that is withheld, one that is in the queue, and rows that a sweep left behind,
+    script.queue([1])
+    script.scheduler.request_refill("srv")
+    script.offer([2], SWEEP)
+    script.take_ids()
+    assert withheld.withhold(script.scheduler, "srv", 2, script.now) == (Signal.WANT_SWEEP,)
+    # then the other rows are asked for, no sweep offers the withheld one again, and the queue goes on,
+    assert script.offer([2], SWEEP)[0] == set()
+    assert script.scheduler.idle is False
+    script.now = 600.0
+    assert script.take_ids() == []
+    # until somebody decides about timecodes: then both are read again, the queued one when a worker wants it.
+    assert withheld.recheck(script.scheduler) == WAKE
+    assert script.take_ids() == [2]
+    assert withheld.withhold(script.scheduler, "srv", 2, script.now) == NOTHING
+    assert script.take() == (ASK_AGAIN_WHEN_WOKEN, WAKE)
+    assert script.take_ids() == [1]
+    withheld.withhold(script.scheduler, "srv", 1, script.now)
+    assert script.scheduler.idle
+    # What nobody decides about is read again after an hour.
+    script.now += 3600.0
+    assert sorted(script.take_ids()) == [1, 2]
+    script.enqueue([1, 2])
+    assert script.ids() == [1, 2]
 
 
 def test_a_retired_source_is_forgotten_when_nothing_of_it_is_under_way() -> None:

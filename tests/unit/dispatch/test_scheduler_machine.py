@@ -20,6 +20,7 @@ from records import record
 
 from cdc_archiver.database.files_table import Census, Pending, Row
 from cdc_archiver.dispatch import scheduler as module
+from cdc_archiver.dispatch import withheld
 from cdc_archiver.dispatch.decision_types import CountStreamEvents, Decisions, Signal
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.dispatch.scheduler import Scheduler
@@ -140,7 +141,7 @@ class Driver:
     """
 
     def __init__(self, want_sweep: Callable[[], None]) -> None:
-        self.scheduler = Scheduler(MAX_ATTEMPTS)
+        self.scheduler = Scheduler(MAX_ATTEMPTS, (5.0, 30.0, 120.0, 600.0))
         for name in SOURCES:
             self.scheduler.add_source(name, BATCH_FILES)
         self.now = 0.0
@@ -164,6 +165,9 @@ class Driver:
         assert counted == (len(ids) if origin is Origin.STREAM else 0)
         self.carry_out(decisions)
         return taken
+
+    def notice(self, rows: Sequence[Pending]) -> None:
+        self.carry_out(self.scheduler.notice(rows))
 
     def room(self, source: str) -> int:
         return self.scheduler.room(source)
@@ -197,8 +201,14 @@ class Driver:
     def atomically(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
-    def enqueue(self, source: str, record: FileRecord) -> None:
-        self.carry_out(self.scheduler.enqueue(source, record))
+    def never_tried(self, ids: Sequence[int]) -> list[int]:
+        return self.scheduler.never_tried(ids)
+
+    def enqueue(self, source: str, record: FileRecord, failed_ago: float | None = None) -> None:
+        self.carry_out(self.scheduler.enqueue(source, record, self.now, failed_ago))
+
+    def withhold(self, source: str, id_: int) -> None:
+        self.carry_out(withheld.withhold(self.scheduler, source, id_, self.now))
 
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         self.carry_out(self.scheduler.dismiss(id_, failed=failed))
@@ -235,7 +245,7 @@ class Driver:
         self.carry_out(self.scheduler.set_backpressure(on))
 
     def destination_failed(self, reason: Reason) -> None:
-        self.carry_out(self.scheduler.destination_failed(reason, "…", self.now, next(self._jitter)))
+        self.carry_out(self.scheduler.health.destination_failed(reason, "…", self.now, next(self._jitter)))
 
     def may_take(self, who: tuple[str, str]) -> bool:
         """Whether a worker would get a batch now."""
@@ -279,7 +289,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver = Driver(lambda: self.sweeper.request())
         self.scheduler = self.driver.scheduler
         table: Any = self.table
-        self.router = Router(table, table, Targets(SETTINGS.sources), self.driver)
+        self.router = Router(table, table, Targets(SETTINGS.sources), self.driver, lambda connection, ids: {})
         self.sweeper = Sweeper(SETTINGS, table, table, self.driver, NoStream(), Metrics())
         self.works: dict[tuple[str, str], Work] = {}
         self.outcomes: list[tuple[str, Archived | AttemptFailed | Refused]] = []
@@ -452,7 +462,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(source=st.sampled_from([*SOURCES, None]))
     def trouble_is_over(self, source: str | None) -> None:
-        self.driver.carry_out(self.scheduler.destination_ready(self.driver.now))
+        self.driver.carry_out(self.scheduler.health.destination_ready(self.driver.now))
         self.driver.carry_out(self.scheduler.nothing_pending(source, self.driver.now))
 
     # What must hold at every moment.
@@ -460,7 +470,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def each_id_is_in_one_place_and_the_table_says_which(self) -> None:
         table, sources = self.scheduler.tracked, self.scheduler.sources
-        read = Counter(id_ for inbox in self.scheduler.inboxes.values() for id_ in inbox)
+        read = Counter(id_ for id_ in self.scheduler.inboxes)
         queued = Counter(
             waiting.id
             for source in sources.values()
@@ -492,7 +502,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 continue
             if who == ROUTER:
                 next_due = self.scheduler.tracked.next_due()
-                assert not any(self.scheduler.inboxes.values()), "the router sleeps beside ids that it could read"
+                assert not len(self.scheduler.inboxes), "the router sleeps beside ids that it could read"
                 assert next_due is None or next_due >= until, "the router sleeps past a retry"
             else:
                 assert not self.driver.may_take(who), f"{who} sleeps beside a batch"
@@ -528,7 +538,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not busy and not any(self._is_ours(id_) for id_ in self.table.rows):
                 return
             self.driver.now += 100.0
-            self.driver.carry_out(self.scheduler.destination_ready(self.driver.now))
+            self.driver.carry_out(self.scheduler.health.destination_ready(self.driver.now))
             if self.table.events:
                 self.the_stream_tells(1000)
             self.a_sweep()

@@ -33,11 +33,13 @@ class Known:
     Attributes:
         touched: its row was changed after it was read, or before that was known to be so.
         due: while it waits.
+        withheld: it waits for a decision about its timecode.
     """
 
     state: TrackedState
     touched: bool = False
     due: float = 0.0
+    withheld: bool = False
 
 
 class TrackedFilesMachine(RuleBasedStateMachine):
@@ -99,6 +101,26 @@ class TrackedFilesMachine(RuleBasedStateMachine):
                 self.known[id_] = Known(TrackedState.WAITING, due=0.0 if touched else self.now + wait)
 
     @rule(id_=IDS)
+    def it_is_withheld(self, id_: int) -> None:
+        if self._is(id_, TrackedState.OFFERED):
+            self.table.withhold(id_, self.now + 30.0)
+            if self._waiting() >= module._WAITING_LIMIT:
+                del self.known[id_]
+            else:
+                due = 0.0 if self.known[id_].touched else self.now + 30.0
+                self.known[id_] = Known(TrackedState.WAITING, due=due, withheld=True)
+
+    @rule()
+    def timecodes_are_decided_about(self) -> None:
+        """What is withheld is offered, and what is in the queue is read again before a worker has it."""
+        offered = self.table.recheck()
+        assert sorted(offered) == sorted(id_ for id_, known in self.known.items() if known.withheld)
+        for id_, known in self.known.items():
+            known.touched |= known.state is TrackedState.QUEUED
+            if id_ in offered:
+                self.known[id_] = Known(TrackedState.OFFERED)
+
+    @rule(id_=IDS)
     def it_is_finished(self, id_: int) -> None:
         if self._is(id_, TrackedState.IN_FLIGHT) or self._is(id_, TrackedState.OFFERED):
             again = self.known[id_].touched
@@ -121,7 +143,7 @@ class TrackedFilesMachine(RuleBasedStateMachine):
         found = self.table.due(self.now)
         assert sorted(found) == sorted(due), "each once, and none is forgotten"
         for id_ in due:
-            self.known[id_].state = TrackedState.OFFERED
+            self.known[id_] = Known(TrackedState.OFFERED)
 
     @rule(ids=st.lists(IDS, max_size=4))
     def they_are_about_to_be_written(self, ids: list[int]) -> None:
@@ -172,7 +194,7 @@ class TrackedFilesMachine(RuleBasedStateMachine):
             self.known[id_] = Known(TrackedState.OFFERED)
             return OfferResult.OFFERED
         if stream and self.known[id_].state is TrackedState.WAITING:
-            self.known[id_].state = TrackedState.OFFERED
+            self.known[id_] = Known(TrackedState.OFFERED)
             return OfferResult.OFFERED
         self.known[id_].touched |= stream
         return OfferResult.DUPLICATE

@@ -1,0 +1,1 @@
+"""Timecodes: which are complete, how readers are told, and what came late."""

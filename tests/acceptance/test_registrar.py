@@ -1,0 +1,86 @@
+"""`cdc-archiver monitor` as an operator sees it: announced files are archived, settings that lack something are named."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from private_database import PrivateDatabase
+from private_site import PrivateSite
+from registering import FakePublisher, RegistrarSite
+from services import COMMAND, Program
+from waiting import eventually
+
+from cdc_archiver.registrar import lifecycle
+
+
+def registrar_of(stage: PrivateSite, *more: str) -> Program:
+    """The registrar as a process, with grants of its own."""
+    stage.sources.parent.joinpath("m").mkdir(exist_ok=True)
+    site = RegistrarSite(PrivateDatabase(stage.server, stage.database, stage.user), stage.directory / "m")
+    site.sources = stage.sources
+    flags = site.flags(udp_port=0)
+    return Program(
+        [*COMMAND, "monitor", *flags, *more], site.environment(), stage.directory / "monitor.log", "registering"
+    )
+
+
+def test_announced_files_are_archived_with_the_right_path(either_stage: PrivateSite) -> None:
+    stage = either_stage
+    with registrar_of(stage) as registrar, stage.service() as service:
+        service.wait_settled()
+        with FakePublisher(registrar_port(registrar)) as publisher:
+            # When the instrument announces a file, a plot, and a file outside of an action,
+            files = [stage.file(name) for name in ("iv.npy", "iv.png", "config.yml")]
+            publisher.announce(files[0].path.with_suffix(""))
+            publisher.announce(files[1].path, plot=True, format="png")
+            publisher.announce(files[2].path, action=None, action_ts=None)
+            eventually(lambda: stage.count("copied = 1") == 3, "they are archived")
+        registrar.signal(signal.SIGTERM)
+        assert registrar.wait() == 0
+    # then each is where readers look for it.
+    place = stage.data_dir / "15895" / "crate1slot2"
+    assert [str(path.relative_to(place)) for path in stage.archived_files()] == [
+        "1589517264_None/outputs/config.yml",
+        "1589517264_take_iv/outputs/iv.npy",
+        "1589517264_take_iv/plots/iv.png",
+    ]
+    assert stage.sql("SELECT waiting, lost, gaps, stopped FROM cdc_archiver_registrars") == [(0, 0, 0, 1)]
+
+
+def registrar_port(registrar: Program) -> int:
+    (line,) = [line for line in registrar.said.splitlines() if "udp://" in line]
+    return int(line.partition("udp://127.0.0.1:")[2].split()[0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ((), "no target is set; fix: --target NAME"),
+        (("--target", "a", "--target", "b", "--source-root", "/data"), "a registrar has one target, not 2 (a, b)"),
+        (("--target", "a"), "source_root is not set; fix: --source-root DIRECTORY"),
+        (("--target", "a", "--source-root", "/data", "--forward", "nowhere"), "the address to forward to is not known"),
+        (
+            ("--target", "a", "--source-root", "/data", "--udp-host", "203.0.113.1"),
+            "cannot listen on 203.0.113.1:0 (UDP)",
+        ),
+        (("--retry-lost",), "no spool"),
+    ],
+)
+def test_what_it_lacks_is_named(mariadb: Any, tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
+    from private_site import run_here
+
+    spool = tmp_path / "state" / "spool"
+    done = run_here(["monitor", "--spool", str(spool), "--udp-port", "0", "--http-port", "0", *flags], {})
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_container_needs_a_spool_that_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from private_site import run_here
+
+    monkeypatch.setattr(lifecycle, "in_container", lambda: True)
+    done = run_here(["monitor", "--target", "a", "--source-root", "/data"], {})
+    assert (done.returncode, "on a volume of its own" in done.stderr) == (2, True)
