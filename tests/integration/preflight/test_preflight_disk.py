@@ -227,4 +227,4 @@ def test_leftovers_in_staging_are_reported(data_dir: Path) -> None:
     (archive.staging_directory("readout", "small-1") / "part").write_bytes(bytes(2048))
 
     (text,) = [finding.text for finding in check(data_dir) if finding.subject == "staging"]
-    assert "1 files (2.0 KiB) there are copies under way" in text
+    assert "1 files (2.0 kB) there are copies under way" in text
