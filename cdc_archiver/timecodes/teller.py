@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -34,9 +36,8 @@ class Teller:
 
     def __init__(self, archive: Archive, settings: Settings) -> None:
         self._archive = archive
-        self._placer = Placer(archive, settings.modes)
         self._modes = settings.modes
-        self._placer = Placer(archive, settings.modes)
+        self._cleared: set[str] = set()
         self._from = settings.finalize_from
         self._lists: dict[str, dict[int, list[Path]]] = {}
 
@@ -105,15 +106,30 @@ class Teller:
             told_by=MARKER if telling.adopted else "",
         )
 
-    def told_on_disk(self, source: SourceSettings, entries: Sequence[StoredTimecode]) -> list[StoredTimecode]:
-        """Timecodes that are entered anew, with what markers on disk say of the complete ones."""
+    def told_on_disk(
+        self,
+        source: SourceSettings,
+        entries: Sequence[StoredTimecode],
+        streams: Callable[[int], Sequence[str]],
+    ) -> list[StoredTimecode]:
+        """Timecodes that are entered anew, with what readers were told by markers on disk.
+
+        Args:
+            streams: of the source, by timecode: a marker that lacks one tells nothing.
+
+        Raises:
+            DestinationUnavailable: the archive cannot be read.
+        """
         if not source.finalize_as:
             return list(entries)
-        newest: dict[int, markers.FoundMarker] = {}
-        for marker in markers.read_markers(path for paths in self._listed(source).values() for path in paths):
-            if marker.timecode not in newest or newest[marker.timecode].generation < marker.generation:
-                newest[marker.timecode] = marker
-        return [_told(entry, newest[entry.timecode]) if entry.timecode in newest else entry for entry in entries]
+        told = []
+        for entry in entries:
+            on_disk = markers.read_markers(self._listed(source).get(entry.timecode, ()))
+            wanted = set(streams(entry.timecode)) if on_disk else set()
+            valid = [marker for marker in on_disk if marker.streams and marker.streams >= wanted]
+            newest = max(valid, key=lambda marker: (marker.generation, marker.digest), default=None)
+            told.append(_told(entry, newest) if newest else entry)
+        return told
 
     def make(self, entry: StoredTimecode) -> StoredTimecode:
         """Makes the markers of a timecode; exactly those that its row has.
@@ -125,13 +141,14 @@ class Teller:
             DestinationUnavailable: the disk cannot be written to.
         """
         for path, text in markers.marker_files(entry.marker_path, entry.marker_bytes):
-            if not self._place(path, text.encode()):
+            if not self._place(path, text, entry.timecode):
                 return replace(entry, marker_path=markers.with_path(entry.marker_path, path, markers.next_second(path)))
             _log.info("timecode_marker", timecode=entry.timecode, generation=entry.generation, path=path)
         return replace(entry, told_by=MARKER)
 
-    def _place(self, path: str, content: bytes) -> bool:
+    def _place(self, path: str, text: str, timecode: int) -> bool:
         """Places a marker whole; returns whether it is there now, and no other file."""
+        content, speaker = text.encode(), path.rsplit("/", 2)[1]
         self._archive.require_ready()
         with os_errors_as_unavailable():
             try:
@@ -139,14 +156,22 @@ class Teller:
                     return there.read() == content
             except FileNotFoundError:
                 pass
-            staging = self._archive.staging_directory(_STAGING, str(os.getpid()))
-            staged = staging / os.path.basename(path)
-            with open(staged, "wb") as file:
+            # Another service may stage a marker of the same name, of another INSTANCE-ID, in the same place.
+            descriptor, staged = tempfile.mkstemp(dir=self._archive.staging_directory(_STAGING, "new"))
+            with open(descriptor, "wb") as file:
                 file.write(content)
-            staged.chmod(self._modes.files)
-        (placed,) = self._placer.place(
-            [Staged(str(staged), path, hashlib.md5(content, usedforsecurity=False).digest())]
-        )
+            os.chmod(staged, self._modes.files)
+        placer = Placer(self._archive, self._modes, owner=f"marker-{speaker}")
+        if speaker not in self._cleared:
+            self._cleared.add(speaker)
+            placer.clear_copies()
+        md5 = hashlib.md5(content, usedforsecurity=False).digest()
+        stream = markers.first_stream(text)
+        try:
+            (placed,) = placer.place([Staged(staged, path, md5, id=timecode, stream=stream)])
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(staged)
         if not isinstance(placed, Placed):
             raise placed
         if placed.path != path:  # another program was faster

@@ -102,11 +102,12 @@ class Archive:
                 self._known = known
                 self.marker = None
 
-    def prepare(self, known: KnownArchive | None = None) -> None:
+    def prepare(self, known: KnownArchive | None = None, *, renew: bool = False) -> None:
         """Finds marker and place for staging, or makes those of a new archive: at a start, and whenever the disk comes back.
 
         Args:
             known: what the database knows; None: as before.
+            renew: whether a marker that cannot be read is replaced.
 
         Raises:
             DestinationUnavailable: data_dir cannot be written to, its disk is not mounted, or another archive is there.
@@ -116,7 +117,7 @@ class Archive:
                 self._known = known
             self.marker = None
             inode = self._inode()
-            marker = self.recognise()
+            marker = self.recognise(renew=renew)
             place = choose_place(self.data_dir, self._staging_dir, state_directory(self._state_dir))
             with os_errors_as_unavailable():
                 if marker is None:
@@ -127,7 +128,7 @@ class Archive:
                 self._logged = place
                 _log.info("staging", directory=str(place.staging), why=place.why, cost=place.cost)
 
-    def recognise(self) -> ArchiveMarker | None:
+    def recognise(self, *, renew: bool = False) -> ArchiveMarker | None:
         """The marker, if this is the archive that the database knows; None for a new archive.
 
         Raises:
@@ -138,6 +139,14 @@ class Archive:
             marker = find_marker(
                 self.data_dir, sibling_of(self.data_dir), place_below(state_directory(self._state_dir), self.data_dir)
             )
+            if marker is not None and not marker.id:
+                if renew:
+                    return None
+                raise DestinationUnavailable(
+                    Reason.DESTINATION_MISSING,
+                    f"{self.data_dir} has a marker that cannot be read ({marker.where}), so it may be any archive",
+                    "cdc-archiver mark-archive  # if this is the archive",
+                )
             ids, has_files = self._known.ids, self._known.has_files
             if marker is None and ids:
                 raise self.not_mounted(f"the database knows an archive with the id {min(ids)}, and no marker is there")
