@@ -28,6 +28,7 @@ meanwhile. If a long transaction keeps the table in use, init-db gives up after 
 Exit status: 0 done; 2 wrong usage or configuration; 4 the database cannot be reached, or the table is in use.
 """
 
+_EXAMPLE: Final = "'archiver'@'%'"
 _LOCK_WAIT: Final = 10
 """Seconds to wait for a table in use."""
 _LOCK_WAIT_TIMEOUT: Final = 1205
@@ -55,7 +56,8 @@ def create_missing(settings: Settings, *, dry_run: bool = False, new_table: bool
         new_table: whether to create the table of files where a similar one or its history exists.
 
     Yields:
-        A line for each object, existing or created; with ``dry_run``, the statement for each missing one.
+        A line for each object, existing or created, and the grants on the side tables; with ``dry_run``, the statement for each
+        missing one.
 
     Raises:
         DatabaseUnavailable: the database does not answer, or the table is in use.
@@ -74,6 +76,10 @@ def create_missing(settings: Settings, *, dry_run: bool = False, new_table: bool
                 else:
                     _execute(connection, name, statement)
                     yield f"-- {name}: created"
+            if not dry_run:
+                yield f"-- grants on the side tables, where {_EXAMPLE} stands for the archiver's account:"
+                for grant in side_tables.grants(database.name, _EXAMPLE):
+                    yield f"-- {grant};"
     finally:
         database.close()
 

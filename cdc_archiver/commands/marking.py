@@ -95,6 +95,19 @@ def record_marks(context: CommandContext, marks: Sequence[Mark]) -> None:
         add_marks(connection, context.files.name, marks)
 
 
+def count_handed_over(context: CommandContext, rows: Iterable[Row]) -> int:
+    """How many pending files wait because their timecode was handed over."""
+    with context.database.connect() as connection:
+        marks = usable_marks(context, connection)
+    if not marks.handed_over_timecodes:
+        return 0
+    return sum(
+        timecode is not None and marks.handed_over(row.record.instance_id, timecode, row.record.id) is not None
+        for row in rows
+        for timecode in [timecode_of(row.record, None)]
+    )
+
+
 def let_in(context: CommandContext, rows: Iterable[Row], reason: str) -> None:
     """Has pending files archived although their timecode was handed over.
 

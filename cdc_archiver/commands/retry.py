@@ -15,7 +15,7 @@ import typer
 
 from cdc_archiver.commands import options
 from cdc_archiver.commands.context import CommandContext, open_context, operator_name
-from cdc_archiver.commands.marking import let_in
+from cdc_archiver.commands.marking import count_handed_over, let_in
 from cdc_archiver.commands.output import (
     Printer,
     confirm,
@@ -178,6 +178,11 @@ def _reset(
     if into_handed_over:
         let_in(context, selected_rows(context, selection), "retry --into-handed-over")
         note += ": --into-handed-over"
+    elif waiting := count_handed_over(context, selected_rows(context, selection)):
+        print_to_stderr(
+            f"{format_file_count(waiting)} of timecodes that were handed over will wait; to have them archived all the same: "
+            "add --into-handed-over, with --id or --path"
+        )
     return apply_change(context, selection, 0, RETRIED, note, show)
 
 

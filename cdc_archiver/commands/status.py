@@ -287,3 +287,11 @@ def _source_lines(name: str, source: dict[str, Any], now: datetime, as_of: str =
         then = datetime.fromisoformat(oldest) if isinstance(oldest, str) else oldest
         counted.append(f"; oldest pending: {format_time(then)}, {format_age(then, now)}")
     yield [*counted, as_of]
+    if waiting := source.get("handed_over"):
+        timecodes = ", ".join(list(waiting)[:5]) + (", …" if len(waiting) > 5 else "")
+        text = f"{format_file_count(sum(waiting.values()))} of timecodes that were handed over"
+        yield [
+            _INDENT,
+            (text, "yellow"),
+            f" ({timecodes}): they wait until somebody decides, see `list --state pending`",
+        ]

@@ -23,7 +23,7 @@ import structlog
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.history import HISTORY_ERRORS
 from cdc_archiver.database.side_tables import MARKS, open_side_table
-from cdc_archiver.text import to_jsonable
+from cdc_archiver.text import fold_instance_id, to_jsonable
 
 _log = structlog.get_logger(__name__)
 
@@ -73,11 +73,11 @@ class Mark:
     @property
     def about(self) -> _Object:
         """The object, of which the newest entry counts."""
-        return self.kind.subject, _fold(self.instance_id), self.timecode, self.file_id
+        return self.kind.subject, fold_instance_id(self.instance_id), self.timecode, self.file_id
 
     def covers(self, instance_id: str) -> bool:
         """Whether it is about a source's files."""
-        return not self.instance_id or _fold(self.instance_id) == _fold(instance_id)
+        return not self.instance_id or fold_instance_id(self.instance_id) == fold_instance_id(instance_id)
 
     @property
     def order(self) -> tuple[datetime, int]:
@@ -141,11 +141,13 @@ class MarkSet:
             file_id: of a file, for which it does not count where the file was let in later.
         """
         mark = self._in_force(MarkKind.HANDED_OVER, instance_id, timecode)
-        let_in = self._newest.get((MarkKind.LET_IN, _fold(instance_id), timecode, file_id)) if file_id else None
+        let_in = (
+            self._newest.get((MarkKind.LET_IN, fold_instance_id(instance_id), timecode, file_id)) if file_id else None
+        )
         return None if mark and let_in and let_in.order > mark.order else mark
 
     def _in_force(self, subject: MarkKind, instance_id: str, timecode: int, now: datetime | None = None) -> Mark | None:
-        found = [self._newest.get((subject, owner, timecode, 0)) for owner in {"", _fold(instance_id)}]
+        found = [self._newest.get((subject, owner, timecode, 0)) for owner in {"", fold_instance_id(instance_id)}]
         # A hold that has ended is no entry against another hold.
         marks = [mark for mark in found if mark and not (now and mark.until and mark.until <= now)]
         last = max(marks, key=lambda mark: mark.order, default=None)
@@ -159,9 +161,17 @@ class Marks:
         database: name of the database.
         file_table: name of the table of files.
         directory: the place for staging, asked each time; None while there is none.
+        on_change: called, without waiting, when other marks are in force than before.
     """
 
-    def __init__(self, database: str, file_table: str, directory: Callable[[], Path | None]) -> None:
+    def __init__(
+        self,
+        database: str,
+        file_table: str,
+        directory: Callable[[], Path | None],
+        on_change: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_change = on_change
         self._database = database
         self._file_table = file_table
         self._directory = directory
@@ -191,13 +201,10 @@ class Marks:
         """All of them, as of the last refresh."""
         return self._set
 
-    def refresh(self, connection: sa.Connection) -> bool:
+    def refresh(self, connection: sa.Connection) -> None:
         """Reads table and file, and adds to each what only the other has.
 
         A mark that was read once is not forgotten because the table cannot be read.
-
-        Returns:
-            Whether other marks are in force than before.
         """
         with self._refreshing:
             self._read_table(connection)
@@ -210,7 +217,9 @@ class Marks:
                 self._restore(connection)
             if path is not None and set(map(_essence, self._set.newest)) != set(map(_essence, in_file)):
                 self._write_file(path)
-            return set(map(_essence, before.newest)) != set(map(_essence, self._set.newest))
+            is_changed = set(map(_essence, before.newest)) != set(map(_essence, self._set.newest))
+        if is_changed:
+            self._on_change()
 
     def _path(self) -> Path | None:
         directory = self._directory()
@@ -347,11 +356,6 @@ def _of_row(row: Any) -> Mark:
 def _essence(mark: Mark) -> tuple[_Object, MarkKind, datetime]:
     """What tells two entries apart, whatever their numbers: a restored one has a new number."""
     return mark.about, mark.kind, mark.at
-
-
-def _fold(instance_id: str) -> str:
-    """As the database compares it: case and trailing spaces are ignored."""
-    return instance_id.casefold().rstrip()
 
 
 def _aware(value: datetime) -> datetime:

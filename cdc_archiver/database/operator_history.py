@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.files_table import escape_like
 from cdc_archiver.database.history import HISTORY_ERRORS, NAME, TABLE, to_stored_text
-from cdc_archiver.model import FileRecord
+from cdc_archiver.model import Archived, FileRecord
 
 _ENTRIES_LIMIT: Final = 1000
 _ARCHIVED: Final = ("archived", "adopted")
@@ -114,6 +114,22 @@ class OperatorHistory:
         ids = sa.select(TABLE.c.file_id).where(self._ours, sa.or_(*wanted)).group_by(TABLE.c.file_id)
         return [int(id_) for id_ in connection.execute(ids.order_by(TABLE.c.file_id.desc()).limit(limit)).scalars()]
 
+    def record_late(self, connection: sa.Connection, file: Archived, timecode: int) -> None:
+        """Adds an entry for a file that was archived after readers were told of its timecode."""
+        entry = {
+            "at": datetime.now(UTC).replace(tzinfo=None),
+            "file_table": self._file_table,
+            "file_id": file.record.id,
+            "instance_id": file.record.instance_id,
+            "source": "",
+            "result": LATE,
+            "reason": str(timecode),
+            "source_path": to_stored_text(file.record.path),
+            "archived_path": to_stored_text(file.path),
+            "md5_row": file.record.md5sum,
+        }
+        connection.execute(sa.insert(TABLE), entry)
+
     def late_files(self, connection: sa.Connection, instance_id: str, timecode: int, since: datetime) -> list[LateFile]:
         """The late files of a timecode, oldest first.
 
@@ -128,7 +144,7 @@ class OperatorHistory:
             TABLE.c.reason == str(timecode),
         )
         return [
-            LateFile(entry.file_id, entry.at, entry.source_path)
+            LateFile(entry.file_id, entry.at, entry.archived_path or "")
             for entry in map(_entry, connection.execute(entries.order_by(TABLE.c.id).limit(_ENTRIES_LIMIT)))
         ]
 

@@ -127,10 +127,7 @@ REGISTERED: Final = _table(
 ALL: Final = (ARCHIVES, TIMECODES, MARKS, REGISTRARS, REGISTRAR_LOSSES, REGISTERED)
 
 
-PRIVILEGES: Final = {table.name: "CREATE, SELECT, INSERT, UPDATE" for table in ALL} | {
-    MARKS.name: "CREATE, SELECT, INSERT",
-    REGISTERED.name: "CREATE, SELECT",
-}
+PRIVILEGES: Final = {table.name: "CREATE, SELECT, INSERT, UPDATE" for table in ALL}
 """What the archiver's account needs on each of them."""
 
 

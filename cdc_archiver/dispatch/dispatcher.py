@@ -12,6 +12,7 @@ from functools import partial
 import structlog
 
 from cdc_archiver.database.files_table import Pending
+from cdc_archiver.dispatch import withheld
 from cdc_archiver.dispatch.decision_types import (
     CountOutcome,
     CountStreamEvents,
@@ -195,13 +196,13 @@ class Dispatcher:
     def withhold(self, source: str, id_: int) -> None:
         """A row was read and is pending, and its timecode was handed over: it waits until a person decides."""
         with self._changed:
-            later = self._carry_out(self._scheduler.withhold(source, id_, self._clock()))
+            later = self._carry_out(withheld.withhold(self._scheduler, source, id_, self._clock()))
         self._carry_out_later(later)
 
     def recheck(self) -> None:
         """Other timecodes are handed over than before: rows that wait are read again before they are copied."""
         with self._changed:
-            self._carry_out(self._scheduler.recheck())
+            self._carry_out(withheld.recheck(self._scheduler))
 
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         """A row was read and is not pending here: archived, given up, or another service's.

@@ -56,8 +56,6 @@ REFILL_BELOW: Final = 2_000
 _ALONE_AFTER: Final = 2
 """Inconclusive tries in a row after which a file is a batch of its own: then no other file can be the cause."""
 _NOT_COUNTED_DELAY: Final = 5.0
-_WITHHELD_DELAY: Final = 3600.0
-"""Seconds until a row that is withheld is read again; a decision about its timecode comes by :meth:`Scheduler.recheck`."""
 _PROBE_POLL: Final = 0.1
 """Seconds between looks while another batch tries first whether a source works again."""
 
@@ -243,18 +241,6 @@ class Scheduler:
                 decisions = WAKE
             queue.push(record, fresh=file.fresh)
         return decisions + WANT_SWEEP if queues.take_refill_request(REFILL_BELOW) else decisions
-
-    def withhold(self, source: str, id_: int, now: float) -> Decisions:
-        """A row was read and is pending, and its timecode was handed over."""
-        self.tracked.withhold(id_, now + _WITHHELD_DELAY)
-        queues = self.sources.get(source)
-        return WANT_SWEEP if queues and queues.take_refill_request(REFILL_BELOW) else NOTHING
-
-    def recheck(self) -> Decisions:
-        """Other timecodes are handed over than before: rows that wait are read again before they are copied."""
-        for id_ in self.tracked.recheck():
-            self.inboxes.add(id_, fresh=self.tracked[id_].fresh)
-        return WAKE
 
     def dismiss(self, id_: int, *, failed: bool = False) -> Decisions:
         """A row was read and is not pending here: archived, given up, or another service's.

@@ -11,7 +11,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from cdc_archiver.database import history, schema
+from cdc_archiver.database import history, schema, side_tables
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.server_features import (
@@ -55,7 +55,8 @@ def _check_database(database: Database, settings: Settings) -> Iterator[Finding]
     yield from run_check("table", table.engine)
     yield from run_check("index", table.index)
     yield from run_check("stream", lambda: table.stream(settings))
-    yield from run_check("history", table.side_table)
+    yield from run_check("history", table.history)
+    yield from run_check("side tables", table.side_tables)
     yield from run_check("table", lambda: table.older_versions(settings))
     yield from run_check("targets", lambda: table.targets(settings))
 
@@ -181,33 +182,58 @@ class _Table:
                     )
                 yield ok("stream", seen)
 
-    def side_table(self) -> Iterator[Finding]:
-        """Checks the privileges on the side table without creating it."""
-        name = f"`{self._database.name}`.`{history.NAME}`"
-        grant = f"GRANT CREATE, SELECT, INSERT, DELETE ON {name} TO {self._server.account}"
-        trials = {
-            "SELECT": f"SELECT 1 FROM {name} LIMIT 0",
-            "INSERT": f"EXPLAIN INSERT INTO {name} (file_id) SELECT 1 FROM DUAL WHERE 1 = 0",
-            "DELETE": f"EXPLAIN DELETE FROM {name} WHERE 1 = 0",
-            # An impossible definition: the server checks the privilege first.
-            "CREATE": f"CREATE TABLE {name} (a INT, a INT)",
-        }
-        with self._database.connect() as connection:
-            refusals = {privilege: _error_number(connection, statement) for privilege, statement in trials.items()}
-        absent = refusals["SELECT"] == _NO_SUCH_TABLE
-        if refusals["SELECT"] == 0:
-            del refusals["CREATE"]  # the table exists
-        if missing := [privilege for privilege, code in refusals.items() if code in _PRIVILEGE_DENIED]:
-            lacks = ", ".join(missing)
+    def history(self) -> Iterator[Finding]:
+        """Checks the privileges on the history without creating it."""
+        missing, absent = self._lacking(history.NAME, "CREATE, SELECT, INSERT, DELETE", "file_id")
+        if missing:
             yield warning(
                 "history",
-                f"{self._server.account} lacks {lacks} on the side table {history.NAME}: the history of attempts is not kept",
-                grant,
+                f"{self._server.account} lacks {', '.join(missing)} on the side table {history.NAME}: the history of attempts is "
+                "not kept",
+                f"GRANT CREATE, SELECT, INSERT, DELETE ON `{self._database.name}`.`{history.NAME}` TO {self._server.account}",
             )
         elif absent:
             yield ok("history", f"the first run will create the side table {history.NAME}")
         else:
             yield ok("history", f"attempts are recorded in {history.NAME}")
+
+    def side_tables(self) -> Iterator[Finding]:
+        """Checks the privileges on the other side tables without creating them."""
+        statements = dict(
+            zip(side_tables.PRIVILEGES, side_tables.grants(self._database.name, self._server.account), strict=True)
+        )
+        lacking = [
+            table.name
+            for table in side_tables.ALL
+            if self._lacking(table.name, side_tables.PRIVILEGES[table.name], next(iter(table.columns)).name)[0]
+        ]
+        if lacking:
+            yield warning(
+                "side tables",
+                f"{self._server.account} lacks privileges on {', '.join(lacking)}: files are archived all the same, and what is "
+                "kept there is off",
+                "; ".join(statements[name] for name in lacking),
+            )
+        else:
+            yield ok("side tables", "archives, timecodes, marks and registrars are kept")
+
+    def _lacking(self, table: str, privileges: str, column: str) -> tuple[list[str], bool]:
+        """The privileges that are missing on a side table, and whether the table is."""
+        name = f"`{self._database.name}`.`{table}`"
+        trials = {
+            "SELECT": f"SELECT 1 FROM {name} LIMIT 0",
+            "INSERT": f"EXPLAIN INSERT INTO {name} ({column}) SELECT 1 FROM DUAL WHERE 1 = 0",
+            "UPDATE": f"EXPLAIN UPDATE {name} SET {column} = {column} WHERE 1 = 0",
+            "DELETE": f"EXPLAIN DELETE FROM {name} WHERE 1 = 0",
+            # An impossible definition: the server checks the privilege first.
+            "CREATE": f"CREATE TABLE {name} (a INT, a INT)",
+        }
+        with self._database.connect() as connection:
+            refusals = {each: _error_number(connection, trials[each]) for each in privileges.split(", ")}
+        absent = refusals["SELECT"] == _NO_SUCH_TABLE
+        if refusals["SELECT"] == 0:
+            del refusals["CREATE"]  # the table exists
+        return [privilege for privilege, code in refusals.items() if code in _PRIVILEGE_DENIED], absent
 
     def targets(self, settings: Settings) -> Iterator[Finding]:
         files = FilesTable(self._name, 0, settings.max_attempts)

@@ -75,8 +75,10 @@ class Pipeline:
         self._on_end = on_end
         self._gaps = 0
         self._gaps_logged_at = float("-inf")
-        self.marks = Marks(tables.database.name, tables.files.name, lambda: archive.incoming)
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
+        self.marks = Marks(
+            tables.database.name, tables.files.name, lambda: archive.incoming, on_change=self.dispatcher.recheck
+        )
         self.timecodes = TimecodeKeeper(
             settings,
             tables.database,
@@ -85,6 +87,7 @@ class Pipeline:
             metrics,
             history_kept=lambda: not tables.history.unavailable,
             source_up=self.dispatcher.is_up,
+            marks=self.marks,
         )
         self._recorder = Recorder(
             tables.database,
@@ -311,8 +314,7 @@ class Pipeline:
             self._tables.history.open(connection)
         else:
             self._tables.history.prune(connection)
-        if self.marks.refresh(connection):
-            self.dispatcher.recheck()
+        self.marks.refresh(connection)
         self._count_handed_over(connection)
         with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (

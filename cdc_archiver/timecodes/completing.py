@@ -10,8 +10,10 @@ from datetime import datetime
 import sqlalchemy as sa
 import structlog
 
-from cdc_archiver.database.connections import Database
+from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
+from cdc_archiver.database.history import HISTORY_ERRORS
+from cdc_archiver.database.operator_history import OperatorHistory
 from cdc_archiver.database.timecode_rows import TimecodeRows
 from cdc_archiver.database.timecodes_table import BEFORE, StoredTimecode, utc_now
 from cdc_archiver.model import Archived
@@ -19,7 +21,6 @@ from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.timecodes.decision import Rules, TimecodeCount, completed
 from cdc_archiver.timecodes.known_timecodes import TargetTimecodes, TimecodeStore
-from cdc_archiver.timecodes.notices import Notices
 from cdc_archiver.timecodes.reopening import Reopening
 from cdc_archiver.timecodes.status_types import MarksView, NoticeKind, TimecodeNotice
 from cdc_archiver.timecodes.teller import Teller
@@ -36,6 +37,7 @@ class Parts:
         history_kept: whether the history has all that was archived.
         source_up: whether a source delivers files, by its name.
         clock: this machine's, aware.
+        deliver: receives each notice.
         stopping: is set when it is time to end.
     """
 
@@ -47,7 +49,7 @@ class Parts:
     reopening: Reopening
     teller: Teller
     marks: MarksView
-    notices: Notices
+    deliver: Callable[[TimecodeNotice], None]
     metrics: Metrics
     rules: Rules
     history_kept: Callable[[], bool]
@@ -150,14 +152,28 @@ class Completion:
         path, id_ = (file.path, file.record.id) if file else ("", None)
         detail = "it was archived after its timecode was complete: what readers made of that timecode lacks it"
         _log.warning("late_file", source=self._source.name, timecode=entry.timecode, id=id_, path=path, detail=detail)
+        if file and self._parts.history_kept():
+            self._record_late(entry, file)
         self.notify(NoticeKind.LATE_FILE, target.entries[entry.timecode], detail, path=path, file_id=id_)
+
+    def _record_late(self, entry: StoredTimecode, file: Archived) -> None:
+        """Notes in the history that a file came late, for ``why`` and ``timecodes N``."""
+        try:
+            OperatorHistory(self._parts.files.name).record_late(self._connection, file, entry.timecode)
+        except sa.exc.DBAPIError as error:
+            if error_code(error) not in HISTORY_ERRORS:
+                raise
+            _log.warning("late_file_not_recorded", id=file.record.id, detail=str(error.orig))
 
     def notify(
         self, kind: NoticeKind, entry: StoredTimecode, detail: str = "", *, path: str = "", file_id: int | None = None
     ) -> None:
         """Tells whoever wants to know."""
         about = (self._source.name, entry.instance_id, entry.timecode, entry.generation, entry.files, entry.size)
-        self._parts.notices.add(TimecodeNotice(kind, *about, path, file_id, detail))
+        try:
+            self._parts.deliver(TimecodeNotice(kind, *about, path, file_id, detail))
+        except Exception as error:  # who is told must not hold up what is told
+            _log.error("notice_not_delivered", kind=kind.value, timecode=entry.timecode, exc_info=error)
 
     def streams(self, timecode: int) -> tuple[str, ...]:
         """The streams of the source."""

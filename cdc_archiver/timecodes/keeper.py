@@ -31,7 +31,6 @@ from cdc_archiver.timecodes.decision import (
     may_be_late,
 )
 from cdc_archiver.timecodes.known_timecodes import TargetTimecodes, TimecodeStore
-from cdc_archiver.timecodes.notices import Notices
 from cdc_archiver.timecodes.reopening import NotedFile, Reopening
 from cdc_archiver.timecodes.source_look import SourceLook
 from cdc_archiver.timecodes.status_types import (
@@ -110,7 +109,7 @@ class TimecodeKeeper(StoppableThread):
             reopening=self.reopening,
             teller=Teller(archive, settings),
             marks=marks or NoMarks(),
-            notices=Notices(deliver),
+            deliver=deliver,
             metrics=metrics,
             rules=Rules(timedelta(seconds=settings.timecode_grace), timedelta(seconds=settings.reopen_after)),
             history_kept=history_kept,
@@ -183,7 +182,6 @@ class TimecodeKeeper(StoppableThread):
             if not self._is_on(connection):
                 return
             self._forget_others(sources)
-            self._parts.marks.refresh(connection)
             if not self._read_index(connection, sources):
                 return
             self._parts.index.add_places(self.reopening.take_places())
@@ -194,7 +192,6 @@ class TimecodeKeeper(StoppableThread):
             noted = self.reopening.take_noted()
             for source in sources:
                 self._look_at(connection, source, noted)
-        self._parts.notices.flush()
 
     def _look_at(self, connection: sa.Connection, source: SourceSettings, noted: Sequence[NotedFile]) -> None:
         if self.stopping.is_set():

@@ -154,7 +154,10 @@ class SourceLook:
                 timecode = timecode_named(rows.directory)
                 if timecode is None or rows.oldest is None:
                     continue
-                reason = "source_down" if down and rows.reason in ("pending", "retried") else rows.reason
+                reason = rows.reason
+                if reason in ("pending", "retried"):
+                    reason = "source_down" if down else reason
+                    reason = "handed_over" if self._parts.marks.handed_over(target.name, timecode) else reason
                 target.undecided.setdefault(timecode, Counter())[reason] += rows.rows
                 if oldest is None or (oldest.oldest is not None and rows.oldest < oldest.oldest):
                     oldest = rows

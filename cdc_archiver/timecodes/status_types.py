@@ -8,8 +8,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-import sqlalchemy as sa
-
 from cdc_archiver.database.timecodes_table import StoredTimecode, TimecodeState
 
 
@@ -109,8 +107,6 @@ class NoticeKind(StrEnum):
     REOPENED = "reopened"
     BLOCKED = "blocked"
     LATE_FILE = "late_file"
-    SUMMARY = "summary"
-    """More happened in a minute than is told one by one: ``detail`` has the numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +114,6 @@ class TimecodeNotice:
     """Something that happened to a timecode, delivered at most once.
 
     Attributes:
-        timecode: 0 for a summary.
         path: of a late file in the archive; empty where it is not known which file it is.
         file_id: of a late file; None where it is not known.
         detail: one sentence for a person.
@@ -142,6 +137,7 @@ REASON_FIXES: Mapping[str, str] = {
     "quarantined": "cdc-archiver retry --all-quarantined",
     "outside_root": "set --source-root to a directory that contains the files",
     "source_down": "cdc-archiver status",
+    "handed_over": "cdc-archiver retry --id ID --into-handed-over, or: cdc-archiver hand-over --undo {timecode}",
     "other_rows_of_stream": "archive the other rows of these streams: cdc-archiver check names their table or instance_id",
     "registrar_behind": "wait: the registrar has not come to the timecode's end",
     "registrar_silent": "start the registrar, or: cdc-archiver timecodes --retire-registrar ID --reason TEXT",
@@ -163,16 +159,12 @@ class MarkEntry(Protocol):
 class MarksView(Protocol):
     """The marks in force; implemented by :mod:`cdc_archiver.database.marks`."""
 
-    def refresh(self, connection: sa.Connection) -> bool: ...
     def held(self, instance_id: str, timecode: int) -> MarkEntry | None: ...
     def handed_over(self, instance_id: str, timecode: int) -> MarkEntry | None: ...
 
 
 class NoMarks:
     """Stands for marks where there are none."""
-
-    def refresh(self, connection: sa.Connection) -> bool:
-        return False
 
     def held(self, instance_id: str, timecode: int) -> MarkEntry | None:
         return None

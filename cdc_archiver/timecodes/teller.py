@@ -35,6 +35,7 @@ class Teller:
         self._archive = archive
         self._placer = Placer(archive, settings.modes)
         self._modes = settings.modes
+        self._placer = Placer(archive, settings.modes)
         self._from = settings.finalize_from
 
     def has_to_tell(self, source: SourceSettings, entry: StoredTimecode) -> bool:

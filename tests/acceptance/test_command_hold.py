@@ -1,10 +1,13 @@
-"""`hold` and `unhold`: what they record and what they say."""
+"""`hold` and `unhold`: what they record and what they say, and what a running service makes of it."""
 
 from __future__ import annotations
 
+import json
+
 from asking import ask
 from private_site import TARGET, PrivateSite
-from side_tables_of_site import enter_timecode, make_side_tables, marks_of
+from side_tables_of_site import NEW, OLD, QUICK, during, enter_timecode, make_side_tables, marks_of, stored, wait_state
+from waiting import eventually
 
 from cdc_archiver.commands.context import operator_name
 from cdc_archiver.database.side_tables import MARKS
@@ -54,3 +57,36 @@ def test_hold_and_unhold_record_who_and_why_and_say_what_they_cannot_do(stage: P
     # The end of a hold for every source ends those of single ones.
     assert ask(stage, "unhold", "--timecode", "17790").returncode == 0
     assert ask(stage, "unhold", "--timecode", "17790", "--target", TARGET).returncode == 3
+
+
+def test_a_held_timecode_becomes_complete_when_it_is_unheld_and_a_late_file_is_named(stage: PrivateSite) -> None:
+    with stage.service(**QUICK):
+        # Given a service at an archive, and a timecode that is held before its first row,
+        stage.wait_archived(*stage.register(stage.file("before.npy")))
+        wait_state(stage, OLD, "complete", 1)
+        assert ask(stage, "hold", "--timecode", str(NEW), "--reason", "clock", "--by", "Ann").returncode == 0
+        eventually(lambda: any(stage.data_dir.glob(".incoming/marks-*")), "the service knows the hold")
+        # when files of that and of another one are archived,
+        (held,) = stage.register(stage.file("held.npy"), timestamp=during(NEW, 5))
+        stage.wait_archived(held)
+        (other,) = stage.register(stage.file("other.npy"), timestamp=during(NEW + 1, 5))
+        stage.wait_archived(other)
+        wait_state(stage, NEW + 1, "complete", 1)
+        # then the other one is complete, this one is not, and whoever asks is told why.
+        assert stored(stage, NEW)["state"] == "open"
+        (told,) = json.loads(ask(stage, "timecodes", str(NEW), "--json").stdout)
+        assert (told["held"], told["held_reason"], told["told_by"]) == (True, "Ann: clock", "")
+        assert f"{NEW}, open; held by Ann" in ask(stage, "why", str(held), *stage.flags()).stdout
+        # When the hold ends, it becomes complete,
+        assert ask(stage, "unhold", "--timecode", str(NEW)).returncode == 0
+        wait_state(stage, NEW, "complete", 1)
+        # and it is too late to hold it back. Another file of it comes late, which is said of that file alone.
+        assert ask(stage, "hold", "--timecode", str(NEW), "--reason", "too late").returncode == 3
+        (late,) = stage.register(stage.file("late.npy"), timestamp=during(NEW, 6))
+        stage.wait_archived(late)
+        eventually(lambda: stored(stage, NEW)["late"] == 1, "the file came late")
+        eventually(lambda: stage.history(late)[-1]["result"] == "late", "the history says so")
+        note = f"It came late: readers had been told before that timecode {NEW} is complete."
+        assert [note in ask(stage, "why", str(id_), *stage.flags()).stdout for id_ in (late, held)] == [True, False]
+        (line,) = [line for line in ask(stage, "timecodes", str(NEW)).stdout.splitlines() if line.startswith("late  ")]
+        assert line.endswith(f"  {late}  {stage.row(late).path}")

@@ -13,7 +13,7 @@ from private_site import HISTORY, PrivateSite
 from side_tables_of_site import enter_timecode, make_side_tables, marks_of
 from waiting import eventually
 
-from cdc_archiver.database.side_tables import MARKS
+from cdc_archiver.database.side_tables import MARKS, TIMECODES
 
 GONE = 15895
 
@@ -35,7 +35,7 @@ def test_what_was_taken_over_does_not_come_back_by_itself(stage: PrivateSite) ->
         stage.sql(f"CREATE TABLE no_marks AS SELECT * FROM {MARKS.name}")
         (kept,) = stage.register(later, timestamp="2020-05-16 12:00:00")
         stage.wait_archived(*ids, kept)
-        enter_timecode(stage, GONE, "complete", files=2)
+        eventually(lambda: state_of(stage, GONE) == "complete", "the timecode is complete")
         # when it is handed over and removed,
         done = ask(stage, "hand-over", str(GONE), "--by", "librarian", "--reason", "books are off site")
         assert (done.returncode, done.stderr) == (0, "")
@@ -61,6 +61,8 @@ def test_what_was_taken_over_does_not_come_back_by_itself(stage: PrivateSite) ->
         eventually(lambda: service.metric("handed_over_pending_files") == 1, "the new row is counted")
         (source,) = service.status()["sources"]
         assert source["handed_over"] == {str(GONE): 1}
+        status = ask(stage, "status", "--http-port", str(service.port)).stdout
+        assert f"1 file of timecodes that were handed over ({GONE}): they wait until somebody decides" in status
         why = ask(stage, "why", str(late), *stage.flags()).stdout
         assert why.startswith(f"It is not here because it waits: timecode {GONE} was handed over to librarian")
         assert f"cdc-archiver retry --id {late} --into-handed-over" in why
@@ -77,6 +79,9 @@ def test_what_was_taken_over_does_not_come_back_by_itself(stage: PrivateSite) ->
         assert {(row.copied, row.attempts) for row in stage.rows([*ids, late])} == {(0, 0)}
         # A person may have one archived all the same,
         assert ask(stage, "retry", "--all-quarantined", "--into-handed-over", "--yes").returncode == 2
+        stage.sql(f"UPDATE {TABLE} SET failed_copy_attempts = 1 WHERE id = {late}")
+        done = ask(stage, "retry", "--id", str(late), "--yes")
+        assert "1 file of timecodes that were handed over will wait" in done.stderr
         done = ask(stage, "retry", "--id", str(late), "--into-handed-over", "--yes")
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "retried 1 file")
         stage.wait_archived(late)
@@ -143,6 +148,12 @@ def test_timecodes_whose_directory_is_gone_are_found_and_marked_only_if_that_is_
     assert (done.returncode, len(marks_of(stage))) == (3, 3)
     assert "timecode 15896 of pysmurf-monitor is blocked, not complete" in done.stderr
     assert stage.sql(f"SELECT COUNT(*) FROM {HISTORY}") == [(len(ids),)]
+
+
+def state_of(stage: PrivateSite, timecode: int) -> str | None:
+    """The state of a timecode."""
+    rows = stage.sql(f"SELECT state FROM {TIMECODES.name} WHERE timecode = %s", (timecode,))
+    return rows[0][0] if rows else None
 
 
 def staging(stage: PrivateSite) -> Path:

@@ -29,7 +29,7 @@ from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
 from cdc_archiver.text import to_jsonable
 from cdc_archiver.timecodes.decision import end_of, start_of
-from cdc_archiver.timecodes.status_types import TimecodeStatus
+from cdc_archiver.timecodes.status_types import TimecodeStatus, status_of
 from cdc_archiver.timespec import format_time
 
 HELP: Final = """
@@ -196,24 +196,9 @@ def _read(
 def _status(context: CommandContext, entry: StoredTimecode, marks: MarkSet) -> TimecodeStatus:
     source = context.source_of(entry.instance_id)
     held = marks.held(entry.instance_id, entry.timecode, datetime.now(UTC))
-    return TimecodeStatus(
-        source=source.name if source else "",
-        instance_id=entry.instance_id,
-        timecode=entry.timecode,
-        state=entry.state,
-        generation=entry.generation,
-        files=entry.files,
-        bytes=entry.size,
-        ignored=entry.ignored,
-        refused=entry.refused,
-        undecided=entry.undecided,
-        reasons=entry.reasons,
-        late=entry.late,
-        digest=entry.digest.hex() if entry.digest else "",
-        told_by=entry.told_by,
-        completed_at=entry.completed_at,
-        marker_path=entry.marker_path,
-        held=held is not None,
+    return status_of(
+        source.name if source else "",
+        entry,
         held_reason=f"{held.by_whom}: {held.reason}" if held else "",
         handed_over=marks.handed_over(entry.instance_id, entry.timecode) is not None,
     )

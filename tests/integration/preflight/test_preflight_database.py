@@ -35,7 +35,7 @@ def test_a_good_site_needs_no_fix(good: PrivateDatabase) -> None:
 
     assert not_ok(findings) == []
     texts = {finding.subject: finding.text for finding in findings}
-    assert {"database", "clock", "grants", "table", "index", "stream", "history"} == texts.keys()
+    assert {"database", "clock", "grants", "table", "index", "stream", "history", "side tables"} == texts.keys()
     assert ("MariaDB" if good.server.kind == "mariadb" else "MySQL") in texts["database"]
 
 
@@ -103,6 +103,13 @@ FAULTS = {
         "lacks INSERT on the side table",
         "GRANT CREATE, SELECT, INSERT, DELETE ON",
     ),
+    "timecodes-not-granted": Fault(
+        ("REVOKE UPDATE ON {d}.cdc_archiver_timecodes FROM {u}",),
+        "side tables",
+        WARN,
+        "lacks privileges on cdc_archiver_timecodes: files are archived all the same",
+        "GRANT CREATE, SELECT, INSERT, UPDATE ON `files_[0-9]+`.cdc_archiver_timecodes TO",
+    ),
     "server-read-only": Fault(
         ("SET GLOBAL read_only = ON",), "database", FAIL, "read-only", "SET GLOBAL read_only = OFF"
     ),
@@ -167,7 +174,8 @@ def test_a_database_that_the_account_may_not_use(site: PrivateDatabase) -> None:
     assert [each.status for each in not_ok(check(site))] == [
         CheckStatus.WARNING,
         CheckStatus.WARNING,
-    ]  # stream and history
+        CheckStatus.WARNING,
+    ]  # stream, history and side tables
 
 
 def test_a_missing_database(site: PrivateDatabase) -> None:

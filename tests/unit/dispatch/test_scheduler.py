@@ -12,7 +12,7 @@ from records import record
 
 from cdc_archiver.database.files_table import Pending
 from cdc_archiver.dispatch import scheduler as module
-from cdc_archiver.dispatch import tracked_files
+from cdc_archiver.dispatch import tracked_files, withheld
 from cdc_archiver.dispatch.decision_types import (
     NOTHING,
     WAKE,
@@ -811,19 +811,19 @@ def test_rows_of_timecodes_that_were_handed_over_wait_until_a_decision_and_hold_
     script.scheduler.request_refill("srv")
     script.offer([2], SWEEP)
     script.take_ids()
-    assert script.scheduler.withhold("srv", 2, script.now) == (Signal.WANT_SWEEP,)
+    assert withheld.withhold(script.scheduler, "srv", 2, script.now) == (Signal.WANT_SWEEP,)
     # then the other rows are asked for, no sweep offers the withheld one again, and the queue goes on,
     assert script.offer([2], SWEEP)[0] == set()
     assert script.scheduler.idle is False
     script.now = 600.0
     assert script.take_ids() == []
     # until somebody decides about timecodes: then both are read again, the queued one when a worker wants it.
-    assert script.scheduler.recheck() == WAKE
+    assert withheld.recheck(script.scheduler) == WAKE
     assert script.take_ids() == [2]
-    assert script.scheduler.withhold("srv", 2, script.now) == NOTHING
+    assert withheld.withhold(script.scheduler, "srv", 2, script.now) == NOTHING
     assert script.take() == (ASK_AGAIN_WHEN_WOKEN, WAKE)
     assert script.take_ids() == [1]
-    script.scheduler.withhold("srv", 1, script.now)
+    withheld.withhold(script.scheduler, "srv", 1, script.now)
     assert script.scheduler.idle
     # What nobody decides about is read again after an hour.
     script.now += 3600.0

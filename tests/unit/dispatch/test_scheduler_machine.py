@@ -20,6 +20,7 @@ from records import record
 
 from cdc_archiver.database.files_table import Census, Pending, Row
 from cdc_archiver.dispatch import scheduler as module
+from cdc_archiver.dispatch import withheld
 from cdc_archiver.dispatch.decision_types import CountStreamEvents, Decisions, Signal
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.dispatch.scheduler import Scheduler
@@ -207,7 +208,7 @@ class Driver:
         self.carry_out(self.scheduler.enqueue(source, record, self.now, failed_ago))
 
     def withhold(self, source: str, id_: int) -> None:
-        self.carry_out(self.scheduler.withhold(source, id_, self.now))
+        self.carry_out(withheld.withhold(self.scheduler, source, id_, self.now))
 
     def dismiss(self, id_: int, *, failed: bool = False) -> None:
         self.carry_out(self.scheduler.dismiss(id_, failed=failed))

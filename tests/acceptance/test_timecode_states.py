@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from private_site import PrivateSite
+from side_tables_of_site import NEW, OLD, QUICK, during, wait_state
 from structlog.testing import capture_logs
 from waiting import eventually
-
-QUICK: dict[str, Any] = {"sweep_interval": "0.3", "poll_interval": "0.3", "timecode_grace": "0", "reopen_after": "0"}
-"""Settings that a test can wait for."""
-OLD, NEW = 15895, 15800
-"""A timecode from before the first start, and one whose first row comes later."""
-
-
-def during(timecode: int, second: int = 0) -> str:
-    """A time in a timecode, for the column ``timestamp``."""
-    return str(datetime.fromtimestamp(timecode * 100_000 + second, UTC).replace(tzinfo=None))
-
-
-def stored(site: PrivateSite, timecode: int) -> dict[str, Any]:
-    """A row of the side table."""
-    names = ["state", "generation", "files", "bytes", "late", "told_by", "marker_path", "marker_bytes", "reasons"]
-    rows = site.sql(
-        f"SELECT {', '.join(names)}, LOWER(HEX(digest)) FROM cdc_archiver_timecodes WHERE timecode = %s", [timecode]
-    )
-    return dict(zip([*names, "digest"], rows[0], strict=True)) if rows else dict.fromkeys([*names, "digest"])
-
-
-def wait_state(site: PrivateSite, timecode: int, state: str, generation: int) -> dict[str, Any]:
-    """Waits until a timecode has a state, and is told where it is complete."""
-
-    def there() -> dict[str, Any] | None:
-        found = stored(site, timecode)
-        told = found["state"] != "complete" or found["told_by"] is not None
-        return found if (found["state"], found["generation"]) == (state, generation) and told else None
-
-    try:
-        return eventually(there, f"{timecode} is {state}, generation {generation}")
-    except AssertionError as error:
-        error.add_note(str(stored(site, timecode)))
-        raise
 
 
 def markers(site: PrivateSite) -> list[Path]:
