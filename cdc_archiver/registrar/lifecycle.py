@@ -20,7 +20,8 @@ from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
 from cdc_archiver.observe.registrar_metrics import RegistrarMetrics
 from cdc_archiver.registrar.listener import Listener
 from cdc_archiver.registrar.registration import Registration
-from cdc_archiver.registrar.spool import Spool, SpoolFacts
+from cdc_archiver.registrar.spool import Spool
+from cdc_archiver.registrar.spool_reading import SpoolFacts
 from cdc_archiver.registrar.watermark_report import WatermarkReporter
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread

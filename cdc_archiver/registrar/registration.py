@@ -21,7 +21,8 @@ from cdc_archiver.registrar.registered_rows import (
     RegisteredRows,
     is_duplicate,
 )
-from cdc_archiver.registrar.spool import Entry, Spool, identity
+from cdc_archiver.registrar.spool import Spool, identity
+from cdc_archiver.registrar.spool_reading import Entry
 from cdc_archiver.registrar.whole_file import FileLooker, NotThere, NotWhole, Unusable, WholeFile
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread

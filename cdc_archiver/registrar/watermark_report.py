@@ -16,7 +16,8 @@ from cdc_archiver.database.side_tables import REGISTRAR_LOSSES, REGISTRARS
 from cdc_archiver.errors import ArchiverError
 from cdc_archiver.observe.registrar_metrics import RegistrarMetrics
 from cdc_archiver.registrar.listener import Listener
-from cdc_archiver.registrar.spool import Spool, SpoolFacts
+from cdc_archiver.registrar.spool import Spool
+from cdc_archiver.registrar.spool_reading import SpoolFacts
 from cdc_archiver.threads import StoppableThread
 
 INTERVAL: Final = 10.0

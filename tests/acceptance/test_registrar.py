@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from private_database import PrivateDatabase
-from private_site import PrivateSite
+from private_site import Done, PrivateSite, run_here
 from registering import FakePublisher, RegistrarSite
 from services import COMMAND, Program
 from waiting import eventually
 
+from cdc_archiver.preflight import registrar_checks
 from cdc_archiver.registrar import lifecycle
+
+
+def site_of(stage: PrivateSite) -> RegistrarSite:
+    """What the registrar needs at a site."""
+    (stage.directory / "m").mkdir()
+    site = RegistrarSite(PrivateDatabase(stage.server, stage.database, stage.user), stage.directory / "m")
+    site.sources = stage.sources
+    return site
 
 
 def registrar_of(stage: PrivateSite, *more: str) -> Program:
     """The registrar as a process, with grants of its own."""
-    stage.sources.parent.joinpath("m").mkdir(exist_ok=True)
-    site = RegistrarSite(PrivateDatabase(stage.server, stage.database, stage.user), stage.directory / "m")
-    site.sources = stage.sources
+    site = site_of(stage)
     flags = site.flags(udp_port=0)
     return Program(
         [*COMMAND, "monitor", *flags, *more], site.environment(), stage.directory / "monitor.log", "registering"
@@ -70,8 +78,6 @@ def registrar_port(registrar: Program) -> int:
     ],
 )
 def test_what_it_lacks_is_named(mariadb: Any, tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
-    from private_site import run_here
-
     spool = tmp_path / "state" / "spool"
     done = run_here(["monitor", "--spool", str(spool), "--udp-port", "0", "--http-port", "0", *flags], {})
     assert done.returncode == 2
@@ -79,8 +85,61 @@ def test_what_it_lacks_is_named(mariadb: Any, tmp_path: Path, flags: tuple[str, 
 
 
 def test_a_container_needs_a_spool_that_outlives_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from private_site import run_here
-
     monkeypatch.setattr(lifecycle, "in_container", lambda: True)
     done = run_here(["monitor", "--target", "a", "--source-root", "/data"], {})
     assert (done.returncode, "on a volume of its own" in done.stderr) == (2, True)
+
+
+def test_check_names_what_it_needs_with_the_fix(either_stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = either_stage
+    site = site_of(stage)
+    stage.file("a.npy")
+
+    def check(*more: str) -> Done:
+        return run_here(["monitor", "--check", *site.flags(udp_port=0), *more], site.environment())
+
+    # Given everything that it needs, only the receive buffer may be too small,
+    done = check()
+    assert done.returncode == 0, done.stdout
+    assert "ok      grants    SELECT, INSERT, UPDATE, DELETE on the table cdc_archiver_registered" in done.stdout
+    # when grants are missing, the port is taken, and the disk of the spool is volatile,
+    account = f"'{site.user}'@'%'"
+    stage.sql(f"REVOKE INSERT ON {stage.database}.pysmurf_files FROM {account}")
+    stage.sql(f"REVOKE ALL ON {stage.database}.cdc_archiver_registered FROM {account}")
+    monkeypatch.setattr(registrar_checks, "kind_of", lambda device: "overlay")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        done = check("--udp-port", str(other.getsockname()[1]))
+    # then each is named, with its fix.
+    assert done.returncode == 2
+    told = " ".join(done.stdout.split())
+    assert "lacks INSERT on the table pysmurf_files" in told
+    assert f"fix: GRANT SELECT, INSERT ON `{stage.database}`.`pysmurf_files` TO {account}" in told.replace("`@`", "'@'")
+    assert "there is no table cdc_archiver_registered" in told
+    assert "stop the program that listens there" in told
+    assert "messages that wait there do not survive the container" in told
+
+
+def test_check_says_what_the_kernel_has_no_room_for(
+    mariadb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registrar_checks, "enlarge_buffer", lambda made: 212_992)
+    done = run_here(
+        [
+            "monitor",
+            "--check",
+            "--target",
+            "a",
+            "--source-root",
+            str(tmp_path),
+            "--udp-port",
+            "0",
+            "--spool",
+            str(tmp_path / "s"),
+        ],
+        {"MYSQL_PORT": "1"},
+    )
+    assert done.returncode == 4
+    told = " ".join(done.stdout.split())
+    assert "the receive buffer is 106496 bytes, 92 messages of 1 kB" in told
+    assert "fix: sysctl -w net.core.rmem_max=67108864" in told

@@ -54,8 +54,7 @@ def test_hours_that_a_change_of_the_clocks_doubles_and_skips(either_stage: Priva
         assert [line["path"] for line in said if line["event"] == "file_refused"] == [str(skipped)]
         first = stage.archived_files()
         # With one time zone for both programs, it is archived too.
-        utc = {"db_time_zone": "+00:00"}
-        with stage.service(**utc), site.running(**utc):
+        with stage.service(db_time_zone="+00:00"), site.running(db_time_zone="+00:00"):
             done = stage.command("monitor", "--retry-lost", "--spool", str(site.spool))
             assert (done.returncode, done.stdout) == (0, "1 file will be looked for now\n")
             eventually(lambda: stage.count("copied = 1") == 2, "it is archived")

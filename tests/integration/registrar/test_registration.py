@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from waiting import eventually
 
 from cdc_archiver.registrar import registration, watermark_report
-from cdc_archiver.registrar.spool import retry_undecided
+from cdc_archiver.registrar.spool_reading import retry_undecided
+from cdc_archiver.sandbox import DatabaseServer
 
 
 @pytest.fixture
