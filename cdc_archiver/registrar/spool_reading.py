@@ -142,15 +142,25 @@ def retry_undecided(path: Path, now: float) -> int:
         connection.close()
 
 
+def count_received(connection: sqlite3.Connection) -> tuple[int, int]:
+    """How many announcements a spool has had, and how many of those that it remembers are registered."""
+    (received,) = connection.execute(
+        "SELECT COALESCE(MAX(seq), 0) FROM sqlite_sequence WHERE name = 'announced'"
+    ).fetchone()
+    (registered,) = connection.execute("SELECT COUNT(*) FROM announced WHERE state = 'registered'").fetchone()
+    return received, registered
+
+
 def find_in_spool(path: Path, wanted: str, limit: int = 20) -> list[Entry]:
-    """The newest announcements of a path, or of paths that end in a name.
+    """The newest announcements of a path, of a part of one, or of the id of a row.
 
     Raises:
         sqlite3.Error: the spool cannot be read.
     """
     with open_to_read(path) as connection:
         rows = connection.execute(
-            f"{SELECT_ENTRIES} WHERE instr(path, ?) > 0 ORDER BY number DESC LIMIT ?", (wanted, limit)
+            f"{SELECT_ENTRIES} WHERE instr(path, ?) > 0 OR file_id = ? ORDER BY number DESC LIMIT ?",
+            (wanted, int(wanted) if wanted.isdecimal() and len(wanted) < 19 else -1, limit),
         )
         return [to_entry(row) for row in rows]
 

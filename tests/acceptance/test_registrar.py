@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 from pathlib import Path
@@ -143,3 +144,28 @@ def test_check_says_what_the_kernel_has_no_room_for(
     told = " ".join(done.stdout.split())
     assert "the receive buffer is 106496 bytes, 92 messages of 1 kB" in told
     assert "fix: sysctl -w net.core.rmem_max=67108864" in told
+
+
+def test_status_and_why_on_the_readout_server_tell_of_it(stage: PrivateSite) -> None:
+    site = site_of(stage)
+    spool = ("--spool", str(site.spool))
+    absent = stage.sources / "absent.npy"
+    with site.running() as running, running.publisher() as publisher:
+        publisher.announce(stage.file("there.npy").path, absent)
+        site.wait_rows(1)
+        told = stage.command("status", *spool).stdout
+        (id_,) = site.rows("id")[0]
+        missing, there = stage.command("why", "absent.npy", *spool), stage.command("why", str(id_), *spool)
+        as_json = json.loads(stage.command("why", "absent.npy", "--json", *spool).stdout)
+    assert "registering, spool" in told
+    assert "2 received, 1 waiting, 1 registered, 0 refused, 0 lost, 0 missing in sequences; the oldest waits" in told
+    assert missing.returncode == 3
+    assert f"in the registrar: {absent}: announced " in missing.stdout
+    assert "waiting: no such file" in missing.stdout
+    assert f"registered as row {id_}" in there.stdout
+    assert len(as_json["registrar"]) == 1
+    # Stopped, and without a database, `status` still says what waits.
+    stopped = stage.command("status", "--mysql-port", "1", *spool)
+    assert stopped.returncode == 0
+    assert "not running" in stopped.stdout
+    assert "1 waiting" in stopped.stdout
