@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import ask
 from private_database import PrivateDatabase
 from private_site import Done, PrivateSite, run_here
 from registering import FakePublisher, RegistrarSite
@@ -169,3 +170,27 @@ def test_status_and_why_on_the_readout_server_tell_of_it(stage: PrivateSite) -> 
     assert stopped.returncode == 0
     assert "not running" in stopped.stdout
     assert "1 waiting" in stopped.stdout
+
+
+def test_a_rewritten_files_older_row_is_ignored_once_the_newer_one_is_archived(either_stage: PrivateSite) -> None:
+    stage = either_stage
+    site = site_of(stage)
+    with site.running() as running, running.publisher() as publisher:
+        # Given a file that was rewritten and announced again before it was copied, and one that was changed without a word,
+        files = [stage.file("twice.npy"), stage.file("changed.npy")]
+        publisher.announce(*(file.path for file in files))
+        site.wait_rows(2)
+        for file in files:
+            file.path.write_bytes(b"later")
+        publisher.announce(files[0].path)
+        site.wait_rows(3)
+        first, changed, second = (row[0] for row in site.rows("id"))
+    # when the service archives,
+    with stage.service(max_attempts=1) as service:
+        stage.wait_archived(second)
+        # then the first content of the one is ignored, and the other stays quarantined.
+        assert stage.wait_attempts(first, 2000).attempts == 2000
+        assert stage.wait_attempts(changed, 1).attempts == 1
+        told = ask(stage, "why", str(first), *stage.flags(http_port=service.port)).stdout
+    assert f"superseded: the file was rewritten, and row {second}, of its later content, is archived" in told
+    assert [entry["result"] for entry in stage.history(first)] == ["charged", "ignored"]
