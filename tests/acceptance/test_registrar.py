@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import real_publisher
 from asking import ask
 from private_database import PrivateDatabase
 from private_site import Done, PrivateSite, run_here
@@ -194,3 +197,34 @@ def test_a_rewritten_files_older_row_is_ignored_once_the_newer_one_is_archived(e
         told = ask(stage, "why", str(first), *stage.flags(http_port=service.port)).stdout
     assert f"superseded: the file was rewritten, and row {second}, of its later content, is archived" in told
     assert [entry["result"] for entry in stage.history(first)] == ["charged", "ignored"]
+
+
+def test_the_real_publishers_files_of_each_kind_are_archived_with_the_right_path(either_stage: PrivateSite) -> None:
+    stage = either_stage
+    site = site_of(stage)
+    kinds = real_publisher.kinds()
+    assert len(kinds) > 20
+    calls, expected = [], Counter[tuple[str, ...]]()
+    for number, kind in enumerate(kinds):
+        ending = f".{kind.format}" if kind.format else ".png" if kind.plot else ""
+        path = stage.file(f"{number}_{kind.type}{ending}").path
+        announced = path.with_suffix("") if ending == ".npy" and number % 2 else path
+        calls.append((str(announced), kind.type, {"format": kind.format, "plot": kind.plot}))
+        action = "take_iv" if number % 5 else "None"
+        expected[("crate1slot2", action, "plots" if kind.plot else "outputs", path.name)] += 1
+    with stage.service(), site.running() as running:
+        before = int(time.time())
+        real_publisher.announce(running.port, calls)
+        eventually(lambda: stage.count("copied = 1") == len(kinds), "all are archived")
+        assert running.facts().gaps == 0
+        assert {running.count("messages_total", type=each) for each in ("start", "log", "stop")} == {1}
+    found = Counter[tuple[str, ...]]()
+    for path in stage.archived_files():
+        timecode, stream, action, kind_of_file, name = path.relative_to(stage.data_dir).parts
+        assert timecode in (str(before)[:5], str(int(time.time()))[:5])
+        seconds, _, action = action.partition("_")
+        assert action == "None" or 0 <= int(seconds) - before < 60
+        found[(stream, action, kind_of_file, name)] += 1
+    assert found == expected
+    versions = stage.sql("SELECT DISTINCT script_id, pysmurf_version, pub_id FROM pysmurf_files")
+    assert versions == [("observe.py", real_publisher.VERSION, "crate1slot2")]
