@@ -26,6 +26,7 @@ RUN groupadd --gid 9000 ocs \
  && useradd --uid 9000 --gid 9000 --create-home --home-dir /home/ocs --shell /bin/sh ocs \
  && install --directory --owner 9000 --group 9000 --mode 755 /data /config \
  && install --directory --owner 9000 --group 9000 --mode 700 /home/ocs/.ssh \
+ && install --directory --owner 9000 --group 9000 --mode 1777 /var/lib/cdc_archiver \
  && chmod 755 /home/ocs
 COPY --from=build /opt/cdc_archiver /opt/cdc_archiver
 COPY deploy/container/healthcheck.py /opt/cdc_archiver/healthcheck.py
@@ -38,6 +39,8 @@ ENV PATH=/opt/cdc_archiver/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin
     CDC_ARCHIVER_HTTP_HOST=0.0.0.0 \
     CDC_ARCHIVER_HTTP_PORT=9184 \
     CDC_ARCHIVER_LOG_FORMAT=json
+# Staging, if files cannot be staged next to data_dir. Any uid may write there.
+VOLUME /var/lib/cdc_archiver
 USER 9000:9000
 WORKDIR /home/ocs
 EXPOSE 9184

@@ -9,7 +9,19 @@ from typing import Annotated, Final
 import typer
 
 from cdc_archiver import __version__
-from cdc_archiver.commands import check, hand_over, hold, init_db, monitor, register, retry, run, shadow, status
+from cdc_archiver.commands import (
+    check,
+    hand_over,
+    hold,
+    init_db,
+    mark_archive,
+    monitor,
+    register,
+    retry,
+    run,
+    shadow,
+    status,
+)
 from cdc_archiver.commands import list as list_
 from cdc_archiver.commands.output import print_to_stderr
 from cdc_archiver.commands.timecodes import timecodes
@@ -52,6 +64,7 @@ app.command(help=timecodes.HELP)(with_settings_of(DATABASE | {"data_dir"})(timec
 app.command(help=hold.HOLD_HELP)(with_settings_of(DATABASE)(hold.hold))
 app.command(help=hold.UNHOLD_HELP)(with_settings_of(DATABASE | {"data_dir"})(hold.unhold))
 app.command("hand-over", help=hand_over.HELP)(with_settings_of(DATABASE | {"data_dir"})(hand_over.hand_over))
+app.command("mark-archive", help=mark_archive.HELP)(with_settings_of(_ARCHIVE - SERVICE)(mark_archive.mark_archive))
 app.command("init-db", help=init_db.HELP)(with_settings(init_db.init_db))
 
 

@@ -20,6 +20,24 @@ def escape_unprintable(text: str) -> str:
     )
 
 
+def format_size(size: float) -> str:
+    """A size for a person, in powers of 1000.
+
+    Args:
+        size: bytes.
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def format_file_count(count: int) -> str:
+    """``1 file``, ``2 files``."""
+    return "1 file" if count == 1 else f"{count} files"
+
+
 def to_jsonable(value: Any) -> Any:
     """A value in JSON's types: dataclasses as objects without their ``repr=False`` fields, times in ISO 8601, bytes in hexadecimal,
     NaN and infinities as null."""

@@ -7,10 +7,11 @@ import shlex
 from pathlib import Path
 
 from cdc_archiver.commands.context import CommandContext
-from cdc_archiver.database.history import History
+from cdc_archiver.database.archives import known_archive
 from cdc_archiver.errors import DestinationUnavailable, ExitStatus, Misconfigured
 from cdc_archiver.model import Reason
-from cdc_archiver.transfer.staging import MARKER
+from cdc_archiver.settings import Settings
+from cdc_archiver.transfer.staging import Archive
 
 
 class ArchiveUnavailable(DestinationUnavailable):
@@ -19,11 +20,19 @@ class ArchiveUnavailable(DestinationUnavailable):
     exit_status = ExitStatus.UNREACHABLE
 
 
-def require_directory(data_dir: Path | None) -> bool:
-    """Checks what can be checked without a database: that data_dir exists and is not empty.
+def archive_of(settings: Settings) -> Archive:
+    """The archive that the settings describe.
 
-    Returns:
-        Whether the archive marker exists.
+    Raises:
+        Misconfigured: data_dir is not set.
+    """
+    if settings.data_dir is None:
+        raise Misconfigured("data_dir is not set", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
+    return Archive(settings.data_dir, settings.min_free, staging_dir=settings.staging_dir, state_dir=settings.state_dir)
+
+
+def require_directory(data_dir: Path | None) -> None:
+    """Checks what can be checked without a database: that data_dir exists and is not empty.
 
     Raises:
         Misconfigured: data_dir is not set.
@@ -32,41 +41,44 @@ def require_directory(data_dir: Path | None) -> bool:
     if data_dir is None:
         raise Misconfigured("data_dir is not set", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
     try:
-        names = set(os.listdir(data_dir))
+        names = os.listdir(data_dir)
     except OSError as error:
         raise ArchiveUnavailable(
             Reason.DESTINATION_MISSING, f"data_dir {data_dir} cannot be read: {error.strerror}", _mount(data_dir)
         ) from error
     if not names:
         raise ArchiveUnavailable(Reason.DESTINATION_MISSING, f"data_dir {data_dir} is empty", _mount(data_dir))
-    return MARKER in names
 
 
 def require_mounted(context: CommandContext) -> bool:
-    """Checks that the archive is mounted.
-
-    A bare mount point may contain something, such as lost+found. If the history knows archived files below data_dir, the
-    marker is therefore required.
+    """Checks that the archive is mounted, and is the one that the database knows.
 
     Returns:
-        Whether the archive marker exists; the first run creates it.
+        Whether the archive has a marker; the first run makes it.
 
     Raises:
         Misconfigured: data_dir is not set.
-        ArchiveUnavailable: data_dir does not exist, or is a bare mount point.
+        ArchiveUnavailable: data_dir does not exist, or is a bare mount point, or another archive.
     """
-    data_dir = context.settings.data_dir
-    marked = require_directory(data_dir)
-    if not marked and context.history is not None:
-        with context.database.connect() as connection:
-            known = History(context.files.name, 0.0).knows_archived(connection, f"{data_dir}/")
-        if known:
-            raise ArchiveUnavailable(
-                Reason.DESTINATION_MISSING,
-                f"data_dir {data_dir} has no marker file {MARKER}, and the history knows archived files there",
-                f"mount its disk; if it is mounted and only the marker is gone: touch {shlex.quote(f'{data_dir}/{MARKER}')}",
-            )
-    return marked
+    require_directory(context.settings.data_dir)
+    archive = archive_of(context.settings)
+    with context.database.connect() as connection:
+        archive.expect(
+            known_archive(connection, context.files.name, context.settings.targets, context.settings.data_dir)
+        )
+    try:
+        return archive.recognise() is not None or archive.has_former_marker()
+    except DestinationUnavailable as error:
+        raise ArchiveUnavailable(error.reason, error.message, error.hint) from error
+
+
+def has_marker(settings: Settings) -> bool:
+    """Whether the archive has a marker now, without a question to the database."""
+    archive = archive_of(settings)
+    try:
+        return archive.recognise() is not None or archive.has_former_marker()
+    except DestinationUnavailable:
+        return False
 
 
 def _mount(data_dir: Path) -> str:

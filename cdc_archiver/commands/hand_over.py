@@ -13,7 +13,7 @@ import typer
 from cdc_archiver.commands import marking, options
 from cdc_archiver.commands.archive_access import ArchiveUnavailable, require_mounted
 from cdc_archiver.commands.context import CommandContext, open_context
-from cdc_archiver.commands.output import Printer, format_size, print_to_stderr
+from cdc_archiver.commands.output import Printer, print_to_stderr
 from cdc_archiver.database.marks import Mark, MarkKind
 from cdc_archiver.database.timecode_search import archived_timecodes, find_timecodes
 from cdc_archiver.database.timecodes_table import TimecodeState, utc_now
@@ -22,6 +22,7 @@ from cdc_archiver.model import Reason
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_size
 from cdc_archiver.timecodes.decision import end_of
 from cdc_archiver.timespec import format_time, parse_time
 
@@ -72,6 +73,7 @@ def hand_over(
     if not (undo or missing):
         reason = marking.require_reason("hand-over", reason)
     with open_context(settings) as context:
+        marking.require_known(context, target or ())
         if missing:
             return _mark_missing(context, by, reason or _WHY_MISSING, older_than, target or (), yes=yes)
         objects = marking.objects(timecodes or (), target or ())

@@ -74,6 +74,7 @@ def hold(
         for instance_id, number in marking.objects(timecode, target or ())
     ]
     with open_context(settings) as context:
+        marking.require_known(context, target or ())
         marking.record_marks(context, marks)
         printer = Printer()
         for mark in marks:
@@ -98,6 +99,7 @@ def unhold(
     set_up_logs(settings.log_format, LogLevel.ERROR)
     objects = marking.objects(timecode, target or ())
     with open_context(settings) as context:
+        marking.require_known(context, target or ())
         ended, idle = marking.end_marks(context, MarkKind.UNHELD, objects, by, reason)
     for mark in ended:
         Printer().line((f"no longer held: timecode {mark.timecode} {marking.of_whom(mark.instance_id)}", "bold"))

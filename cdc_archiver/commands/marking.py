@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import sqlalchemy as sa
 import typer
 
 from cdc_archiver.commands.context import CommandContext, operator_name
+from cdc_archiver.database.archives import known_archive
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.files_table import Row
 from cdc_archiver.database.history import HISTORY_ERRORS
 from cdc_archiver.database.marks import Mark, MarkKind, MarkSet, add_marks, file_of, read_file, read_table
+from cdc_archiver.database.timecode_search import targets_with_timecodes
 from cdc_archiver.errors import Misconfigured
+from cdc_archiver.text import fold_instance_id
 from cdc_archiver.transfer.layout import timecode_of
-from cdc_archiver.transfer.staging import INCOMING
+from cdc_archiver.transfer.staging_place import sibling_staging
 
 LOWEST, HIGHEST = 10_000, 99_999
 
@@ -83,6 +87,24 @@ def usable_marks(context: CommandContext, connection: sa.Connection) -> MarkSet:
         return known_marks(context, connection)
     except Misconfigured:
         return MarkSet(_marks_of_file(context))
+
+
+def require_known(context: CommandContext, targets: Sequence[str]) -> None:
+    """Refuses a mark of a target that nobody has: a mistyped one would hold nothing.
+
+    Raises:
+        Misconfigured: the target is neither configured nor has it timecodes.
+    """
+    if not targets:
+        return
+    with context.database.connect() as connection, side_table_errors("timecodes"):
+        known = targets_with_timecodes(connection, context.files.name)
+    if set(context.settings.targets) != set(targets):  # else they may be configured by the very flag that is examined
+        known += context.settings.targets
+    folded = set(map(fold_instance_id, known))
+    for target in targets:
+        if known and fold_instance_id(target) not in folded:
+            raise Misconfigured(f"unknown target: {target!r}", f"use one of {', '.join(dict.fromkeys(known))}")
 
 
 def record_marks(context: CommandContext, marks: Sequence[Mark]) -> None:
@@ -170,4 +192,9 @@ def side_table_errors(subject: str) -> Iterator[None]:
 
 def _marks_of_file(context: CommandContext) -> Sequence[Mark]:
     data_dir = context.settings.data_dir
-    return read_file(file_of(data_dir / INCOMING, context.database.name, context.files.name)) if data_dir else ()
+    if data_dir is None:
+        return ()
+    with context.database.connect() as connection:
+        entries = known_archive(connection, context.files.name, context.settings.targets, data_dir).entries
+    places = {Path(entry.staging) for entry in entries.values() if entry.staging} or {sibling_staging(data_dir)}
+    return [mark for place in places for mark in read_file(file_of(place, context.database.name, context.files.name))]

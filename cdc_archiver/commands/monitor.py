@@ -11,7 +11,6 @@ import structlog
 import typer
 from rich.console import Console
 
-from cdc_archiver.commands.output import format_file_count
 from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.observe.http import HealthQueries, HttpServer
 from cdc_archiver.observe.logs import set_up_logs
@@ -22,6 +21,7 @@ from cdc_archiver.registrar.lifecycle import RegistrarService, spool_path
 from cdc_archiver.registrar.spool_reading import retry_undecided
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.flags import DATABASE, REGISTRAR
+from cdc_archiver.text import format_file_count
 
 HELP: Final = """
 Register files as the instrument announces them, until SIGTERM.

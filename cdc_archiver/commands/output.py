@@ -35,24 +35,6 @@ STATE_STYLES: Final = {
 }
 
 
-def format_size(size: float) -> str:
-    """A size for a person, in powers of 1000.
-
-    Args:
-        size: bytes.
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def format_file_count(count: int) -> str:
-    """``1 file``, ``2 files``."""
-    return "1 file" if count == 1 else f"{count} files"
-
-
 def print_json(value: Any, *, line: bool = False) -> None:
     """Prints a result for a script, in ASCII.
 
@@ -90,16 +72,18 @@ class Printer:
             self.line((f"{name:{width}}  ", "dim"), value)
 
     def table(self, titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> int:
-        """Prints rows as they come: on a terminal in columns with titles; in a pipe without titles, fields between tabs.
+        """Prints rows as they come: on a terminal in columns with titles; in a pipe, fields between tabs, the titles on stderr.
 
         Returns:
             The number of rows.
         """
-        return self._columns(titles, iter(rows)) if self.is_terminal else self._fields(rows)
+        return self._columns(titles, iter(rows)) if self.is_terminal else self._fields(titles, rows)
 
-    def _fields(self, rows: Iterable[Sequence[Cell]]) -> int:
+    def _fields(self, titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> int:
         count = 0
         for row in rows:
+            if not count:
+                print("\t".join(titles), file=sys.stderr)
             print("\t".join(escape_unprintable(_text_and_style(cell)[0]) for cell in row))
             count += 1
         return count

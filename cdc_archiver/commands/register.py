@@ -19,7 +19,7 @@ import typer
 from cdc_archiver.commands import options
 from cdc_archiver.commands.context import CommandContext, open_context
 from cdc_archiver.commands.hashing import hash_file
-from cdc_archiver.commands.output import Printer, format_file_count, print_json, print_to_stderr
+from cdc_archiver.commands.output import Printer, print_json, print_to_stderr
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.search import Criteria, walk
 from cdc_archiver.errors import ExitStatus, LayoutRefused, Misconfigured, StatementRefused
@@ -27,6 +27,7 @@ from cdc_archiver.model import FileRecord
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_file_count
 from cdc_archiver.timespec import parse_time
 from cdc_archiver.transfer import layout
 

@@ -19,7 +19,6 @@ from cdc_archiver.commands.marking import count_handed_over, let_in
 from cdc_archiver.commands.output import (
     Printer,
     confirm,
-    format_file_count,
     print_json,
     print_to_stderr,
     progress_bar,
@@ -32,6 +31,7 @@ from cdc_archiver.model import IGNORED_FROM
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_file_count
 
 RETRY_HELP: Final = """
 Reset the attempt counter of files.

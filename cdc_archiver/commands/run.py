@@ -9,12 +9,13 @@ from typing import Annotated, Final
 
 import typer
 
-from cdc_archiver.commands.output import format_size, print_to_stderr, progress_bar
+from cdc_archiver.commands.output import print_to_stderr, progress_bar
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.service.reconcile_completion import ReconcileCompletion, ReconcileProgress, ReconcileResult
 from cdc_archiver.service.supervisor import Supervisor
 from cdc_archiver.settings import Settings, parse_duration
+from cdc_archiver.text import format_size
 
 HELP: Final = """
 Archive files as they are registered, until SIGTERM.

@@ -16,7 +16,7 @@ from rich.live import Live
 from cdc_archiver import __version__
 from cdc_archiver.commands.context import CommandContext, open_context
 from cdc_archiver.commands.local_registrar import LocalRegistrar, find_registrar, registrar_lines
-from cdc_archiver.commands.output import Cell, Printer, format_file_count, format_size, print_json, styled_text
+from cdc_archiver.commands.output import Cell, Printer, print_json, styled_text
 from cdc_archiver.commands.service_client import ServiceUnavailable, describe_other_table, fetch_status
 from cdc_archiver.database.connections import ANSWER_TIMEOUT
 from cdc_archiver.database.search import waiting_targets
@@ -25,6 +25,8 @@ from cdc_archiver.errors import ArchiverError, ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings, parse_duration
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_file_count, format_size
+from cdc_archiver.timecodes.status_types import REASON_FIXES
 from cdc_archiver.timespec import format_age, format_duration, format_time
 
 HELP: Final = """
@@ -235,7 +237,8 @@ def _lines(overview: Overview) -> Iterator[_Line]:
         rate = overview.rate
         yield [
             ("last hour    ", "dim"),
-            f"{format_file_count(rate.files)}, {format_size(rate.size)} archived ({rate.files / 60:.1f} files/min)",
+            f"{format_file_count(rate.files)}, {format_size(rate.size)} archived",
+            f" ({rate.files / 60:.1f} files/min)" if rate.files >= 60 else "",
         ]
     else:
         yield [("last hour    ", "dim"), f"not known: {overview.why_no_rate}"]
@@ -243,7 +246,8 @@ def _lines(overview: Overview) -> Iterator[_Line]:
 
 def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Line]:
     state, why = str(service["state"]), str(service.get("why") or "")
-    style = "bold green" if state in _GOOD else "bold red"
+    tone = service.get("words", {}).get("headline", {}).get("tone")
+    style = "bold red" if state not in _GOOD else "bold yellow" if tone == "warning" else "bold green"
     since = datetime.fromisoformat(service["started"])
     yield [
         ("service      ", "dim"),
@@ -260,18 +264,85 @@ def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Lin
             yield [("stream       ", "dim"), (text, "green")]
         else:
             yield [("stream       ", "dim"), ("none", "yellow"), f": {stream['why']}"]
+    if known_at := service.get("as_of"):
+        then = format_time(datetime.fromisoformat(known_at))
+        yield [_INDENT, (f"the following was so at {then}, when the database answered last", "yellow")]
     last = service.get("last_sweep")
     as_of = f", as of the last sweep, {format_time(datetime.fromisoformat(last))}" if last else ""
     for source in service["sources"]:
         yield from _source_lines(source["state"]["name"], source, overview.at, as_of)
     for other in service.get("elsewhere", ()):
         yield [("source       ", "dim"), f"{other['name']}, held by another archiver: {other['holder']}"]
+    yield from _part_lines(service)
+    if service.get("timecodes"):
+        yield from _timecode_lines(service["timecodes"], overview.at)
+    if service.get("retried"):
+        yield [("retried      ", "dim"), *_retried_parts(service["retried"])]
     destination = service.get("destination")
     if destination is not None:
         yield [("archive      ", "dim"), f"{destination['path']}", *_destination_parts(destination)]
-    if state != "standby":
+    if last or service["sources"]:
         yield [("last sweep   ", "dim"), format_age(datetime.fromisoformat(last), overview.at) if last else "none yet"]
     yield [("archived     ", "dim"), f"{format_file_count(service['archived'])} since the service's start"]
+
+
+def _part_lines(service: dict[str, Any]) -> Iterator[_Line]:
+    """Parts that are off, each with the statement that turns it on."""
+    timecodes = service.get("timecodes") or {}
+    for part, why in (
+        ("history", "" if service.get("history") in ("kept", "") else service.get("history")),
+        ("timecodes", timecodes.get("off_because")),
+        ("holds and hand-overs", "" if service.get("marks") in ("kept", "") else service.get("marks")),
+    ):
+        if why:
+            yield [("off          ", "dim"), (part, "yellow"), f": {why}"]
+
+
+def _timecode_lines(known: dict[str, Any], now: datetime) -> Iterator[_Line]:
+    if known["not_completing_because"]:
+        yield [("timecodes    ", "dim"), (known["not_completing_because"], "bold red")]
+    for mark in known["watermarks"]:
+        if mark["finalized_until"] is None:
+            why = (
+                "a registrar has not reported yet" if mark["bound_by"] == "registrar" else "the table was not read yet"
+            )
+            yield [("watermark    ", "dim"), f"{mark['source']}: not known: {why}"]
+            continue
+        until = datetime.fromisoformat(mark["finalized_until"])
+        line: _Line = [("watermark    ", "dim"), f"{mark['source']}: {format_time(until)}, {format_age(until, now)}"]
+        line.append({"registrar": ", as far as the registrar has come", "hold": ", held"}.get(mark["bound_by"], ""))
+        yield line
+        if mark["bound_by"] == "row" and mark["oldest_id"] is not None:
+            id_ = mark["oldest_id"]
+            yield [_INDENT, f"held up by row {id_}, {mark['oldest_path']}"]
+            yield [_INDENT, f"fix: cdc-archiver retry --id {id_}; or: cdc-archiver ignore {id_} --reason TEXT"]
+        if mark["silent_registrars"]:
+            yield [
+                _INDENT,
+                (f"{mark['silent_registrars']} registrar(s) silent; fix: start cdc-archiver monitor", "yellow"),
+            ]
+    for each in known["timecodes"]:
+        if each["state"] != "blocked":
+            continue
+        reasons = ", ".join(f"{count} {reason}" for reason, count in each["reasons"].items())
+        yield [
+            ("timecode     ", "dim"),
+            f"{each['timecode']} of {each['instance_id']} ",
+            ("blocked", "bold red"),
+            f": {reasons}",
+        ]
+        for fix in dict.fromkeys(REASON_FIXES[reason] for reason in each["reasons"] if reason in REASON_FIXES):
+            yield [_INDENT, f"fix: {fix.format(timecode=each['timecode'])}"]
+
+
+def _retried_parts(groups: list[dict[str, Any]]) -> _Line:
+    files = sum(group["files"] for group in groups)
+    line: _Line = [(f"{format_file_count(files)} tried again after a failure", "yellow"), ": "]
+    for number, group in enumerate(groups):
+        line.append(f"{', ' if number else ''}{group['files']} {group['reason']} ({group['source']}")
+        when = group["retry_in"]
+        line.append(")" if when is None else f", next in {format_duration(when)})")
+    return line
 
 
 def _destination_parts(destination: dict[str, Any]) -> _Line:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -58,8 +58,7 @@ class RegistrarReports:
         for registrar in self._of(instance_id):
             if registrar.finished or (registrar.watermark is not None and registrar.watermark >= end):
                 continue
-            silent = registrar.heard is None or now - registrar.heard > SILENT_AFTER
-            reason = "registrar_silent" if silent else "registrar_behind"
+            reason = "registrar_silent" if _is_silent(registrar, now) else "registrar_behind"
             found[reason] = found.get(reason, 0) + 1
         lost, gaps = (self.losses or {}).get((fold_instance_id(instance_id), timecode), (0, 0))
         return found | {name: n for name, n in (("registrar_lost", lost), ("registrar_gaps", gaps)) if n}
@@ -71,31 +70,38 @@ class RegistrarReports:
             return False, None
         return True, None if None in marks else min(mark for mark in marks if mark is not None)
 
+    def silent(self, now: datetime) -> int:
+        """How many registrars have not reported for a while.
+
+        Args:
+            now: by the database's clock.
+        """
+        return sum(not each.finished and _is_silent(each, now) for each in self.registrars)
+
     def _of(self, instance_id: str) -> list[Registrar]:
         return [each for each in self.registrars if fold_instance_id(each.instance_id) == fold_instance_id(instance_id)]
+
+
+def _is_silent(registrar: Registrar, now: datetime) -> bool:
+    return registrar.heard is None or now - registrar.heard > SILENT_AFTER
 
 
 def read_reports(connection: sa.Connection, instance_ids: Collection[str]) -> RegistrarReports:
     """Reads what the registrars report; nothing where the side tables are missing or cannot be read."""
     table, losses = REGISTRARS.c, REGISTRAR_LOSSES.c
-    ours = sa.select(REGISTRARS).where(table.instance_id.in_(instance_ids), table.retired_at.is_(None))
-    try:
-        rows = connection.execute(ours).all()
-        if not rows:
-            return RegistrarReports()
-        missing = connection.execute(
-            sa.select(losses.instance_id, losses.timecode, sa.func.sum(losses.lost), sa.func.sum(losses.gaps))
-            .where(
-                losses.instance_id.in_(instance_ids),
-                losses.accepted_at.is_(None),
-                losses.registrar_id.in_([row.registrar_id for row in rows]),
-            )
-            .group_by(losses.instance_id, losses.timecode)
-        ).all()
-    except sa.exc.DBAPIError as error:
-        if error_code(error) not in HISTORY_ERRORS:
-            raise
-        return RegistrarReports()
+    rows = _read(
+        connection, sa.select(REGISTRARS).where(table.instance_id.in_(instance_ids), table.retired_at.is_(None))
+    )
+    missing = _read(
+        connection,
+        sa.select(losses.instance_id, losses.timecode, sa.func.sum(losses.lost), sa.func.sum(losses.gaps))
+        .where(
+            losses.instance_id.in_(instance_ids),
+            losses.accepted_at.is_(None),
+            losses.registrar_id.in_([row.registrar_id for row in rows]),
+        )
+        .group_by(losses.instance_id, losses.timecode),
+    )
     return RegistrarReports(
         tuple(
             Registrar(
@@ -109,6 +115,16 @@ def read_reports(connection: sa.Connection, instance_ids: Collection[str]) -> Re
         ),
         {(fold_instance_id(id_), timecode): (int(lost), int(gaps)) for id_, timecode, lost, gaps in missing},
     )
+
+
+def _read(connection: sa.Connection, query: sa.Select[Any]) -> Sequence[Any]:
+    """The rows; none where the side table is missing or cannot be read."""
+    try:
+        return connection.execute(query).all()
+    except sa.exc.DBAPIError as error:
+        if error_code(error) not in HISTORY_ERRORS:
+            raise
+        return ()
 
 
 def accept_missing(connection: sa.Connection, instance_ids: Collection[str], timecode: int, reason: str) -> int:

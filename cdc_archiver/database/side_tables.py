@@ -15,13 +15,9 @@ from cdc_archiver.database.connections import error_code
 
 _METADATA: Final = sa.MetaData()
 _text = sa.Text().with_variant(mysql.TEXT(charset="utf8mb4"), "mysql", "mariadb")
-_FIXES: Final = {
-    **dict.fromkeys((1044, 1142, 1143), "run the GRANT that `cdc-archiver check` names; each sweep tries again"),
-    **dict.fromkeys(
-        (1290, 1792, 1836), "end the read-only mode, or set MYSQL_HOST to the primary; each sweep tries again"
-    ),
-}
-"""By the server's error number."""
+_DENIED: Final = (1044, 1142, 1143)
+_READ_ONLY: Final = (1290, 1792, 1836)
+_HISTORY_PRIVILEGES: Final = "CREATE, SELECT, INSERT, DELETE"
 
 
 def _time(name: str, **more: Any) -> sa.Column[Any]:
@@ -155,6 +151,20 @@ def open_side_table(connection: sa.Connection, table: sa.Table) -> str:
         columns = [column for column in table.c if not (column.primary_key and column.autoincrement is True)]
         connection.execute(sa.insert(table).from_select(columns, sa.select(*columns).where(sa.false())))
     except sa.exc.DBAPIError as error:
-        fix = _FIXES.get(error_code(error))
-        return f"{error.orig.args[-1] if error.orig and error.orig.args else error}{f'; fix: {fix}' if fix else ''}"
+        return why_off(connection, table, error)
     return ""
+
+
+def why_off(connection: sa.Connection, table: sa.Table, error: sa.exc.DBAPIError) -> str:
+    """Why a side table cannot be used, with the statement that turns its part on, where one does."""
+    reason = str(error.orig.args[-1] if error.orig and error.orig.args else error)
+    if error_code(error) in _DENIED:
+        database, account = connection.exec_driver_sql("SELECT DATABASE(), CURRENT_USER()").one()
+        user, _, host = account.rpartition("@")
+        privileges = PRIVILEGES.get(table.name, _HISTORY_PRIVILEGES)
+        fix = f"GRANT {privileges} ON `{database}`.{table.name} TO '{user}'@'{host}';  -- each sweep tries again"
+    elif error_code(error) in _READ_ONLY:
+        fix = "end the read-only mode, or set MYSQL_HOST to the primary; each sweep tries again"
+    else:
+        return reason
+    return f"{reason}; fix: {fix}"

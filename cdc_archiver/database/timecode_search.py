@@ -35,6 +35,13 @@ def find_timecodes(
     return [stored_timecode(row) for row in connection.execute(found.order_by(table.timecode, table.instance_id))]
 
 
+def targets_with_timecodes(connection: sa.Connection, file_table: str) -> list[str]:
+    """The instance_ids that have timecodes."""
+    table = TIMECODES.c
+    found = sa.select(table.instance_id).where(table.file_table == file_table).distinct().order_by(table.instance_id)
+    return list(connection.execute(found).scalars())
+
+
 def targets_with_losses(connection: sa.Connection, timecode: int) -> list[str]:
     """The instance_ids whose registrars lost something of a timecode."""
     table = REGISTRAR_LOSSES.c

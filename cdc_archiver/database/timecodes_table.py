@@ -13,14 +13,12 @@ import sqlalchemy as sa
 
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.history import HISTORY_ERRORS
-from cdc_archiver.database.side_tables import TIMECODES, open_side_table
+from cdc_archiver.database.side_tables import TIMECODES, open_side_table, why_off
 
 _LOCK_WAIT: Final = 1
 """Seconds that a re-opening may hold up the write-back of a file."""
 _USUAL_LOCK_WAIT: Final = 5
 _DEADLOCK: Final = 1213
-_ROWS: Final = 500
-"""Maximum number of rows in one INSERT."""
 
 
 class TimecodeState(StrEnum):
@@ -92,8 +90,7 @@ class TimecodesTable:
         except sa.exc.DBAPIError as error:
             if error_code(error) not in HISTORY_ERRORS:
                 raise
-            reason = error.orig.args[-1] if error.orig and error.orig.args else error
-            return f"{reason}; fix: run the GRANT that `cdc-archiver check` names; each sweep tries again"
+            return why_off(connection, TIMECODES, error)
         return ""
 
     def load(self, connection: sa.Connection, instance_ids: Collection[str]) -> list[StoredTimecode]:
@@ -103,17 +100,17 @@ class TimecodesTable:
 
     def enter(self, connection: sa.Connection, timecodes: Sequence[StoredTimecode]) -> None:
         """Adds timecodes; those that are there already stay as they are."""
-        for start in range(0, len(timecodes), _ROWS):
-            rows = [
-                {
-                    "file_table": self._file_table,
-                    "instance_id": entry.instance_id,
-                    "timecode": entry.timecode,
-                    **_values(entry),
-                }
-                for entry in timecodes[start : start + _ROWS]
-            ]
-            connection.execute(sa.insert(TIMECODES).prefix_with("IGNORE").values(rows))
+        rows = [
+            {
+                "file_table": self._file_table,
+                "instance_id": entry.instance_id,
+                "timecode": entry.timecode,
+                **_values(entry),
+            }
+            for entry in timecodes
+        ]
+        if rows:
+            connection.execute(sa.insert(TIMECODES).prefix_with("IGNORE"), rows)
 
     def lock(self, connection: sa.Connection, instance_id: str, timecode: int) -> StoredTimecode | None:
         """Locks the row until the end of the transaction; None where there is none."""

@@ -17,7 +17,7 @@ from cdc_archiver.demo.instrument import RegisteredFile
 from cdc_archiver.model import FileRecord
 from cdc_archiver.settings.types import FileModes
 from cdc_archiver.transfer import layout
-from cdc_archiver.transfer.staging import INCOMING, MARKER
+from cdc_archiver.transfer.staging_place import sibling_staging
 
 _HASHERS: Final = min(4, os.cpu_count() or 1)
 _WRITTEN_BACK: Final = ("path", "copied")
@@ -80,7 +80,7 @@ def check_archive(
             tuple(_mode_problems(data_dir, modes)),
         ),
         Check(
-            f"every file in the archive has a row, and {INCOMING} holds no file",
+            "every file in the archive has a row, and no file is left in staging",
             tuple(_stray_problems(set(archived.values()), data_dir)),
         ),
         Check(
@@ -144,7 +144,7 @@ def _stray_problems(named: set[Path], data_dir: Path) -> Iterator[str]:
         if not stat.S_ISDIR(kind) and (path not in named or not stat.S_ISREG(kind)):
             yield f"{path} is in the archive, but is not a file with a row"
     # The workers' directories stay; they must be empty.
-    for path in (data_dir / INCOMING).rglob("*"):
+    for path in sibling_staging(data_dir).rglob("*"):
         if not path.is_dir() or path.is_symlink():
             yield f"{path} was left behind"
 
@@ -193,11 +193,7 @@ def _as_registered(row: RegisteredFile) -> FileRecord:
 
 
 def _tree(data_dir: Path) -> Iterator[Path]:
-    """Everything below data_dir except the archiver's own files."""
-    for top in sorted(data_dir.iterdir()):
-        if top.name not in (INCOMING, MARKER):
-            yield top
-            yield from top.rglob("*")
+    yield from data_dir.rglob("*")
 
 
 def _hash(paths: Sequence[Path], on_hashed: Callable[[int], None]) -> Iterator[bytes | OSError]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from cdc_archiver.model import Reason
+
 INCONCLUSIVE_DELAYS: Final = (1.0, 5.0, 30.0, 60.0)
 """After a file's n-th inconclusive try in a row; the last one for all further."""
+PLACE_DELAYS: Final = (*INCONCLUSIVE_DELAYS, 120.0, 300.0)
+"""The same where the file's place cannot be used: it was fetched in vain, and a person must act first."""
 
 
 def delay_after(delays: Sequence[float], tries: int) -> float:
@@ -17,6 +21,11 @@ def delay_after(delays: Sequence[float], tries: int) -> float:
         tries: at least 1.
     """
     return delays[min(tries, len(delays)) - 1]
+
+
+def inconclusive_delay(reason: Reason, tries: int) -> float:
+    """The delay after a file's n-th inconclusive try in a row."""
+    return delay_after(PLACE_DELAYS if reason is Reason.PLACE_UNUSABLE else INCONCLUSIVE_DELAYS, tries)
 
 
 def remaining_delay(delay: float, failed_ago: float | None) -> float:

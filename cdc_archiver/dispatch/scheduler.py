@@ -320,7 +320,7 @@ class Scheduler:
                     due = max(now, self.destination.until)
                 elif reason.scope is Scope.NONE:
                     file.inconclusive_tries = tries
-                    due = now + retry_delays.delay_after(retry_delays.INCONCLUSIVE_DELAYS, tries)
+                    due = now + retry_delays.inconclusive_delay(reason, tries)
                 self.tracked.wait(record, due)
                 decisions += (CountOutcome(batch.source, outcome), *WAKE)
             case Oversize(record=record):
@@ -457,7 +457,9 @@ class Scheduler:
         return now + retry_delays.remaining_delay(retry_delays.delay_after(self._delays, record.attempts), failed_ago)
 
     def _collect(self, queues: SourceQueues, lane: Lane, now: float) -> tuple[list[FileRecord], Decisions]:
-        queue, limit = queues.lanes[lane], queues.batch_limit(lane)
+        queue = queues.lanes[lane]
+        # While the destination is down, the batch that tries it may be fetched in vain: then it is one file.
+        limit = queues.batch_limit(lane) if self.destination.up else 1
         records: list[FileRecord] = []
         decisions = NOTHING
         while queue and len(records) < limit:

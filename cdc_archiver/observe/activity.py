@@ -112,6 +112,7 @@ class ActivitySnapshot:
         minutes: oldest first, the current one last; none before the start of the service.
         newest: archived files, newest first.
         failing: by reason, the most frequent first.
+        failing_since: since when all failing files are known: the start, or the last time that another archiver had the sources.
         forgotten: number of failing files beyond the limit.
     """
 
@@ -120,6 +121,7 @@ class ActivitySnapshot:
     newest: tuple[ArchivedFile, ...]
     failing: tuple[FailureGroup, ...]
     forgotten: int
+    failing_since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,13 @@ class _MinuteCounts:
     failed: int = 0
     latencies: Counter[int] = field(default_factory=Counter)
 
+    def add(self, other: _MinuteCounts) -> None:
+        """Takes over the counts of another minute."""
+        self.files += other.files
+        self.size += other.size
+        self.failed += other.failed
+        self.latencies += other.latencies
+
     def summary(self) -> Minute:
         return Minute(
             datetime.fromtimestamp(self.number * 60, UTC),
@@ -163,6 +172,7 @@ class Activity:
 
     Attributes:
         max_attempts: failed attempts after which a file is quarantined.
+        on_retried: called with source, reason and number of its files that wait for another attempt, when that changes.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -172,6 +182,9 @@ class Activity:
         self._buckets: deque[_MinuteCounts] = deque(maxlen=MINUTES)
         self._newest: deque[tuple[float, str, Archived, float | None]] = deque(maxlen=NEWEST)
         self._failing: OrderedDict[int, Failure] = OrderedDict()
+        self._failing_since = clock()
+        self._retried: Counter[tuple[str, str]] = Counter()
+        self.on_retried: Callable[[str, str, int], None] = lambda source, reason, files: None
         self._forgotten = 0
         self._given_up: dict[str, GivenUp] = {}
         self.max_attempts = sys.maxsize
@@ -189,7 +202,7 @@ class Activity:
         with self._lock:
             bucket = self._bucket(now)
             if isinstance(outcome, Archived):
-                self._failing.pop(id_, None)
+                self._forget_failure(id_)
                 bucket.files += 1
                 bucket.size += 0 if outcome.adopted else outcome.size
                 if latency is not None:
@@ -201,16 +214,18 @@ class Activity:
                 state = self._state_after(outcome)
                 self._count_given_up(source, state)
                 path, reason = outcome.record.path, outcome.reason.value
+                self._forget_failure(id_)
                 self._failing[id_] = Failure(id_, at, source, path, reason, detail, state)
-                self._failing.move_to_end(id_)
+                if state is FailureState.RETRIED:
+                    self._count_retried(source, reason, 1)
                 if len(self._failing) > FAILING_LIMIT:
-                    self._failing.popitem(last=False)
+                    self._forget_failure(next(iter(self._failing)))
                     self._forgotten += 1
 
     def dismiss(self, id_: int) -> None:
         """Removes a file that is no longer pending: another archiver archived it, or an operator marked it as ignored."""
         with self._lock:
-            self._failing.pop(id_, None)
+            self._forget_failure(id_)
 
     def given_up(self, source: str) -> GivenUp:
         """The files of a source that this process has given up."""
@@ -227,6 +242,15 @@ class Activity:
         """The files that wait for another attempt."""
         with self._lock:
             return [failure for failure in self._failing.values() if failure.state is FailureState.RETRIED]
+
+    def _forget_failure(self, id_: int) -> None:
+        failure = self._failing.pop(id_, None)
+        if failure is not None and failure.state is FailureState.RETRIED:
+            self._count_retried(failure.source, failure.reason, -1)
+
+    def _count_retried(self, source: str, reason: str, change: int) -> None:
+        self._retried[source, reason] += change
+        self.on_retried(source, reason, self._retried[source, reason])
 
     def _state_after(self, outcome: AttemptFailed | Refused | Deferred) -> FailureState:
         if isinstance(outcome, Refused):
@@ -249,10 +273,13 @@ class Activity:
             source: its name; None for all sources.
         """
         with self._lock:
-            for id_ in [id_ for id_, each in self._failing.items() if source in (None, each.source)]:
-                del self._failing[id_]
+            ids = [id_ for id_, each in self._failing.items() if source in (None, each.source)]
+            for id_ in ids:
+                self._forget_failure(id_)
             if not self._failing:
                 self._forgotten = 0
+            if ids or source is None:
+                self._failing_since = self._clock()
 
     def snapshot(self) -> ActivitySnapshot:
         """The activity now."""
@@ -268,17 +295,23 @@ class Activity:
             counts = Counter(failure.reason for failure in self._failing.values())
             last = {failure.reason: failure for failure in self._failing.values()}
             forgotten = self._forgotten
+            since = datetime.fromtimestamp(self._failing_since, UTC)
         failing = tuple(
             FailureGroup(reason, Reason(reason).scope.value, files, last[reason])
             for reason, files in counts.most_common()
         )
-        return ActivitySnapshot(datetime.fromtimestamp(now, UTC), minutes, newest, failing, forgotten)
+        return ActivitySnapshot(datetime.fromtimestamp(now, UTC), minutes, newest, failing, forgotten, since)
 
     def _bucket(self, now: float) -> _MinuteCounts:
         number = int(now // 60)
         if not self._buckets or self._buckets[-1].number < number:
             self._buckets.append(_MinuteCounts(number))
-        # After the clock was set back, the newest minute continues until the clock has passed it again.
+        # After the clock was set back, no minute lies in the future: the current one takes over what those counted.
+        while self._buckets[-1].number > number:
+            ahead = self._buckets.pop()
+            if not self._buckets or self._buckets[-1].number < number:
+                self._buckets.append(_MinuteCounts(number))
+            self._buckets[-1].add(ahead)
         return self._buckets[-1]
 
 

@@ -28,7 +28,7 @@ from cdc_archiver.observe import page
 from cdc_archiver.observe.host_guard import HostGuard
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.observe.query_pool import QueryPool, QueryPoolBusy
-from cdc_archiver.observe.service_status import ServiceStatus
+from cdc_archiver.observe.service_status import KnownTimecodes, ServiceStatus
 from cdc_archiver.observe.summary import Summary
 from cdc_archiver.text import escape_unprintable, to_jsonable
 from cdc_archiver.threads import StoppableThread
@@ -70,6 +70,7 @@ class HttpQueries:
         summary: the sentences for a status.
         file_status: a file's state in the pipeline, by id.
         why: the facts about a file, by id, path or a part of a path; queries database and source, and may take long.
+        timecodes: all that is known of timecodes.
     """
 
     metrics: Metrics
@@ -77,6 +78,7 @@ class HttpQueries:
     summary: Callable[[ServiceStatus], Summary]
     file_status: Callable[[int], FileStatus | None]
     why: Callable[[str], dict[str, Any]]
+    timecodes: Callable[[], KnownTimecodes] = KnownTimecodes
 
 
 class HttpServer(StoppableThread):
@@ -174,6 +176,14 @@ def application(queries: HttpQueries, host: str, address: str) -> Starlette:
             group["words"] = reason_text(group["reason"])
         return _Json(_shortened(seen))
 
+    def api_timecodes(request: Request) -> Response:
+        known, limit = queries.timecodes(), request.query_params.get("newest", "")
+        if limit:
+            if not (limit.isascii() and limit.isdecimal() and len(limit) < 6):
+                return _error(400, "?newest= takes the number of timecodes of each instance_id.")
+            known = known.newest(int(limit))
+        return _Json(_shortened(to_jsonable(known)))
+
     def api_file(request: Request) -> Response:
         text = request.path_params["id"]
         if not (text.isascii() and text.isdecimal() and len(text) <= 20):
@@ -213,6 +223,7 @@ def application(queries: HttpQueries, host: str, address: str) -> Starlette:
             *_health_routes(HealthQueries(metrics.registry, queries.status)),
             Route("/api/status", api_status),
             Route("/api/activity", api_activity),
+            Route("/api/timecodes", api_timecodes),
             Route("/api/why", api_why),
             Route("/api/file/{id}", api_file),
         ],

@@ -15,6 +15,7 @@ from cdc_archiver.model import Archived, AttemptFailed, Deferred, Reason, Refuse
 from cdc_archiver.observe.activity import Activity
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.0)
+TIMECODE_STATES = ("open", "blocked", "complete", "reopened")
 _FILES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10000)
 
 
@@ -91,6 +92,10 @@ class Metrics:
         self.pending = self._gauge(
             "pending_files", "Rows to be archived: neither archived nor quarantined, refused or ignored.", "source"
         )
+        self.retried = self._gauge(
+            "retried_files", "Files whose last attempt failed and that wait for another, by reason.", "source", "reason"
+        )
+        self.activity.on_retried = lambda source, reason, files: self.retried.labels(source, reason).set(files)
         self.quarantined = self._gauge("quarantined_files", "Rows that have reached max_attempts.", "source")
         self.refused = self._gauge("refused_files", "Rows that no attempt can archive.", "source")
         self.ignored = self._gauge("ignored_files", "Rows that an operator marked as ignored.", "source")
@@ -111,6 +116,27 @@ class Metrics:
         self.late_files = self._counter(
             "late_files_total", "Files that were archived after their timecode was complete.", "source"
         )
+        self.timecodes = self._gauge("timecodes", "Timecodes, by state.", "source", "state")
+        self.finalized_until = self._gauge(
+            "finalized_until_timestamp_seconds",
+            "Everything dated before it is archived or decided; NaN where that is not known.",
+            "source",
+        )
+        self.watermark_row_age = self._gauge(
+            "watermark_row_age_seconds",
+            "Age of the oldest undecided row, by its column timestamp; 0 where nothing is undecided.",
+            "source",
+        )
+        self.registrars_silent = self._gauge(
+            "registrars_silent", "Registrars that have not reported for a minute and more.", "source"
+        )
+        self.clock_difference = self._gauge(
+            "clock_difference_seconds",
+            "Seconds that the database's clock is ahead of this machine's; NaN if not known.",
+        )
+        self.part_off = self._gauge(
+            "part_off", "Whether a part is off (1), since its side table cannot be used, or on (0).", "part"
+        )
         self.notices = self._counter(
             "notices_total",
             "Notices for notify_command, by result: delivered, failed (another exit status than 0), timeout (killed), dropped "
@@ -125,6 +151,7 @@ class Metrics:
         self._archived: dict[str, _ArchivedSeries] = {}
         self.last_sweep.set(math.nan)
         self.stream_lag.set(math.nan)
+        self.clock_difference.set(math.nan)
         self._source_gauges = (
             self.queue_depth,
             self.in_flight,
@@ -136,11 +163,16 @@ class Metrics:
             self.handed_over,
             self.not_recordable,
             self.oldest_pending,
+            self.finalized_until,
+            self.watermark_row_age,
+            self.registrars_silent,
         )
 
         # A series that appears only with its first increment is invisible to rate() and to an alert.
         for why in ("backlog", "retry", "requeued", "stream_missed", "overflow", "late_commit"):
             self.sweep_found.labels(why)
+        for part in ("history", "timecodes", "marks"):
+            self.part_off.labels(part).set(0)
         for result in ("delivered", "failed", "timeout", "dropped"):
             self.notices.labels(result)
         for mode in ("stream", "polling", "standby"):
@@ -152,27 +184,35 @@ class Metrics:
         """Creates the series of a source, at zero."""
         for gauge in self._source_gauges:
             gauge.labels(source).set(0)
+        self.finalized_until.labels(source).set(math.nan)
+        for state in TIMECODE_STATES:
+            self.timecodes.labels(source, state).set(0)
         for result in ("archived", "adopted", "charged", "refused", "deferred"):
             self.copies.labels(source, result)
         for reason in Reason:
             self.copy_failures.labels(source, reason.value)
+            self.retried.labels(source, reason.value).set(0)
         self.copied_bytes.labels(source)
         self.late_files.labels(source)
         self.event_to_archived.labels(source)
 
     def forget_source(self, source: str) -> None:
         """Removes the gauges of a source that this archiver no longer holds."""
+        self.activity.forget(source)
         for gauge in self._source_gauges:
             with contextlib.suppress(KeyError):
                 gauge.remove(source)
-        self.activity.forget(source)
+        for gauge, values in ((self.retried, [str(reason) for reason in Reason]), (self.timecodes, TIMECODE_STATES)):
+            for value in values:
+                with contextlib.suppress(KeyError):
+                    gauge.remove(source, value)
 
     def forget_sources(self) -> None:
-        """Removes the gauges of all sources: another archiver holds them."""
-        for gauge in self._source_gauges:
+        """Removes the gauges of all sources: this archiver holds none. What failed stays known until another one holds them."""
+        for gauge in (*self._source_gauges, self.retried, self.timecodes):
             gauge.clear()
-        self.activity.forget()
         self.last_sweep.set(math.nan)
+        self.clock_difference.set(math.nan)
 
     def set_mode(self, mode: str) -> None:
         """Sets the mode: ``stream``, ``polling``, ``standby``, or none of these during the start."""
@@ -200,6 +240,10 @@ class Metrics:
             steps = outcome.steps
             self.copy_duration.observe(steps.transferred + steps.verified + steps.placed)
             return
+        if isinstance(outcome, Refused):
+            self.refused.labels(source).inc()  # at once; the next sweep counts them all
+        elif isinstance(outcome, AttemptFailed) and outcome.record.attempts + 1 >= self.activity.max_attempts:
+            self.quarantined.labels(source).inc()
         match outcome:
             case AttemptFailed():
                 self.copies.labels(source, "charged").inc()

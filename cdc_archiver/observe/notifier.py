@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.notices import Notice, NoticeLimiter, StatusWatcher, is_serving
+from cdc_archiver.observe.notice_rules import Notice, NoticeLimiter, StatusWatcher, is_serving
 from cdc_archiver.observe.service_status import ServiceStatus
 from cdc_archiver.text import to_jsonable
 from cdc_archiver.threads import StoppableThread

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
 from cdc_archiver import __version__
 from cdc_archiver.database.files_table import Census
+from cdc_archiver.database.timecodes_table import TimecodeState
 from cdc_archiver.dispatch.queues import SourceState
+from cdc_archiver.timecodes.status_types import SourceWatermark, TimecodeStatus
 
 
 class ServiceState(StrEnum):
@@ -26,6 +30,7 @@ class ServiceState(StrEnum):
     FAILED = "failed"
 
 
+_MAX_URGENT: Final = 50
 _READY = {ServiceState.STREAMING, ServiceState.POLLING, ServiceState.STANDBY}
 
 
@@ -87,10 +92,60 @@ class DestinationStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownTimecodes:
+    """What is known of timecodes. Field names are keys of `/api/timecodes`.
+
+    Attributes:
+        off_because: why nothing is known of them now, with the fix; empty where they are kept.
+        not_completing_because: why none becomes complete, with the fix; empty where they may.
+        clock_difference: seconds that the database's clock is ahead of this machine's; None before the first look.
+        watermarks: of each source.
+        timecodes: some or all of the sources that are held.
+    """
+
+    off_because: str = ""
+    not_completing_because: str = ""
+    clock_difference: float | None = None
+    watermarks: tuple[SourceWatermark, ...] = ()
+    timecodes: tuple[TimecodeStatus, ...] = ()
+
+    def newest(self, limit: int) -> KnownTimecodes:
+        """The newest of each instance_id, newest first, and before them those that somebody has to look at, oldest first."""
+        urgent = [each for each in self.timecodes if each.state in (TimecodeState.BLOCKED, TimecodeState.REOPENED)]
+        count: Counter[str] = Counter()
+        rest = []
+        for each in sorted(self.timecodes, key=lambda each: -each.timecode):
+            count[each.instance_id] += 1
+            if count[each.instance_id] <= limit and each not in urgent:
+                rest.append(each)
+        urgent.sort(key=lambda each: each.timecode)
+        return replace(self, timecodes=(*urgent[:_MAX_URGENT], *rest))
+
+
+@dataclass(frozen=True, slots=True)
+class RetriedFiles:
+    """Files whose last attempt failed for one reason, and that wait for another.
+
+    Attributes:
+        scope: the reason's; its value in JSON.
+        retry_in: seconds until the first of them is tried again; None while one is being tried, or the source is down.
+    """
+
+    source: str
+    reason: str
+    scope: str
+    files: int
+    retry_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """The status. Field names are keys of `/api/status`.
 
     Attributes:
+        marks: ``kept``, or why holds and hand-overs are not, with the fix.
+        timecodes: of those that somebody has to look at; None while no source is held.
+        as_of: the time of table, sources, destination, sweep and retried files, while the database is away; else None.
         why: the reason for the state, or what it waits for; may be empty.
         archived: files archived by this process, including adopted ones.
     """
@@ -109,7 +164,34 @@ class ServiceStatus:
     destination: DestinationStatus | None
     last_sweep: datetime | None
     archived: int
+    retried: tuple[RetriedFiles, ...] = ()
+    marks: str = ""
+    timecodes: KnownTimecodes | None = None
+    as_of: datetime | None = None
     version: str = __version__
+
+
+def with_last_known(status: ServiceStatus, last: ServiceStatus | None, at: datetime | None) -> ServiceStatus:
+    """The status of a service that holds nothing now, with what it knew while it did.
+
+    Args:
+        last: the last status with sources, of the time ``at``; None where there is none.
+    """
+    away = status.state in (ServiceState.NO_DATABASE, ServiceState.STARTING, ServiceState.STOPPING)
+    if last is None or not away or status.sources:
+        return status
+    return replace(
+        status,
+        table=last.table,
+        history=last.history,
+        sources=last.sources,
+        destination=last.destination,
+        last_sweep=last.last_sweep,
+        retried=last.retried,
+        marks=last.marks,
+        timecodes=last.timecodes,
+        as_of=at,
+    )
 
 
 def is_ready(state: ServiceState) -> bool:

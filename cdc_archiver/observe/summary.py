@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import isfinite
 
+from cdc_archiver.database.timecodes_table import TimecodeState
 from cdc_archiver.dispatch.queues import SourceState
-from cdc_archiver.observe.service_status import ServiceState, ServiceStatus
+from cdc_archiver.observe.service_status import KnownTimecodes, ServiceState, ServiceStatus
+from cdc_archiver.text import format_file_count
 from cdc_archiver.timespec import format_duration
 
 
@@ -71,16 +73,27 @@ def source_headline(state: SourceState) -> Headline:
 
 def _headline(status: ServiceStatus, poll_interval: float) -> Headline:
     down = [each.state.name for each in status.sources if not each.state.up]
-    sources_down = f"; down: {', '.join(down)}" if down else ""
-    severity = Severity.WARNING if down else Severity.GOOD
+    quarantined = sum(each.files.quarantined for each in status.sources if each.files is not None)
+    retried = sum(each.files for each in status.retried)
+    known = status.timecodes or KnownTimecodes()
+    blocked = sum(each.state is TimecodeState.BLOCKED for each in known.timecodes)
+    troubles = [
+        f"down: {', '.join(down)}" if down else "",
+        f"{format_file_count(retried)} tried again after a failure" if retried else "",
+        f"{quarantined} quarantined" if quarantined else "",
+        f"{blocked} {'timecode' if blocked == 1 else 'timecodes'} blocked" if blocked else "",
+        "clocks apart" if known.not_completing_because else "",
+    ]
+    trouble = "".join(f"; {each}" for each in troubles if each)
+    severity = Severity.WARNING if trouble else Severity.GOOD
     match status.state:
         case ServiceState.STREAMING:
             lag = status.stream.lag if status.stream else None
             behind = "" if lag is None or not isfinite(lag) else f", {format_duration(lag)} behind"
-            return Headline(severity, f"Streaming{behind}{sources_down}")
+            return Headline(severity, f"Streaming{behind}{trouble}")
         case ServiceState.POLLING:
             because = f", because {why}" if status.stream and (why := status.stream.why) else ""
-            return Headline(Severity.WARNING, f"Polling every {poll_interval:g} s{because}{sources_down}")
+            return Headline(Severity.WARNING, f"Polling every {poll_interval:g} s{because}{trouble}")
         case ServiceState.STANDBY:
             holders = "; ".join(sorted({each.holder for each in status.elsewhere}))
             return Headline(Severity.IDLE, f"On standby for {holders or 'another archiver'}")

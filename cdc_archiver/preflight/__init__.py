@@ -11,7 +11,7 @@ from itertools import chain
 from threading import Thread
 
 from cdc_archiver.database.connections import Database
-from cdc_archiver.preflight.database_checks import database_findings, history_has_archived_files
+from cdc_archiver.preflight.database_checks import archive_known_to, database_findings
 from cdc_archiver.preflight.disk_checks import destination_findings
 from cdc_archiver.preflight.findings import CheckStatus, Finding, Report, print_report
 from cdc_archiver.preflight.source_checks import machine_findings, source_findings
@@ -37,7 +37,7 @@ def run_checks(settings: Settings) -> Report:
         lambda: database_findings(database, settings),
         *(partial(source_findings, source) for source in settings.sources),
     )
-    of_disk = destination_findings(settings, expect_marker=history_has_archived_files(database, settings))
+    of_disk = destination_findings(settings, archive_known_to(database, settings))
     database.close()
     return Report((*machine_findings(settings), *of_database, *chain(*of_sources), *of_disk))
 

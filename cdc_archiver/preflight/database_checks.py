@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
 from cdc_archiver.database import history, schema, side_tables
+from cdc_archiver.database.archives import KnownArchive, known_archive
 from cdc_archiver.database.connections import Database, error_code
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.server_features import (
@@ -379,12 +380,12 @@ def _check_server_id(database: Database, settings: Settings, server: ServerInfo)
         yield ok("server_id", f"{mine}, not used by any registered replica")
 
 
-def history_has_archived_files(database: Database, settings: Settings) -> bool:
-    """Whether the history has archived files in data_dir; False where unknown."""
+def archive_known_to(database: Database, settings: Settings) -> KnownArchive:
+    """What the database knows of the archive; nothing where it does not answer."""
     with contextlib.suppress(Exception), database.connect() as connection:
         table = schema.resolve_table(connection, database.name, settings.table)
-        return history.History(table, 0.0).knows_archived(connection, f"{settings.data_dir}/")
-    return False
+        return known_archive(connection, table, settings.targets, settings.data_dir)
+    return KnownArchive()
 
 
 def _allowed(connection: sa.Connection, statements: Iterable[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import pwd
 import re
@@ -17,12 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cdc_archiver.database.archives import KnownArchive
 from cdc_archiver.errors import DestinationUnavailable
 from cdc_archiver.model import Reason
 from cdc_archiver.preflight.findings import Finding, failure, ok, run_check, warning
 from cdc_archiver.settings import Settings
+from cdc_archiver.text import format_size
+from cdc_archiver.transfer.archive_marker import FORMER_MARKER, ArchiveMarker
 from cdc_archiver.transfer.placement import Placer, Staged
-from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
+from cdc_archiver.transfer.places import Places
+from cdc_archiver.transfer.staging import INCOMING, Archive
+from cdc_archiver.transfer.staging_place import choose_place, sibling_of, sibling_staging, state_directory
 
 _VOLATILE: Final = {"tmpfs": "a reboot", "ramfs": "a reboot", "overlay": "the container"}
 """File systems that lose their content, and when."""
@@ -34,16 +40,16 @@ _LOST_AND_FOUND: Final = "lost+found"
 _MAX_NAMES: Final = 5
 
 
-def destination_findings(settings: Settings, *, expect_marker: bool = False) -> list[Finding]:
+def destination_findings(settings: Settings, known: KnownArchive | None = None) -> list[Finding]:
     """Checks that files can be archived in data_dir.
 
     Args:
-        expect_marker: whether the history has files there, so that a missing marker means a missing disk.
+        known: what the database knows of the archive there.
     """
-    return run_check("data_dir", lambda: _destination(settings, expect_marker))
+    return run_check("data_dir", lambda: _destination(settings, known or KnownArchive()))
 
 
-def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
+def _destination(settings: Settings, known: KnownArchive) -> Iterator[Finding]:
     directory = settings.data_dir
     if directory is None or not directory.is_absolute():
         yield failure("data_dir", f"data_dir {directory or ''} is not an absolute path", "--data-dir /data/…")
@@ -64,11 +70,38 @@ def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
     if not stat.S_ISDIR(mode):
         yield failure("data_dir", f"data_dir {directory} is a file", "--data-dir DIRECTORY")
         return
-    archive = Archive(directory, settings.min_free)
-    if expect_marker and not os.path.exists(directory / MARKER):
-        yield _marker(directory, expect_marker)  # never write to a possible bare mount point, not even as a trial
+    archive = Archive(directory, settings.min_free, staging_dir=settings.staging_dir, state_dir=settings.state_dir)
+    archive.expect(known)
+    try:
+        marker = archive.recognise()
+    except DestinationUnavailable as error:  # never write to a possible bare mount point, not even as a trial
+        yield failure("marker", error.message, error.hint)
         return
-    obstacle = _try_to_archive(directory, settings)
+    yield from _places(archive, settings, known)
+    yield _file_system(directory)
+    free, least = archive.free_bytes(), settings.min_free
+    if free < least:
+        yield failure(
+            "free space",
+            f"{format_size(free)} free in {directory}, less than --min-free ({format_size(least)})",
+            f"--min-free {max(free // 2**21, 0)}M  # or free space on that disk",
+        )
+    else:
+        yield ok("free space", f"{format_size(free)}; copying stops below {format_size(least)}")
+    yield from _marker(archive, marker, known)
+    yield from _foreign_entries(directory)
+    yield from _other_disks(Places(archive, settings.modes))
+
+
+def _places(archive: Archive, settings: Settings, known: KnownArchive) -> Iterator[Finding]:
+    """Where files are staged, and whether they can be placed from there."""
+    directory = archive.data_dir
+    before = {path: path.exists() for path in (sibling_of(directory), state_directory(settings.state_dir))}
+    try:
+        place = choose_place(directory, settings.staging_dir, state_directory(settings.state_dir))
+        obstacle = _try_to_archive(place.staging, settings, links=place.links)
+    except DestinationUnavailable as error:
+        place, obstacle = None, error
     if obstacle is not None:
         yield failure(
             "data_dir",
@@ -77,26 +110,27 @@ def _destination(settings: Settings, expect_marker: bool) -> Iterator[Finding]:
         )
     else:
         yield ok("data_dir", f"trial files can be archived in {directory}: write, link and sync work")
-    yield _file_system(directory)
-    free, least = archive.free_bytes(), settings.min_free
-    if free < least:
-        yield failure(
-            "free space",
-            f"{_size(free)} free in {directory}, less than --min-free ({_size(least)})",
-            f"--min-free {max(free // 2**21, 0)}M  # or free space on that disk",
-        )
-    else:
-        yield ok("free space", f"{_size(free)}; copying stops below {_size(least)}")
-    yield _marker(directory, expect_marker)
-    yield from _foreign_entries(directory)
-    if leftovers := _leftovers(directory / INCOMING):
-        yield ok("staging", leftovers)
+    own = place.staging if place is not None else sibling_staging(directory)
+    in_use = {entry.staging for entry in known.entries.values() if entry.staging and entry.data_dir == str(directory)}
+    for staging in sorted(in_use):
+        yield ok("staging", f"the service stages files in {staging}{_leftovers(Path(staging))}")
+    if place is not None and str(place.staging) not in in_use:
+        yield ok("staging", f"files are staged in {own}, since {place.why}: {place.cost}{_leftovers(own)}")
+    if place is not None:
+        for made, was_there in before.items():
+            if not was_there:  # left to the service, whose account may be another one
+                for made_by_check in (place.staging, place.root, made):
+                    with contextlib.suppress(OSError):
+                        made_by_check.rmdir()
 
 
-def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailable | None:
-    """Places trial files as archived files are placed, once with fsync and once with syncfs, in a directory of its own."""
-    staging = directory / INCOMING  # where the next run removes leftovers of a killed check
-    place = staging if staging.is_dir() else directory
+def _try_to_archive(place: Path, settings: Settings, *, links: bool) -> DestinationUnavailable | None:
+    """Places trial files as archived files are placed, once with fsync and once with syncfs, in a directory of its own.
+
+    Args:
+        place: the directory for staging, where the next run removes leftovers of a killed check.
+        links: whether the service links files from staging; else it copies them.
+    """
     try:
         # Not a TemporaryDirectory: at the end of the process its clean-up would collide with this thread.
         _clear_left_trials(place)
@@ -105,12 +139,14 @@ def _try_to_archive(directory: Path, settings: Settings) -> DestinationUnavailab
         try:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files = [Staged(f"{trial}/staged-{n}", f"{trial}/placed/{n}", b"") for n in range(18)]
+            empty = hashlib.md5(usedforsecurity=False).digest()
+            files = [Staged(f"{trial}/staged-{n}", f"{trial}/archive/placed/{n}", empty, id=n) for n in range(18)]
+            (trial / "archive").mkdir()
             for file in files:
                 Path(file.staged).write_bytes(b"")
-            archive = Archive(trial, 0)
-            archive.prepare(expect_marker=False)
-            placer = Placer(archive, settings.modes)
+            archive = Archive(trial / "archive", 0, state_dir=trial)
+            archive.prepare()
+            placer = Placer(archive, settings.modes, links=links)
             for result in (*placer.place(files[:1]), *placer.place(files[1:])):
                 if isinstance(result, DestinationUnavailable):
                     return result
@@ -195,17 +231,22 @@ def _mount_of(directory: Path) -> _Mount:
     return best
 
 
-def _marker(directory: Path, expect_marker: bool) -> Finding:
-    marker = directory / MARKER
-    if marker.exists():
-        return ok("marker", f"{marker} shows that the disk is mounted")
-    if expect_marker:
-        return failure(
+def _marker(archive: Archive, marker: ArchiveMarker | None, known: KnownArchive) -> Iterator[Finding]:
+    if marker is None:
+        former = "; it has the one of version 0.1.0, which is replaced" if archive.has_former_marker() else ""
+        yield ok("marker", f"the first run will make the marker of {archive.data_dir}{former}")
+        return
+    inode = os.stat(archive.data_dir).st_ino
+    entered = {entry.inode for entry in known.entries.values() if entry.data_dir == str(archive.data_dir)}
+    if entered - {None} and inode not in entered:
+        yield warning(
             "marker",
-            f"{marker} is missing, and files were archived in {directory} before: the disk is not mounted",
-            f"mount {shlex.quote(str(directory))}  # or, for a new archive: touch {shlex.quote(str(marker))}",
+            f"{archive.data_dir} is another directory than the one that the database knows, with the same marker: is it a copy of "
+            "the archive?",
+            "cdc-archiver mark-archive  # if files shall go there",
         )
-    return ok("marker", f"the first run will create {marker}")
+    else:
+        yield ok("marker", f"{marker.where} shows that this is the archive {marker.id}")
 
 
 def _foreign_entries(directory: Path) -> Iterator[Finding]:
@@ -215,11 +256,18 @@ def _foreign_entries(directory: Path) -> Iterator[Finding]:
             foreign = sorted(
                 entry.name
                 for entry in entries
-                if entry.name not in (INCOMING, MARKER) and not (_TIMECODE.fullmatch(entry.name) and entry.is_dir())
+                if entry.name not in (INCOMING, FORMER_MARKER)
+                and not (_TIMECODE.fullmatch(entry.name) and entry.is_dir())
             )
     except PermissionError:  # this account may write there, and not list it
         return
     why = "readers of the archive take each name there for a timecode, and stop"
+    if former := [name for name in (FORMER_MARKER, INCOMING) if os.path.lexists(directory / name)]:
+        yield warning(
+            "entries",
+            f"version 0.1.0 has left {' and '.join(former)} in {directory}: {why}",
+            "start this version of the service: its first sweep moves them, once no service of 0.1.0 runs on this table",
+        )
     if _LOST_AND_FOUND in foreign and os.path.ismount(directory):
         foreign.remove(_LOST_AND_FOUND)
         yield warning(
@@ -240,6 +288,31 @@ def _foreign_entries(directory: Path) -> Iterator[Finding]:
     )
 
 
+def _other_disks(places: Places) -> Iterator[Finding]:
+    """Timecodes on other disks than data_dir: what they cost, and which are not mounted."""
+    archive = places.archive
+    paths = set(places.noted())
+    with contextlib.suppress(PermissionError):  # this account may write there, and not list it
+        paths |= {str(archive.data_dir / name) for name in os.listdir(archive.data_dir) if _TIMECODE.fullmatch(name)}
+    away = [path for path in sorted(paths) if places.is_on_other_disk(path)]
+    if away:
+        yield ok(
+            "other disks",
+            f"{len(away)} directories of the archive are on other disks, the first is {away[0]}: files are written twice there, "
+            "in staging and as a copy; --min-free holds for each disk",
+        )
+    for path in away:
+        try:
+            archive.require_free(Path(path))
+        except DestinationUnavailable as error:
+            yield warning("other disks", error.message, error.hint)
+    for path in places.noted():
+        try:
+            places.require_disk(path)
+        except DestinationUnavailable as error:
+            yield warning("other disks", f"{error.message}: files for it wait, others are archived", error.hint)
+
+
 def _leftovers(staging: Path) -> str:
     sizes = []
     for parent, _, names in os.walk(staging):
@@ -248,7 +321,7 @@ def _leftovers(staging: Path) -> str:
                 sizes.append(os.lstat(os.path.join(parent, name)).st_size)
     if not sizes:
         return ""
-    return f"{len(sizes)} files ({_size(sum(sizes))}) in {staging}: copies under way, or leftovers that the next run removes"
+    return f"; {len(sizes)} files ({format_size(sum(sizes))}) there are copies under way, or leftovers that the next run removes"
 
 
 def _account() -> str:
@@ -256,11 +329,3 @@ def _account() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         return str(os.geteuid())
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import structlog
 
 from cdc_archiver.database import schema
+from cdc_archiver.database.archives import KnownArchive, known_archive
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import History
-from cdc_archiver.database.operator_history import why_not_readable
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import Settings
 from cdc_archiver.transfer.staging import Archive
@@ -25,13 +25,13 @@ class ResolvedTables:
     """The tables in the database, as found at the start.
 
     Attributes:
-        known: whether the history has archived files below data_dir.
+        known: what the database knows of the archive in data_dir.
     """
 
     database: Database
     files: FilesTable
     history: History
-    known: bool
+    known: KnownArchive
 
 
 def resolve_tables(settings: Settings) -> ResolvedTables:
@@ -61,7 +61,7 @@ def _resolve(settings: Settings, database: Database) -> ResolvedTables:
                 _log.warning("older_table_has_pending_files", table=older, files=count, archiving_from=name)
         history = History(name, settings.history_retention)
         history.open(connection)
-        known = not why_not_readable(connection) and history.knows_archived(connection, f"{settings.data_dir}/")
+        known = known_archive(connection, name, settings.targets, settings.data_dir)
     return ResolvedTables(database, files, history, known)
 
 
@@ -110,6 +110,8 @@ def archive_of(settings: Settings) -> Archive:
         raise Misconfigured("data_dir is not set", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
     if not settings.sources:
         raise Misconfigured("no target is set", "--target, or [[sources]] in the file of --config")
-    archive = Archive(settings.data_dir, settings.min_free)
+    archive = Archive(
+        settings.data_dir, settings.min_free, staging_dir=settings.staging_dir, state_dir=settings.state_dir
+    )
     archive.require_directory()
     return archive

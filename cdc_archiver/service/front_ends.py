@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from cdc_archiver.observe.http import HttpQueries, HttpServer
-from cdc_archiver.observe.notices import Notice
+from cdc_archiver.observe.notice_rules import Notice
 from cdc_archiver.observe.notifier import Notifier
 from cdc_archiver.observe.systemd import SystemdNotifier
 from cdc_archiver.settings import Settings

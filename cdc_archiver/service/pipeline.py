@@ -15,6 +15,7 @@ import sqlalchemy as sa
 import structlog
 
 from cdc_archiver.database import schema
+from cdc_archiver.database.archives import enter_archive, ignore_side_table_errors, known_archive, others_hold_locks
 from cdc_archiver.database.marks import Marks
 from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
@@ -29,6 +30,8 @@ from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
 from cdc_archiver.timecodes.keeper import TimecodeKeeper
+from cdc_archiver.timecodes.status_types import TimecodeNotice
+from cdc_archiver.transfer.placement import Placer
 from cdc_archiver.transfer.staging import Archive
 
 _KILL_SECONDS: Final = 8.0
@@ -53,6 +56,8 @@ class Pipeline:
         on_end: called by a part's thread when it ends.
         on_database: called with the part that asked the database, whether it answers, and why not.
         on_other_table: called when a newer table of files has appeared.
+        on_notice: called with what happens to timecodes.
+        on_look: called with this after each look at them.
     """
 
     def __init__(
@@ -65,6 +70,8 @@ class Pipeline:
         on_end: Callable[[StoppableThread], None],
         on_database: Callable[[str, bool, str], None] = lambda who, up, why: None,
         on_other_table: Callable[[], None] = lambda: None,
+        on_notice: Callable[[TimecodeNotice], None] = lambda notice: None,
+        on_look: Callable[[Pipeline], None] = lambda pipeline: None,
         stream: bool,
     ) -> None:
         self._settings = settings
@@ -87,6 +94,8 @@ class Pipeline:
             metrics,
             history_kept=lambda: not tables.history.unavailable,
             source_up=self.dispatcher.is_up,
+            deliver=on_notice,
+            on_look=lambda: None if self._stopping.is_set() else on_look(self),
             marks=self.marks,
         )
         self._recorder = Recorder(
@@ -149,6 +158,11 @@ class Pipeline:
         """The sources that are being yielded."""
         return frozenset(self._yielding)
 
+    @property
+    def history_off_because(self) -> str:
+        """Why the history is not kept; empty where it is."""
+        return self._tables.history.unavailable
+
     def _new_pool(self, source: SourceSettings) -> WorkerPool:
         return WorkerPool(
             self._settings,
@@ -164,7 +178,7 @@ class Pipeline:
     def start(self) -> None:
         """Starts the threads."""
         try:
-            self._archive.prepare(expect_marker=self._tables.known)
+            self._archive.prepare(self._tables.known)
             self._archive.clear_abandoned()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
@@ -178,6 +192,7 @@ class Pipeline:
     def _begin(self, pool: WorkerPool) -> None:
         try:
             self._archive.clear_staging(pool.source.staging_name)
+            Placer(self._archive, self._settings.modes, owner=pool.source.staging_name).clear_copies()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         pool.start()
@@ -221,6 +236,7 @@ class Pipeline:
             _log.warning(
                 "source_lingers", source=name, detail="copies that were given up, or their write-back, take long"
             )
+        self._archive.release_staging(pool.source.staging_name)
         with self._changing:
             self._pools = {other: kept for other, kept in self._pools.items() if other != name}
             del self._yielding[name]
@@ -254,7 +270,9 @@ class Pipeline:
         for pool in pools:
             pool.close()
         killed = time.monotonic()
-        join_all(workers, _KILL_SECONDS)
+        if join_all(workers, _KILL_SECONDS):
+            for pool in pools:
+                self._archive.release_staging(pool.source.staging_name)
         for thread in tuple(self._yielding.values()):
             thread.join(max(0.1, killed + _KILL_SECONDS - time.monotonic()))
         self._recorder.stop()
@@ -330,11 +348,32 @@ class Pipeline:
         if not any(pending.values()):
             self.dispatcher.nothing_pending(None)
         try:
-            self._archive.require_ready()
+            self._keep_archive(connection)
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
         else:
             self.dispatcher.destination_ready()
+
+    def _keep_archive(self, connection: sa.Connection) -> None:
+        """Compares the archive with what the database knows, and enters there what is new.
+
+        Raises:
+            DestinationUnavailable: nothing can be written to it.
+        """
+        name = self._tables.files.name
+        targets = [target for source in self.sources.values() for target in source.target]
+        known = known_archive(connection, name, targets, self._archive.data_dir)
+        self._archive.expect(known)
+        self._archive.require_ready()
+        entry = self._archive.as_entry()
+        if new := [target for target in targets if known.entries.get(target) != entry]:
+            with ignore_side_table_errors():
+                enter_archive(connection, name, new, entry)
+        # What 0.1.0 kept in data_dir; not while another service works on this table, which may be of that version.
+        if self._archive.has_former_layout() and not others_hold_locks(
+            connection, self._tables.database.name, name, targets
+        ):
+            self._archive.remove_former_layout([source.staging_name for source in self.sources.values()])
 
     def _count_handed_over(self, connection: sa.Connection) -> None:
         """Counts the rows that wait because their timecode was handed over; names those of a source when there are more."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 import structlog
 
+from cdc_archiver.model import Reason
 from cdc_archiver.observe.activity import Activity
-from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.observe.metrics import TIMECODE_STATES, Metrics
 from cdc_archiver.observe.service_status import (
     DestinationStatus,
     HeldByOther,
+    KnownTimecodes,
+    RetriedFiles,
     ServiceState,
     ServiceStatus,
     SourceStatus,
@@ -101,6 +106,9 @@ def build_status(now: Snapshot) -> ServiceStatus:
         elsewhere=tuple(HeldByOther(name, holder) for name, holder in now.holders.items()),
         destination=_destination(pipeline, now.archive) if pipeline else None,
         last_sweep=pipeline.sweeper.last_sweep if pipeline else None,
+        retried=_retried(pipeline, now.metrics.activity) if pipeline else (),
+        marks=(pipeline.marks.unavailable or "kept") if pipeline else "",
+        timecodes=known_timecodes(pipeline).newest(0) if pipeline else None,
         archived=round(sum(now.metrics.total("copies_total", result=result) for result in ("archived", "adopted"))),
     )
 
@@ -150,7 +158,6 @@ def _sources(pipeline: Pipeline, activity: Activity) -> tuple[SourceStatus, ...]
         if files is not None:
             files = replace(
                 files,
-                pending=max(0, files.pending - given_up.quarantined_since - given_up.refused_since),
                 quarantined=files.quarantined + given_up.quarantined_since,
                 refused=files.refused + given_up.refused_since,
             )
@@ -158,6 +165,59 @@ def _sources(pipeline: Pipeline, activity: Activity) -> tuple[SourceStatus, ...]
         handed_over = pipeline.handed_over.get(state.name, {})
         found.append(SourceStatus(state, source.target, source.host, files, handed_over, given_up.quarantined))
     return tuple(found)
+
+
+def known_timecodes(pipeline: Pipeline | None) -> KnownTimecodes:
+    """All that is known of timecodes."""
+    if pipeline is None:
+        return KnownTimecodes(off_because="this service holds no source now")
+    keeper = pipeline.timecodes
+    return KnownTimecodes(
+        keeper.off_because,
+        keeper.not_completing_because,
+        keeper.clock_difference,
+        keeper.watermarks(),
+        keeper.statuses(),
+    )
+
+
+def publish_timecodes(pipeline: Pipeline, metrics: Metrics, now: datetime) -> None:
+    """Sets the metrics of timecodes, and of parts that are off.
+
+    Args:
+        now: aware.
+    """
+    known = known_timecodes(pipeline)
+    counts = Counter((each.source, each.state.value) for each in known.timecodes)
+    for source in pipeline.sources:
+        for state in TIMECODE_STATES:
+            metrics.timecodes.labels(source, state).set(counts[source, state])
+    for mark in known.watermarks:
+        until = mark.finalized_until
+        held_up = mark.bound_by == "row" and until is not None
+        metrics.finalized_until.labels(mark.source).set(math.nan if until is None else until.timestamp())
+        metrics.watermark_row_age.labels(mark.source).set((now - until).total_seconds() if until and held_up else 0)
+        metrics.registrars_silent.labels(mark.source).set(mark.silent_registrars)
+    difference = known.clock_difference
+    metrics.clock_difference.set(math.nan if difference is None else difference)
+    metrics.part_off.labels("history").set(bool(pipeline.history_off_because))
+    metrics.part_off.labels("timecodes").set(bool(known.off_because))
+    metrics.part_off.labels("marks").set(bool(pipeline.marks.unavailable))
+
+
+def _retried(pipeline: Pipeline, activity: Activity) -> tuple[RetriedFiles, ...]:
+    files: Counter[tuple[str, str]] = Counter()
+    next_in: dict[tuple[str, str], float] = {}
+    for failure in activity.retried():
+        key = (failure.source, failure.reason)
+        files[key] += 1
+        status = pipeline.dispatcher.file_status(failure.id)
+        if status is not None and status.retry_in is not None:
+            next_in[key] = min(status.retry_in, next_in.get(key, status.retry_in))
+    return tuple(
+        RetriedFiles(source, reason, Reason(reason).scope.value, count, next_in.get((source, reason)))
+        for (source, reason), count in files.most_common()
+    )
 
 
 def _destination(pipeline: Pipeline, archive: Archive) -> DestinationStatus:

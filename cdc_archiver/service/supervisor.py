@@ -11,9 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum, auto
 from functools import partial
 from typing import Any, Final
 
@@ -27,7 +25,8 @@ from cdc_archiver.dispatch.tracked_files import FileStatus
 from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, ExitStatus, LockLost
 from cdc_archiver.observe.http import HttpQueries, HttpServer
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.service_status import ServiceStatus
+from cdc_archiver.observe.notice_rules import notice_of_timecode
+from cdc_archiver.observe.service_status import ServiceStatus, with_last_known
 from cdc_archiver.observe.summary import summarize
 from cdc_archiver.preflight import CheckStatus, run_checks
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
@@ -35,7 +34,14 @@ from cdc_archiver.service.front_ends import FrontEnds
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.service.reconcile_completion import ReconcileCompletion
-from cdc_archiver.service.status_builder import DatabaseErrors, Snapshot, build_status
+from cdc_archiver.service.service_events import EventKind, ServiceEvent
+from cdc_archiver.service.status_builder import (
+    DatabaseErrors,
+    Snapshot,
+    build_status,
+    known_timecodes,
+    publish_timecodes,
+)
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import StoppableThread
 
@@ -75,7 +81,7 @@ class Supervisor:
         self._reconciliation = reconciliation
         self._archive = archive_of(settings)
         self.metrics = Metrics()
-        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[ServiceEvent] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._started = datetime.now(UTC)
         self._tables: ResolvedTables | None = None
@@ -84,21 +90,23 @@ class Supervisor:
         """The pipeline, also while it is being stopped: a lost lock must cancel it."""
         self._keeper: LockKeeper | None = None
         self._failed = ""
+        self._last_known: tuple[ServiceStatus, datetime] | tuple[None, None] = (None, None)
         self._database_errors = DatabaseErrors()
         self._holders: dict[str, str] = {}
         self._losses_at_start = 0
         self._yielding: set[str] = set()
         self.http: HttpServer | None = None
+        self._front_ends: FrontEnds | None = None
         self.metrics.destination_up.set_function(self._destination_up)
         self.metrics.destination_free.set_function(self._free_bytes)
 
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler, and so takes no lock."""
-        self._events.put(_Event(_EventKind.STOP))
+        self._events.put(ServiceEvent(EventKind.STOP))
 
     def reload(self) -> None:
         """Asks it to read its sources again; may be called from a signal handler, and so takes no lock."""
-        self._events.put(_Event(_EventKind.RELOAD))
+        self._events.put(ServiceEvent(EventKind.RELOAD))
 
     def run(self) -> ExitStatus:
         """Runs until :meth:`stop`, or until its reconciliation is over.
@@ -114,8 +122,9 @@ class Supervisor:
             partial(summarize, poll_interval=self._settings.poll_interval),
             self.file_status,
             self.why,
+            lambda: known_timecodes(self._pipeline),
         )
-        front_ends = FrontEnds(self._settings, queries, self._ended)
+        self._front_ends = front_ends = FrontEnds(self._settings, queries, self._ended)
         self.http = front_ends.http
         front_ends.start()
         try:
@@ -151,8 +160,8 @@ class Supervisor:
                 self._tables.database.close()
 
     def status(self) -> ServiceStatus:
-        """The current status. Never waits for the database."""
-        return build_status(
+        """The current status; while the database is away, with what was known before. Never waits for the database."""
+        status = build_status(
             Snapshot(
                 settings=self._settings,
                 started=self._started,
@@ -166,6 +175,7 @@ class Supervisor:
                 database_errors=self._database_errors.texts(),
             )
         )
+        return with_last_known(status, *self._last_known)
 
     def file_status(self, id_: int) -> FileStatus | None:
         """Where a file is on its way through the service; None if it is not. Waits for nothing."""
@@ -231,17 +241,17 @@ class Supervisor:
             event = self._events.get(timeout=wait)
         except queue.Empty:
             return False
-        if event.kind is _EventKind.RELOAD:
+        if event.kind is EventKind.RELOAD:
             self._reload()
-        return event.kind is _EventKind.STOP
+        return event.kind is EventKind.STOP
 
-    def _next_event(self) -> _Event:
+    def _next_event(self) -> ServiceEvent:
         # Python's signal handlers run in this thread, at its next bytecode: a signal that arrives on the way into a wait, or
         # in another thread, does not end the wait.
         try:
             return self._events.get(timeout=_TICK if self._reconciliation is not None else _WAKE)
         except queue.Empty:
-            return _Event(_EventKind.TICK)
+            return ServiceEvent(EventKind.TICK)
 
     def _preflight(self) -> None:
         """Logs at the start what `check` finds."""
@@ -265,31 +275,31 @@ class Supervisor:
         while True:
             event = self._next_event()
             match event.kind:
-                case _EventKind.TICK:
+                case EventKind.TICK:
                     if self._reconciliation and self._reconciliation.is_over(self._pipeline, self._holders):
                         return False
-                case _EventKind.STOP:
+                case EventKind.STOP:
                     return False
-                case _EventKind.ERROR if self._reconciliation is not None and event.error is not None:
+                case EventKind.ERROR if self._reconciliation is not None and event.error is not None:
                     raise event.error
-                case _EventKind.OTHER_TABLE if self._reconciliation is None:
+                case EventKind.OTHER_TABLE if self._reconciliation is None:
                     self._end_work()
                     return True
-                case _EventKind.ACQUIRED if event.losses == self._keeper.losses:
+                case EventKind.ACQUIRED if event.losses == self._keeper.losses:
                     self._start_sources(tables, event.sources, event.losses)
-                case _EventKind.LOST if self._pipeline is not None:
+                case EventKind.LOST if self._pipeline is not None:
                     _log.error("lock_lost", detail=event.why)
                     tables.database.close()  # what ended the lock's connection may have ended the idle ones in silence
                     self._end_pipeline(drain=0.0)
-                case _EventKind.REQUESTED:
+                case EventKind.REQUESTED:
                     _log.info("yielding_source", source=event.why)
                     self._yielding.add(event.why)
                     self._yield_source(event.why)
-                case _EventKind.YIELDED if event.pipeline is self._pipeline:
+                case EventKind.YIELDED if event.pipeline is self._pipeline:
                     self._release_source(event.why)
-                case _EventKind.RELOAD:
+                case EventKind.RELOAD:
                     self._reload()
-                case _EventKind.THREAD_ENDED if event.part is not None and self._is_unexpected(event.part):
+                case EventKind.THREAD_ENDED if event.part is not None and self._is_unexpected(event.part):
                     failure = event.part.failure
                     self._failed = f"{event.part.name} died: {failure!r}"
                     if isinstance(failure, ArchiverError):
@@ -329,6 +339,7 @@ class Supervisor:
             for source in sources:
                 self._pipeline.add(source)
             return
+        self.metrics.activity.forget()  # what failed before may have been archived or given up since
         pipeline = Pipeline(
             self._settings.model_copy(update={"sources": tuple(sources)}),
             tables,
@@ -338,7 +349,9 @@ class Supervisor:
             on_database=lambda who, up, why: (
                 self._database_errors.report(who, up, why) if self._pipeline is pipeline else None
             ),
-            on_other_table=lambda: self._events.put(_Event(_EventKind.OTHER_TABLE)),
+            on_other_table=lambda: self._events.put(ServiceEvent(EventKind.OTHER_TABLE)),
+            on_notice=lambda notice: self._front_ends.tell(notice_of_timecode(notice)) if self._front_ends else None,
+            on_look=lambda pipeline: publish_timecodes(pipeline, self.metrics, datetime.now(UTC)),
             stream=self._reconciliation is None,
         )
         self._pipeline = self._active_pipeline = pipeline
@@ -351,7 +364,7 @@ class Supervisor:
         """Yields a source, or restarts it with other options."""
         pipeline = self._pipeline
         if pipeline is not None and name in pipeline.sources and name not in pipeline.yielding:
-            left = lambda source: self._events.put(_Event(_EventKind.YIELDED, source, pipeline=pipeline))
+            left = lambda source: self._events.put(ServiceEvent(EventKind.YIELDED, source, pipeline=pipeline))
             pipeline.remove(name, self._settings.drain_timeout, left)
 
     def _release_source(self, name: str) -> None:
@@ -397,6 +410,8 @@ class Supervisor:
                 self._yield_source(name)
 
     def _end_pipeline(self, drain: float) -> None:
+        if self._pipeline is not None:
+            self._last_known = (self.status(), datetime.now(UTC))
         pipeline, self._pipeline = self._pipeline, None
         self.metrics.set_mode("")
         if pipeline is not None:
@@ -414,30 +429,32 @@ class Supervisor:
 
     def _ended(self, part: StoppableThread) -> None:
         if part.failure is not None:
-            self._events.put(_Event(_EventKind.THREAD_ENDED, part=part))
+            self._events.put(ServiceEvent(EventKind.THREAD_ENDED, part=part))
 
     # Called by the lock keeper, in its thread.
 
     def on_acquired(self, sources: Sequence[str], losses: int) -> None:
         self._database_errors.report("lock", True, "")
-        self._events.put(_Event(_EventKind.ACQUIRED, sources=tuple(sources), losses=losses))
+        self._events.put(ServiceEvent(EventKind.ACQUIRED, sources=tuple(sources), losses=losses))
 
     def on_lost(self, lost: LockLost) -> None:
         pipeline = self._active_pipeline
         if self._reconciliation is None:
-            self._events.put(_Event(_EventKind.LOST, str(lost)))
+            self._events.put(ServiceEvent(EventKind.LOST, str(lost)))
         elif isinstance(lost.__cause__, pymysql.MySQLError | OSError):
-            self._events.put(_Event(_EventKind.ERROR, error=DatabaseUnavailable(str(lost))))
+            self._events.put(ServiceEvent(EventKind.ERROR, error=DatabaseUnavailable(str(lost))))
         else:
-            self._events.put(_Event(_EventKind.ERROR, error=lost))
+            self._events.put(ServiceEvent(EventKind.ERROR, error=lost))
         if pipeline is not None:  # after the event: a reconciliation must not take the end of the copies for its own
             pipeline.cancel()
 
     def on_requested(self, source: str) -> None:
-        self._events.put(_Event(_EventKind.REQUESTED, source))
+        self._events.put(ServiceEvent(EventKind.REQUESTED, source))
 
     def on_held_by_other(self, holders: Mapping[str, str]) -> None:
         self._holders = dict(holders)
+        for source in holders:
+            self.metrics.activity.forget(source)
         if self._reconciliation is not None:
             return  # it logs for itself
         if holders and self._pipeline is None and not (self._keeper and self._keeper.held):
@@ -448,35 +465,7 @@ class Supervisor:
 
     def on_unreachable(self, error: ArchiverError) -> None:
         self._database_errors.report("lock", False, str(error))
-        self._events.put(_Event(_EventKind.ERROR, error=error))
+        self._events.put(ServiceEvent(EventKind.ERROR, error=error))
 
     def on_reachable(self) -> None:
         self._database_errors.report("lock", True, "")
-
-
-class _EventKind(Enum):
-    TICK = auto()
-    STOP = auto()
-    RELOAD = auto()
-    ACQUIRED = auto()
-    LOST = auto()
-    REQUESTED = auto()
-    """Another archiver requests a source."""
-    YIELDED = auto()
-    """No copy of a yielded source is under way."""
-    OTHER_TABLE = auto()
-    """A newer table of files has appeared."""
-    THREAD_ENDED = auto()
-    ERROR = auto()
-    """Ends a reconciliation."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Event:
-    kind: _EventKind
-    why: str = ""
-    part: StoppableThread | None = None
-    sources: tuple[str, ...] = ()
-    losses: int = 0
-    pipeline: Pipeline | None = None
-    error: ArchiverError | None = None

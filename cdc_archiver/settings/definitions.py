@@ -239,6 +239,16 @@ class Settings(SourceOptions, BaseSettings):
     history_retention: Seconds = Field(365 * 86400.0, description="Time for which the history is kept. 0: for ever.")
 
     data_dir: Path | None = Field(None, description="Directory of the archive on this machine.")
+    staging_dir: Path | None = Field(
+        None,
+        description="Directory in which files arrive before they are placed. Default: next to data_dir, or in state_dir if links "
+        "do not lead from there into data_dir.",
+    )
+    state_dir: Path | None = Field(
+        None,
+        description="Directory for what the service keeps. Default: systemd's StateDirectory, /var/lib/cdc_archiver if it can be "
+        "written, or ~/.local/state/cdc_archiver.",
+    )
     oldest_timestamp: Timestamp = Field(
         OLDEST_TIMESTAMP, description="Rows with an earlier timestamp are refused: their clock was wrong."
     )
@@ -379,7 +389,15 @@ class Settings(SourceOptions, BaseSettings):
         return values
 
     @field_validator(
-        "mysql_password_file", "mysql_ssl_ca", "mysql_ssl_cert", "mysql_ssl_key", "data_dir", "spool", mode="before"
+        "mysql_password_file",
+        "mysql_ssl_ca",
+        "mysql_ssl_cert",
+        "mysql_ssl_key",
+        "data_dir",
+        "staging_dir",
+        "state_dir",
+        "spool",
+        mode="before",
     )
     @classmethod
     def _no_empty_file(cls, value: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -112,7 +112,7 @@ class Completion:
         if not is_new:
             return
         if entry.completed_at is not None and not alarmed:
-            self.tell_late(target, after, None)
+            self.tell_late(target, after, ())
             target.alarmed.discard(timecode)
         if after.told_by != BEFORE:
             self.notify(NoticeKind.COMPLETE, after)
@@ -139,22 +139,27 @@ class Completion:
                 return
             entry = after
 
-    def tell_late(self, target: TargetTimecodes, entry: StoredTimecode, file: Archived | None) -> None:
-        """Tells of a late file.
+    def tell_late(self, target: TargetTimecodes, entry: StoredTimecode, files: Sequence[Archived]) -> None:
+        """Tells of late files.
 
         Args:
-            file: None where it is not known which one it is.
+            files: empty where it is not known which one it is.
         """
-        if not self._parts.store.save(target, entry, replace(entry, late=entry.late + 1)):
+        number = max(1, len(files))
+        if not self._parts.store.save(target, entry, replace(entry, late=entry.late + number)):
             return
         target.alarmed.add(entry.timecode)
-        self._parts.metrics.late_files.labels(self._source.name).inc()
-        path, id_ = (file.path, file.record.id) if file else ("", None)
+        self._parts.metrics.late_files.labels(self._source.name).inc(number)
         detail = "it was archived after its timecode was complete: what readers made of that timecode lacks it"
-        _log.warning("late_file", source=self._source.name, timecode=entry.timecode, id=id_, path=path, detail=detail)
-        if file and self._parts.history_kept():
-            self._record_late(entry, file)
-        self.notify(NoticeKind.LATE_FILE, target.entries[entry.timecode], detail, path=path, file_id=id_)
+        for file in files:
+            if self._parts.history_kept():
+                self._record_late(entry, file)
+        known: list[tuple[str, int | None]] = [(file.path, file.record.id) for file in files]
+        for path, id_ in known or [("", None)]:
+            _log.warning(
+                "late_file", source=self._source.name, timecode=entry.timecode, id=id_, path=path, detail=detail
+            )
+            self.notify(NoticeKind.LATE_FILE, target.entries[entry.timecode], detail, path=path, file_id=id_)
 
     def _record_late(self, entry: StoredTimecode, file: Archived) -> None:
         """Notes in the history that a file came late, for ``why`` and ``timecodes N``."""

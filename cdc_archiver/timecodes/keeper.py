@@ -31,7 +31,7 @@ from cdc_archiver.timecodes.decision import (
     may_be_late,
 )
 from cdc_archiver.timecodes.known_timecodes import TargetTimecodes, TimecodeStore
-from cdc_archiver.timecodes.reopening import NotedFile, Reopening
+from cdc_archiver.timecodes.reopening import Reopening
 from cdc_archiver.timecodes.source_look import SourceLook
 from cdc_archiver.timecodes.status_types import (
     MarksView,
@@ -51,8 +51,8 @@ _PAGE: Final = 20_000
 _OVERLAP: Final = 2000
 """Ids that are read again: a lower one may be committed after a higher one."""
 _LONGEST_WAIT: Final = 60.0
-_REST: Final = 2.0
-"""Times the duration of a step, until the next one."""
+_REST: Final = 3.0
+"""Times the duration of a look, until the next one."""
 
 _log = structlog.get_logger(__name__)
 
@@ -65,6 +65,7 @@ class TimecodeKeeper(StoppableThread):
         source_up: whether a source delivers files, by its name.
         marks: holds and hand-overs.
         deliver: receives each notice, in this thread.
+        on_look: called after each look, in this thread.
         clock: this machine's, aware.
     """
 
@@ -80,6 +81,7 @@ class TimecodeKeeper(StoppableThread):
         source_up: Callable[[str], bool] = lambda source: True,
         marks: MarksView | None = None,
         deliver: Callable[[TimecodeNotice], None] = lambda notice: None,
+        on_look: Callable[[], None] = lambda: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__("timecodes")
@@ -94,6 +96,7 @@ class TimecodeKeeper(StoppableThread):
         self._indexed_to = 0
         self._watermarks: dict[str, SourceWatermark] = {}
         self._failure = ""
+        self._on_look = on_look
         self._is_off_logged = False
         self.reopening = Reopening(self._table, self.request)
         """Is to be told of each write-back."""
@@ -101,6 +104,8 @@ class TimecodeKeeper(StoppableThread):
         """Why nothing is known of timecodes now, with the fix; empty where they are kept."""
         self.not_completing_because = ""
         """Why no timecode becomes complete, although they are kept: the clocks differ; empty where they may."""
+        self.clock_difference: float | None = None
+        """Seconds that the database's clock is ahead of this machine's; None before the first look."""
 
         self._parts = Parts(
             database=database,
@@ -170,6 +175,7 @@ class TimecodeKeeper(StoppableThread):
                     self._failure = repr(error)
                     _log.error("timecodes_failed", exc_info=error)
                 self.off_because = f"internal error: {error!r}; fix: report this bug, with the log"
+            self._on_look()
             self.stopping.wait(min(_LONGEST_WAIT, _REST * (time.monotonic() - began)))
 
     def look(self) -> None:
@@ -191,30 +197,31 @@ class TimecodeKeeper(StoppableThread):
                 if fold_instance_id(name) not in self._targets:
                     self._targets[fold_instance_id(name)] = self._parts.store.load(connection, name)
             self._publish_keys()
-            noted = self.reopening.take_noted()
             for source in sources:
                 self._superseded.ignore(source.target)
-                self._look_at(connection, source, noted)
+                self._look_at(connection, source)
 
-    def _look_at(self, connection: sa.Connection, source: SourceSettings, noted: Sequence[NotedFile]) -> None:
+    def _look_at(self, connection: sa.Connection, source: SourceSettings) -> None:
         if self.stopping.is_set():
             return
         database_now = utc_now(connection)
         look = earlier_clock(database_now, self._parts.clock())
         self._note_clocks(look, database_now)
         targets = [self._targets[fold_instance_id(name)] for name in source.target]
-        keys = {target.key for target in targets}
+        noted = self.reopening.take_noted({target.key for target in targets})
         work = SourceLook(self._parts, connection, source, targets, look)
         try:
-            work.run([file for file in noted if file.key[0] in keys])
+            work.run(noted)
         finally:
+            self.reopening.put_back(noted)
             self._publish_keys()
         self._watermarks[source.name] = work.watermark
-        if not work.use_spare_time():
+        if not work.use_spare_time() or work.has_more:
             self.request()
 
     def _note_clocks(self, look: Look, database_now: datetime) -> None:
-        apart = abs((database_now - self._parts.clock()).total_seconds()) / 60
+        self.clock_difference = (database_now - self._parts.clock()).total_seconds()
+        apart = abs(self.clock_difference) / 60
         why = (
             ""
             if look.clocks_agree

@@ -14,7 +14,7 @@ from cdc_archiver.database.timecodes_table import StoredTimecode, TimecodesTable
 from cdc_archiver.text import fold_instance_id
 
 _COMPARED: Final = 30
-"""Timecodes whose files are compared with their rows at each start."""
+"""Timecodes that have files and are compared with their rows at each start."""
 
 Check = Callable[[sa.Connection], bool]
 
@@ -61,7 +61,7 @@ class TimecodeStore:
             name,
             entries,
             uncounted=[each for each in complete if entries[each].digest is None],
-            compared=[each for each in complete if entries[each].digest is not None][-_COMPARED:],
+            compared=[each for each in complete if entries[each].files and entries[each].digest][-_COMPARED:],
             alarmed={each for each, entry in entries.items() if entry.late and each not in complete},
         )
 

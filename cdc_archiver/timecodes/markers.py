@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -164,13 +164,13 @@ def marker_text(
     return "".join(f"{key}:{value if key == 'subdirs' else f' {value}'}\n" for key, value in values.items())
 
 
-def find_markers(data_dir: Path, names: Collection[str]) -> list[FoundMarker]:
-    """All markers of some INSTANCE-IDs in the archive; those that cannot be read as such are passed over.
+def list_markers(data_dir: Path, names: Collection[str]) -> dict[int, list[Path]]:
+    """The markers of some INSTANCE-IDs in the archive, by timecode.
 
     Raises:
         OSError: data_dir cannot be read.
     """
-    found = []
+    found: dict[int, list[Path]] = {}
     for directory in sorted(os.listdir(data_dir)):
         for name in names if re.fullmatch("[0-9]{5}", directory) else ():
             below = data_dir / directory / "suprsync" / name
@@ -179,9 +179,14 @@ def find_markers(data_dir: Path, names: Collection[str]) -> list[FoundMarker]:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             for entry in entries:
-                if (match := _NAME.fullmatch(entry)) and (marker := _read(below / entry, match)):
-                    found.append(marker)
+                if match := _NAME.fullmatch(entry):
+                    found.setdefault(int(match["timecode"]), []).append(below / entry)
     return found
+
+
+def read_markers(paths: Iterable[Path]) -> list[FoundMarker]:
+    """Markers by their paths; those that cannot be read as such are passed over."""
+    return [marker for path in paths if (match := _NAME.fullmatch(path.name)) and (marker := _read(path, match))]
 
 
 def _read(path: Path, match: re.Match[str]) -> FoundMarker | None:

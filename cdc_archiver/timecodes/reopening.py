@@ -60,8 +60,8 @@ class Reopening:
         self._noted: deque[NotedFile] = deque(maxlen=_NOTED)
         self._places: set[tuple[Key, int, str]] = set()
         self._try_from = 0.0
-        self.is_on = True
-        """Whether the side table can be used."""
+        self.is_on = False
+        """Whether the side table can be used; until that is known, the keeper alone re-opens."""
 
     # In the recorder's thread.
 
@@ -130,11 +130,17 @@ class Reopening:
         with self._lock:
             return self._archived[key]
 
-    def take_noted(self) -> list[NotedFile]:
-        """The files that were noted since the last time."""
+    def take_noted(self, names: Collection[str]) -> list[NotedFile]:
+        """The files of some instance_ids, folded, that were noted and not judged yet."""
         with self._lock:
-            noted, self._noted = list(self._noted), deque(maxlen=_NOTED)
-        return noted
+            taken = [file for file in self._noted if file.key[0] in names]
+            self._noted = deque((file for file in self._noted if file.key[0] not in names), maxlen=_NOTED)
+        return taken
+
+    def put_back(self, noted: Sequence[NotedFile]) -> None:
+        """These could not be looked at yet."""
+        with self._lock:
+            self._noted.extendleft(reversed(noted))
 
     def take_places(self) -> set[tuple[Key, int, str]]:
         """Key, block of ids and pub_id of what was archived since the last time."""

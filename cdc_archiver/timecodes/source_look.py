@@ -16,7 +16,8 @@ from cdc_archiver.database import schema
 from cdc_archiver.database.registrars import RegistrarReports, read_reports
 from cdc_archiver.database.timecode_rows import UndecidedRows
 from cdc_archiver.database.timecodes_table import BEFORE, StoredTimecode, TimecodeState, utc_now
-from cdc_archiver.errors import DestinationUnavailable
+from cdc_archiver.errors import DestinationUnavailable, RowLocked
+from cdc_archiver.model import Archived
 from cdc_archiver.settings import SourceSettings
 from cdc_archiver.timecodes.completing import Completion, Parts, with_count
 from cdc_archiver.timecodes.decision import (
@@ -39,6 +40,9 @@ from cdc_archiver.transfer.layout import timecode_named
 
 _SPARE: Final = 0.5
 """Seconds of a look for counts that nothing waits for."""
+
+_TELLINGS: Final = 10
+"""Timecodes that are told in one look: those of years must not hold up the others."""
 
 _log = structlog.get_logger(__name__)
 
@@ -68,21 +72,26 @@ class SourceLook:
         self._completion = Completion(parts, connection, source)
         self._max_id = 0
         self._reports = RegistrarReports()
+        self._tellings = 0
         self.watermark = SourceWatermark(source.name)
+        self.has_more = False
+        """Whether more is to be told than in one look."""
 
-    def run(self, noted: Sequence[NotedFile]) -> None:
+    def run(self, noted: list[NotedFile]) -> None:
         """Looks, and does what is decided.
 
         Args:
-            noted: files of this source that were archived in timecodes that had been complete.
+            noted: files of this source that were archived in timecodes that had been complete; emptied of those that were judged.
 
         Raises:
             DatabaseUnavailable: the database does not answer.
         """
+        self._parts.teller.begin_look()
         self._note_archived(noted)
         self._max_id = self._parts.rows.max_id(self._connection)
         self._reports = read_reports(self._connection, self._source.target)
-        self.watermark = self._watermark(self._note_undecided())
+        silent = self._reports.silent(utc_now(self._connection))
+        self.watermark = replace(self._watermark(self._note_undecided()), silent_registrars=silent)
         for target in self._targets:
             try:
                 self._enter(target)
@@ -96,7 +105,7 @@ class SourceLook:
                     continue
                 try:
                     self._decide(target, timecode)
-                except DestinationUnavailable as error:  # what needs no marker goes on
+                except (DestinationUnavailable, RowLocked) as error:  # the others go on
                     _log.debug("timecode_not_told", timecode=timecode, detail=str(error))
 
     def use_spare_time(self) -> bool:
@@ -129,20 +138,35 @@ class SourceLook:
             return False
         return True
 
-    def _note_archived(self, noted: Sequence[NotedFile]) -> None:
+    def _note_archived(self, noted: list[NotedFile]) -> None:
         """Tells of the late ones among files that were archived in timecodes that had been complete."""
         targets = {target.key: target for target in self._targets}
-        for position, file in enumerate(noted):
+        again = Counter(file.outcome.record.id for file in noted)
+        late: dict[tuple[str, int], list[NotedFile]] = {}
+        for file in tuple(noted):
+            again[file.outcome.record.id] -= 1
             target = targets[file.key[0]]
             entry = target.entries.get(file.key[1])
-            if entry is None or not may_be_late(entry):
+            if entry is not None and may_be_late(entry):
+                target.changed.add(entry.timecode)
+                if self._is_late(target, entry, file.outcome, again[file.outcome.record.id]):
+                    late.setdefault(file.key, []).append(file)
+                    continue
+            noted.remove(file)
+        for (name, timecode), files in late.items():
+            target = targets[name]
+            try:
+                self._completion.tell_late(target, target.entries[timecode], [file.outcome for file in files])
+            except RowLocked as error:  # at the next look
+                _log.debug("timecode_locked", timecode=timecode, detail=str(error))
                 continue
-            target.changed.add(entry.timecode)
-            again = sum(other.outcome.record.id == file.outcome.record.id for other in noted[position + 1 :])
-            blocks = self._parts.index.blocks(target.name, entry.timecode)
-            kept = self._parts.history_kept()
-            if is_late(self._connection, self._parts.rows, entry, file.outcome, again, blocks, history_kept=kept):
-                self._completion.tell_late(target, entry, file.outcome)
+            for file in files:
+                noted.remove(file)
+
+    def _is_late(self, target: TargetTimecodes, entry: StoredTimecode, archived: Archived, again: int) -> bool:
+        blocks = self._parts.index.blocks(target.name, entry.timecode)
+        kept = self._parts.history_kept()
+        return is_late(self._connection, self._parts.rows, entry, archived, again, blocks, history_kept=kept)
 
     def _note_undecided(self) -> UndecidedRows | None:
         """Notes the undecided rows of each timecode; returns those with the oldest one."""
@@ -182,7 +206,7 @@ class SourceLook:
         """Enters the timecodes that have no entry yet."""
         present = self._parts.index.timecodes(target.name) | target.undecided.keys()
         new = missing_timecodes(target.entries.keys(), present, self._look.began)
-        if not new:
+        if not new or not (target.entries or self._look.clocks_agree):
             return
         if target.entries:
             self._parts.store.enter(target, [StoredTimecode(target.name, timecode) for timecode in new])
@@ -232,6 +256,10 @@ class SourceLook:
             self._completion.complete(target, entry, self._max_id, self._until)
         known = target.entries.get(timecode)
         if known is not None and self._parts.teller.has_to_tell(self._source, known):
+            if self._tellings == _TELLINGS:
+                self.has_more = True
+                return
+            self._tellings += 1
             self._completion.tell(target, known, self._until)
 
     def _note_state(

@@ -91,6 +91,7 @@ class SourceWatermark:
         finalized_until: aware; None before the first look at the table.
         oldest_id, oldest_path: of the oldest undecided row; None and empty where nothing is undecided.
         bound_by: ``row``, ``registrar``, ``hold``, or ``sweep`` where nothing is undecided.
+        silent_registrars: registrars of the source that have not reported for a while.
     """
 
     source: str
@@ -98,6 +99,7 @@ class SourceWatermark:
     oldest_id: int | None = None
     oldest_path: str = ""
     bound_by: str = "sweep"
+    silent_registrars: int = 0
 
 
 class NoticeKind(StrEnum):

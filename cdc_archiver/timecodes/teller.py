@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -37,6 +38,19 @@ class Teller:
         self._modes = settings.modes
         self._placer = Placer(archive, settings.modes)
         self._from = settings.finalize_from
+        self._lists: dict[str, dict[int, list[Path]]] = {}
+
+    def begin_look(self) -> None:
+        """Another look begins: other programs may have made markers since."""
+        self._lists.clear()
+
+    def _listed(self, source: SourceSettings) -> dict[int, list[Path]]:
+        if source.name not in self._lists:
+            self._archive.require_ready()
+            with os_errors_as_unavailable():
+                names = set(source.speakers.values())
+                self._lists[source.name] = markers.list_markers(self._archive.data_dir, names)
+        return self._lists[source.name]
 
     def has_to_tell(self, source: SourceSettings, entry: StoredTimecode) -> bool:
         """Whether a complete timecode is still to be told by a marker."""
@@ -71,9 +85,6 @@ class Teller:
         if not streams:
             return replace(entry, told_by=NO_STREAM)
         speakers = source.speakers
-        self._archive.require_ready()
-        with os_errors_as_unavailable():
-            found = markers.find_markers(self._archive.data_dir, set(speakers.values()))
         telling = markers.plan_telling(
             self._archive.data_dir,
             speakers,
@@ -82,7 +93,7 @@ class Teller:
             entry.files,
             entry.digest.hex() if entry.digest else "",
             entry.generation,
-            [each for each in found if each.timecode == entry.timecode],
+            markers.read_markers(self._listed(source).get(entry.timecode, ())),
             now,
             until,
         )
@@ -98,12 +109,8 @@ class Teller:
         """Timecodes that are entered anew, with what markers on disk say of the complete ones."""
         if not source.finalize_as:
             return list(entries)
-        speakers = source.speakers
-        self._archive.require_ready()
-        with os_errors_as_unavailable():
-            found = markers.find_markers(self._archive.data_dir, set(speakers.values()))
         newest: dict[int, markers.FoundMarker] = {}
-        for marker in found:
+        for marker in markers.read_markers(path for paths in self._listed(source).values() for path in paths):
             if marker.timecode not in newest or newest[marker.timecode].generation < marker.generation:
                 newest[marker.timecode] = marker
         return [_told(entry, newest[entry.timecode]) if entry.timecode in newest else entry for entry in entries]

@@ -176,7 +176,7 @@ class _BatchCopy:
     ) -> None:
         self._settings = settings
         self._archive = archive
-        self._placer = Placer(archive, settings.modes)
+        self._placer = Placer(archive, settings.modes, owner=source.staging_name)
         self._path_width = path_width
         self._cancel = cancel
         self._source = source
@@ -212,6 +212,8 @@ class _BatchCopy:
             placed = self._placer.find(final, record.md5sum) if directories[directory] else None
             if placed is not None:
                 yield self._decide(Archived(record, placed.path, placed.size, adopted=True))
+            elif obstacle := self._placer.places.obstacle(final):  # seen before the file is fetched in vain
+                yield self._decide(Deferred(record, obstacle.reason, str(obstacle)))
             else:
                 self.wanted.setdefault(self._entries[record.id], []).append(record)
         self._wanted_at_start = len(self.wanted)
@@ -321,7 +323,7 @@ class _BatchCopy:
                         if record.md5sum == md5:
                             arrived[record.id] = (
                                 record,
-                                Staged(report.staged, self._finals[record.id], md5, report.stat_result),
+                                Staged(report.staged, self._finals[record.id], md5, report.stat_result, record.id),
                             )
                 case rsync_output.NotRegularFile():
                     for record in list(records):
@@ -342,7 +344,7 @@ class _BatchCopy:
             except DestinationUnavailable as error:
                 yield self._decide(Deferred(record, error.reason, str(error)))
         verified = time.monotonic()
-        results = self._placer.place([file for _, file in verified_files])
+        results = self._placer.place([file for _, file in verified_files], self._cancel)
         steps = StepDurations(transferred, verified - began, time.monotonic() - verified)
         for (record, _), result in zip(verified_files, results, strict=True):
             match result:
@@ -385,8 +387,9 @@ class _BatchCopy:
                 yield self._decide(_failure_outcome(record, failure, mount_confirmed=mount_confirmed))
         if exit_info.failure is not None and self.wanted:
             failure = login_shell.explained(self._source, exit_info.failure)
-            kind = DestinationUnavailable if failure.reason.scope is Scope.DESTINATION else HostUnavailable
-            raise kind(failure.reason, f"{self._source.name}: {failure.message}", failure.hint)
+            if failure.reason.scope is Scope.DESTINATION:  # of this machine, whatever the source
+                raise DestinationUnavailable(failure.reason, f"the archive's disk: {failure.message}", failure.hint)
+            raise HostUnavailable(failure.reason, f"{self._source.name}: {failure.message}", failure.hint)
 
     def _entries_on_first_attempt(self) -> list[bytes]:
         return [entry for entry, records in self.wanted.items() if any(record.attempts == 0 for record in records)]

@@ -11,12 +11,18 @@ from cdc_archiver.errors import DestinationUnavailable, LayoutRefused
 from cdc_archiver.model import Reason
 
 
-def placement_failure(final: str, error: OSError) -> LayoutRefused | DestinationUnavailable:
-    """The failure that an error at one final path means; raises the error where it concerns the whole disk."""
+def placement_failure(
+    final: str, error: OSError, *, other_disk: str | None = None
+) -> LayoutRefused | DestinationUnavailable:
+    """The failure that an error at one final path means; raises the error where it concerns data_dir's whole disk.
+
+    Args:
+        other_disk: the directory below data_dir that has a disk of its own, if the path lies in one: its errors stop no other file.
+    """
     match error.errno:
         case errno.ENAMETOOLONG:
             return LayoutRefused(Reason.BAD_NAME, f"{final}: {error.strerror}")
-        case errno.ENOSPC | errno.EDQUOT | errno.EROFS:
+        case errno.ENOSPC | errno.EDQUOT | errno.EROFS if other_disk is None:
             raise error
         case _:
             failure = DestinationUnavailable(

@@ -25,29 +25,46 @@ def sync_files(paths: Sequence[StrPath]) -> None:
             sync_file(path)
 
 
+def sync_descriptors(descriptors: Sequence[int]) -> None:
+    """Syncs the data of open files, on whatever disks they are."""
+    sync = os.fsync if len(descriptors) <= SYNC_EACH else _sync_each_disk_once()
+    for descriptor in descriptors:
+        sync(descriptor)
+
+
 def sync_directories(directories: Iterable[StrPath]) -> bool:
-    """Syncs the names in directories, all in one file system.
+    """Syncs the names in directories, on whatever disks they are.
 
     Returns:
         Whether none of them was missing.
     """
     paths = list(directories)
-    one_by_one = len(paths) <= SYNC_EACH
+    sync = os.fsync if len(paths) <= SYNC_EACH else _sync_each_disk_once()
     complete = True
     for directory in paths:
         try:
-            _with_descriptor(directory, os.O_DIRECTORY, os.fsync if one_by_one else _syncfs)
+            _with_descriptor(directory, os.O_DIRECTORY, sync)
         except FileNotFoundError:
             complete = False
-        else:
-            if not one_by_one:
-                break
     return complete
 
 
 def sync_file(path: StrPath) -> None:
     """Syncs the data of one file."""
     _with_descriptor(path, os.O_NOFOLLOW, os.fsync)
+
+
+def _sync_each_disk_once() -> Callable[[int], None]:
+    """syncfs for descriptors, at the first one of each disk."""
+    synced: set[int] = set()
+
+    def sync(descriptor: int) -> None:
+        device = os.fstat(descriptor).st_dev
+        if device not in synced:
+            _syncfs(descriptor)
+            synced.add(device)
+
+    return sync
 
 
 def _sync_file_system(directory: StrPath) -> None:

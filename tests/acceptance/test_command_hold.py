@@ -48,6 +48,10 @@ def test_hold_and_unhold_record_who_and_why_and_say_what_they_cannot_do(stage: P
         assert done.returncode == status
         assert ("the hold cannot take that back" in done.stderr) == (status == 3)
     assert len(marks_of(stage)) == 5
+    # A mistyped target would hold nothing.
+    done = ask(stage, "hold", "--timecode", "17788", "--reason", "x", "--target", "pysmurf-monitr")
+    assert (done.returncode, len(marks_of(stage))) == (2, 5)
+    assert f"unknown target: 'pysmurf-monitr'; fix: use one of {TARGET}" in done.stderr
     # What is not held cannot be unheld.
     done = ask(stage, "unhold", "--timecode", "17788", "--timecode", "17700")
     assert done.returncode == 3

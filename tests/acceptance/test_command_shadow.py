@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import marker_of
 from asking import ask
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite, SourceFile
@@ -131,7 +132,7 @@ def test_it_prints_what_it_would_do_and_compares_it_with_the_old_archivers_resul
     # It has written nothing: no history, no row, no file of its own; and it stood in nobody's way.
     assert stage.sql(f"SHOW TABLES LIKE '{HISTORY}'") == []
     assert stage.row(waits).attempts == 0
-    assert not (stage.data_dir / ".cdc_archiver").exists()
+    assert not marker_of(stage.data_dir).exists()
 
 
 def test_it_runs_alongside_the_service_and_needs_no_write_privilege(stage: PrivateSite) -> None:

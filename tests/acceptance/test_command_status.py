@@ -78,6 +78,27 @@ def test_without_a_target_it_reads_what_is_not_archived_and_no_table_of_years(ei
     assert seen["sources"]["all targets"]["targets"] == ["m2"]
 
 
+def test_files_that_fail_are_told_at_once_with_their_reason_and_the_next_attempt(stage: PrivateSite) -> None:
+    # Given a service that sweeps seldom,
+    with stage.service(sweep_interval=600) as service:
+        service.wait_settled()
+        missing = stage.file("missing.npy")
+        missing.path.unlink()
+        # when a file fails, and a row is refused,
+        stage.wait_attempts(stage.register(missing)[0], 1)
+        stage.register(stage.file("odd.npy"), pub_id="suprsync")
+        eventually(lambda: service.metric("refused_files") == 1, "the metric knows")
+        words = ask(stage, "status", *stage.flags(http_port=service.port)).stdout
+        status = service.status()
+        metric = service.metric("retried_files", source=stage.ssh.host, reason="missing")
+    # then all of it is known without a sweep.
+    assert f"1 file tried again after a failure: 1 missing ({stage.ssh.host}, next in " in words
+    assert "1 refused" in words
+    assert metric == 1
+    assert status["words"]["headline"]["tone"] == "warning"
+    assert "1 file tried again after a failure" in status["words"]["headline"]["text"]
+
+
 def test_a_source_that_is_down_is_named_with_its_reason(stage: PrivateSite) -> None:
     stage.ssh.stop()
     stage.register(stage.file("file.npy"))

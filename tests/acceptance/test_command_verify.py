@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import marker_of, staging_of
 from asking import ask
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite
@@ -194,7 +195,7 @@ def test_a_disk_that_is_unmounted_meanwhile_ends_the_run(stage: PrivateSite, mon
     files = stage.files(5)
     for file in files:
         archived(stage, file)
-    marker = stage.data_dir / ".cdc_archiver"
+    marker = marker_of(stage.data_dir)
     marker.write_text("")
     calls = itertools.count()
 
@@ -330,9 +331,9 @@ def test_files_without_a_row(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
     stage.sql(f"INSERT INTO {TABLE}_v0 SELECT * FROM {TABLE} WHERE id = %s", (old_id,))
     stage.sql(f"DELETE FROM {TABLE} WHERE id = %s", (old_id,))
     # the archiver's own, and what a crash of another program left behind,
-    (stage.data_dir / ".incoming/x").mkdir(parents=True)
-    (stage.data_dir / ".incoming/x/part").write_bytes(b"part")
-    (stage.data_dir / ".cdc_archiver").write_text("")
+    (staging_of(stage.data_dir) / "x").mkdir(parents=True)
+    (staging_of(stage.data_dir) / "x/part").write_bytes(b"part")
+    marker_of(stage.data_dir).write_text("")
     left = Path(f"{stage.place(named)}.1")
     left.write_bytes(named.content)
     stray = stage.data_dir / "two\nlines.txt"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pymysql
 import pytest
+from archive_places import marker_of
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite, new_private_site
 from services import Service
@@ -19,7 +20,6 @@ from waiting import eventually
 from cdc_archiver.dispatch import health, retry_delays
 from cdc_archiver.model import Scope
 from cdc_archiver.sandbox import MariaDb, SshServer
-from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_an_archive_without_its_marker_is_not_written_to(stage: PrivateSite, soo
         stage.wait_archived(*stage.register(stage.file("before.npy")))
         before = stage.archived_files()
         # when its disk is gone, and the marker with it,
-        marker = stage.data_dir / MARKER
+        marker = marker_of(stage.data_dir)
         away = stage.directory / "marker-away"
         marker.rename(away)
         ids = stage.register(*stage.files(3))
@@ -329,7 +329,7 @@ def test_impossible_rows_are_refused_and_crash_nothing(stage: PrivateSite, door:
         service.wait_metric(len(ids), "copies_total", result="refused")
         assert service.state() == "streaming"
     assert stage.archived_files() == [stage.place(file)]
-    assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "readout"]
+    assert sorted(path.name for path in stage.directory.iterdir()) == [".archive.cdc_archiver", "archive", "readout"]
 
 
 def test_a_mistyped_source_root_refuses_no_row(stage: PrivateSite) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from archive_places import staging_of
 from asking import ask
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite
@@ -158,4 +159,4 @@ def state_of(stage: PrivateSite, timecode: int) -> str | None:
 
 def staging(stage: PrivateSite) -> Path:
     """The place for staging."""
-    return stage.data_dir / ".incoming"
+    return staging_of(stage.data_dir)

@@ -54,6 +54,15 @@ CONTRAST = """
 """Texts that stand out less from what they stand on than WCAG's AA asks."""
 
 
+CUT = """
+[...document.querySelectorAll("#numbers *, table *, #banner *")]
+  .filter((each) => getComputedStyle(each).overflowX !== "visible" && each.scrollWidth > each.clientWidth + 1 && !each.closest("thead"))
+  .concat([...document.querySelectorAll("#numbers > div > *")].filter((each) => each.scrollWidth > each.clientWidth + 1))
+  .map((each) => each.textContent.trim().slice(0, 60))
+"""
+"""Texts in tiles, tables and the banner of which a part cannot be seen."""
+
+
 @pytest.fixture(scope="module")
 def one_browser() -> Iterator[Browser]:
     with needed(), new_browser() as made:
@@ -111,6 +120,10 @@ def test_it_shows_the_current_state_and_new_files_and_no_name_is_markup(stage: P
         bad.path.unlink()
         (failing,) = stage.register(bad)
         said = browser.wait_text("1 file: missing", "#failing")
+        # Nothing is green while a file fails.
+        browser.wait_text("1 file tried again after a failure", "#headline")
+        assert browser.ask("document.querySelector('#banner').dataset.tone") == "warning"
+        browser.wait_text("Tried again, the next in ", "#failing")
         assert HOSTILE in said
         browser.ask(f"location.hash = {'#why=' + quote(NASTY)!r}")
         browser.wait_text(str(failing), "#answer")
@@ -205,6 +218,7 @@ def test_a_source_that_is_down_is_named_with_its_reason(stage: PrivateSite, brow
         assert browser.ask("document.querySelector('#banner').dataset.tone") == "bad"
         browser.wait_text("host_unreachable: ", "#sources .state-text")
         browser.wait_text("host_unreachable", "#failing")
+        assert "Tried again" in browser.text("#failing")
         assert number(browser, "Pending") == "1"
 
 
@@ -220,6 +234,10 @@ def test_without_a_database_the_page_works_and_says_so(stage: PrivateSite, brows
     with Service(stage.settings().model_copy(update={"mysql_port": free_port()}), "no database") as service:
         show(browser, service)
         browser.wait_text("No database: ", "#headline")
+        # No sentence says what nobody can know.
+        browser.wait_text("Not known: the database has not answered", "#sources")
+        assert "Not known: the database does not answer" in browser.text("#failing")
+        assert "none yet" not in browser.text("#numbers")
         browser.ask("location.hash = '#why=4711'")
         browser.wait_text("127.0.0.1", "#answer [role=alert]")
 
@@ -262,7 +280,7 @@ def test_a_hidden_tab_asks_for_nothing_and_is_refreshed_when_it_is_visible(
         browser.wait(f"performance.getEntriesByType('resource').length > {quiet}", "it asks again")
 
 
-@pytest.mark.parametrize(("width", "height"), [(360, 740), (768, 1024), (1280, 900), (3840, 2160)])
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (1200, 900), (3840, 2160)])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_it_can_be_read_on_every_screen(
     browsed: Service, browser: Browser, width: int, height: int, dark: bool
@@ -274,9 +292,10 @@ def test_it_can_be_read_on_every_screen(
     browser.wait("document.querySelector('#minutes table')", "the table is there")
     browser.ask("location.hash = '#why=file'")
     browser.wait_text("files match", "#answer")
-    # Nothing sticks out to the side, everything stands out from its ground, and drawings fill their places.
+    # Nothing sticks out to the side or is cut, everything stands out from its ground, and drawings fill their places.
     assert browser.ask("document.documentElement.scrollWidth") <= width
     assert browser.ask(CONTRAST) == []
+    assert browser.ask(CUT) == []
     assert browser.ask("getComputedStyle(document.documentElement).colorScheme") == ("dark" if dark else "light")
     assert browser.ask(
         "[...document.querySelectorAll('figure')].every((each) => each.getBoundingClientRect().width > 200)"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import staging_of
 from files_table import TABLE
 from private_site import HISTORY, TARGET, PrivateSite, new_private_site
 from services import PASSWORD
@@ -250,7 +251,7 @@ def test_a_killed_service_leaves_nothing_half_done(mariadb_stage: PrivateSite) -
         stage.wait_archived(*ids)
     assert sorted(stage.archived_files()) == sorted(stage.place(file) for file in files)
     assert stage.count("failed_copy_attempts <> 0") == 0
-    assert [path for path in (stage.data_dir / ".incoming").rglob("*") if path.is_file()] == []
+    assert [path for path in staging_of(stage.data_dir).rglob("*") if path.is_file()] == []
 
 
 def test_modes_and_times_of_what_is_archived(mariadb_stage: PrivateSite) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from archive_places import staging_of
 from private_site import PrivateSite
 from services import Program
 from waiting import PATIENCE, eventually, processes_of
@@ -21,7 +22,7 @@ from cdc_archiver.threads import StoppableThread
 
 def await_copy(stage: PrivateSite, program: Program) -> None:
     """Until rsync has brought the first bytes of a file that takes long."""
-    incoming = stage.data_dir / ".incoming"
+    incoming = staging_of(stage.data_dir)
 
     def at_work() -> bool:
         runs = any("rsync" in line and "--files-from" in line for line in processes_of(stage.directory))

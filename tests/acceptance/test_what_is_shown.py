@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from archive_places import marker_of
+from asking import ask
 from files_table import TABLE
 from private_site import TARGET, PrivateSite, new_private_site
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,7 +18,6 @@ from services import PASSWORD, Served
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, Kind, MariaDb, SshServer, open_database
-from cdc_archiver.transfer.staging import MARKER
 
 CONTRACT = {
     "stream_connected": (),
@@ -231,7 +232,7 @@ def test_no_source(stage: PrivateSite) -> None:
 
 def test_no_destination(stage: PrivateSite) -> None:
     with stage.service() as service:
-        (stage.data_dir / MARKER).unlink()
+        marker_of(stage.data_dir).unlink()
         stage.register(stage.file("file.npy"))
         service.wait_state("no destination")
         status, body = service.get("/readyz")
@@ -269,12 +270,23 @@ def test_no_database_while_it_runs(doomed_stage: PrivateSite) -> None:
         service.wait_state("no database")
         assert service.get("/readyz")[0] == 503
         assert service.get("/healthz")[0] == 200
-        # then the file is placed meanwhile, and the row says so when the database is back.
+        # then the status still has what was known, with its time,
+        eventually(lambda: service.status()["as_of"], "the last known state is told")
+        known = service.status()
+        assert [source["state"]["name"] for source in known["sources"]] == [stage.ssh.host]
+        assert known["destination"]["path"] == str(stage.data_dir)
+        assert known["last_sweep"] is not None
+        said = ask(stage, "status", *stage.flags(http_port=service.port)).stdout
+        assert "when the database answered last" in said
+        assert f"{stage.ssh.host} up" in said
+        assert "none yet" not in said
+        # and the file is placed meanwhile, and the row says so when the database is back.
         eventually(stage.archived_files, "the file is placed")
         stage.server.start()
         stage.wait_archived(id_)
         # Later files come by a stream again.
         service.wait_state("streaming")
+        assert service.status()["as_of"] is None
         assert service.metric("stream_reconnects_total") >= 1
         told = service.metric("stream_events_total")
         (later,) = stage.register(stage.file("later.npy"))

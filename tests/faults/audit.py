@@ -14,16 +14,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Self
 
+from archive_places import staging_of
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite
 
 from cdc_archiver.model import REFUSED_FROM
 from cdc_archiver.transfer.rsync import PARTIAL
-from cdc_archiver.transfer.staging import INCOMING, MARKER
 
 _READ = 1 << 20
-_NOT_LEFT = frozenset({INCOMING, MARKER})
-"""The archiver's own entries of data_dir. They begin with a dot, as no archived path does."""
 _TRIAL = ".check-"
 
 BALLAST = "ballast"
@@ -408,8 +406,8 @@ class _Auditor:
     def _left(self) -> Iterator[str]:
         """Files in staging, except those kept for a day (partial files for the next attempt, files of a killed check), and files
         that belong neither to staging nor to the archive."""
-        yield from (n for n in os.listdir(self._stage.data_dir) if _is_ours(n) and n not in _NOT_LEFT)
-        for parent, _, names in os.walk(self._stage.data_dir / INCOMING):
+        yield from (n for n in os.listdir(self._stage.data_dir) if _is_ours(n))
+        for parent, _, names in os.walk(staging_of(self._stage.data_dir)):
             if not any(part == PARTIAL or part.startswith(_TRIAL) for part in Path(parent).parts):
                 yield from (os.path.join(parent, name) for name in names)
 

@@ -19,7 +19,7 @@ from cdc_archiver.database.recorder import Recorder
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.model import Origin
 from cdc_archiver.service.supervisor import Supervisor
-from cdc_archiver.transfer import disk_sync
+from cdc_archiver.transfer import disk_sync, placement
 from cdc_archiver.transfer.placement import Placer
 from cdc_archiver.transfer.rsync import RsyncRun
 
@@ -95,7 +95,7 @@ STEPS: Final[Mapping[str, Callable[[], None]]] = {
     "transferred": lambda: before(Placer, "verify"),
     "hashed": lambda: after(Placer, "verify"),
     "staging-synced": lambda: after(disk_sync, "sync_files"),
-    "linked": lambda: after(Placer, "_link"),
+    "linked": lambda: after(placement, "_give_name"),
     "directories-synced": lambda: after(disk_sync, "sync_directories"),
     "placed": lambda: before(Recorder, "put"),
     "row-written": lambda: after(FilesTable, "mark_copied", any_row_changed),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import staging_of
 from copy_assertions import (
     assert_archive_is_exactly,
     assert_archived,
@@ -30,7 +31,6 @@ from waiting import eventually
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.service import pipeline
 from cdc_archiver.transfer.placement import Placer
-from cdc_archiver.transfer.staging import INCOMING, MARKER
 
 
 @pytest.fixture
@@ -216,8 +216,8 @@ def placed_and_cut(monkeypatch: pytest.MonkeyPatch, stage: PrivateSite) -> Itera
     place = Placer.place
     with Proxy(stage.server.port) as wire:
 
-        def place_and_cut(placer: Placer, files: Any) -> Any:
-            placed = place(placer, files)
+        def place_and_cut(placer: Placer, files: Any, cancel: Any) -> Any:
+            placed = place(placer, files, cancel)
             archived = [file for file in files if stage.data_dir / "15895" in Path(file.final).parents]
             if archived and not wire.refusing:  # not for the trial files of the preflight
                 wire.refuse()
@@ -286,8 +286,7 @@ def test_only_the_marker_and_staging_remain_besides_the_archive(stage: PrivateSi
         fake.behave()
         stage.wait_archived(*ids)
         # then no leftovers remain.
-        staging = stage.data_dir / INCOMING
+        staging = staging_of(stage.data_dir)
         eventually(lambda: not any(path.is_file() for path in staging.rglob("*")), "staging is empty")
-    own = {INCOMING, MARKER}
-    assert {path.name for path in stage.data_dir.iterdir()} - own == {"15895"}
+    assert {path.name for path in stage.data_dir.iterdir()} == {"15895"}
     assert_archive_is_exactly(stage, *files)

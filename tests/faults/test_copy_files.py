@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import staging_of
 from copy_assertions import (
     assert_archive_is_exactly,
     assert_archived,
@@ -188,7 +189,7 @@ def test_one_missing_file_among_others_is_a_failed_attempt_and_the_source_stays_
     with stage.service(workers=1, bwlimit="1500k", max_attempts=2) as service:
         with one_batch(service, 3):
             first, second, third = stage.register(slow, vanishes, sound)
-        staged = lambda: any(path.stat().st_size for path in (stage.data_dir / ".incoming").rglob(".a-slow.npy.*"))
+        staged = lambda: any(path.stat().st_size for path in staging_of(stage.data_dir).rglob(".a-slow.npy.*"))
         eventually(staged, "the first is on its way")
         # when the second is deleted, which rsync has on its list,
         vanishes.path.unlink()
@@ -207,7 +208,7 @@ def test_a_file_that_is_rewritten_while_it_is_read_is_never_archived_in_part(sta
     file = stage.file("rewritten.npy", size=4_000_000)
     with stage.service(bwlimit="2m") as service:
         (id_,) = stage.register(file)
-        staged = lambda: any(path.stat().st_size for path in (stage.data_dir / ".incoming").rglob(".rewritten.npy.*"))
+        staged = lambda: any(path.stat().st_size for path in staging_of(stage.data_dir).rglob(".rewritten.npy.*"))
         eventually(staged, "it is on its way")
         # when the instrument writes another into it,
         with file.path.open("r+b") as there:
@@ -232,7 +233,7 @@ def test_a_file_that_shrinks_while_it_is_read_has_a_failed_attempt_and_its_neigh
     with stage.service(workers=1, bwlimit="2m", max_attempts=2) as service:
         with one_batch(service, 4):
             (id_, *ids) = stage.register(file, *others)
-        staged = lambda: any(path.stat().st_size for path in (stage.data_dir / ".incoming").rglob(".a-shrinks.npy.*"))
+        staged = lambda: any(path.stat().st_size for path in staging_of(stage.data_dir).rglob(".a-shrinks.npy.*"))
         eventually(staged, "it is on its way")
         # when the instrument cuts it,
         os.truncate(file.path, 1000)

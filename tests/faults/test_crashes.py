@@ -12,6 +12,7 @@ from typing import Any
 
 import crashing_service
 import pytest
+from archive_places import staging_of
 from audit import ArchiveWatcher, ExpectedFile, ExpectedFiles, ExpectedResult, RegistrationState, audit
 from files_table import TABLE
 from private_site import PrivateSite, SourceFile
@@ -20,7 +21,6 @@ from waiting import PATIENCE, eventually
 
 from cdc_archiver.database import history, schema
 from cdc_archiver.sandbox import ChildProcess
-from cdc_archiver.transfer.staging import INCOMING
 
 IN_THE_DATABASE = ("row-written", "history-written", "committed", "charge-written")
 OUTSIDE_THE_DATABASE = tuple(step for step in crashing_service.STEPS if step not in IN_THE_DATABASE)
@@ -147,7 +147,7 @@ def test_a_killed_rsync_causes_no_failed_attempt(stage: PrivateSite, which: str)
         rsyncs = eventually(
             lambda: if_two(children_of(os.getpid(), pattern("rsync --files-from=-", stage))), "both are there"
         )
-        eventually(lambda: crashing_service.staged_bytes(stage.data_dir / INCOMING) > 0, "some of it is there")
+        eventually(lambda: crashing_service.staged_bytes(staging_of(stage.data_dir)) > 0, "some of it is there")
         # when one of them is killed,
         send(min(rsyncs) if which == "parent" else max(rsyncs), signal.SIGKILL)
         # then the file comes with the next one, and the service has never ended.
@@ -161,7 +161,7 @@ def test_a_killed_ssh_connection_causes_no_failed_attempt(stage: PrivateSite) ->
     # Given a large file on its way by the connection that all rsyncs share,
     with registrations.watcher, stage.service(bwlimit="1000") as service:
         (id_,) = registrations.register(stage.file("large.npy", size=LARGE))
-        eventually(lambda: crashing_service.staged_bytes(stage.data_dir / INCOMING) > 0, "some of it is there")
+        eventually(lambda: crashing_service.staged_bytes(staging_of(stage.data_dir)) > 0, "some of it is there")
         (master,) = children_of(os.getpid(), pattern("ssh -N", stage))
         # when its ssh is killed,
         send(master, signal.SIGKILL)
@@ -211,8 +211,8 @@ def test_the_audit_finds_planted_faults(stage: PrivateSite) -> None:
         stage.place(twice).with_suffix(".npy.1").write_bytes(twice.content)
         stage.place(numbered).with_suffix(".npy.2").write_bytes(numbered.content)
         stage.place(good).with_name("half.npy").write_bytes(b"goo")
-        (stage.data_dir / INCOMING / "left").mkdir(parents=True)
-        (stage.data_dir / INCOMING / "left" / "over").write_bytes(b"left")
+        (staging_of(stage.data_dir) / "left").mkdir(parents=True)
+        (staging_of(stage.data_dir) / "left" / "over").write_bytes(b"left")
         eventually(lambda: registrations.watcher.files == 7, "the watcher has seen them")
         stage.place(another).write_bytes(b"other")
         for id_, file in zip(ids, files, strict=True):

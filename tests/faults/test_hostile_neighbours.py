@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from archive_places import marker_of, staging_of
 from private_site import PrivateSite
 from prometheus_client.parser import text_string_to_metric_families
 from services import COMMAND, PASSWORD, Program, Service
@@ -145,7 +146,7 @@ def test_modes_are_those_of_the_settings_whatever_the_umask(
         sockets = eventually(lambda: sockets_below(stage.runtime), "there is a connection")
         assert {mode(path.parent) for path in sockets} == {0o700}
         assert {mode(path) & 0o077 for path in sockets} == {0}
-        assert mode(stage.data_dir / ".incoming") & 0o777 == 0o700
+        assert mode(staging_of(stage.data_dir)) & 0o777 == 0o700
         stage.wait_archived(*ids)
     # and what is archived has the modes that were set, and the group of the directory that hands on its own.
     places = stage.archived_files()
@@ -155,7 +156,7 @@ def test_modes_are_those_of_the_settings_whatever_the_umask(
     if directories & stat.S_ISGID:
         owner = stage.data_dir.stat().st_gid
         assert {path.stat().st_gid for path in (*parents, *places)} == {owner}
-    assert not mode(stage.data_dir / ".cdc_archiver") & 0o022, "the marker is the archiver's"
+    assert not mode(marker_of(stage.data_dir)) & 0o022, "the marker is the archiver's"
 
 
 def sockets_below(directory: Path) -> list[Path]:
@@ -200,7 +201,7 @@ def test_a_link_in_the_place_of_the_staging_directory_is_neither_filled_nor_empt
     (precious / "old.txt").write_text("of years ago")
     os.utime(precious / "old.txt", (1, 1))
     os.chmod(precious, 0o755)
-    (stage.data_dir / ".incoming").symlink_to(precious)
+    staging_of(stage.data_dir).symlink_to(precious)
     # when the service is started,
     (id_,) = stage.register(stage.file("file.npy"))
     with stage.service(until="no destination"):
@@ -212,7 +213,7 @@ def test_a_link_in_the_place_of_the_staging_directory_is_neither_filled_nor_empt
 
 def test_a_link_in_the_place_of_the_marker_is_not_written_through(stage: PrivateSite) -> None:
     target = stage.directory / "written-through"
-    (stage.data_dir / ".cdc_archiver").symlink_to(target)
+    marker_of(stage.data_dir).symlink_to(target)
     stage.register(stage.file("file.npy"))
     with stage.service(until=None) as service:
         eventually(lambda: service.state() in ("streaming", "no destination"), "it has looked")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from archive_places import marker_of
 from monitoring_files import ALERTS, RULES, expressions
 from private_site import PrivateSite, insert
 from services import Service
@@ -18,7 +19,6 @@ from waiting import PATIENCE, eventually, eventually_or_not
 from cdc_archiver.sandbox import PrometheusServer
 from cdc_archiver.sandbox.packages import Tool
 from cdc_archiver.sandbox.prometheus import PastSeries
-from cdc_archiver.transfer.staging import MARKER
 
 AT_REST = {
     "CdcArchiverAbsent",
@@ -28,8 +28,19 @@ AT_REST = {
     "CdcArchiverDiskFilling",
     "CdcArchiverDiskAlmostFull",
     "CdcArchiverVerificationFailed",
+    "CdcArchiverTimecodeBlocked",
+    "CdcArchiverWatermarkHeld",
 }
 """Alerts with a fault from the beginning: a service that is down, one without a database, rows, a disk, a verification."""
+
+THRESHOLDS = {
+    "CdcArchiverNotRecordable": ("> 0", ">= 0"),
+    "CdcArchiverLateFile": ("> 0", ">= 0"),
+    "CdcArchiverClocksApart": ("> 300", ">= 0"),
+    "CdcArchiverPartOff": ("== 1", "== 0"),
+    "CdcArchiverRegistrarSilent": ("> 0", ">= 0"),
+}
+"""By alert, its threshold and one that a healthy site passes."""
 
 VERIFIED = """\
 # TYPE cdc_archiver_verify_files gauge
@@ -125,7 +136,7 @@ def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
     # Given a service that works, one without a database, and one that does not answer,
     with (
         unanswered_port() as port,
-        stage.service(sweep_interval=1.0, preflight=True) as service,
+        stage.service(sweep_interval=1.0, preflight=True, retry_delays="1s") as service,
         stage.service(until="no database", mysql_port=port, data_dir=stage.directory) as other,
         watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}") as prometheus,
     ):
@@ -171,6 +182,13 @@ def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
         assert not prometheus.has_data(overdue)
         assert prometheus.has_data(overdue.replace("time()", "(time() + 3600)"))
 
+        # The others fire as soon as their value is not that of a healthy site.
+        for name, (healthy, faulty) in THRESHOLDS.items():
+            assert healthy in rules[name]
+            assert not prometheus.has_data(rules[name]), name
+            assert prometheus.has_data(rules[name].replace(healthy, faulty)), name
+            seen.add(name)
+
         # When the stream passes a row without reporting it,
         (top,) = stage.register(stage.file("before.npy"))
         stage.wait_archived(top)
@@ -189,7 +207,7 @@ def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
         wait_alert("CdcArchiverStreamDown", instance=here)
         # when the archive's disk is gone,
         assert "CdcArchiverDestinationDown" not in active()
-        (stage.data_dir / MARKER).unlink()
+        marker_of(stage.data_dir).unlink()
         stage.ssh.start()
         wait_alert("CdcArchiverDestinationDown", instance=here)
         # then every alert has had its fault,
@@ -199,4 +217,4 @@ def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
             assert alert.annotations["summary"].endswith("."), alert
             assert "<no value>" not in alert.annotations["summary"]
             assert alert.annotations["runbook"] == f"{HOME}docs/runbook.md#{alert.name.lower()}"
-        (stage.data_dir / MARKER).touch()
+        marker_of(stage.data_dir).touch()

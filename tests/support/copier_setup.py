@@ -32,7 +32,7 @@ class CopierSetup:
         self.data.mkdir()
         self.settings = load({"target": ("m",), "data_dir": self.data, "min_free": 0, **self.flags}, environment={})
         self.archive = Archive(self.data, 0)
-        self.archive.prepare(expect_marker=False)
+        self.archive.prepare()
         self.copier = Copier(self.settings, self.archive, 260, self.cancel)
         self._ids = 0
 

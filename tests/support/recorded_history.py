@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from archive_places import marker_of
 from files_table import TABLE
 from private_site import PrivateSite, SourceFile
 
@@ -13,7 +14,6 @@ from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import History, OutcomeEntry
 from cdc_archiver.model import Archived, AttemptFailed, FileRecord, Reason, Refused
-from cdc_archiver.transfer.staging import MARKER
 
 
 def failed(
@@ -33,7 +33,7 @@ def archived(stage: PrivateSite, file: SourceFile, content: bytes | None = None)
     place = stage.place(file)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(file.content if content is None else content)
-    (stage.data_dir / MARKER).touch()
+    marker_of(stage.data_dir).touch()
     _record(stage, id_, None, str(place), None)
     stage.sql(f"UPDATE {TABLE} SET path = %s, copied = 1 WHERE id = %s", (str(place), id_))
     return id_

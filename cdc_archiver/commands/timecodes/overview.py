@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from cdc_archiver.commands.output import Cell, format_file_count
+from cdc_archiver.commands.output import Cell
 from cdc_archiver.database.timecode_search import TOLD
 from cdc_archiver.database.timecodes_table import TimecodeState
+from cdc_archiver.text import format_file_count
 from cdc_archiver.timecodes.status_types import REASON_FIXES, TimecodeStatus
 from cdc_archiver.timespec import format_time
 

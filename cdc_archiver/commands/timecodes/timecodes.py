@@ -13,7 +13,7 @@ import typer
 
 from cdc_archiver.commands import marking, options
 from cdc_archiver.commands.context import CommandContext, open_context
-from cdc_archiver.commands.output import Cell, Printer, format_size, print_json, print_to_stderr
+from cdc_archiver.commands.output import Cell, Printer, print_json, print_to_stderr
 from cdc_archiver.commands.timecodes import overview
 from cdc_archiver.commands.timecodes.md5_list import md5_lines
 from cdc_archiver.commands.why.timecode_facts import mark_text, registrar_text
@@ -27,7 +27,7 @@ from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
-from cdc_archiver.text import to_jsonable
+from cdc_archiver.text import format_size, to_jsonable
 from cdc_archiver.timecodes.decision import end_of, start_of
 from cdc_archiver.timecodes.status_types import TimecodeStatus, status_of
 from cdc_archiver.timespec import format_time

@@ -14,10 +14,12 @@ from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.search import Criteria, RowState, walk
 from cdc_archiver.errors import LayoutRefused, Misconfigured
 from cdc_archiver.transfer import layout
+from cdc_archiver.transfer.archive_marker import FORMER_MARKER
 from cdc_archiver.transfer.layout import READERS_NAME, timecode_named
-from cdc_archiver.transfer.staging import INCOMING, MARKER
+from cdc_archiver.transfer.staging import INCOMING
 
-_OURS: Final = frozenset({INCOMING, MARKER})
+_OURS: Final = frozenset({INCOMING, FORMER_MARKER})
+"""What 0.1.0 keeps in data_dir."""
 _LOST_AND_FOUND: Final = "lost+found"
 """At the top of a file system, readable only by root."""
 _CHECK_EVERY: Final = 1000

@@ -23,8 +23,6 @@ from cdc_archiver.commands.context import CommandContext, open_context
 from cdc_archiver.commands.output import (
     INTERRUPTED,
     Printer,
-    format_file_count,
-    format_size,
     print_json,
     print_to_stderr,
     progress_bar,
@@ -44,6 +42,7 @@ from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_file_count, format_size
 
 HELP: Final = """
 Compare archived files with their rows.

@@ -10,7 +10,7 @@ import typer
 
 from cdc_archiver.commands.context import open_context
 from cdc_archiver.commands.local_registrar import announcement_text, announcements
-from cdc_archiver.commands.output import STATE_STYLES, Printer, format_size, print_json, print_to_stderr
+from cdc_archiver.commands.output import STATE_STYLES, Printer, print_json, print_to_stderr
 from cdc_archiver.commands.why import json_answer
 from cdc_archiver.commands.why.diagnosis import Diagnosis, at_source_text, diagnose, reason_text
 from cdc_archiver.commands.why.facts import (
@@ -32,6 +32,7 @@ from cdc_archiver.errors import ExitStatus
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.types import LogLevel
+from cdc_archiver.text import format_size
 from cdc_archiver.timespec import format_time
 
 HELP: Final = """

@@ -16,6 +16,7 @@ TYPES: Final = MappingProxyType(
         "plot.js": "text/javascript",
         "page.js": "text/javascript",
         "answer.js": "text/javascript",
+        "timecodes.js": "text/javascript",
     }
 )
 """Every file of the page and its media type."""

@@ -2,7 +2,8 @@
 
 import { answerOf } from "./answer.js";
 import { Board } from "./plot.js";
-import { ago, count, element, files, latency, minute, moment, shown, size, time } from "./words.js";
+import { timecodesOf } from "./timecodes.js";
+import { ago, count, element, files, latency, minute, moment, shown, size, span, time } from "./words.js";
 
 const INTERVAL = 3000;
 const TIMEOUT = 8000;
@@ -28,10 +29,10 @@ async function refresh() {
   if (document.hidden || asking) return;
   asking = true;
   try {
-    const [status, activity] = await Promise.all([fetched("api/status"), fetched("api/activity")]);
+    const [status, activity, timecodes] = await Promise.all([fetched("api/status"), fetched("api/activity"), fetched("api/timecodes?newest=3")]);
     answered = new Date();
     offset = Date.parse(activity.at) - answered.getTime();
-    show(status, activity);
+    show(status, activity, timecodes);
   } catch (error) {
     showNoAnswer(error);
   } finally {
@@ -69,20 +70,23 @@ function showBanner(tone, headline) {
 
 // Showing.
 
-function show(status, activity) {
+function show(status, activity, timecodes) {
   const now = new Date(Date.parse(activity.at));
   document.body.classList.remove("stale");
   place("rest").hidden = false;
   showBanner(status.words.headline.tone, shown(status.words.headline.text));
   place("version").textContent = status.version;
   place("clock").textContent = `${time(now)} UTC`;
-  const table = status.table ? `, table ${status.table}` : "";
-  place("subline").textContent = shown(`Up for ${ago(new Date(status.started), now).replace(" ago", "")} · database ${status.database}${table}`);
+  const named = status.table ? `, table ${status.table}` : "";
+  const asOf = status.as_of ? ` · the values below were so at ${moment(new Date(status.as_of))}, when the database answered last` : "";
+  place("subline").textContent = shown(`Up for ${ago(new Date(status.started), now).replace(" ago", "")} · database ${status.database}${named}${asOf}`);
   board ??= new Board(document.querySelector(".plots"));
   board.show(activity.minutes);
   rebuild(place("numbers"), numbers(status, now), (all) => all.map((each) => number(...each)));
   rebuild(inside("sources"), [status.sources, status.elsewhere, status.destination, status.words, status.state], () => sources(status, now));
-  rebuild(inside("failing"), [activity.failing, activity.forgotten, quarantinedAndRefused(status), status.state], () => failing(activity, status, now));
+  rebuild(inside("failing"), [activity.failing, activity.forgotten, activity.failing_since, quarantinedAndRefused(status), status.state, status.as_of, status.retried.map((each) => [each.reason, nextTry(each.retry_in)])], () => failing(activity, status, now));
+  const known = status.as_of && status.timecodes ? status.timecodes : timecodes;
+  rebuild(inside("timecodes"), [known, Math.floor(now / 60000)], () => timecodesOf(known, now, { badge, cell, table, whyButton, path }));
   rebuild(inside("newest"), activity.newest, () => newest(activity.newest, status));
   if (place("minutes").open) rebuild(place("minutes").querySelector("div"), activity.minutes, () => minutesTable(activity.minutes));
 }
@@ -120,7 +124,7 @@ function numbers(status, now) {
     ["Ignored", count(total(status, "ignored")), "by an operator"],
     ["Archived", count(status.archived), "since its start"],
     ["Disk free", size(free), status.destination ? shown(status.destination.path) : ""],
-    ["Last sweep", status.last_sweep ? ago(new Date(status.last_sweep), now) : "–", status.last_sweep ? "" : "none yet"],
+    ["Last sweep", status.last_sweep ? ago(new Date(status.last_sweep), now) : "–", own.length && !status.last_sweep ? "none yet" : ""],
     ["Stream", stream ? (stream.connected ? "open" : "none") : "–", stream?.connected ? stream.position : shown(stream?.why ?? ""), stream && !stream.connected ? "warning" : ""],
   ];
 }
@@ -154,7 +158,7 @@ function sources(status, now) {
     const free = status.destination.free_bytes === null ? "" : `, ${size(status.destination.free_bytes)} free`;
     rows.push(element("tr", {}, element("th", { scope: "row" }, "Archive", element("span", { class: "more" }, shown(status.destination.path))), element("td", { colspan: 8, "data-label": "State" }, badge(sentence.tone), element("span", { class: "state-text" }, shown(sentence.text) + free))));
   }
-  if (!rows.length) return element("p", { class: "quiet" }, status.state === "standby" ? "Another archiver holds all sources." : "This service holds no source yet.");
+  if (!rows.length) return element("p", { class: "quiet" }, { standby: "Another archiver holds all sources.", "no database": "Not known: the database has not answered since this service's start." }[status.state] ?? "This service holds no source.");
   const heads = ["Source", "State", "Queued", "In flight", "Pending", "Quarantined", "Refused", "Ignored", "Oldest pending"];
   return table(heads, rows, "sources");
 }
@@ -178,17 +182,30 @@ function failing(activity, status, now) {
   const known = activity.failing.filter((each) => ["file", "row"].includes(each.fault)).reduce((sum, each) => sum + each.files, 0);
   const before = (quarantined ?? 0) + (refused ?? 0) > known ? element("p", { class: "note" }, `${files((quarantined ?? 0) + (refused ?? 0))} quarantined or refused in all, some before this service's start: `, element("code", {}, "cdc-archiver list")) : "";
   if (!activity.failing.length) {
-    const elsewhere = status.state === "standby";
-    const text = elsewhere ? "Not known: another archiver has these files." : "None: every file that failed since this service's start has been archived or ignored by now.";
+    const since = moment(new Date(activity.failing_since));
+    const text = status.state === "standby" ? "Not known: another archiver has these files."
+      : status.as_of || !status.sources.length ? "Not known: the database does not answer. None was failing before."
+      : `None: every file that failed here since ${since} has been archived or ignored by now.`;
     return [element("p", { class: "quiet" }, text), before];
   }
   const groups = activity.failing.map((each) => element("li", {},
     element("h3", {}, badge(each.fault === "nobody" ? "warning" : "bad"), `${files(each.files)}: `, element("code", {}, each.reason), element("span", {}, each.words !== each.reason ? ` (${each.words}), ` : ", "), element("span", { class: "quiet" }, `scope: ${SCOPES[each.fault]}`)),
     element("p", {}, `Newest, ${moment(new Date(each.newest.at))}, of ${shown(each.newest.source)}: `, whyButton(each.newest.id, "failing"), " ", path(each.newest.path)),
     each.newest.detail ? element("p", { class: "detail" }, shown(each.newest.detail)) : "",
+    status.as_of ? "" : tries(status.retried.filter((other) => other.reason === each.reason), each.files),
   ));
   const more = activity.forgotten ? element("p", { class: "note" }, "More files failed than are kept in memory; the table has all of them.") : "";
   return [element("ul", { class: "groups" }, groups), more, before];
+}
+
+const nextTry = (seconds) => (seconds === null ? "" : seconds < 1 ? "now" : `in ${span(seconds)}`);
+
+/** How many files of a reason are tried again, and when the first of them. */
+function tries(groups, all) {
+  const retried = groups.reduce((sum, each) => sum + each.files, 0);
+  const times = groups.map((each) => each.retry_in).filter((each) => each !== null);
+  const when = times.length ? `, the next ${nextTry(Math.min(...times))}` : "";
+  return element("p", { class: "quiet" }, retried === 0 ? "Given up." : `${retried === all ? "Tried again" : `${count(retried)} of them tried again`}${when}.`);
 }
 
 function newest(found, status) {
@@ -206,8 +223,8 @@ function newest(found, status) {
 
 function minutesTable(minutes) {
   const rows = minutes.toReversed().map((each) => element("tr", {},
-    element("th", { scope: "row" }, minute(new Date(each.at))), cell("Files", count(each.files)), cell("Failed attempts", count(each.failed)), cell("Bytes", size(each.size)), cell("50 % within", latency(each.p50)), cell("99 % within", latency(each.p99))));
-  return table(["Minute", "Files", "Failed attempts", "Bytes", "50 % within", "99 % within"], rows, "minutes");
+    element("th", { scope: "row" }, minute(new Date(each.at))), cell("Files", count(each.files)), cell("Unsuccessful attempts", count(each.failed)), cell("Bytes", size(each.size)), cell("50 % within", latency(each.p50)), cell("99 % within", latency(each.p99))));
+  return table(["Minute", "Files", "Unsuccessful attempts", "Bytes", "50 % within", "99 % within"], rows, "minutes");
 }
 
 // Searching.

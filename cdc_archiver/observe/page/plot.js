@@ -185,7 +185,7 @@ export class Board {
     this.chosen = null;
     this.minutes = [];
     this.plots = [
-      new FilesPlot(this, "Files per minute", [["bar", "archived"], ["bar failed", "failed attempts"]], (each) => `${files(each.files)}${each.failed ? `, ${count(each.failed)} failed` : ""}`),
+      new FilesPlot(this, "Files per minute", [["bar", "archived"], ["bar failed", "unsuccessful attempts, of any scope"]], (each) => `${files(each.files)}${each.failed ? `, ${count(each.failed)} unsuccessful` : ""}`),
       new BytesPlot(this, "Bytes per minute", [["bar", "copied"]], (each) => size(each.size)),
       new LatencyPlot(this, "From event to archived", [["p50", "50 % of files"], ["p99", "99 %"]], (each) => (each.p50 === null ? "no events" : `${latency(each.p50)} (50 %), ${latency(each.p99)} (99 %)`)),
     ];

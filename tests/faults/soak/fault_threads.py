@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import pymysql
+from archive_places import marker_of
 from audit import BALLAST
 from files_table import TABLE
 from private_site import TARGET
@@ -20,7 +21,6 @@ from publisher import DISK
 
 from cdc_archiver.database.source_locks import lock_name
 from cdc_archiver.sandbox import ChildProcess, SandboxError
-from cdc_archiver.transfer.staging import MARKER
 from soak.site import SoakSite, children_of, send
 
 _ENOUGH = 15.0
@@ -278,8 +278,8 @@ class ArchiveFaults(FaultThread):
         return [(4, self.marker_gone), *full]
 
     def marker_gone(self) -> None:
-        marker = self.site.stage.data_dir / MARKER
-        away = marker.with_name(f"{MARKER}.away")
+        marker = marker_of(self.site.stage.data_dir)
+        away = marker.with_name(f"{marker.name}.away")
         marker.rename(away)
         try:
             self.wait(0.5, 6)

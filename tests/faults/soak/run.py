@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from archive_places import staging_of
 from audit import ArchiveWatcher, Audit, ExpectedResult, audit
 from files_table import TABLE
 from private_site import HISTORY
@@ -17,7 +18,6 @@ from publisher import Publisher
 
 from cdc_archiver.model import REFUSED_FROM
 from cdc_archiver.sandbox import Kind
-from cdc_archiver.transfer.staging import INCOMING
 from soak.fault_threads import (
     ArchiveFaults,
     ChildProcessFaults,
@@ -169,7 +169,7 @@ def _join(thread: Publisher | FaultThread) -> None:
 def _wait_for_marker(site: SoakSite) -> None:
     """The first start makes the archive; afterwards a missing marker means a missing disk."""
     for _ in _seconds(60.0):
-        if (site.stage.data_dir / INCOMING).is_dir():
+        if staging_of(site.stage.data_dir).is_dir():
             return
     raise RuntimeError("the service did not make the archive")
 

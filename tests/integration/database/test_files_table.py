@@ -32,6 +32,22 @@ def test_a_row_is_read_with_its_time_as_utc_and_its_md5_whole(world: PrivateData
     assert (row.record.failed_copy_attempts, row.record.attempts, row.copied) == (None, 0, False)
 
 
+def test_pending_rows_are_counted_by_timecode_to_the_second(world: PrivateDatabase) -> None:
+    register(
+        world,
+        {"timestamp": "2020-05-16 03:33:19"},
+        {"timestamp": "2020-05-16 03:33:20", "copied": None},
+        {"timestamp": "2020-05-17 07:19:59"},
+        {"timestamp": "2020-05-17 07:20:00"},
+        {"timestamp": "2020-05-16 12:00:00", "copied": 1},
+        {"timestamp": "2020-05-16 12:00:00", "failed_copy_attempts": 5},
+        {"timestamp": "2020-05-16 12:00:00", "instance_id": "another"},
+    )
+    with database_of(world) as database, database.connect() as connection:
+        for timecodes, counted in (((15896,), {15896: 2}), ((15895, 15897, 15899), {15895: 1, 15897: 1}), ((), {})):
+            assert files_table().pending_in_timecodes(connection, ["m"], timecodes) == counted
+
+
 @pytest.mark.parametrize("zone", ["", "+00:00"])
 def test_the_time_is_what_its_writer_put_there_unless_a_zone_is_set(mariadb: DatabaseServer, zone: str) -> None:
     """The writer puts a UTC time as naive text, in the server's zone; read in the same zone it is the same again."""

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import staging_of
 from check_findings import not_ok, settings, the_only
 from small_disk import UNSHARE, require_mounts
 
+from cdc_archiver.database.archives import KnownArchive
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.preflight import CheckStatus, Finding, destination_findings
-from cdc_archiver.transfer.staging import INCOMING, MARKER, Archive
+from cdc_archiver.transfer.staging import Archive
+from cdc_archiver.transfer.staging_place import sibling_of
 
 
-def check(directory: Path, *, expect_marker: bool = False, **flags: Any) -> list[Finding]:
+def check(directory: Path, *, known: bool = False, **flags: Any) -> list[Finding]:
     """The findings about the disk, except the one about the file system of the test machine."""
-    findings = destination_findings(settings(data_dir=directory, **flags), expect_marker=expect_marker)
+    findings = destination_findings(settings(data_dir=directory, **flags), KnownArchive(has_files=known))
     return [finding for finding in findings if finding.subject != "file system"]
 
 
@@ -44,16 +47,17 @@ def test_a_good_data_dir_is_left_as_it_was(data_dir: Path) -> None:
 
 
 def test_the_trial_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(data_dir: Path) -> None:
-    killed, living = data_dir / ".check-killed", data_dir / ".check-living"
+    killed, living = (staging_of(data_dir) / name for name in (".check-killed", ".check-living"))
     for trial in (killed, living):
-        trial.mkdir()
+        trial.mkdir(parents=True)
         (trial / "staged-0").touch()
         os.utime(trial, (0, 0))
     lock = os.open(living, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     check(data_dir)
     os.close(lock)
-    assert list(data_dir.iterdir()) == [living]
+    assert list(staging_of(data_dir).iterdir()) == [living]
+    assert list(data_dir.iterdir()) == []
 
 
 def test_a_missing_data_dir(data_dir: Path) -> None:
@@ -84,8 +88,11 @@ def test_a_data_dir_without_write_permission(data_dir: Path) -> None:
     # The owner's own write permission is what the fix relies on.
     data_dir.chmod(0o755)
     subprocess.run(found.fix, shell=True, check=True)
+    state_dir = data_dir.parent / "state"
+    state_dir.mkdir(mode=0o777)
+    state_dir.chmod(0o777)
     with as_nobody():
-        assert not_ok(check(data_dir)) == []
+        assert not_ok(check(data_dir, state_dir=state_dir)) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to make a directory that the user cannot enter")
@@ -97,15 +104,18 @@ def test_a_data_dir_that_cannot_be_entered(data_dir: Path) -> None:
     assert found.text == f"data_dir {data_dir}: Permission denied"
 
 
-def test_a_disk_without_hard_links(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_files_are_copied(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_link(source: Path, target: Path, **_: object) -> None:
         raise PermissionError(1, "Operation not permitted", str(source), None, str(target))
 
     monkeypatch.setattr(os, "link", no_link)
 
-    found = the_only(check(data_dir))
-    assert "Operation not permitted" in found.text
-    assert "hard links" in found.fix
+    findings = check(data_dir, state_dir=data_dir.parent / "state")
+    assert not_ok(findings) == []
+    (text,) = [finding.text for finding in findings if finding.subject == "staging"]
+    assert f"files are staged in {data_dir.parent}/state/" in text
+    assert "links do not lead from" in text
+    assert "each file is written twice" in text
 
 
 @pytest.mark.parametrize(
@@ -156,12 +166,13 @@ def test_the_file_system_is_reported_with_a_warning_for_a_volatile_one() -> None
 
 
 def test_a_disk_that_is_gone_is_not_taken_for_a_new_archive(data_dir: Path) -> None:
-    found = the_only(check(data_dir, expect_marker=True))
+    found = the_only(check(data_dir, known=True))
     assert (found.subject, "not mounted" in found.text) == ("marker", True)
-
-    subprocess.run(found.fix.partition(": ")[2], shell=True, check=True)
-    assert (data_dir / MARKER).exists()
-    assert not_ok(check(data_dir, expect_marker=True)) == []
+    assert found.fix.startswith(f"mount {shlex.quote(str(data_dir))}  # ")
+    assert not sibling_of(data_dir).exists()
+    # When it is mounted, its marker shows it.
+    Archive(data_dir, 0).prepare()
+    assert not_ok(check(data_dir, known=True)) == []
 
 
 def test_what_stops_the_archives_readers_is_named_with_the_fix(data_dir: Path) -> None:
@@ -169,7 +180,7 @@ def test_what_stops_the_archives_readers_is_named_with_the_fix(data_dir: Path) -
     (data_dir / "15895").mkdir()
     (data_dir.parent / "elsewhere").mkdir()
     (data_dir / "15896").symlink_to(data_dir.parent / "elsewhere")
-    Archive(data_dir, 0).prepare(expect_marker=False)
+    Archive(data_dir, 0).prepare()
     assert not_ok(check(data_dir)) == []
     # when other things come to lie there,
     for name in ("1.0", "notes", "158951", ".snapshot", "lost+found"):
@@ -185,7 +196,7 @@ def test_what_stops_the_archives_readers_is_named_with_the_fix(data_dir: Path) -
     subprocess.run(found.fix, shell=True, check=True)
     subprocess.run(the_only(check(data_dir)).fix, shell=True, check=True)
     assert not_ok(check(data_dir)) == []
-    assert sorted(entry.name for entry in data_dir.iterdir()) == [MARKER, INCOMING, "15895", "15896"]
+    assert sorted(entry.name for entry in data_dir.iterdir()) == ["15895", "15896"]
 
 
 def test_a_data_dir_that_is_the_top_of_a_disk_has_its_lost_and_found(
@@ -201,8 +212,8 @@ def test_a_data_dir_that_is_the_top_of_a_disk_has_its_lost_and_found(
 
 def test_leftovers_in_staging_are_reported(data_dir: Path) -> None:
     archive = Archive(data_dir, 0)
-    archive.prepare(expect_marker=False)
+    archive.prepare()
     (archive.staging_directory("readout", "small-1") / "part").write_bytes(bytes(2048))
 
     (text,) = [finding.text for finding in check(data_dir) if finding.subject == "staging"]
-    assert text.startswith("1 files (2.0 KiB) in ")
+    assert "1 files (2.0 KiB) there are copies under way" in text

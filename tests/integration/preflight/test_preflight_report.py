@@ -15,7 +15,6 @@ from cdc_archiver.database import history
 from cdc_archiver.database.connections import Database
 from cdc_archiver.errors import ExitStatus
 from cdc_archiver.preflight import CheckStatus, Finding, Report
-from cdc_archiver.transfer.staging import MARKER
 
 # --- the report
 
@@ -33,7 +32,7 @@ def test_the_whole_report(good: PrivateDatabase, source: Source, data_dir: Path)
     assert {
         "subject": "marker",
         "status": "ok",
-        "text": f"the first run will create {data_dir / MARKER}",
+        "text": f"the first run will make the marker of {data_dir}",
         "fix": "",
         "mend": "",
     } in (report.as_dict()["findings"])

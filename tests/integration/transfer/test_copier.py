@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 import structlog
+from archive_places import marker_of
 from copier_setup import CopierSetup, archived, copying, reason, staged
 from waiting import eventually
 
 from cdc_archiver.model import AttemptFailed, Batch, Deferred, Lane, Oversize, Reason
 from cdc_archiver.sandbox import NO_PROGRAMS, SshServer
-from cdc_archiver.transfer import copier, rsync_output
+from cdc_archiver.transfer import copier, layout, rsync_output
 from cdc_archiver.transfer.placement import Placer
 from cdc_archiver.transfer.rsync import RsyncRun
-from cdc_archiver.transfer.staging import MARKER
 
 
 @pytest.fixture(params=["ssh", "local"])
@@ -117,6 +117,17 @@ def test_a_file_in_the_archive_is_adopted_without_a_transfer(stage: CopierSetup)
     first = archived(stage.copy(file)[file.id], b"a.npy")
     os.unlink(file.path)
     assert archived(stage.copy(file)[file.id], b"a.npy", adopted=True) == first
+
+
+def test_what_is_in_the_way_of_a_file_is_seen_before_it_is_fetched(stage: CopierSetup) -> None:
+    blocked, free = stage.file("a.npy"), stage.file("b.npy", pub_id="another")
+    in_the_way = stage.data / layout.archived_path(blocked, stage.settings.oldest_timestamp)
+    in_the_way.parents[2].mkdir(parents=True)
+    in_the_way.parents[1].write_bytes(b"a file where a directory belongs")
+    os.unlink(blocked.path)  # to fetch it would fail otherwise
+    outcomes = stage.copy(blocked, free)
+    assert reason(outcomes[blocked.id]) is Reason.PLACE_UNUSABLE
+    archived(outcomes[free.id], b"b.npy")
 
 
 def test_different_files_of_one_name_and_two_rows_of_one_path(stage: CopierSetup) -> None:
@@ -232,7 +243,7 @@ def test_a_file_that_is_reported_before_its_rename_is_placed_after_it(
 
 
 def test_nothing_is_written_to_an_unmounted_disk(stage: CopierSetup) -> None:
-    (stage.data / MARKER).unlink()
+    marker_of(stage.data).unlink()
     before = sorted(stage.data.rglob("*"))
     file = stage.file("a.npy")
     assert reason(stage.copy(file)[file.id]) is Reason.DESTINATION_MISSING

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cdc_archiver.commands.output import Printer, format_size
+from cdc_archiver.commands.output import Printer
 from cdc_archiver.database.search import RowState
 from cdc_archiver.errors import Misconfigured
-from cdc_archiver.text import escape_unprintable, to_jsonable
+from cdc_archiver.text import escape_unprintable, format_size, to_jsonable
 from cdc_archiver.timespec import format_duration, parse_time
 
 NOW = datetime(2026, 5, 15, 12, 30, 15, tzinfo=UTC)

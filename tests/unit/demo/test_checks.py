@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from archive_places import marker_of, staging_of
 
 from cdc_archiver.demo import entry_point as demo
 from cdc_archiver.demo.checks import Check, check_archive
@@ -40,8 +41,8 @@ class ArchiveFixture:
 def archive(tmp_path: Path) -> ArchiveFixture:
     """Twenty archived files, two of them with the same name."""
     archive = ArchiveFixture(tmp_path / "readout", tmp_path / "archive")
-    (archive.data_dir / ".incoming" / "source" / "small-0").mkdir(parents=True)
-    (archive.data_dir / ".cdc_archiver").touch()
+    (staging_of(archive.data_dir) / "source" / "small-0").mkdir(parents=True)
+    marker_of(archive.data_dir).touch()
     for id_, planned in enumerate(plan(20, 5000).files, 1):
         file = write(planned, archive.source)
         values = row_values(file)
@@ -165,7 +166,7 @@ def archive_an_unregistered_file(archive: ArchiveFixture) -> Path:
 
 
 def leave_staged(archive: ArchiveFixture) -> Path:
-    path = archive.data_dir / ".incoming" / "source" / "small-0" / "part.npy"
+    path = staging_of(archive.data_dir) / "source" / "small-0" / "part.npy"
     path.touch()
     return path
 

@@ -294,6 +294,21 @@ def test_trouble_of_the_destination_stops_all_lanes() -> None:
     assert script.up, "the source is not at fault"
 
 
+def test_the_batch_that_tries_the_destination_is_one_file_which_may_be_fetched_in_vain() -> None:
+    script = Script()
+    script.queue([1])
+    (first,) = script.taken()
+    script.judge(Deferred(first, Reason.DESTINATION_UNWRITABLE, "read-only"))
+    script.scheduler.finish("srv")
+    script.queue([2, 3, 4])
+    script.now = 2.0
+    (trial,) = script.taken()
+    assert trial.id == 2
+    script.judge(Archived(trial, "/a", 1, adopted=False))
+    script.scheduler.finish("srv")
+    assert script.ids() == [3, 4]
+
+
 def test_after_trouble_of_the_destination_one_batch_goes_first_whatever_its_source() -> None:
     script = Script(batch_files=1)
     script.queue([1, 2, 3])
@@ -583,6 +598,21 @@ def test_a_file_with_two_inconclusive_tries_is_a_batch_of_its_own() -> None:
         script.enqueue(script.take_ids())
     script.queue([2, 3])
     assert sorted([script.ids(), script.ids()]) == [[1], [2, 3]]
+
+
+def test_a_file_whose_place_cannot_be_used_is_tried_again_after_minutes() -> None:
+    script = Script()
+    script.queue([1])
+    delays = []
+    for _ in range(7):
+        (taken,) = script.taken()
+        script.judge(Deferred(taken, Reason.PLACE_UNUSABLE, "a file is in the way"))
+        due = script.scheduler.tracked.next_due()
+        assert due is not None
+        delays.append(due - script.now)
+        script.now = due
+        script.enqueue(script.take_ids())
+    assert delays == [1.0, 5.0, 30.0, 60.0, 120.0, 300.0, 300.0]
 
 
 def test_a_failed_attempt_ends_the_count_of_inconclusive_tries() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cdc_archiver.model import Archived, AttemptFailed, Deferred, FileRecord, Reason, Refused
 from cdc_archiver.observe import activity
-from cdc_archiver.observe.activity import MINUTES, NEWEST, Activity
+from cdc_archiver.observe.activity import MINUTES, NEWEST, Activity, GivenUp
 
 NOON = 1_800_000_000.0  # a full minute
 
@@ -79,6 +79,20 @@ def test_a_clock_that_is_set_back_loses_nothing(kept: Activity, clock: Clock) ->
     clock.now -= 300
     kept.record_outcome("srv", archived(2), None)
     assert kept.snapshot().minutes[-1].files == 2
+
+
+def test_a_clock_that_is_set_back_leaves_no_minute_in_the_future(kept: Activity, clock: Clock) -> None:
+    clock.now += 600
+    kept.record_outcome("srv", archived(1), 0.1)
+    clock.now += 60
+    kept.record_outcome("srv", archived(2), 0.1)
+    clock.now -= 300
+    minutes = kept.snapshot().minutes
+    assert minutes[-1].at == datetime.fromtimestamp(clock.now, UTC)
+    assert [minute.files for minute in minutes if minute.files] == [2]
+    clock.now += 60
+    kept.record_outcome("srv", archived(3), 0.1)
+    assert [minute.files for minute in kept.snapshot().minutes[-2:]] == [2, 1]
 
 
 def test_a_clock_that_was_ahead_at_the_start_shows_a_minute_all_the_same(kept: Activity, clock: Clock) -> None:
@@ -152,6 +166,21 @@ def test_failures_of_a_source_held_by_another_are_forgotten(kept: Activity) -> N
     assert [each.newest.id for each in kept.snapshot().failing] == [1]
     kept.forget()
     assert kept.snapshot().failing == ()
+
+
+def test_the_numbers_of_retried_and_given_up_files_are_told_at_each_change(kept: Activity) -> None:
+    told: list[tuple[str, str, int]] = []
+    kept.on_retried = lambda *change: told.append(change)
+    kept.max_attempts = 1
+    kept.record_outcome("srv", Deferred(record(1), Reason.LINK_LOST, "cut"), None)
+    kept.record_outcome("srv", Deferred(record(1), Reason.LINK_LOST, "cut"), None)
+    kept.record_outcome("srv", AttemptFailed(record(1), Reason.MISSING, "not there"), None)
+    kept.record_outcome("srv", Refused(record(2), Reason.NO_MD5, "no md5"), None)
+    assert told[-1] == ("srv", "link_lost", 0)
+    assert max(files for _, _, files in told) == 1
+    assert kept.given_up("srv") == GivenUp(1, 1, 1)
+    kept.table_counted("srv")
+    assert kept.given_up("srv") == GivenUp(1, 0, 0)
 
 
 def test_memory_is_bounded_however_much_fails(kept: Activity) -> None:

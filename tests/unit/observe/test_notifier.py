@@ -17,7 +17,7 @@ from waiting import eventually
 
 from cdc_archiver.observe import notifier as under_test
 from cdc_archiver.observe.metrics import Metrics
-from cdc_archiver.observe.notices import Notice
+from cdc_archiver.observe.notice_rules import Notice
 from cdc_archiver.observe.notifier import Notifier
 from cdc_archiver.observe.service_status import ServiceStatus
 

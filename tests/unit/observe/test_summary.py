@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
+from cdc_archiver.database.timecodes_table import TimecodeState
 from cdc_archiver.dispatch.queues import SourceState
 from cdc_archiver.observe.service_status import (
     DestinationStatus,
     HeldByOther,
+    KnownTimecodes,
+    RetriedFiles,
     ServiceState,
     ServiceStatus,
     SourceStatus,
     StreamStatus,
 )
 from cdc_archiver.observe.summary import Severity, source_headline, summarize
+from cdc_archiver.timecodes.status_types import TimecodeStatus
 
 OPEN = StreamStatus(True, "", "binlog.000001:4", 0.0)
 
@@ -76,6 +81,21 @@ def status(
             status(ServiceState.STANDBY, elsewhere=(HeldByOther("a", "storage2"), HeldByOther("b", "storage2"))),
             Severity.IDLE,
             "On standby for storage2",
+        ),
+        (
+            replace(
+                status(ServiceState.STREAMING, stream=OPEN), retried=(RetriedFiles("srv", "missing", "file", 2, 4.0),)
+            ),
+            Severity.WARNING,
+            "Streaming, 0 s behind; 2 files tried again after a failure",
+        ),
+        (
+            replace(
+                status(ServiceState.STREAMING, stream=OPEN),
+                timecodes=KnownTimecodes(timecodes=(TimecodeStatus("srv", "a", 15800, TimecodeState.BLOCKED),)),
+            ),
+            Severity.WARNING,
+            "Streaming, 0 s behind; 1 timecode blocked",
         ),
         (status(ServiceState.STARTING), Severity.IDLE, "Starting"),
         (status(ServiceState.NO_DATABASE, "it does not answer"), Severity.BAD, "No database: it does not answer"),

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from archive_places import marker_of
 
 from cdc_archiver.errors import DestinationUnavailable, LayoutRefused
 from cdc_archiver.model import Reason
 from cdc_archiver.settings.types import FileModes
 from cdc_archiver.transfer import disk_sync, placement
 from cdc_archiver.transfer.placement import Placed, Placer, Staged
-from cdc_archiver.transfer.staging import MARKER, Archive
+from cdc_archiver.transfer.staging import Archive
 
 MODES = FileModes(directories=0o750, files=0o640)
 
@@ -27,7 +28,7 @@ MODES = FileModes(directories=0o750, files=0o640)
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     archive = Archive(tmp_path, min_free=0)
-    archive.prepare(expect_marker=False)
+    archive.prepare()
     return archive
 
 
@@ -155,7 +156,7 @@ def test_a_name_too_long_for_a_suffix_ends_the_search_without_an_error(archive: 
 
 def test_nothing_is_placed_once_the_disk_is_unmounted(archive: Archive, placer: Placer) -> None:
     file = stage(archive, "a", b"data")
-    (archive.data_dir / MARKER).unlink()
+    marker_of(archive.data_dir).unlink()
     with pytest.raises(DestinationUnavailable, match="not mounted"):
         placer.place([file])
     assert not Path(file.final).exists()
@@ -202,10 +203,12 @@ class Removal:
         return counted
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["linked", "copied"])
 @pytest.mark.parametrize("there", [b"", b"data", b"another"], ids=["empty", "with this file", "with another"])
 def test_a_directory_that_another_program_removes_meanwhile_is_made_again(
-    archive: Archive, placer: Placer, monkeypatch: pytest.MonkeyPatch, there: bytes
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, there: bytes, links: bool
 ) -> None:
+    placer = Placer(archive, MODES, links=links)
     for number in range(1, 100):
         # Given a file on its way, into a directory with or without one of its name,
         file = stage(archive, "a", b"data")
@@ -251,7 +254,7 @@ def test_a_disk_that_is_unmounted_during_placement_is_not_taken_for_a_removed_di
     def unmount_and_link(*arguments: Any, **options: Any) -> None:
         # when nothing is left of its directory, nor the marker,
         shutil.rmtree(archive.data_dir / "15895")
-        (archive.data_dir / MARKER).unlink()
+        marker_of(archive.data_dir).unlink()
         link(*arguments, **options)
 
     monkeypatch.setattr(os, "link", unmount_and_link)
@@ -304,14 +307,14 @@ def test_a_data_dir_that_disappears_during_placement_is_a_missing_destination(tm
     directory = tmp_path / "mount" / "archive"
     directory.mkdir(parents=True)
     archive = Archive(directory, min_free=0)
-    archive.prepare(expect_marker=False)
+    archive.prepare()
     placer = Placer(archive, MODES)
     directory.rename(tmp_path / "elsewhere")
     with pytest.raises(DestinationUnavailable, match="data_dir itself is gone"):
-        placer._make_directory(directory / "15895" / "crate1", set())
+        placer.places.make(directory / "15895" / "crate1", set())
     assert not directory.exists()
     (tmp_path / "away").mkdir()
-    assert not placer._is_trusted_path(tmp_path / "away"), "a directory outside data_dir is not trusted"
+    assert not placer.places.is_trusted(tmp_path / "away"), "a directory outside data_dir is not trusted"
 
 
 @pytest.mark.parametrize("size", [*range(-1, 18), 1000])

@@ -6,17 +6,19 @@ import os
 from pathlib import Path
 
 import pytest
+from archive_places import marker_of
 
+from cdc_archiver.database.archives import KnownArchive
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
 from cdc_archiver.model import Reason
 from cdc_archiver.transfer.rsync import PARTIAL
-from cdc_archiver.transfer.staging import MARKER, Archive
+from cdc_archiver.transfer.staging import Archive
 
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     archive = Archive(tmp_path, min_free=0)
-    archive.prepare(expect_marker=False)
+    archive.prepare()
     return archive
 
 
@@ -32,7 +34,7 @@ def test_leftovers_of_a_removed_source_are_deleted_after_a_day(archive: Archive)
 
 
 def test_nothing_is_written_to_a_bare_mount_point(archive: Archive) -> None:
-    (archive.data_dir / MARKER).unlink()
+    marker_of(archive.data_dir).unlink()
     with pytest.raises(DestinationUnavailable) as raised:
         archive.require_ready()
     assert raised.value.reason is Reason.DESTINATION_MISSING
@@ -41,18 +43,19 @@ def test_nothing_is_written_to_a_bare_mount_point(archive: Archive) -> None:
 def test_an_empty_directory_is_an_unmounted_disk_where_the_history_has_files(tmp_path: Path) -> None:
     archive = Archive(tmp_path, 0)
     with pytest.raises(DestinationUnavailable, match="not mounted"):
-        archive.prepare(expect_marker=True)
+        archive.prepare(KnownArchive(has_files=True))
     with pytest.raises(DestinationUnavailable, match="not mounted"):
         archive.require_ready()
     assert list(tmp_path.iterdir()) == []
+    assert not marker_of(tmp_path).exists()
     # When it is mounted after all, the same archive goes on.
-    (tmp_path / MARKER).touch()
+    Archive(tmp_path, 0).prepare()
     archive.require_ready()
 
 
 def test_a_disk_that_is_too_full_accepts_nothing(tmp_path: Path) -> None:
     archive = Archive(tmp_path, min_free=2**62)
-    archive.prepare(expect_marker=False)
+    archive.prepare()
     with pytest.raises(DestinationUnavailable) as raised:
         archive.require_ready()
     assert raised.value.reason is Reason.NO_SPACE

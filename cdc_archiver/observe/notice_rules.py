@@ -9,6 +9,8 @@ from datetime import date, datetime
 from typing import Any, Final
 
 from cdc_archiver.observe.service_status import ServiceState, ServiceStatus
+from cdc_archiver.text import format_file_count, to_jsonable
+from cdc_archiver.timecodes.status_types import NoticeKind, TimecodeNotice
 from cdc_archiver.timespec import format_duration
 
 A_MINUTE: Final = 10
@@ -61,6 +63,8 @@ class StatusWatcher:
         return [*self._outages_of(status, now), *self._quarantines(status), *self._daily(status, at)]
 
     def _outages_of(self, status: ServiceStatus, now: float) -> list[Notice]:
+        if status.as_of is not None:
+            return []  # nobody knows now
         seen = {source.state.name: "" if source.state.up else _why(source.state) for source in status.sources}
         for other in status.elsewhere:
             self._outages.pop(other.name, None)  # its holder tells of it
@@ -91,7 +95,7 @@ class StatusWatcher:
             self._quarantined[name] = source.quarantined
             if files > 0:
                 total = source.files.quarantined if source.files is not None else None
-                text = f"{_files(files)} of {name} quarantined; fix: cdc-archiver list --state quarantined"
+                text = f"{format_file_count(files)} of {name} quarantined; fix: cdc-archiver list --state quarantined"
                 found.append(Notice("quarantined", text, {"source": name, "files": files, "quarantined": total}))
         return found
 
@@ -112,7 +116,7 @@ class StatusWatcher:
             if any(source.files for source in status.sources)
             else "files are not counted"
         )
-        text = f"{state}; {_files(archived)} archived since the last summary or start; {known}"
+        text = f"{state}; {format_file_count(archived)} archived since the last summary or start; {known}"
         more = {"state": str(status.state), "why": status.why, "archived": archived, **counts, "sources_down": down}
         return [Notice("daily", text, more)]
 
@@ -148,6 +152,14 @@ class NoticeLimiter:
         return Notice("summary", f"further notices in the last minute: {more}", {"notices": counts})
 
 
+def notice_of_timecode(notice: TimecodeNotice) -> Notice:
+    """What the program is told of a timecode."""
+    more = {key: value for key, value in to_jsonable(notice).items() if key not in ("kind", "detail")}
+    if notice.kind is not NoticeKind.LATE_FILE:
+        del more["path"], more["file_id"]
+    return Notice(notice.kind.value, notice.detail, more)
+
+
 def is_serving(status: ServiceStatus) -> bool:
     """Whether a status is worth a comparison: not that of a service which starts or stops."""
     return status.state not in (ServiceState.STARTING, ServiceState.STOPPING, ServiceState.FAILED)
@@ -155,7 +167,3 @@ def is_serving(status: ServiceStatus) -> bool:
 
 def _why(state: Any) -> str:
     return f"{state.reason}: {state.detail}"
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"

@@ -8,8 +8,16 @@ from datetime import timedelta
 import pytest
 from service_statuses import DOWN, NOON, UP, status
 
-from cdc_archiver.observe.notices import A_MINUTE, Notice, NoticeLimiter, StatusWatcher, is_serving
+from cdc_archiver.observe.notice_rules import (
+    A_MINUTE,
+    Notice,
+    NoticeLimiter,
+    StatusWatcher,
+    is_serving,
+    notice_of_timecode,
+)
 from cdc_archiver.observe.service_status import HeldByOther, ServiceState
+from cdc_archiver.timecodes.status_types import NoticeKind, TimecodeNotice
 
 
 @pytest.fixture
@@ -37,6 +45,12 @@ def test_an_outage_is_told_once_after_the_time_and_its_end_once(watcher: StatusW
     (up,) = watcher.look(status(UP), NOON, 7300.0)
     assert (up.kind, up.text) == ("source_up", "the source srv is up again, after 2 h")
     assert watcher.look(status(UP), NOON, 7400.0) == []
+
+
+def test_an_outage_is_not_judged_by_what_was_known_before_the_database_went_away(watcher: StatusWatcher) -> None:
+    watcher.look(status(DOWN), NOON, 0.0)
+    assert watcher.look(replace(status(DOWN), as_of=NOON), NOON, 700.0) == []
+    assert kinds(watcher.look(status(DOWN), NOON, 701.0)) == ["source_down"]
 
 
 def test_a_short_outage_is_no_news_and_two_do_not_add_up(watcher: StatusWatcher) -> None:
@@ -91,3 +105,20 @@ def test_ten_of_a_kind_in_any_minute_and_the_rest_in_one_summary() -> None:
     assert (summary.kind, summary.more) == ("summary", {"notices": {"late_file": 6}})
     assert limiter.summary(200.0) is None
     assert limiter.admits("late_file", 200.0)
+
+
+def test_what_is_told_of_a_timecode_has_the_keys_of_its_kind() -> None:
+    late = TimecodeNotice(NoticeKind.LATE_FILE, "srv", "monitor", 15800, 2, 7, 70, "/a/x.npy", 4, "it came late")
+    told = notice_of_timecode(late)
+    assert (told.kind, told.text) == ("late_file", "it came late")
+    assert told.more == {
+        "source": "srv",
+        "instance_id": "monitor",
+        "timecode": 15800,
+        "generation": 2,
+        "files": 7,
+        "bytes": 70,
+        "path": "/a/x.npy",
+        "file_id": 4,
+    }
+    assert "path" not in notice_of_timecode(replace(late, kind=NoticeKind.COMPLETE)).more
