@@ -31,6 +31,9 @@ class WatermarkReporter(StoppableThread):
 
     Args:
         target: ``instance_id``.
+
+    Attributes:
+        trouble: why the last report could not be written; empty where it could.
     """
 
     def __init__(
@@ -43,7 +46,7 @@ class WatermarkReporter(StoppableThread):
         self._database = database
         self._metrics = metrics
         self._told: dict[int, tuple[int, int]] | None = None
-        self._failing = ""
+        self.trouble = ""
 
     def work(self) -> None:
         while not self.stopping.is_set():
@@ -62,12 +65,12 @@ class WatermarkReporter(StoppableThread):
                 self._write(connection, facts, watermark, stopped=stopped and not facts.waiting)
                 self._write_losses(connection, losses)
         except (ArchiverError, sqlite3.Error) as error:
-            if str(error) != self._failing:
+            if str(error) != self.trouble:
                 _log.error("watermark_not_written", detail=str(error))
-            self._failing = str(error)
+            self.trouble = str(error)
             self._told = None
         else:
-            self._failing = ""
+            self.trouble = ""
             self._told = losses
             self._metrics.watermark.set(watermark)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,8 @@ from structlog.testing import capture_logs
 from waiting import eventually
 
 from cdc_archiver.registrar import registration, watermark_report
-from cdc_archiver.registrar.spool_reading import retry_undecided
+from cdc_archiver.registrar.spool import Spool
+from cdc_archiver.registrar.spool_reading import Entry, retry_undecided
 from cdc_archiver.sandbox import DatabaseServer
 
 
@@ -169,4 +171,28 @@ def test_a_burst_of_20000_messages_is_rows_or_a_known_gap(mariadb: DatabaseServe
             )
             assert running.count("files_total", outcome="registered") == rows()
         assert site.receipts() == rows()
+        site.close()
+
+
+def test_at_rest_it_does_nothing(mariadb: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_private_database(mariadb) as world:
+        site = RegistrarSite(world, tmp_path)
+        looks: list[float] = []
+        due = Spool.due
+
+        def counted(spool: Spool, now: float, limit: int) -> list[Entry]:
+            looks.append(now)
+            return due(spool, now, limit)
+
+        monkeypatch.setattr(Spool, "due", counted)
+        with site.running() as running, running.publisher() as publisher:
+            eventually(lambda: running.registrar.status().ready, "it registers")
+            before = len(looks)
+            time.sleep(1.0)
+            assert len(looks) - before <= 3  # nothing was ever announced
+            publisher.announce(site.file("a.dat"), site.sources / "absent.dat")
+            site.wait_rows(1)
+            before = len(looks)
+            time.sleep(1.0)
+            assert len(looks) - before <= 8  # one file is looked for
         site.close()
