@@ -84,7 +84,7 @@ class CountingListener:
         """Rows were skipped."""
         raise RuntimeError(why)
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, detail: str) -> None:
         """The stream has ended."""
         raise RuntimeError(reason)
 

@@ -95,8 +95,27 @@ def common(
     """Archives the files that an instrument registers in a database table, as soon as they are registered."""
 
 
+def _open_closed_streams() -> None:
+    """Leads closed standard streams (``>&-``) to nowhere: else print fails, and a socket or file may get their number."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8"))
+
+
+def _discard_output() -> str:
+    """Why standard output cannot be written, empty where it can; if not, what is left goes nowhere, also at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error.strerror or str(error)
+    return ""
+
+
 def main() -> None:
     """The entry point: an error becomes one line on standard error and its exit status."""
+    _open_closed_streams()
     environment = passwd_entry.passwd_entry_environment()
     if sys.getfilesystemencoding() != "utf-8":  # file names are UTF-8 in the product, whatever the locale
         environment["PYTHONUTF8"] = "1"
@@ -112,6 +131,11 @@ def main() -> None:
         exit_status = 130
     except BrokenPipeError:  # `list | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        exit_status = ExitStatus.INTERNAL_ERROR
+    except OSError:
+        if not (why := _discard_output()):
+            raise
+        print_to_stderr(f"the output cannot be written: {why}; fix: redirect it to a disk that has room")
         exit_status = ExitStatus.INTERNAL_ERROR
     except Exception as error:
         # A wrong flag or argument, in the words of the library that reads them.

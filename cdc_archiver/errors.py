@@ -52,6 +52,10 @@ class DatabaseUnavailable(ArchiverError):
     exit_status = ExitStatus.UNREACHABLE
 
 
+class ReadOnlyServer(DatabaseUnavailable):
+    """The server takes no writes: a replica, or a former primary after a fail-over. Leave it; wait until one takes writes."""
+
+
 class RowLocked(DatabaseUnavailable):
     """Another client's open transaction locks a row to be written. Other rows can be written."""
 
@@ -74,6 +78,10 @@ class StreamLost(ArchiverError):
 
 class StreamUnavailable(ArchiverError):
     """The server offers no usable binlog stream now (no binlog, no grant, compression). Poll, and try again later."""
+
+
+class ServersDiffer(StreamUnavailable):
+    """Connections of one address lead to different servers: a stream of one says nothing of writes to another. Poll."""
 
 
 class ServerIdTaken(Misconfigured):

@@ -25,6 +25,8 @@ from cdc_archiver.settings.types import LogLevel
 from cdc_archiver.text import format_size
 from cdc_archiver.timecodes.decision import end_of
 from cdc_archiver.timespec import format_time, parse_time
+from cdc_archiver.transfer.other_disks import PathNotes
+from cdc_archiver.transfer.places import OTHER_DISKS
 
 HELP: Final = """
 Mark timecodes as taken over.
@@ -132,6 +134,7 @@ def _mark_missing(
     with context.database.connect() as connection, marking.side_table_errors("timecodes"):
         now = min(utc_now(connection), datetime.now(UTC))
         before = parse_time(older_than, now)
+        elsewhere = _on_other_disks(context)
         marks = marking.known_marks(context, connection)
         stored = find_timecodes(connection, context.files.name, targets=targets)
         candidates = [
@@ -141,6 +144,7 @@ def _mark_missing(
             and entry.files
             and end_of(entry.timecode) <= before
             and not marks.handed_over(entry.instance_id, entry.timecode)
+            and str(entry.timecode) not in elsewhere
             and _is_gone(data_dir, entry.timecode)
         ]
     ours: frozenset[tuple[str, str]] = frozenset()
@@ -174,6 +178,12 @@ def _mark_missing(
     )
     printer.line((f"handed over: {len(found)} timecodes, to {by}", "bold"))
     return ExitStatus.DONE
+
+
+def _on_other_disks(context: CommandContext) -> set[str]:
+    """The names of timecodes' directories that were seen on other disks, wholly or in part: their disk may not be mounted now."""
+    noted = [path for place in marking.staging_places(context) for path in PathNotes(place / OTHER_DISKS).paths()]
+    return {path.split("/")[0] for path in noted}
 
 
 def _is_gone(data_dir: Path, timecode: int) -> bool:

@@ -35,7 +35,7 @@ def mark_archive(
     with open_context(settings) as context, context.database.connect() as connection:
         known = known_archive(connection, context.files.name, settings.targets, archive.data_dir)
         archive.expect(KnownArchive())
-        marker = archive.recognise()
+        marker = archive.recognise(renew=True)
         print(f"archive:  {archive.data_dir}")
         print(f"its id:   {marker.id + ' (' + marker.where + ')' if marker else 'none; it gets one'}")
         for target in settings.targets:
@@ -43,7 +43,7 @@ def mark_archive(
             print(f"{target}: {f'{entry.archive_id}, at {entry.data_dir}' if entry else 'no archive is known'}")
         if not confirm("Archive the files of these targets there from now on?", yes=yes):
             return ExitStatus.INCOMPLETE
-        archive.prepare(KnownArchive())
+        archive.prepare(KnownArchive(), renew=True)
         archive.renew_marker()
         enter_archive(connection, context.files.name, settings.targets, archive.as_entry())
     print(f"{archive.data_dir} is the archive {archive.as_entry().archive_id}")

@@ -21,6 +21,7 @@ from cdc_archiver.database.timecode_search import targets_with_timecodes
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.text import fold_instance_id
 from cdc_archiver.transfer.layout import timecode_of
+from cdc_archiver.transfer.staging import NOTES
 from cdc_archiver.transfer.staging_place import sibling_staging
 
 LOWEST, HIGHEST = 10_000, 99_999
@@ -190,11 +191,19 @@ def side_table_errors(subject: str) -> Iterator[None]:
         ) from error
 
 
-def _marks_of_file(context: CommandContext) -> Sequence[Mark]:
+def staging_places(context: CommandContext) -> set[Path]:
+    """The places for staging that services of this archive use; none where data_dir is not set."""
     data_dir = context.settings.data_dir
     if data_dir is None:
-        return ()
+        return set()
     with context.database.connect() as connection:
         entries = known_archive(connection, context.files.name, context.settings.targets, data_dir).entries
-    places = {Path(entry.staging) for entry in entries.values() if entry.staging} or {sibling_staging(data_dir)}
-    return [mark for place in places for mark in read_file(file_of(place, context.database.name, context.files.name))]
+    return {Path(entry.staging) for entry in entries.values() if entry.staging} or {sibling_staging(data_dir)}
+
+
+def _marks_of_file(context: CommandContext) -> Sequence[Mark]:
+    return [
+        mark
+        for place in staging_places(context)
+        for mark in read_file(file_of(place / NOTES, context.database.name, context.files.name))
+    ]

@@ -421,7 +421,7 @@ class ShadowRun:
     def on_gap(self, why: str) -> None:
         self._sweep_wanted.set()
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, detail: str) -> None:
         self._on_message(f"the stream ended ({reason}) and is reopened")
         self._sweep_wanted.set()
 

@@ -283,6 +283,8 @@ def _service_lines(overview: Overview, service: dict[str, Any]) -> Iterator[_Lin
         yield [("archive      ", "dim"), f"{destination['path']}", *_destination_parts(destination)]
     if last or service["sources"]:
         yield [("last sweep   ", "dim"), format_age(datetime.fromisoformat(last), overview.at) if last else "none yet"]
+    for note in service.get("attention", ()):
+        yield [("attention    ", "dim"), (note, "bold red")]
     yield [("archived     ", "dim"), f"{format_file_count(service['archived'])} since the service's start"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -123,7 +124,7 @@ def has_archived_rows(connection: sa.Connection, file_table: str, targets: Seque
             .order_by(files.c.id.desc())
             .limit(_NEWEST)
         )
-        if any(path.startswith(below) for path in connection.execute(newest).scalars()):
+        if any(os.fsdecode(path).startswith(below) for path in connection.execute(newest).scalars()):
             return True
     return False
 

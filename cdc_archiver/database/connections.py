@@ -6,7 +6,7 @@ import re
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol
 
 import pymysql
 import sqlalchemy as sa
@@ -15,7 +15,15 @@ from sqlalchemy import event
 from sqlalchemy.pool import QueuePool
 
 from cdc_archiver.database import schema
-from cdc_archiver.errors import ArchiverError, DatabaseUnavailable, Misconfigured, RowLocked, StatementRefused
+from cdc_archiver.database.server_identity import ServerIdentity, identify_server
+from cdc_archiver.errors import (
+    ArchiverError,
+    DatabaseUnavailable,
+    Misconfigured,
+    ReadOnlyServer,
+    RowLocked,
+    StatementRefused,
+)
 from cdc_archiver.settings import Settings
 
 CONNECT_TIMEOUT: Final = 10
@@ -43,6 +51,7 @@ _FIXES: Final = {
 
 
 _NO_SUCH_TABLE: Final = 1146
+_READ_ONLY: Final = {1290, 1792, 1836}
 _LOCKED: Final = {1205, 1213}
 _REFUSED: Final = {1048, 1062, 1264, 1265, 1292, 1364, 1366, 1406, 1442, 1644, 3819, 4025}
 _LOCK_WAIT: Final = 5
@@ -51,6 +60,16 @@ _GROUP_CONCAT_BYTES: Final = 1_000_000
 """MariaDB's default; MySQL's default, 1,024, would truncate the digests of a write-back's rows."""
 _ISOLATION: Final = "SET SESSION TRANSACTION ISOLATION LEVEL"
 """Of every session of ours, since the server's default may show rows that are never committed, or lock all rows that are read."""
+
+
+class DatabaseObserver(Protocol):
+    """Is told what connections meet, by the thread that uses them."""
+
+    def heard(self, server: ServerIdentity) -> None:
+        """A new connection leads to this server."""
+
+    def read_only(self, message: str) -> None:
+        """The server refused a write since it is read-only."""
 
 
 class SharedContextConnection(RawConnection):
@@ -82,6 +101,8 @@ class Database:
     def __init__(self, settings: Settings, answer_timeout: float | None = ANSWER_TIMEOUT) -> None:
         self._settings = settings
         self._answer_timeout = answer_timeout
+        self.observer: DatabaseObserver | None = None
+        self._generation = 0
         self.name = settings.mysql_database
         self.address = f"{settings.mysql_host}:{settings.mysql_port}"
         self._reading = self._engine(autocommit=True)
@@ -150,7 +171,8 @@ class Database:
             yield connection
 
     def close(self) -> None:
-        """Closes the idle connections."""
+        """Closes the idle connections now, and those in use when they are given back."""
+        self._generation += 1
         self._reading.dispose()
         self._writing.dispose()
 
@@ -169,6 +191,7 @@ class Database:
         @event.listens_for(engine, "connect")
         def _set_session(connection: Any, record: Any) -> None:
             record.info["fresh"] = True
+            record.info["generation"] = self._generation
             with connection.cursor() as cursor:
                 # MariaDB's EMPTY_STRING_IS_NULL would make NULL of each '' in our statements; it would do so here as well.
                 cursor.execute(
@@ -183,6 +206,14 @@ class Database:
                     cursor.execute(f"{_ISOLATION} REPEATABLE READ")
                 if self._settings.db_time_zone:
                     cursor.execute("SET SESSION time_zone = %s", (self._settings.db_time_zone,))
+            if self.observer is not None:
+                self.observer.heard(identify_server(connection))
+
+        # A disposed pool keeps what is given back to it later.
+        @event.listens_for(engine, "checkin")
+        def _close_old(connection: Any, record: Any) -> None:
+            if connection is not None and record.info.get("generation") != self._generation:
+                record.invalidate()
 
         # SQLAlchemy's `pool_pre_ping` waits for as long as a statement may take: a link that fell silent while the connection was
         # idle would block its next user for a minute.
@@ -209,7 +240,10 @@ class Database:
         except (sa.exc.DBAPIError, pymysql.MySQLError, OSError, UnicodeError) as error:
             if error_code(error) == _NO_SUCH_TABLE:
                 raise self._missing_table(error) from error
-            raise translate_error(error, self.address) from error
+            translated = translate_error(error, self.address)
+            if isinstance(translated, ReadOnlyServer) and self.observer is not None:
+                self.observer.read_only(translated.message)
+            raise translated from error
         except sa.exc.InvalidRequestError as error:
             if "connection is closed" not in str(error):
                 raise
@@ -254,6 +288,12 @@ def translate_error(error: BaseException, address: str) -> DatabaseUnavailable |
     message = original.args[1] if code and len(original.args) > 1 else original
     if code in _FIXES:
         return Misconfigured(f"the database {address} says: {message}", _FIXES[code])
+    if code in _READ_ONLY:
+        return ReadOnlyServer(
+            f"the database {address} is read-only: {message}",
+            "set MYSQL_HOST to the primary, or wait for the end of its maintenance (SELECT @@read_only); the service asks "
+            "again by itself",
+        )
     if code in _LOCKED:
         return RowLocked(f"the database {address}: {message}", "find the open transaction that holds the row")
     if code in _REFUSED or isinstance(original, pymysql.DataError | pymysql.IntegrityError | UnicodeError):

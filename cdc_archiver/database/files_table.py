@@ -159,12 +159,15 @@ class FilesTable:
     def pending_of_others(self, connection: sa.Connection, targets: Sequence[str]) -> dict[str, int]:
         """Numbers of pending rows of other targets than these, by instance_id."""
         table = self._table
-        waiting = sa.select(table.c.instance_id, sa.func.count()).where(
-            sa.func.coalesce(table.c.copied, 0) == 0,
-            self._attempts() < self.max_attempts,
-            table.c.instance_id.not_in(targets),
-        )
-        return {_text(name) or "": count for name, count in connection.execute(waiting.group_by(table.c.instance_id))}
+        found: Counter[str] = Counter()
+        for copied in (table.c.copied == 0, table.c.copied.is_(None)):  # each reads a range of the index
+            waiting = sa.select(table.c.instance_id, sa.func.count()).where(
+                copied, self._attempts() < self.max_attempts, table.c.instance_id.not_in(targets)
+            )
+            found.update(
+                {_text(name) or "": count for name, count in connection.execute(waiting.group_by(table.c.instance_id))}
+            )
+        return dict(found)
 
     def pending_outside(self, connection: sa.Connection, targets: Sequence[str], root: str) -> int:
         """Number of pending rows of these targets with an absolute path outside a directory."""
@@ -178,6 +181,14 @@ class FilesTable:
             table.c.path.not_like(escape_like(prefix) + "%", escape="!"),
         )
         return int(connection.execute(waiting).scalar_one())
+
+    def require_writable(self, connection: sa.Connection) -> None:
+        """Requires that the server takes our writes. Changes nothing.
+
+        Raises:
+            ReadOnlyServer: it does not, by way of :meth:`Database.connect`.
+        """
+        connection.exec_driver_sql(f"UPDATE {self._quoted} SET `copied` = `copied` WHERE 1 = 0")
 
     def pending_in_timecodes(
         self, connection: sa.Connection, targets: Sequence[str], timecodes: Collection[int]

@@ -160,7 +160,7 @@ class Marks:
     Args:
         database: name of the database.
         file_table: name of the table of files.
-        directory: the place for staging, asked each time; None while there is none.
+        directory: of notes in the place for staging, asked each time; None while there is none.
         on_change: called, without waiting, when other marks are in force than before.
     """
 
@@ -260,6 +260,7 @@ class Marks:
         text = json.dumps({"marks": to_jsonable(self._set.newest)}, indent=1) + "\n"
         temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
         try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             with open(temporary, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
@@ -275,7 +276,7 @@ class Marks:
 
 
 def file_of(directory: Path, database: str, file_table: str) -> Path:
-    """The file of the marks in the place for staging."""
+    """The file of the marks in a directory."""
     return directory / f"marks-{quote(database, safe='')}-{quote(file_table, safe='')}.json"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import socket
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,6 +16,7 @@ import pymysql
 from pymysql.connections import Connection
 
 from cdc_archiver.database.connections import Database, translate_error
+from cdc_archiver.database.server_identity import ServerIdentity, identify_server
 from cdc_archiver.errors import LockLost
 
 _PREFIX: Final = "cdc_archiver:"
@@ -73,6 +75,8 @@ class SourceLocks:
         self._database = database
         self._table = table
         self._connection: Connection | None = None
+        self.server: ServerIdentity | None = None
+        """The server on which the locks are held or tried; None without a connection."""
         # By source, the names of its locks, each with its target. Other threads read `_held`, so it is replaced as a whole.
         self._described: dict[str, dict[str, str]] = {}
         self._held: dict[str, dict[str, str]] = {}
@@ -248,7 +252,7 @@ class SourceLocks:
 
     def _forget(self) -> None:
         self.losses += bool(self._held)
-        connection, self._connection = self._connection, None
+        connection, self._connection, self.server = self._connection, None, None
         self._held = {}
         self._requests.clear()
         if connection is not None:
@@ -257,10 +261,15 @@ class SourceLocks:
 
     def _connect(self) -> Connection:
         limit = self.timing.answer_limit
-        connection = self._database.raw_connection(connect_timeout=limit, read_timeout=limit, write_timeout=limit)
+        # MySQL shows the name to others of the account, and the pid, which the driver adds.
+        program = f"cdc-archiver on {socket.gethostname()}"
+        connection = self._database.raw_connection(
+            connect_timeout=limit, read_timeout=limit, write_timeout=limit, program_name=program
+        )
         try:
             with connection.cursor() as cursor:
                 cursor.execute("SET SESSION wait_timeout = %s", (self.timing.session_limit,))
+            self.server = identify_server(connection)
         except BaseException:
             with contextlib.suppress(pymysql.MySQLError, OSError):
                 connection.close()
@@ -272,8 +281,24 @@ class SourceLocks:
         archiver's is."""
         for row in self._rows("SHOW PROCESSLIST"):
             if row[0] == session:
-                return f"connection {session} of {row[1]} from {row[2]}"
+                return f"{self._describe_program(session)}connection {session} of {row[1]} from {row[2]}"
         return f"connection {session}"
+
+    def _describe_program(self, session: int) -> str:
+        """The program, host and process of a session of our own account, where the server keeps that (MySQL)."""
+        attributes: dict[str, str] = {}
+        with contextlib.suppress(pymysql.ProgrammingError, pymysql.OperationalError):
+            assert self._connection is not None
+            found = _rows(
+                self._connection,
+                "SELECT attr_name, attr_value FROM performance_schema.session_account_connect_attrs"
+                " WHERE processlist_id = %s",
+                [session],
+            )
+            attributes = {str(name): str(value) for name, value in found}
+        if "program_name" not in attributes:
+            return ""
+        return f"{attributes['program_name']}, pid {attributes.get('_pid', '?')}: "
 
 
 def lock_name(database: str, table: str, target: str) -> str:

@@ -6,6 +6,7 @@ later passes read what was added. A count of a timecode reads its blocks only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -161,33 +162,33 @@ class TimecodeRows:
         )
 
     def undecided_of_streams(
-        self, connection: sa.Connection, tables: Sequence[str], streams: Collection[str], timecode: int, target: str
-    ) -> int:
-        """Undecided rows of some streams and a timecode under any instance_id but one, in several tables of files.
+        self, connection: sa.Connection, tables: Sequence[str], streams: Collection[str], target: str
+    ) -> dict[int, int]:
+        """Undecided rows of some streams under any instance_id but one, in several tables of files, by timecode.
 
         Args:
             tables: their names; one that cannot be read has none.
             streams: pub_ids.
             target: the instance_id in this table of files whose rows are counted elsewhere.
         """
-        total = 0
+        found: Counter[int] = Counter()
         for name in tables:
             table = schema.files_table(name).c
+            bucket = _seconds(table.timestamp).op("DIV")(_LENGTH)
+            others = [sa.func.coalesce(table.instance_id, "") != target] if name == self._files.name else []
             attempts = sa.func.coalesce(table.failed_copy_attempts, 0)
             for copied in (table.copied == 0, table.copied.is_(None)):
-                rows = sa.select(sa.func.count()).where(
-                    copied,
-                    attempts < REFUSED_FROM,
-                    table.pub_id.in_(streams),
-                    _seconds(table.timestamp).op("DIV")(_LENGTH) == timecode,
-                    *([sa.func.coalesce(table.instance_id, "") != target] if name == self._files.name else []),
+                rows = (
+                    sa.select(bucket.label("bucket"), sa.func.count())
+                    .where(copied, attempts < REFUSED_FROM, table.pub_id.in_(streams), *others)
+                    .group_by(sa.text("bucket"))
                 )
                 try:
-                    total += int(connection.execute(rows).scalar_one())
+                    found.update({int(at): count for at, count in connection.execute(rows) if at is not None})
                 except sa.exc.DBAPIError as error:
                     if name == self._files.name or error_code(error) not in HISTORY_ERRORS:
                         raise
-        return total
+        return found
 
     def rows(self, connection: sa.Connection, target: str, blocks: Collection[int]) -> Iterator[Row]:
         """All rows of a target with an id in these blocks, by id."""

@@ -57,6 +57,17 @@ class LogEvent:
     fields: Mapping[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class NoBatch:
+    """Nothing is handed out now.
+
+    Attributes:
+        until: the time to ask again, unless a wake-up comes first.
+    """
+
+    until: float
+
+
 Decision: TypeAlias = Signal | CountOutcome | CountStreamEvents | ForgetFailure | LogEvent
 Decisions: TypeAlias = tuple[Decision, ...]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from cdc_archiver.database.files_table import Pending
@@ -22,6 +22,7 @@ from cdc_archiver.dispatch.decision_types import (
     Decisions,
     ForgetFailure,
     LogEvent,
+    NoBatch,
 )
 from cdc_archiver.dispatch.health import DESTINATION, Health, HealthTracker
 from cdc_archiver.dispatch.inboxes import Inboxes
@@ -58,17 +59,6 @@ _ALONE_AFTER: Final = 2
 _NOT_COUNTED_DELAY: Final = 5.0
 _PROBE_POLL: Final = 0.1
 """Seconds between looks while another batch tries first whether a source works again."""
-
-
-@dataclass(frozen=True, slots=True)
-class NoBatch:
-    """Nothing is handed out now.
-
-    Attributes:
-        until: the time to ask again, unless a wake-up comes first.
-    """
-
-    until: float
 
 
 class Scheduler:
@@ -225,7 +215,8 @@ class Scheduler:
             return NOTHING
         if self.set_aside.holds_for(record):
             return self._finish_id(record.id)
-        if (due := self._not_before(record, now, failed_ago)) > now:
+        last_try = self.tracked[record.id].last_try
+        if (due := retry_delays.due(record, last_try, self._delays, now, failed_ago)) > now:
             self.tracked.wait(record, due)
             return NOTHING  # the router asks next, and knows of it then
         queue = queues.lanes[Lane.SMALL]
@@ -446,15 +437,6 @@ class Scheduler:
     def states(self, now: float) -> list[SourceState]:
         """The current state of the sources."""
         return [queues.snapshot(now, self.set_aside.count(name)) for name, queues in self.sources.items()]
-
-    def _not_before(self, record: FileRecord, now: float, failed_ago: float | None) -> float:
-        """The time before which a file is not tried: only a change of what decides about it ends the wait for that."""
-        last_try = self.tracked[record.id].last_try
-        if last_try is not None:
-            return last_try.due if last_try.record == record else now
-        if not record.attempts:
-            return now
-        return now + retry_delays.remaining_delay(retry_delays.delay_after(self._delays, record.attempts), failed_ago)
 
     def _collect(self, queues: SourceQueues, lane: Lane, now: float) -> tuple[list[FileRecord], Decisions]:
         queue = queues.lanes[lane]

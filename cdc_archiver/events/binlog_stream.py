@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -17,7 +17,15 @@ from sqlalchemy.pool import NullPool
 from cdc_archiver.database import server_features
 from cdc_archiver.database.connections import Database, translate_error
 from cdc_archiver.database.server_features import KeyColumn, Position, ServerInfo
-from cdc_archiver.errors import DatabaseUnavailable, Misconfigured, ServerIdTaken, StreamLost, StreamUnavailable
+from cdc_archiver.database.server_identity import ServerIdentity, identify_server
+from cdc_archiver.errors import (
+    DatabaseUnavailable,
+    Misconfigured,
+    ServerIdTaken,
+    ServersDiffer,
+    StreamLost,
+    StreamUnavailable,
+)
 from cdc_archiver.events.event_reader import BinlogReader, ChangedRows, StreamMark
 from cdc_archiver.events.interruptible import InterruptibleConnections
 from cdc_archiver.events.interval_set import IntervalSet
@@ -29,6 +37,10 @@ _CHUNK: Final = 10_000
 """Number of ids of one transaction from which they are handed over before its end."""
 _ANSWER_TIMEOUT: Final = 10
 """Seconds for a query alongside the stream: well below the net_write_timeout (60 s) after which the stream is disconnected."""
+_DIFFERING_TRIES: Final = 3
+"""Connections in a row to another server than that of the locks, after which a stream is tried more seldom."""
+_DIFFERING_PAUSE: Final = 60.0
+"""Seconds."""
 _SERVER_IDS: Final = (2**31, 2**32 - 1)
 """Range of random server_ids: operators number their replicas from 1."""
 
@@ -62,10 +74,11 @@ class StreamListener(Protocol):
     def on_gap(self, why: str) -> None:
         """An event could not be read, or has no rows but a statement: sweep soon. The stream goes on."""
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, detail: str) -> None:
         """The stream ended, and a new one is being opened. ``on_anchor`` or ``on_unavailable`` follows.
 
         Args:
+            detail: the message of the server or the socket.
             reason: a value of the label of the metric ``stream_reconnects_total``.
         """
 
@@ -137,6 +150,7 @@ class BinlogStream(StoppableThread):
         server_id: ours, among the server's replicas; None for a random one at each connect.
         timing: waits and intervals.
         rng: source of server_ids and jitter.
+        lock_server: the server that has the locks; None where it is not known. A stream of another one is none.
     """
 
     def __init__(
@@ -149,6 +163,7 @@ class BinlogStream(StoppableThread):
         server_id: int | None = None,
         timing: StreamTiming | None = None,
         rng: random.Random | None = None,
+        lock_server: Callable[[], ServerIdentity | None] = lambda: None,
     ) -> None:
         super().__init__("binlog")
         self._database = database
@@ -163,7 +178,9 @@ class BinlogStream(StoppableThread):
         self._progress = StreamProgress()
         self._anchored = False
         self._reported = ""
-        self._connections = InterruptibleConnections()
+        self._lock_server = lock_server
+        self._differing = 0
+        self._connections = InterruptibleConnections(self._require_lock_server)
         self._engine = sa.create_engine(
             "mysql+pymysql://", creator=self._connect, isolation_level="AUTOCOMMIT", poolclass=NullPool
         )
@@ -224,10 +241,15 @@ class BinlogStream(StoppableThread):
                 return 0.0
             return self._recover(lost)
         except (StreamUnavailable, Misconfigured) as error:
+            if self.stopping.is_set():
+                return 0.0
             if self._anchored:
                 self._report_lost("unavailable", str(error))
             self._report_unavailable(str(error))
-            return self._ask_again.next()
+            if not isinstance(error, ServersDiffer):
+                return self._ask_again.next()
+            self._differing += 1
+            return self._retry.next() if self._differing < _DIFFERING_TRIES else _DIFFERING_PAUSE
         except DatabaseUnavailable as error:
             if not self.stopping.is_set():
                 self._report_unavailable(str(error))
@@ -252,11 +274,9 @@ class BinlogStream(StoppableThread):
         return self._retry.next()
 
     def _report_lost(self, reason: str, detail: str) -> None:
-        # The listener logs the reason; only this thread has the message of the server or the socket.
-        _log.info("stream_ended", reason=reason, detail=detail)
         self._metrics.stream_reconnects.labels(reason).inc()
         self._reported = ""
-        self._listener.on_lost(reason)
+        self._listener.on_lost(reason, detail)
 
     def _report_unavailable(self, why: str) -> None:
         if why != self._reported:
@@ -353,6 +373,7 @@ class BinlogStream(StoppableThread):
                         self._progress.settle(_max_id(connection, key))
                     self._require_no_obstacle(connection, server)
                     self._require_position(connection, server)
+                self._differing = 0
             except DatabaseUnavailable as error:
                 # Whether the server is gone is for the stream itself to notice.
                 _log.debug("stream_check_failed", detail=str(error))
@@ -374,6 +395,20 @@ class BinlogStream(StoppableThread):
         end = server_features.position(connection, server)
         if reached is not None and end < reached:
             raise StreamLost(f"the log was reset: it ends at {end}, and was read up to {reached}", "position")
+
+    def _require_lock_server(self, connection: pymysql.Connection) -> None:
+        """Requires that a connection leads to the server that has the locks, and that the writes therefore go to.
+
+        Raises:
+            ServersDiffer: it leads to another one.
+        """
+        expected = self._lock_server()
+        if expected is not None and (met := identify_server(connection)) != expected:
+            raise ServersDiffer(
+                f"the address {self._database.address} leads to several servers: the locks are with {expected}, the stream "
+                f"would be of {met}",
+                "set MYSQL_HOST to one server, or to an address that leads to one at a time; a stream is tried each minute",
+            )
 
     def _look_up_key(self) -> KeyColumn:
         with self._query_connection() as connection:

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pymysql
@@ -26,9 +26,13 @@ class InterruptibleConnections:
     PyMySQL's ``close()`` from another thread blocks until the next packet arrives. So each socket has a twin, a second descriptor of
     the same connection, and an interruption shuts the twins down. This wakes a thread in connect, in the handshake, with TLS or
     without, and in a read. The look-up of a host's name cannot be interrupted.
+
+    Args:
+        on_connect: called with each new connection; what it raises, :meth:`connect` raises.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_connect: Callable[[Connection], None] = lambda connection: None) -> None:
+        self._on_connect = on_connect
         self._lock = threading.Lock()
         self._interrupted = False
         self._twins: set[socket.socket] = set()
@@ -60,6 +64,12 @@ class InterruptibleConnections:
             self._drop_twin(twin)
             raise
         connection.after_close = lambda: self._drop_twin(twin)
+        try:
+            self._on_connect(connection)
+        except BaseException:
+            with contextlib.suppress(pymysql.MySQLError):
+                connection.close()  # of TLS, its own socket: ours is only what that was made of
+            raise
         with self._lock:
             self._connections.add(connection)
         return connection

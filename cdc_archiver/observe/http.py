@@ -151,7 +151,14 @@ def _health_routes(queries: HealthQueries) -> list[Route]:
     def readyz(_request: Request) -> Response:
         now = queries.status()
         return PlainTextResponse(
-            f"{now.state}: {escape_unprintable(now.why)}\n" if now.why else f"{now.state}\n", 200 if now.ready else 503
+            "".join(
+                f"{line}\n"
+                for line in (
+                    f"{now.state}: {escape_unprintable(now.why)}" if now.why else now.state,
+                    *map(escape_unprintable, now.attention if isinstance(now, ServiceStatus) else ()),
+                )
+            ),
+            200 if now.ready else 503,
         )
 
     return [Route("/metrics", expose), Route("/healthz", healthz), Route("/readyz", readyz)]

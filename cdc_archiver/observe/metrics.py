@@ -46,6 +46,12 @@ class Metrics:
             "outcome",
         )
         self.stream_reconnects = self._counter("stream_reconnects_total", "Streams that ended, by reason.", "reason")
+        self.server_changes = self._counter(
+            "database_server_changes_total",
+            "Times that the service left a database server, by reason: moved (the address leads to another one), read_only; or "
+            "met several at one address (several).",
+            "reason",
+        )
         self.mode = self._gauge("mode", "1 for the current mode: stream, polling or standby.", "mode")
         self.queue_depth = self._gauge("queue_depth", "Files waiting for a worker.", "source")
         self.in_flight = self._gauge("in_flight", "Files being copied or written back to the table.", "source")
@@ -78,6 +84,18 @@ class Metrics:
         self.source_up = self._gauge("source_up", "Whether the source delivers files (1) or not (0).", "source")
         self.destination_up = self._gauge("destination_up", "Whether data_dir accepts files (1) or not (0).")
         self.destination_free = self._gauge("destination_free_bytes", "Free space on the file system of data_dir.")
+        self.destination_free_inodes = self._gauge(
+            "destination_free_inodes",
+            "Free inodes of the file system of data_dir; NaN where their number is not fixed.",
+        )
+        self.unclaimed = self._gauge(
+            "unclaimed_files",
+            "Pending rows of an instance_id that no configuration here has, and whose lock nobody has held for ten minutes.",
+            "instance_id",
+        )
+        self.other_tables = self._gauge(
+            "other_table_pending_files", "Pending rows of other tables of files while the chosen one is empty.", "table"
+        )
         self.sweep_found = self._counter(
             "sweep_found_total",
             "Files found by a sweep and not in flight, by reason. stream_missed must stay at zero.",
@@ -171,6 +189,8 @@ class Metrics:
         # A series that appears only with its first increment is invisible to rate() and to an alert.
         for why in ("backlog", "retry", "requeued", "stream_missed", "overflow", "late_commit"):
             self.sweep_found.labels(why)
+        for reason in ("moved", "read_only", "several"):
+            self.server_changes.labels(reason)
         for part in ("history", "timecodes", "marks"):
             self.part_off.labels(part).set(0)
         for result in ("delivered", "failed", "timeout", "dropped"):
@@ -211,6 +231,8 @@ class Metrics:
         """Removes the gauges of all sources: this archiver holds none. What failed stays known until another one holds them."""
         for gauge in (*self._source_gauges, self.retried, self.timecodes):
             gauge.clear()
+        self.unclaimed.clear()
+        self.other_tables.clear()
         self.last_sweep.set(math.nan)
         self.clock_difference.set(math.nan)
 

@@ -147,6 +147,7 @@ class ServiceStatus:
         timecodes: of those that somebody has to look at; None while no source is held.
         as_of: the time of table, sources, destination, sweep and retried files, while the database is away; else None.
         why: the reason for the state, or what it waits for; may be empty.
+        attention: sentences about pending rows that nobody archives, each with its fix.
         archived: files archived by this process, including adopted ones.
     """
 
@@ -164,6 +165,7 @@ class ServiceStatus:
     destination: DestinationStatus | None
     last_sweep: datetime | None
     archived: int
+    attention: tuple[str, ...] = ()
     retried: tuple[RetriedFiles, ...] = ()
     marks: str = ""
     timecodes: KnownTimecodes | None = None

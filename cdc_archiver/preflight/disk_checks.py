@@ -80,11 +80,17 @@ def _destination(settings: Settings, known: KnownArchive) -> Iterator[Finding]:
     yield from _places(archive, settings, known)
     yield _file_system(directory)
     free, least = archive.free_bytes(), settings.min_free
+    if archive.last_free_inodes == 0:
+        yield failure(
+            "free inodes",
+            f"no free inodes in {directory}: no file can be made there, although {format_size(free)} are free",
+            f"df -i {shlex.quote(str(directory))}  # delete files there, or make the file system anew with more inodes",
+        )
     if free < least:
         yield failure(
             "free space",
             f"{format_size(free)} free in {directory}, less than --min-free ({format_size(least)})",
-            f"--min-free {max(free // 2**21, 0)}M  # or free space on that disk",
+            f"df -h {shlex.quote(str(directory))}  # make room there; --min-free is the guard, and the last thing to lower",
         )
     else:
         yield ok("free space", f"{format_size(free)}; copying stops below {format_size(least)}")

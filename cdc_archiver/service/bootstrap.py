@@ -38,7 +38,7 @@ def resolve_tables(settings: Settings) -> ResolvedTables:
     """Finds the table and makes the history ready.
 
     Raises:
-        DatabaseUnavailable: it does not answer.
+        DatabaseUnavailable: it does not answer, or takes no writes.
         Misconfigured: there is no such table, or not as it has to be.
     """
     database = Database(settings)
@@ -55,6 +55,7 @@ def _resolve(settings: Settings, database: Database) -> ResolvedTables:
         schema.require_columns(connection, database.name, name)
         files = FilesTable(name, schema.path_width(connection, database.name, name), settings.max_attempts)
         files.pending(connection, settings.sources[0].target, 0, 0, 1)  # may we read it?
+        files.require_writable(connection)
         for older in schema.older_versions(connection, database.name, name):
             waiting = FilesTable(older, 0, settings.max_attempts)
             if count := waiting.census(connection, settings.targets).pending:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cdc_archiver.database.server_identity import ServerIdentity
 from cdc_archiver.database.source_locks import SourceLocks
 from cdc_archiver.errors import ArchiverError, LockLost
 from cdc_archiver.threads import StoppableThread
@@ -73,6 +74,11 @@ class LockKeeper(StoppableThread):
     def held(self) -> tuple[str, ...]:
         """The sources that we hold, as far as is known."""
         return self._locks.held
+
+    @property
+    def server(self) -> ServerIdentity | None:
+        """The server on which the locks are held or tried; None without a connection."""
+        return self._locks.server
 
     @property
     def losses(self) -> int:

@@ -18,6 +18,7 @@ from cdc_archiver.database import schema
 from cdc_archiver.database.archives import enter_archive, ignore_side_table_errors, known_archive, others_hold_locks
 from cdc_archiver.database.marks import Marks
 from cdc_archiver.database.recorder import Recorder
+from cdc_archiver.database.server_identity import ServerIdentity
 from cdc_archiver.dispatch.dispatcher import Dispatcher
 from cdc_archiver.dispatch.router import Router, Targets
 from cdc_archiver.errors import DestinationUnavailable, Misconfigured
@@ -26,13 +27,14 @@ from cdc_archiver.events.sweep import NoStream, Sweeper
 from cdc_archiver.model import FileRecord, Origin
 from cdc_archiver.observe.metrics import Metrics
 from cdc_archiver.service.bootstrap import ResolvedTables
+from cdc_archiver.service.table_watch import TableWatch
 from cdc_archiver.service.worker_pool import WorkerPool
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread, join_all
 from cdc_archiver.timecodes.keeper import TimecodeKeeper
 from cdc_archiver.timecodes.status_types import TimecodeNotice
 from cdc_archiver.transfer.placement import Placer
-from cdc_archiver.transfer.staging import Archive
+from cdc_archiver.transfer.staging import NOTES, Archive
 
 _KILL_SECONDS: Final = 8.0
 """After the drain: for rsyncs to be killed and what is known to be written back."""
@@ -53,6 +55,8 @@ class Pipeline:
     Args:
         settings: with the sources that are held at first; for others, :meth:`add` and :meth:`remove`.
         stream: whether to follow the binary log.
+        configured: the settings with all sources, held here or not.
+        lock_server: the server that has the locks, which the stream must be of.
         on_end: called by a part's thread when it ends.
         on_database: called with the part that asked the database, whether it answers, and why not.
         on_other_table: called when a newer table of files has appeared.
@@ -73,6 +77,8 @@ class Pipeline:
         on_notice: Callable[[TimecodeNotice], None] = lambda notice: None,
         on_look: Callable[[Pipeline], None] = lambda pipeline: None,
         stream: bool,
+        configured: Settings | None = None,
+        lock_server: Callable[[], ServerIdentity | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._tables = tables
@@ -84,7 +90,7 @@ class Pipeline:
         self._gaps_logged_at = float("-inf")
         self.dispatcher = Dispatcher(settings, metrics, want_sweep=self._want_sweep)
         self.marks = Marks(
-            tables.database.name, tables.files.name, lambda: archive.incoming, on_change=self.dispatcher.recheck
+            tables.database.name, tables.files.name, lambda: archive.incoming / NOTES, on_change=self.dispatcher.recheck
         )
         self.timecodes = TimecodeKeeper(
             settings,
@@ -110,7 +116,9 @@ class Pipeline:
         self.stream: BinlogStream | None = None
         self.why_no_stream = "the stream is being opened" if stream else "a reconciliation follows no stream"
         if stream:
-            self.stream = BinlogStream(tables.database, tables.files.name, self, metrics, server_id=settings.server_id)
+            self.stream = BinlogStream(
+                tables.database, tables.files.name, self, metrics, server_id=settings.server_id, lock_server=lock_server
+            )
         self.sweeper = Sweeper(
             settings,
             tables.database,
@@ -121,6 +129,7 @@ class Pipeline:
             self._housekeeping,
             partial(on_database, "sweeper"),
         )
+        self.table_watch = TableWatch(configured or settings, tables, metrics)
         self._targets = Targets(settings.sources)
         # Whoever starts a reconciliation wants each file tried.
         at_once = lambda connection, ids: dict.fromkeys(ids, math.inf)
@@ -309,12 +318,12 @@ class Pipeline:
             self._gaps, self._gaps_logged_at = 0, time.monotonic()
         self.sweeper.anchored()
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, detail: str) -> None:
         self.why_no_stream = f"the stream ended ({reason}) and is being opened again"
         self._metrics.set_mode("polling")
         self.dispatcher.forget_own_writes()
         self.sweeper.request()
-        _log.warning("stream_lost", reason=reason)
+        _log.warning("stream_lost", reason=reason, detail=detail)
 
     def on_unavailable(self, why: str) -> None:
         self.why_no_stream = why
@@ -341,6 +350,7 @@ class Pipeline:
             ):
                 self._on_other_table()
         self._review_not_recordable(connection)
+        self.table_watch.look(connection)
         pending = {name: census.pending for name, census in dict(self.sweeper.census).items()}
         for source, files in pending.items():
             if not files:

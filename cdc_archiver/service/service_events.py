@@ -24,6 +24,8 @@ class EventKind(Enum):
     """No copy of a yielded source is under way."""
     OTHER_TABLE = auto()
     """A newer table of files has appeared."""
+    SERVER_LEFT = auto()
+    """The database's address leads to another server, or the server takes no writes."""
     THREAD_ENDED = auto()
     ERROR = auto()
     """Ends a reconciliation."""
@@ -35,6 +37,7 @@ class ServiceEvent:
 
     kind: EventKind
     why: str = ""
+    name: str = ""
     part: StoppableThread | None = None
     sources: tuple[str, ...] = ()
     losses: int = 0

@@ -7,10 +7,11 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 import structlog
 
+from cdc_archiver import __version__
 from cdc_archiver.model import Reason
 from cdc_archiver.observe.activity import Activity
 from cdc_archiver.observe.metrics import TIMECODE_STATES, Metrics
@@ -106,6 +107,7 @@ def build_status(now: Snapshot) -> ServiceStatus:
         elsewhere=tuple(HeldByOther(name, holder) for name, holder in now.holders.items()),
         destination=_destination(pipeline, now.archive) if pipeline else None,
         last_sweep=pipeline.sweeper.last_sweep if pipeline else None,
+        attention=pipeline.table_watch.attention if pipeline else (),
         retried=_retried(pipeline, now.metrics.activity) if pipeline else (),
         marks=(pipeline.marks.unavailable or "kept") if pipeline else "",
         timecodes=known_timecodes(pipeline).newest(0) if pipeline else None,
@@ -130,6 +132,32 @@ def _state(now: Snapshot) -> tuple[ServiceState, str]:
     if holders := sorted(set(now.holders.values())):
         return ServiceState.STANDBY, f"another archiver has these targets: {'; '.join(holders)}"
     return ServiceState.STARTING, "" if now.tables else f"waiting for the database {_address(now.settings)}"
+
+
+def log_start(settings: Settings) -> None:
+    """Logs what starts: the version, and the settings that decide what it does."""
+    _log.info(
+        "starting",
+        version=__version__,
+        sources={source.name: {"host": source.host, "target": source.target} for source in settings.sources},
+        data_dir=str(settings.data_dir),
+        database=f"{_address(settings)}/{settings.mysql_database}",
+    )
+
+
+def log_stop(metrics: Metrics, started: datetime, failure: str) -> None:
+    """Logs why the service ends, and what it did.
+
+    Args:
+        failure: empty where it was asked to end.
+    """
+    results = ("archived", "adopted", "charged", "refused")
+    _log.info(
+        "stopped",
+        reason=failure or "asked to",
+        ran_seconds=round((datetime.now(UTC) - started).total_seconds()),
+        **{result: round(metrics.total("copies_total", result=result)) for result in results},
+    )
 
 
 def _address(settings: Settings) -> str:

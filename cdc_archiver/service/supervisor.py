@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pymysql
 import structlog
@@ -29,23 +29,18 @@ from cdc_archiver.observe.notice_rules import notice_of_timecode
 from cdc_archiver.observe.service_status import ServiceStatus, with_last_known
 from cdc_archiver.observe.summary import summarize
 from cdc_archiver.preflight import CheckStatus, run_checks
+from cdc_archiver.service import status_builder
 from cdc_archiver.service.bootstrap import Bootstrap, ResolvedTables, archive_of
 from cdc_archiver.service.front_ends import FrontEnds
 from cdc_archiver.service.lock_keeper import LockKeeper
 from cdc_archiver.service.pipeline import Pipeline
 from cdc_archiver.service.reconcile_completion import ReconcileCompletion
+from cdc_archiver.service.server_watch import ServerWatch
 from cdc_archiver.service.service_events import EventKind, ServiceEvent
-from cdc_archiver.service.status_builder import (
-    DatabaseErrors,
-    Snapshot,
-    build_status,
-    known_timecodes,
-    publish_timecodes,
-)
 from cdc_archiver.settings import Settings, SourceOptions, SourceSettings
 from cdc_archiver.threads import StoppableThread
 
-_LONGEST_PAUSE: Final = 10.0
+_LONGEST_PAUSE: Final = 5.0
 _TICK: Final = 0.1
 _WAKE: Final = 0.5
 """Seconds after which a signal is heeded that interrupted no wait."""
@@ -89,16 +84,18 @@ class Supervisor:
         self._active_pipeline: Pipeline | None = None
         """The pipeline, also while it is being stopped: a lost lock must cancel it."""
         self._keeper: LockKeeper | None = None
+        self._watch: ServerWatch | None = None
         self._failed = ""
         self._last_known: tuple[ServiceStatus, datetime] | tuple[None, None] = (None, None)
-        self._database_errors = DatabaseErrors()
+        self._database_errors = status_builder.DatabaseErrors()
         self._holders: dict[str, str] = {}
         self._losses_at_start = 0
         self._yielding: set[str] = set()
         self.http: HttpServer | None = None
         self._front_ends: FrontEnds | None = None
         self.metrics.destination_up.set_function(self._destination_up)
-        self.metrics.destination_free.set_function(self._free_bytes)
+        self.metrics.destination_free.set_function(partial(self._last_free, "bytes"))
+        self.metrics.destination_free_inodes.set_function(partial(self._last_free, "inodes"))
 
     def stop(self) -> None:
         """Asks it to end; may be called from a signal handler, and so takes no lock."""
@@ -122,16 +119,16 @@ class Supervisor:
             partial(summarize, poll_interval=self._settings.poll_interval),
             self.file_status,
             self.why,
-            lambda: known_timecodes(self._pipeline),
+            lambda: status_builder.known_timecodes(self._pipeline),
         )
         self._front_ends = front_ends = FrontEnds(self._settings, queries, self._ended)
         self.http = front_ends.http
         front_ends.start()
+        status_builder.log_start(self._settings)
         try:
             # In a thread of its own: to find that a host is down takes time.
             threading.Thread(target=self._preflight, name="preflight", daemon=True).start()
             while (tables := self._bootstrap_until_answered()) is not None and self._serve(tables):
-                _log.warning("table_changed", was=tables.files.name)
                 tables.database.close()
         finally:
             self._stopping.set()
@@ -140,7 +137,7 @@ class Supervisor:
             if self._tables is not None:
                 self._tables.database.close()
             front_ends.stop()  # after the work: the watchdog watches the drain, too
-            _log.info("stopped")
+            status_builder.log_stop(self.metrics, self._started, self._failed)
         return ExitStatus.DONE
 
     def _run_once(self, reconciliation: ReconcileCompletion) -> ExitStatus:
@@ -161,8 +158,8 @@ class Supervisor:
 
     def status(self) -> ServiceStatus:
         """The current status; while the database is away, with what was known before. Never waits for the database."""
-        status = build_status(
-            Snapshot(
+        status = status_builder.build_status(
+            status_builder.Snapshot(
                 settings=self._settings,
                 started=self._started,
                 archive=self._archive,
@@ -201,8 +198,8 @@ class Supervisor:
         pipeline = self._pipeline
         return math.nan if pipeline is None else float(pipeline.dispatcher.destination[0])
 
-    def _free_bytes(self) -> float:
-        free = self._archive.last_free_bytes
+    def _last_free(self, what: Literal["bytes", "inodes"]) -> float:
+        free = self._archive.last_free_bytes if what == "bytes" else self._archive.last_free_inodes
         return math.nan if free is None else float(free)
 
     def _bootstrap_until_answered(self) -> ResolvedTables | None:
@@ -234,6 +231,9 @@ class Supervisor:
                 pause = min(_LONGEST_PAUSE, pause * 2)
             else:
                 self._database_errors.report("start", True, "")
+                _log.info(
+                    "table_found", table=self._tables.files.name, history=self._tables.history.unavailable or "kept"
+                )
                 return self._tables
 
     def _is_asked_to_stop(self, wait: float) -> bool:
@@ -270,6 +270,12 @@ class Supervisor:
             self._keeper = LockKeeper(locks, self, all_or_none=True)
         else:
             self._keeper = LockKeeper(locks, self, share=self._settings.max_sources)
+            self._watch = ServerWatch(
+                tables.database, partial(getattr, locks, "server"), self.metrics, self.on_server_left
+            )
+            tables.database.observer = self._watch
+            self._watch.on_end = self._ended
+            self._watch.start()
         self._keeper.on_end = self._ended
         self._keeper.start()
         while True:
@@ -283,7 +289,13 @@ class Supervisor:
                 case EventKind.ERROR if self._reconciliation is not None and event.error is not None:
                     raise event.error
                 case EventKind.OTHER_TABLE if self._reconciliation is None:
+                    _log.warning("table_changed", was=tables.files.name)
                     self._end_work()
+                    return True
+                case EventKind.SERVER_LEFT if event.part is self._watch:
+                    _log.error(event.name, detail=event.why)
+                    tables.database.close()
+                    self._end_work(drain=0.0)
                     return True
                 case EventKind.ACQUIRED if event.losses == self._keeper.losses:
                     self._start_sources(tables, event.sources, event.losses)
@@ -334,6 +346,7 @@ class Supervisor:
                 sources.append(described[name])
         if not sources:
             return
+        keeper = self._keeper
         _log.info("lock_acquired", targets=[target for source in sources for target in source.target])
         if self._pipeline is not None:
             for source in sources:
@@ -351,8 +364,10 @@ class Supervisor:
             ),
             on_other_table=lambda: self._events.put(ServiceEvent(EventKind.OTHER_TABLE)),
             on_notice=lambda notice: self._front_ends.tell(notice_of_timecode(notice)) if self._front_ends else None,
-            on_look=lambda pipeline: publish_timecodes(pipeline, self.metrics, datetime.now(UTC)),
+            on_look=lambda pipeline: status_builder.publish_timecodes(pipeline, self.metrics, datetime.now(UTC)),
             stream=self._reconciliation is None,
+            configured=self._settings,
+            lock_server=lambda: keeper.server,
         )
         self._pipeline = self._active_pipeline = pipeline
         self._losses_at_start = losses
@@ -421,15 +436,25 @@ class Supervisor:
         self.metrics.forget_sources()
         self._database_errors.keep("lock")  # its threads report no more; the lock keeper reports its own
 
-    def _end_work(self) -> None:
-        self._end_pipeline(self._settings.drain_timeout)
+    def _end_work(self, drain: float | None = None) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+        self._end_pipeline(self._settings.drain_timeout if drain is None else drain)
         if self._keeper is not None:
             self._keeper.stop()
             self._keeper.join(2.0)
+            self._holders = {}
 
     def _ended(self, part: StoppableThread) -> None:
         if part.failure is not None:
             self._events.put(ServiceEvent(EventKind.THREAD_ENDED, part=part))
+
+    def on_server_left(self, watch: ServerWatch, name: str, why: str) -> None:
+        """Called by any thread that uses the database: nothing can be done with this server any more."""
+        pipeline = self._active_pipeline
+        self._events.put(ServiceEvent(EventKind.SERVER_LEFT, why, name, part=watch))
+        if pipeline is not None:
+            pipeline.cancel()
 
     # Called by the lock keeper, in its thread.
 

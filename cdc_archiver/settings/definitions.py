@@ -272,6 +272,11 @@ class Settings(SourceOptions, BaseSettings):
         description="Maximum number of sources that this service holds while other services with the same configuration "
         "run. 0: all.",
     )
+    other_targets: Names = Field(
+        (),
+        description="Targets that something else archives, such as a service on another Galera node: no rows of theirs "
+        "count as unclaimed.",
+    )
     drain_timeout: Seconds = Field(10.0, description="Time that running copies have to finish at a stop.")
 
     timecode_grace: Seconds = Field(

@@ -34,6 +34,7 @@ from cdc_archiver.timecodes.known_timecodes import TargetTimecodes
 from cdc_archiver.timecodes.late_files import is_late
 from cdc_archiver.timecodes.reopening import NotedFile
 from cdc_archiver.timecodes.status_types import NoticeKind, SourceWatermark
+from cdc_archiver.timecodes.teller import NO_STREAM
 from cdc_archiver.timecodes.timecode_index import digest_of
 from cdc_archiver.timecodes.watermark import OldestRow, watermark
 from cdc_archiver.transfer.layout import timecode_named
@@ -73,6 +74,8 @@ class SourceLook:
         self._max_id = 0
         self._reports = RegistrarReports()
         self._tellings = 0
+        self._may_tell = True
+        self._elsewhere: dict[tuple[str, tuple[str, ...]], dict[int, int]] = {}
         self.watermark = SourceWatermark(source.name)
         self.has_more = False
         """Whether more is to be told than in one look."""
@@ -105,8 +108,11 @@ class SourceLook:
                     continue
                 try:
                     self._decide(target, timecode)
-                except (DestinationUnavailable, RowLocked) as error:  # the others go on
+                except RowLocked as error:  # the others go on
+                    _log.debug("timecode_locked", timecode=timecode, detail=str(error))
+                except DestinationUnavailable as error:  # what needs no marker goes on
                     _log.debug("timecode_not_told", timecode=timecode, detail=str(error))
+                    self._tellings, self._may_tell = _TELLINGS, False
 
     def use_spare_time(self) -> bool:
         """Counts what was entered uncounted, and compares files with rows after a start: a few timecodes in each look.
@@ -217,10 +223,16 @@ class SourceLook:
         ]
         empty = digest_of(())
         entries = [
-            entry if self._parts.index.blocks(target.name, entry.timecode) else replace(entry, digest=empty)
+            replace(
+                entry,
+                digest=None if self._parts.index.blocks(target.name, entry.timecode) else empty,
+                told_max_id=self._max_id,
+            )
             for entry in entries
         ]
-        self._parts.store.enter(target, self._parts.teller.told_on_disk(self._source, entries))
+        self._parts.store.enter(
+            target, self._parts.teller.told_on_disk(self._source, entries, self._completion.streams)
+        )
         before = sum(entry.told_by == BEFORE for entry in entries)
         _log.info(
             "timecodes_entered", source=self._source.name, instance_id=target.name, timecodes=len(new), before=before
@@ -247,7 +259,10 @@ class SourceLook:
         entry, facts = target.entries[timecode], self._facts(target, timecode)
         state = decide(entry, facts, self._look, self._parts.rules)
         if state is TimecodeState.BLOCKED or (state is TimecodeState.COMPLETE and entry.state is not state):
-            facts = replace(facts, others=self._others(target, timecode))
+            others = self._reports.reasons(target.name, timecode, end_of(timecode), utc_now(self._connection))
+            if state is TimecodeState.COMPLETE and (rows := self._rows_elsewhere(target, timecode)):
+                others["other_rows_of_stream"] = rows
+            facts = replace(facts, others=others)
             state = decide(entry, facts, self._look, self._parts.rules)
         if state is not TimecodeState.COMPLETE:
             self._note_state(target, entry, facts, state)
@@ -255,46 +270,50 @@ class SourceLook:
         if entry.state is not state:
             self._completion.complete(target, entry, self._max_id, self._until)
         known = target.entries.get(timecode)
-        if known is not None and self._parts.teller.has_to_tell(self._source, known):
-            if self._tellings == _TELLINGS:
-                self.has_more = True
-                return
-            self._tellings += 1
-            self._completion.tell(target, known, self._until)
+        if known is None or not self._parts.teller.has_to_tell(self._source, known):
+            return
+        if known.told_by == NO_STREAM and not self._completion.streams(timecode):
+            return
+        if self._tellings >= _TELLINGS:
+            self.has_more = self._may_tell
+            return
+        self._tellings += 1
+        self._completion.tell(target, known, self._until)
 
     def _note_state(
         self, target: TargetTimecodes, entry: StoredTimecode, facts: TimecodeFacts, state: TimecodeState
     ) -> None:
         reasons = dict(facts.undecided) | (dict(facts.others) if state is TimecodeState.BLOCKED else {})
         after = replace(entry, state=state, reasons=reasons, undecided=sum(facts.undecided.values()))
-        target.changed.discard(entry.timecode)
         if state is TimecodeState.OPEN is entry.state:
+            target.changed.discard(entry.timecode)
             target.entries[entry.timecode] = after  # its numbers change all the time, and are not worth a write
             return
         if after == entry and not facts.changed:
             return
         after = replace(after, changed_at=utc_now(self._connection))
-        if (
-            self._parts.store.save(target, entry, after)
-            and state is not entry.state
-            and state is not TimecodeState.OPEN
-        ):
+        if not self._parts.store.save(target, entry, after):
+            return
+        target.changed.discard(entry.timecode)
+        if state is not entry.state and state is not TimecodeState.OPEN:
             kind = NoticeKind.BLOCKED if state is TimecodeState.BLOCKED else NoticeKind.REOPENED
             text = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items()))
             event = f"timecode_{kind.value}"
             _log.warning(event, source=self._source.name, timecode=entry.timecode, detail=text or "a file was archived")
             self._completion.notify(kind, after, text)
 
-    def _others(self, target: TargetTimecodes, timecode: int) -> dict[str, int]:
-        """Who else is behind, by reason."""
-        found = self._reports.reasons(target.name, timecode, end_of(timecode), utc_now(self._connection))
+    def _rows_elsewhere(self, target: TargetTimecodes, timecode: int) -> int:
+        """Number of undecided rows of the source's streams and this timecode in other tables of files, or of other instance_ids."""
         streams = self._completion.streams(timecode) if self._source.finalize_as else ()
-        if streams:
+        if not streams:
+            return 0
+        key = target.name, streams
+        if key not in self._elsewhere:
             files, database = self._parts.files, self._parts.database
             tables = [files.name, *schema.older_versions(self._connection, database.name, files.name)]
-            rows = self._parts.rows.undecided_of_streams(self._connection, tables, streams, timecode, target.name)
-            found |= {"other_rows_of_stream": rows} if rows else {}
-        return found
+            rows = self._parts.rows.undecided_of_streams(self._connection, tables, streams, target.name)
+            self._elsewhere[key] = rows
+        return self._elsewhere[key].get(timecode, 0)
 
     @property
     def _until(self) -> datetime:

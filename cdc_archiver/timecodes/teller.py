@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -105,15 +106,30 @@ class Teller:
             told_by=MARKER if telling.adopted else "",
         )
 
-    def told_on_disk(self, source: SourceSettings, entries: Sequence[StoredTimecode]) -> list[StoredTimecode]:
-        """Timecodes that are entered anew, with what markers on disk say of the complete ones."""
+    def told_on_disk(
+        self,
+        source: SourceSettings,
+        entries: Sequence[StoredTimecode],
+        streams: Callable[[int], Sequence[str]],
+    ) -> list[StoredTimecode]:
+        """Timecodes that are entered anew, with what readers were told by markers on disk.
+
+        Args:
+            streams: of the source, by timecode: a marker that lacks one tells nothing.
+
+        Raises:
+            DestinationUnavailable: the archive cannot be read.
+        """
         if not source.finalize_as:
             return list(entries)
-        newest: dict[int, markers.FoundMarker] = {}
-        for marker in markers.read_markers(path for paths in self._listed(source).values() for path in paths):
-            if marker.timecode not in newest or newest[marker.timecode].generation < marker.generation:
-                newest[marker.timecode] = marker
-        return [_told(entry, newest[entry.timecode]) if entry.timecode in newest else entry for entry in entries]
+        told = []
+        for entry in entries:
+            on_disk = markers.read_markers(self._listed(source).get(entry.timecode, ()))
+            wanted = set(streams(entry.timecode)) if on_disk else set()
+            valid = [marker for marker in on_disk if marker.streams and marker.streams >= wanted]
+            newest = max(valid, key=lambda marker: (marker.generation, marker.digest), default=None)
+            told.append(_told(entry, newest) if newest else entry)
+        return told
 
     def make(self, entry: StoredTimecode) -> StoredTimecode:
         """Makes the markers of a timecode; exactly those that its row has.
@@ -139,14 +155,12 @@ class Teller:
                     return there.read() == content
             except FileNotFoundError:
                 pass
-            staging = self._archive.staging_directory(_STAGING, str(os.getpid()))
-            staged = staging / os.path.basename(path)
-            with open(staged, "wb") as file:
+            # Another service may stage a marker of the same name, of another INSTANCE-ID, in the same place.
+            descriptor, staged = tempfile.mkstemp(dir=self._archive.staging_directory(_STAGING, "new"))
+            with open(descriptor, "wb") as file:
                 file.write(content)
-            staged.chmod(self._modes.files)
-        (placed,) = self._placer.place(
-            [Staged(str(staged), path, hashlib.md5(content, usedforsecurity=False).digest())]
-        )
+            os.chmod(staged, self._modes.files)
+        (placed,) = self._placer.place([Staged(staged, path, hashlib.md5(content, usedforsecurity=False).digest())])
         if not isinstance(placed, Placed):
             raise placed
         if placed.path != path:  # another program was faster

@@ -33,7 +33,7 @@ class ArchiveMarker:
     """A marker that was found.
 
     Attributes:
-        id: random, of the archive.
+        id: random, of the archive; empty where the marker cannot be read.
         inode: data_dir's when the marker was made.
         where: for a person: the file, or the attribute.
         path: the marker's file; None for an attribute.
@@ -146,12 +146,12 @@ def _in_state(data_dir: Path, path: Path) -> ArchiveMarker | None:
 
 
 def _parsed(content: bytes, where: str, path: Path | None) -> ArchiveMarker:
-    """A marker's content; what cannot be read as one is a marker of an unknown archive."""
+    """A marker's content; without an id where it cannot be read."""
     try:
         values = json.loads(content)
         return ArchiveMarker(str(values["id"]), int(values["inode"]), where, path)
     except (ValueError, KeyError, TypeError):
-        return ArchiveMarker("unreadable", 0, where, path)
+        return ArchiveMarker("", 0, where, path)
 
 
 def _attribute_of(data_dir: Path) -> str:

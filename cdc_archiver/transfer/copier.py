@@ -466,7 +466,7 @@ def _changed_file(record: FileRecord, md5: bytes) -> AttemptFailed:
     return AttemptFailed(
         record,
         Reason.CHANGED,
-        f"the file's md5 is {md5.hex()}, the row has {record.md5sum.hex()}: the file changed after it was registered",
+        f"the file's md5, {md5.hex()}, differs from the registered one, {record.md5sum.hex()}",
         md5,
     )
 

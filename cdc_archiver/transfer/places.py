@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import structlog
 
@@ -18,6 +19,9 @@ from cdc_archiver.transfer import disk_sync
 from cdc_archiver.transfer.disk_errors import os_errors_as_unavailable, placement_failure
 from cdc_archiver.transfer.other_disks import OtherDisks, PathNotes, disk_of
 from cdc_archiver.transfer.staging import NOTES, Archive
+
+OTHER_DISKS: Final = os.path.join(NOTES, "other-disks")
+"""The directory in staging that notes which directories of the archive were seen on other disks."""
 
 _log = structlog.get_logger(__name__)
 
@@ -32,7 +36,7 @@ class Places:
     def __init__(self, archive: Archive, modes: FileModes) -> None:
         self.archive = archive
         self._modes = modes
-        self._disks = OtherDisks(archive.data_dir, PathNotes(archive.incoming / NOTES / "other-disks"))
+        self._disks = OtherDisks(archive.data_dir, PathNotes(archive.incoming / OTHER_DISKS))
         self._obstacles: dict[str, DestinationUnavailable | None] = {}
 
     # Disks.

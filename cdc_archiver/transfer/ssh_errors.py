@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from cdc_archiver.model import Reason
@@ -87,11 +88,19 @@ def host_key_hint(endpoint: SshEndpoint, changed: bool) -> str:
 def key_refused_hint(endpoint: SshEndpoint) -> str:
     """The command that authorizes the key on the host."""
     if endpoint.restricted_to:
-        public = f"the content of {endpoint.key}.pub" if endpoint.key else "the public key"
-        line = f'restrict,command="rrsync -ro {endpoint.restricted_to}" and {public}'
-        return f"add a line to ~/.ssh/authorized_keys of {endpoint.login}: {line}  # or check --user and --ssh-key"
+        line = f'restrict,command="rrsync -ro {endpoint.restricted_to}" {_public_key(endpoint.key)}'
+        return f"add this line to ~/.ssh/authorized_keys of {endpoint.login}: {line}  # or check --user and --ssh-key"
     key = ("-i", endpoint.key) if endpoint.key else ()
     return f"{endpoint.command_line('ssh-copy-id', *key, endpoint.login)}  # or check --user and --ssh-key"
+
+
+def _public_key(key: str) -> str:
+    """The line of a public key; where it cannot be read, what to put in its place."""
+    try:
+        lines = Path(f"{key}.pub").read_text(encoding="utf-8").splitlines() if key else []
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    return lines[0].strip() if lines else f"<content of {key or 'KEY'}.pub>"
 
 
 def _unknown_host_key_hint(endpoint: SshEndpoint, match: re.Match[str]) -> str:

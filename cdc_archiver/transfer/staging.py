@@ -79,6 +79,7 @@ class Archive:
         """The archive's marker; None until it is known."""
         self._logged: StagingPlace | None = None
         self.last_free_bytes: int | None = None
+        self.last_free_inodes: int | None = None
         """Free space when it was last read: reading this never waits for a disk that hangs."""
 
     def require_directory(self) -> None:
@@ -101,11 +102,12 @@ class Archive:
                 self._known = known
                 self.marker = None
 
-    def prepare(self, known: KnownArchive | None = None) -> None:
+    def prepare(self, known: KnownArchive | None = None, *, renew: bool = False) -> None:
         """Finds marker and place for staging, or makes those of a new archive: at a start, and whenever the disk comes back.
 
         Args:
             known: what the database knows; None: as before.
+            renew: whether a marker that cannot be read is replaced.
 
         Raises:
             DestinationUnavailable: data_dir cannot be written to, its disk is not mounted, or another archive is there.
@@ -115,7 +117,7 @@ class Archive:
                 self._known = known
             self.marker = None
             inode = self._inode()
-            marker = self.recognise()
+            marker = self.recognise(renew=renew)
             place = choose_place(self.data_dir, self._staging_dir, state_directory(self._state_dir))
             with os_errors_as_unavailable():
                 if marker is None:
@@ -126,7 +128,7 @@ class Archive:
                 self._logged = place
                 _log.info("staging", directory=str(place.staging), why=place.why, cost=place.cost)
 
-    def recognise(self) -> ArchiveMarker | None:
+    def recognise(self, *, renew: bool = False) -> ArchiveMarker | None:
         """The marker, if this is the archive that the database knows; None for a new archive.
 
         Raises:
@@ -137,6 +139,14 @@ class Archive:
             marker = find_marker(
                 self.data_dir, sibling_of(self.data_dir), place_below(state_directory(self._state_dir), self.data_dir)
             )
+            if marker is not None and not marker.id:
+                if renew:
+                    return None
+                raise DestinationUnavailable(
+                    Reason.DESTINATION_MISSING,
+                    f"{self.data_dir} has a marker that cannot be read ({marker.where}), so it may be any archive",
+                    "cdc-archiver mark-archive  # if this is the archive",
+                )
             ids, has_files = self._known.ids, self._known.has_files
             if marker is None and ids:
                 raise self.not_mounted(f"the database knows an archive with the id {min(ids)}, and no marker is there")
@@ -257,7 +267,10 @@ class Archive:
         Raises:
             DestinationUnavailable: it cannot be read.
         """
-        self.last_free_bytes = _free_bytes(self.data_dir)
+        with os_errors_as_unavailable():
+            found = os.statvfs(self.data_dir)
+        self.last_free_bytes = found.f_bavail * found.f_frsize
+        self.last_free_inodes = found.f_favail if found.f_files else None  # btrfs has no fixed number
         return self.last_free_bytes
 
     def require_ready(self) -> None:
@@ -269,7 +282,14 @@ class Archive:
         if self.marker is None:
             self.prepare()
         self.require_mounted()
-        self._require_free(self.data_dir, self.free_bytes())
+        free = self.free_bytes()
+        if self.last_free_inodes == 0:
+            raise DestinationUnavailable(
+                Reason.NO_SPACE,
+                f"the file system of {self.data_dir} has no free inodes, and {format_size(free)} of space",
+                f"df -i {shlex.quote(str(self.data_dir))}  # delete files there, or make it anew with more inodes",
+            )
+        self._require_free(self.data_dir, free)
         self.require_free(self.incoming)
 
     def require_free(self, directory: Path) -> None:
@@ -285,7 +305,7 @@ class Archive:
             raise DestinationUnavailable(
                 Reason.NO_SPACE,
                 f"{directory} has {format_size(free)} free, less than --min-free ({format_size(self._min_free)})",
-                "free space on that disk, or lower --min-free",
+                "make room on that disk; --min-free is the guard that keeps it from being full",
             )
 
     def require_mounted(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 from files_table import TABLE
 from private_site import PrivateSite
-from services import PASSWORD
+from services import COMMAND, PASSWORD
 from waiting import eventually
 
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z \[(\w+) *\] .*")
@@ -219,3 +220,20 @@ def test_help_is_not_an_error(stage: PrivateSite, arguments: tuple[str, ...]) ->
     assert done.stderr == ""
     assert done.stdout != ""
     assert done.returncode == (0 if arguments else 2)
+
+
+@pytest.mark.parametrize(("where", "status", "said"), [(">&-", 0, ""), (">/dev/full", 1, "No space left on device")])
+def test_output_that_nobody_can_read_is_no_traceback(stage: PrivateSite, where: str, status: int, said: str) -> None:
+    stage.register(stage.file("file.npy"))
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {where}', "sh", *COMMAND, "list"],
+        check=False,
+        env=stage.environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == status, done.stderr
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == bool(said), done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from archive_places import staging_of
 from asking import ask
 from private_site import TARGET, PrivateSite
 from side_tables_of_site import NEW, OLD, QUICK, during, enter_timecode, make_side_tables, marks_of, stored, wait_state
@@ -69,7 +70,7 @@ def test_a_held_timecode_becomes_complete_when_it_is_unheld_and_a_late_file_is_n
         stage.wait_archived(*stage.register(stage.file("before.npy")))
         wait_state(stage, OLD, "complete", 1)
         assert ask(stage, "hold", "--timecode", str(NEW), "--reason", "clock", "--by", "Ann").returncode == 0
-        eventually(lambda: any(stage.data_dir.glob(".incoming/marks-*")), "the service knows the hold")
+        eventually(lambda: any(staging_of(stage.data_dir).glob(".notes/marks-*")), "the service knows the hold")
         # when files of that and of another one are archived,
         (held,) = stage.register(stage.file("held.npy"), timestamp=during(NEW, 5))
         stage.wait_archived(held)

@@ -15,6 +15,8 @@ from side_tables_of_site import enter_timecode, make_side_tables, marks_of
 from waiting import eventually
 
 from cdc_archiver.database.side_tables import MARKS, TIMECODES
+from cdc_archiver.transfer.other_disks import PathNotes
+from cdc_archiver.transfer.places import OTHER_DISKS
 
 GONE = 15895
 
@@ -41,7 +43,9 @@ def test_what_was_taken_over_does_not_come_back_by_itself(stage: PrivateSite) ->
         done = ask(stage, "hand-over", str(GONE), "--by", "librarian", "--reason", "books are off site")
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"handed over: timecode {GONE} of every source, to librarian\n"
-        eventually(lambda: any("marks-" in path.name for path in staging(stage).glob("*")), "the file has the mark")
+        eventually(
+            lambda: any("marks-" in path.name for path in staging(stage).glob(".notes/*")), "the file has the mark"
+        )
         shutil.rmtree(stage.data_dir / str(GONE))
         # then verify counts its files apart, and requeues none,
         assert verified(stage, "--requeue") == {
@@ -127,6 +131,11 @@ def test_timecodes_whose_directory_is_gone_are_found_and_marked_only_if_that_is_
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["15895", "15899"]
     assert "2 timecodes lack their directory; nothing was marked: add --by NAME --yes" in done.stderr
     assert marks_of(stage) == []
+    # not one that was on another disk, which may not be mounted now,
+    notes = PathNotes(staging(stage) / OTHER_DISKS)
+    notes.add("15899/crate1slot2")
+    assert [line.split("\t")[0] for line in ask(stage, *missing).stdout.splitlines()] == ["15895"]
+    notes.remove("15899/crate1slot2")
     # only those that ended before,
     assert ask(stage, *missing, "--older-than", "2020-05-17").stdout.startswith("15895\t")
     assert "15899" not in ask(stage, *missing, "--older-than", "2020-05-17").stdout

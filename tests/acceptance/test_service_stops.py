@@ -170,7 +170,7 @@ def test_a_death_is_one_clear_last_line_and_a_status_of_its_own(stage: PrivateSi
     script = stage.directory / "buggy.py"
     script.write_text(
         "from cdc_archiver.dispatch.router import Router\n"
-        "def _route(self, id_, row): raise RuntimeError('a bug of ours')\n"
+        "def _route(self, *_): raise RuntimeError('a bug of ours')\n"
         "Router._route = _route\n"
         "from cdc_archiver.cli import main\n"
         "main()\n"

@@ -43,11 +43,15 @@ def test_a_timecode_is_told_once_for_each_content(either_stage: PrivateSite) -> 
     ):
         site.wait_archived(*site.register(site.file("before.npy")))
         assert wait_state(site, OLD, "complete", 1)["told_by"] == "before"
-        # when a file of another timecode is registered and archived,
+        # when a file of another timecode is registered and archived, while somebody else's row of its stream is pending,
+        (theirs,) = site.register(site.file("theirs.npy"), timestamp=during(NEW), instance_id="another-monitor")
         first = site.file("first.npy", size=1234)
         (id_,) = site.register(first, timestamp=during(NEW, 5))
         site.wait_archived(id_)
-        # then that timecode becomes complete, and readers are told by a marker in suprsync's form.
+        # then that timecode waits for the other row;
+        assert wait_state(site, NEW, "blocked", 0)["reasons"] == '{"other_rows_of_stream": 1}'
+        site.sql("UPDATE pysmurf_files SET failed_copy_attempts = 2000 WHERE id = %s", [theirs])
+        # then it becomes complete, and readers are told by a marker in suprsync's form.
         told = wait_state(site, NEW, "complete", 1)
         (marker,) = markers(site)
         assert (told["files"], told["bytes"], told["late"]) == (1, 1234, 0)
@@ -229,7 +233,7 @@ def test_without_grants_all_is_archived_and_the_part_is_off(stage: PrivateSite) 
         site.wait_archived(*site.register(*site.files(3)))
         keeper = keeper_of(service)
         eventually(lambda: "denied" in keeper.off_because, "it is off")
-        assert "fix: run the GRANT" in keeper.off_because
+        assert "fix: GRANT CREATE, SELECT, INSERT, UPDATE ON" in keeper.off_because
         site.wait_archived(*site.register(site.file("another.npy")))
         assert [log["event"] for log in logs].count("timecodes_off") == 1
         # When the account may, then the part is on.

@@ -18,6 +18,7 @@ from services import PASSWORD, Served
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, Kind, MariaDb, SshServer, open_database
+from cdc_archiver.service import table_watch
 
 CONTRACT = {
     "stream_connected": (),
@@ -43,6 +44,9 @@ CONTRACT = {
     "quarantined_files": ("source",),
     "refused_files": ("source",),
     "ignored_files": ("source",),
+    "unclaimed_files": ("instance_id",),
+    "destination_free_inodes": (),
+    "database_server_changes_total": ("reason",),
     "not_recordable_files": ("source",),
     "oldest_pending_age_seconds": ("source",),
     "rsync_info": ("side", "version"),
@@ -96,13 +100,15 @@ def samples(service: Served) -> dict[str, list[tuple[dict[str, str], float]]]:
     return found
 
 
-def test_metrics_are_those_of_the_contract(stage: PrivateSite) -> None:
+def test_metrics_are_those_of_the_contract(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a service with an archived file and a failed attempt, and with rows that were quarantined, refused and ignored before,
     missing = stage.file("missing.npy")
     missing.path.unlink()
     stage.register(missing, failed_copy_attempts=5)
     stage.register(missing, failed_copy_attempts=1000)
     stage.register(missing, failed_copy_attempts=2000)
+    stage.register(missing, instance_id="nobody's")
+    monkeypatch.setattr(table_watch, "UNHELD", 0.0)
     with stage.service(preflight=True) as service:
         service.wait_settled()
         file = stage.file("file.npy", size=4321)

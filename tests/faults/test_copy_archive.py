@@ -166,6 +166,9 @@ def test_a_write_error_of_the_receiving_rsync_is_a_failure_of_the_destination(
         wait_failures(service, reason)
         # then files that arrived count, and only the destination is down;
         assert_destination_down(service, reason)
+        # it is said of the archive, and of no source, whichever one's file it was;
+        said = f"no destination: {reason}: the archive's disk: rsync: "
+        eventually(lambda: service.get("/readyz")[1].startswith(said), "the disk is named")
         eventually(lambda: stage.count("copied = 1") >= 2, "files that arrived are archived")
         assert failure_count(service, reason) == 0
         assert_no_failed_attempts(stage)

@@ -154,7 +154,7 @@ def test_another_server_behind_the_same_address(
             story.arrives_by_stream()
             story.streams()
             story.ends_well()
-            assert story.reconnects() in LINK_OR_LOCK
+            assert story.reconnects() in (*LINK_OR_LOCK, {"unavailable": 1}), "or a look met the other server first"
             assert service.status()["stream"]["position"].rpartition(".")[2].startswith("000001:")
         finally:
             stage.close()

@@ -1,4 +1,4 @@
-"""Databases set up otherwise than usual: dirty reads by default, versioned tables, odd modes, a read-only server, broken triggers."""
+"""Databases set up otherwise than usual: dirty reads by default, versioned tables, odd modes, broken triggers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from stream_scenario import StreamScenario
 from waiting import eventually
 
 from cdc_archiver.sandbox import DatabaseServer, SshServer
+from cdc_archiver.service import table_watch
 
 LEVELS = ["READ UNCOMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 
@@ -150,27 +151,6 @@ def test_retry_and_ignore_where_the_server_takes_an_empty_text_for_null(
         mariadb.execute("SET GLOBAL sql_mode = %s", (mode,))
 
 
-@pytest.mark.usefixtures("quick_stream")
-def test_a_server_that_is_read_only_at_the_start(doomed_stage: PrivateSite) -> None:
-    stage = doomed_stage
-    stage.server.execute("SET GLOBAL read_only = ON")
-    try:
-        # Given a replica before it becomes the primary,
-        with stage.service(until=None, sweep_interval=1) as service:
-            eventually(lambda: service.status().get("history"), "it has looked for the history")
-            # then the service says what is wrong with it,
-            assert "read-only" in service.status()["history"]
-            assert "GRANT" not in service.status()["history"]
-            # and keeps the history from the moment on when it can.
-            stage.server.execute("SET GLOBAL read_only = OFF")
-            eventually(lambda: service.status()["history"] == "kept", "the history is kept")
-            (id_,) = stage.register(stage.file("file.npy"))
-            stage.wait_archived(id_)
-    finally:
-        stage.server.execute("SET GLOBAL read_only = OFF")
-    assert [entry["result"] for entry in stage.history(id_)] == ["archived"]
-
-
 def test_a_history_that_is_granted_later_is_kept_from_then_on(stage: PrivateSite) -> None:
     account = f"'{stage.user}'@'%'"
     stage.server.execute(f"REVOKE CREATE, SELECT, INSERT, DELETE ON {stage.database}.{HISTORY} FROM {account}")
@@ -256,3 +236,41 @@ def test_a_result_that_the_database_refuses_is_set_aside_named_and_tried_again_o
         stage.sql(f"DELETE FROM {TABLE} WHERE id = {uncounted}")
         service.wait_metric(0, "not_recordable_files")
     assert stage.history(second)[-1]["result"] == "adopted"
+
+
+def test_rows_that_nobody_archives_are_named(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_watch, "LOOK", 0.0)
+    monkeypatch.setattr(table_watch, "UNHELD", 2.0)
+    # Given rows of an instance_id that is misspelt, of one that another service has, and of one that is named as another's,
+    for name in ("typo", "second", "elsewhere"):
+        stage.register(stage.file(f"{name}.npy"), instance_id=name)
+    with (
+        stage.service(target=("second",), host=""),
+        stage.service(sweep_interval=0.5, other_targets=("elsewhere",)) as service,
+    ):
+        # when nobody has held a lock for a while, then those rows are named, and no others,
+        eventually(lambda: service.metric("unclaimed_files", instance_id="typo") == 1, "the rows are named")
+        assert service.metric("unclaimed_files") == 1
+        status, body = service.get("/readyz")
+        assert (status, body.splitlines()[0]) == (200, "streaming")
+        assert "1 pending rows of the instance_id 'typo' are taken by no service; fix: " in body
+        assert "'typo'" in ask(stage, "status", "--http-port", str(service.port)).stdout
+        # until somebody corrects them.
+        stage.sql(f"UPDATE {TABLE} SET instance_id = '{TARGET}' WHERE instance_id = 'typo'")
+        eventually(lambda: service.metric("unclaimed_files") == 0, "none are left")
+
+
+def test_an_empty_table_that_is_chosen_while_another_has_pending_rows(stage: PrivateSite) -> None:
+    # Given pending rows in a table of an older version, and an empty one that comes first,
+    stage.register(*stage.files(2))
+    stage.sql(f"RENAME TABLE {TABLE} TO {TABLE}_v1")
+    stage.sql(f"CREATE TABLE {TABLE} LIKE {TABLE}_v1")
+    stage.server.execute(f"GRANT SELECT, UPDATE ON {stage.database}.{TABLE}_v1 TO '{stage.user}'@'%'")
+    with stage.service() as service:
+        # then each look says so.
+        eventually(lambda: service.metric("other_table_pending_files", table=f"{TABLE}_v1") == 2, "it is counted")
+        said = (
+            f"the table {TABLE} is empty, and {TABLE}_v1 has 2 pending rows of these targets; fix: --table {TABLE}_v1"
+        )
+        assert said in service.get("/readyz")[1]
+        assert said in ask(stage, "status", "--http-port", str(service.port)).stdout

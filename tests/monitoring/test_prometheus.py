@@ -38,6 +38,7 @@ AT_REST = {
 
 THRESHOLDS = {
     "CdcArchiverNotRecordable": ("> 0", ">= 0"),
+    "CdcArchiverHandedOverWaits": ("> 0", ">= 0"),
     "CdcArchiverLateFile": ("> 0", ">= 0"),
     "CdcArchiverClocksApart": ("> 300", ">= 0"),
     "CdcArchiverPartOff": ("== 1", "== 0"),

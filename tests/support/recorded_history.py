@@ -14,6 +14,7 @@ from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import History, OutcomeEntry
 from cdc_archiver.model import Archived, AttemptFailed, FileRecord, Reason, Refused
+from cdc_archiver.transfer.archive_marker import write_marker
 
 
 def failed(
@@ -33,7 +34,10 @@ def archived(stage: PrivateSite, file: SourceFile, content: bytes | None = None)
     place = stage.place(file)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(file.content if content is None else content)
-    marker_of(stage.data_dir).touch()
+    marker = marker_of(stage.data_dir)
+    if not marker.exists():
+        marker.parent.mkdir(exist_ok=True)
+        write_marker(stage.data_dir, marker.parent, "0123456789abcdef", is_sibling=True)
     _record(stage, id_, None, str(place), None)
     stage.sql(f"UPDATE {TABLE} SET path = %s, copied = 1 WHERE id = %s", (str(place), id_))
     return id_

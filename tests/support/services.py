@@ -46,7 +46,7 @@ class Served:
 
     def state(self) -> str:
         """The state in /readyz's answer."""
-        return self.get("/readyz")[1].partition(":")[0].strip()
+        return self.get("/readyz")[1].split("\n")[0].partition(":")[0].strip()
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels; its name is given without the prefix."""

@@ -34,7 +34,7 @@ class RecordingListener:
     def on_gap(self, why: str) -> None:
         self.calls.append(("gap", why))
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, detail: str) -> None:
         self.calls.append(("lost", reason))
 
     def on_unavailable(self, why: str) -> None:

@@ -21,7 +21,7 @@ _REASONS: Final = MappingProxyType(
     {
         Reason.MISSING: "it was not on its source",
         Reason.UNREADABLE: "the account on the source had no permission to read it",
-        Reason.CHANGED: "its md5 was not the registered one",
+        Reason.CHANGED: "its md5 differs from the registered one",
         Reason.NOT_A_FILE: "its path on the source is not a regular file",
         Reason.BAD_PATH: "its path is not a valid file path",
         Reason.BAD_NAME: "its name is not a valid file name",

@@ -16,7 +16,7 @@ from check_findings import not_ok, settings, the_only
 from small_disk import UNSHARE, require_mounts
 
 from cdc_archiver.database.archives import KnownArchive
-from cdc_archiver.errors import ExitStatus
+from cdc_archiver.errors import DestinationUnavailable, ExitStatus
 from cdc_archiver.preflight import CheckStatus, Finding, destination_findings
 from cdc_archiver.transfer.staging import Archive
 from cdc_archiver.transfer.staging_place import sibling_of
@@ -148,9 +148,20 @@ def test_a_directory_that_only_the_service_sees_read_only_is_not_fixed_by_remoun
 def test_a_disk_that_is_nearly_full(data_dir: Path) -> None:
     found = the_only(check(data_dir, min_free="500T"))
     assert found.subject == "free space"
+    assert found.fix.startswith(f"df -h {shlex.quote(str(data_dir))}  # make room there"), (
+        "the guard is never the first fix"
+    )
 
-    value = found.fix.split()[1]
-    assert not_ok(check(data_dir, min_free=value)) == []
+
+def test_a_disk_without_inodes(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.statvfs(data_dir)
+    full = os.statvfs_result([*real[:5], 1000, 0, 0, *real[8:]])
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    found = the_only(check(data_dir, min_free=0))
+    assert found.subject == "free inodes"
+    assert "no free inodes in" in found.text
+    with pytest.raises(DestinationUnavailable, match=r"has no free inodes, and .* of space"):
+        Archive(data_dir, 0).require_ready()
 
 
 def test_the_file_system_is_reported_with_a_warning_for_a_volatile_one() -> None:
@@ -216,4 +227,4 @@ def test_leftovers_in_staging_are_reported(data_dir: Path) -> None:
     (archive.staging_directory("readout", "small-1") / "part").write_bytes(bytes(2048))
 
     (text,) = [finding.text for finding in check(data_dir) if finding.subject == "staging"]
-    assert "1 files (2.0 KiB) there are copies under way" in text
+    assert "1 files (2.0 kB) there are copies under way" in text

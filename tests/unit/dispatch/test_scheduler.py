@@ -21,9 +21,10 @@ from cdc_archiver.dispatch.decision_types import (
     Decisions,
     ForgetFailure,
     LogEvent,
+    NoBatch,
     Signal,
 )
-from cdc_archiver.dispatch.scheduler import NoBatch, Scheduler
+from cdc_archiver.dispatch.scheduler import Scheduler
 from cdc_archiver.dispatch.tracked_files import OfferResult
 from cdc_archiver.model import (
     Archived,

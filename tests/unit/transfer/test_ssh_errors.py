@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -432,4 +433,12 @@ def test_the_hint_for_a_refused_restricted_key_does_not_authorize_an_ordinary_lo
     found = classify_ssh_failure("data@srv: Permission denied (publickey).", replace(ENDPOINT, restricted_to="/data"))
     assert found is not None
     assert "ssh-copy-id" not in found.hint
-    assert 'restrict,command="rrsync -ro /data" and the content of /keys/archive.pub' in found.hint
+    assert 'restrict,command="rrsync -ro /data" <content of /keys/archive.pub>  #' in found.hint
+
+
+def test_the_hint_for_a_refused_restricted_key_has_the_whole_line(tmp_path: Path) -> None:
+    (tmp_path / "key.pub").write_text("ssh-ed25519 AAAAC3 archiver@node\n")
+    endpoint = replace(ENDPOINT, restricted_to="/data", key=str(tmp_path / "key"))
+    found = classify_ssh_failure("data@srv: Permission denied (publickey).", endpoint)
+    assert found is not None
+    assert 'restrict,command="rrsync -ro /data" ssh-ed25519 AAAAC3 archiver@node  #' in found.hint
