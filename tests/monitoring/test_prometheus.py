@@ -43,7 +43,6 @@ THRESHOLDS = {
     "CdcArchiverClocksApart": ("> 300", ">= 0"),
     "CdcArchiverPartOff": ("== 1", "== 0"),
     "CdcArchiverRegistrarSilent": ("> 0", ">= 0"),
-    "CdcArchiverHandedOverWaits": ("> 0", ">= 0"),
     "CdcArchiverRegistrarDown": ("> 900", "> -60"),
     "CdcArchiverRegistrarSpoolOld": ("> 900", ">= 0"),
     "CdcArchiverRegistrarFilesLost": ("> 0", ">= 0"),
