@@ -51,8 +51,8 @@ def _print_version(wanted: bool) -> None:
 
 app.command(help=run.HELP)(with_settings(run.run))
 app.command(help=check.HELP)(with_settings(check.check))
-app.command(help=status.HELP)(with_settings_of(DATABASE | SERVICE | {"target"})(status.status))
-app.command(help=why.HELP)(with_settings_of(_ARCHIVE)(why.why))
+app.command(help=status.HELP)(with_settings_of(DATABASE | SERVICE | {"target", "spool"})(status.status))
+app.command(help=why.HELP)(with_settings_of(_ARCHIVE | {"spool"})(why.why))
 app.command(help=retry.RETRY_HELP)(with_settings_of(DATABASE)(retry.retry))
 app.command(help=retry.IGNORE_HELP)(with_settings_of(DATABASE)(retry.ignore))
 app.command("list", help=list_.HELP)(with_settings_of(DATABASE | SERVICE)(list_.list_files))

@@ -9,13 +9,16 @@ from typing import Annotated, Final
 
 import structlog
 import typer
+from rich.console import Console
 
 from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.observe.http import HealthQueries, HttpServer
 from cdc_archiver.observe.logs import set_up_logs
 from cdc_archiver.observe.systemd import SystemdNotifier
+from cdc_archiver.preflight import print_report
+from cdc_archiver.preflight.registrar_checks import check_registrar
 from cdc_archiver.registrar.lifecycle import RegistrarService, spool_path
-from cdc_archiver.registrar.spool import retry_undecided
+from cdc_archiver.registrar.spool_reading import retry_undecided
 from cdc_archiver.settings import Settings
 from cdc_archiver.settings.flags import DATABASE, REGISTRAR
 from cdc_archiver.text import format_file_count
@@ -33,9 +36,11 @@ Examples:
 
   cdc-archiver monitor --target pysmurf-monitor --source-root /data --spool /var/lib/cdc_archiver/registrar.spool
 
+  cdc-archiver monitor --config /etc/cdc_archiver/registrar.toml --check
+
   cdc-archiver monitor --retry-lost
 
-Exit status: 0 done; 1 internal error; 2 wrong usage or configuration.
+Exit status: 0 done; 1 internal error; 2 wrong usage or configuration, or a check fails; 4 with `--check`: the database cannot be reached.
 """
 
 SETTINGS: Final = (
@@ -62,6 +67,9 @@ def monitor(
         bool,
         typer.Option("--retry-lost", help="Look for lost and refused files once more, now, and exit."),
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check what it needs, print a fix for each problem, and exit.")
+    ] = False,
     http_port: Annotated[
         int | None,
         typer.Option(
@@ -76,6 +84,10 @@ def monitor(
     if retry_lost:
         print(f"{format_file_count(_retry_lost(settings))} will be looked for now")
         return ExitStatus.DONE
+    if check:
+        report = check_registrar(settings)
+        print_report(report, Console())
+        return report.exit_status
     registrar = RegistrarService(settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: registrar.stop())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeAlias
 
@@ -15,6 +15,7 @@ from rich.live import Live
 
 from cdc_archiver import __version__
 from cdc_archiver.commands.context import CommandContext, open_context
+from cdc_archiver.commands.local_registrar import LocalRegistrar, find_registrar, registrar_lines
 from cdc_archiver.commands.output import Cell, Printer, print_json, styled_text
 from cdc_archiver.commands.service_client import ServiceUnavailable, describe_other_table, fetch_status
 from cdc_archiver.database.connections import ANSWER_TIMEOUT
@@ -73,6 +74,7 @@ class Overview:
         sources: the database's counts by source; only without a service.
         holder: who holds the locks of the configured sources; only without a service.
         rate: None if it is not known, for the reason ``why_no_rate``.
+        registrar: the one on this machine; None where there is no spool.
     """
 
     at: datetime
@@ -83,6 +85,7 @@ class Overview:
     holder: str | None
     rate: Rate | None
     why_no_rate: str
+    registrar: LocalRegistrar | None = None
 
 
 def status(
@@ -106,14 +109,24 @@ def status(
 
 
 def get_overview(settings: Settings, now: datetime) -> Overview:
-    """Asks the service, and the database for what only the database knows.
+    """Asks the service, the database for what only the database knows, and the spool of a registrar on this machine.
 
     Args:
         now: aware.
 
     Raises:
-        ArchiverError: neither answers.
+        ArchiverError: none answers.
     """
+    registrar = find_registrar(settings)
+    try:
+        return replace(_overview_of_archive(settings, now), registrar=registrar)
+    except ArchiverError as error:
+        if registrar is None:
+            raise
+        return Overview(now, None, error.message, "", {}, None, None, error.message, registrar)
+
+
+def _overview_of_archive(settings: Settings, now: datetime) -> Overview:
     service, why = _ask_service(settings)
     try:
         with open_context(settings, ANSWER_TIMEOUT) as context:
@@ -201,6 +214,8 @@ def _print(printer: Printer, overview: Overview) -> None:
 
 
 def _lines(overview: Overview) -> Iterator[_Line]:
+    if overview.registrar is not None:
+        yield from registrar_lines(overview.registrar, overview.at)
     if overview.service is not None:
         try:
             yield from _service_lines(overview, overview.service)
@@ -214,7 +229,8 @@ def _lines(overview: Overview) -> Iterator[_Line]:
         yield [("service      ", "dim"), (f"{overview.why_no_service}", "yellow")]
         if overview.holder:
             yield [_INDENT, f"but an archiver holds these targets: {overview.holder}"]
-        yield [_INDENT, f"the following counts come from the database, table {overview.table}"]
+        if overview.table:
+            yield [_INDENT, f"the following counts come from the database, table {overview.table}"]
         for name, source in overview.sources.items():
             yield from _source_lines(name, source, overview.at)
     if overview.rate is not None:

@@ -117,6 +117,7 @@ REGISTERED: Final = _table(
     sa.Column("source_path", _text, nullable=False),
     sa.Column("md5sum", sa.BINARY(16), nullable=False),
     _time("at"),
+    sa.UniqueConstraint("file_id", "registrar_id", "number", name="of_file"),
 )
 """Receipts of the registrar, written in the row's transaction."""
 

@@ -49,7 +49,9 @@ class RegistrarMetrics:
         self.receive_buffer = self._gauge(
             "receive_buffer_bytes", "Receive buffer of the socket, as the kernel counts it."
         )
-        Info("cdc_archiver_build", "Version of the registrar.", registry=self.registry).info({"version": __version__})
+        Info("cdc_archiver_registrar_build", "Version of the registrar.", registry=self.registry).info(
+            {"version": __version__}
+        )
         self.watermark.set(math.nan)
         for outcome in OUTCOMES:
             self.outcomes.labels(outcome)

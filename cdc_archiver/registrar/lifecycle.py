@@ -20,7 +20,8 @@ from cdc_archiver.errors import ArchiverError, ExitStatus, Misconfigured
 from cdc_archiver.observe.registrar_metrics import RegistrarMetrics
 from cdc_archiver.registrar.listener import Listener
 from cdc_archiver.registrar.registration import Registration
-from cdc_archiver.registrar.spool import Spool, SpoolFacts
+from cdc_archiver.registrar.spool import Spool
+from cdc_archiver.registrar.spool_reading import SpoolFacts
 from cdc_archiver.registrar.watermark_report import WatermarkReporter
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread
@@ -99,6 +100,7 @@ class RegistrarService:
         self._reporter = WatermarkReporter(self._target, self._spool, self._listener, self._database, self.metrics)
         self.metrics.receive_buffer.set(self._listener.buffer)
         self.metrics.spool_limit.set(settings.spool_max)
+        self.metrics.database_up.set_function(lambda: float(not self._database_trouble()))
 
     @property
     def port(self) -> int:
@@ -173,11 +175,15 @@ class RegistrarService:
             state = RegistrarState.STOPPING
         elif self._listener.trouble or facts is None:
             state, why = RegistrarState.NO_SPOOL, self._listener.trouble
-        elif self._registration.trouble:
-            state, why = RegistrarState.NO_DATABASE, self._registration.trouble
+        elif trouble := self._database_trouble():
+            state, why = RegistrarState.NO_DATABASE, trouble
         ready = state is RegistrarState.REGISTERING
         healthy = state is not RegistrarState.FAILED
         return RegistrarStatus(state, why, ready, healthy, self._started, self._target, self.port, facts)
+
+    def _database_trouble(self) -> str:
+        # While no file is announced, only the reports ask the database.
+        return self._registration.trouble or self._reporter.trouble
 
     def _raise(self, ended: StoppableThread) -> None:
         failure = ended.failure

@@ -6,6 +6,7 @@ import os
 import socket
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -149,6 +150,7 @@ class Listener(StoppableThread):
         self._on_stored()
 
     def _count(self, received: Sequence[Received], gaps: int, homeless: Sequence[Announcement]) -> None:
+        garbage: Counter[str] = Counter()
         for each in received:
             match each.message.content:
                 case Announcement():
@@ -157,9 +159,11 @@ class Listener(StoppableThread):
                     self._metrics.messages.labels(kind).inc()
                 case Garbage(reason=reason, detail=detail, path=path):
                     self._metrics.garbage.labels(reason.value).inc()
-                    _log.warning(
-                        "message_not_understood", reason=reason.value, detail=detail, path=path, sender=each.address
-                    )
+                    garbage[reason.value] += 1
+                    if path or garbage[reason.value] == 1:  # a file is named, a flood is not
+                        _log.warning(
+                            "message_not_understood", reason=reason.value, detail=detail, path=path, sender=each.address
+                        )
         if gaps:
             self._metrics.gaps.inc(gaps)
             _log.error("messages_missing", count=gaps)

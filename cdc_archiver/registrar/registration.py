@@ -21,7 +21,8 @@ from cdc_archiver.registrar.registered_rows import (
     RegisteredRows,
     is_duplicate,
 )
-from cdc_archiver.registrar.spool import Entry, Spool, identity
+from cdc_archiver.registrar.spool import Spool, identity
+from cdc_archiver.registrar.spool_reading import Entry
 from cdc_archiver.registrar.whole_file import FileLooker, NotThere, NotWhole, Unusable, WholeFile
 from cdc_archiver.settings import Settings, SourceSettings
 from cdc_archiver.threads import StoppableThread
@@ -93,7 +94,8 @@ class Registration(StoppableThread):
             self._pass()
             self._set_trouble("")
             self._pause = 0.5
-            wait = max(0.0, min(_IDLE, (self._spool.next_due() or _HOUR) - time.time()))
+            due = self._spool.next_due()
+            wait = _IDLE if due is None else max(0.0, min(_IDLE, due - time.time()))
         except (ArchiverError, sqlite3.Error) as error:
             self._set_trouble(str(error))
             self._rows = None
@@ -300,7 +302,6 @@ class Registration(StoppableThread):
         elif self.trouble and not text:
             _log.info("registration_works")
         self.trouble = text
-        self._metrics.database_up.set(not text)
 
 
 def _next_hour(entry: Entry, now: float) -> float | None:

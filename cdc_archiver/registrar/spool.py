@@ -23,10 +23,17 @@ from typing import Any, Final
 
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.registrar.messages import Announcement, Message, timecode_of
+from cdc_archiver.registrar.spool_reading import (
+    SELECT_ENTRIES,
+    Entry,
+    SpoolFacts,
+    connect,
+    read_facts,
+    size_of,
+    to_entry,
+)
 
 _FORMAT: Final = 1
-_BUSY: Final = 10.0
-"""Seconds to wait for another process, such as `monitor --retry-lost`."""
 _SCHEMA: Final = """
 CREATE TABLE registrar (id TEXT NOT NULL, made REAL NOT NULL);
 CREATE TABLE announced (
@@ -66,53 +73,6 @@ class Received:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """An announcement in the spool.
-
-    Attributes:
-        number: of the spool, unique for ever.
-        state: waiting, registered, known (the same announcement is registered already), lost, refused.
-        received: seconds since the epoch.
-        signature: of the file as it was registered.
-    """
-
-    number: int
-    state: str
-    received: float
-    announcement: Announcement
-    file_id: int | None = None
-    signature: str | None = None
-    reason: str | None = None
-    path: str = ""
-    md5: bytes = b""
-
-
-_ENTRY: Final = "SELECT number, state, received, announcement, file_id, signature, reason, path, md5 FROM announced"
-
-
-@dataclass(frozen=True, slots=True)
-class SpoolFacts:
-    """What the spool has now.
-
-    Attributes:
-        oldest: when the oldest waiting announcement was received, seconds since the epoch; None without one.
-        bound: every announcement of an earlier time is decided; None without a waiting one.
-        lost: announced files that never came, those included that the spool had no room for.
-        gaps: messages that are missing in the publishers' sequences.
-        size: bytes in use.
-    """
-
-    registrar_id: str
-    waiting: int
-    oldest: float | None
-    bound: float | None
-    lost: int
-    refused: int
-    gaps: int
-    size: int
-
-
 class Spool:
     """The spool of one registrar. Safe to share between threads.
 
@@ -132,7 +92,7 @@ class Spool:
         self._mutex = threading.Lock()
         self._lock = _lock_file(path)
         try:
-            self._connection = _connect(path, "rwc")
+            self._connection = connect(path, "rwc")
             self.registrar_id = self._prepare()
         except (sqlite3.Error, OSError) as error:
             os.close(self._lock)
@@ -179,8 +139,8 @@ class Spool:
 
     def due(self, now: float, limit: int) -> list[Entry]:
         """The announcements to look at now, by number."""
-        rows = self._rows(f"{_ENTRY} WHERE due <= ? ORDER BY due LIMIT ?", now, limit)
-        return sorted(map(_entry, rows), key=lambda entry: entry.number)
+        rows = self._rows(f"{SELECT_ENTRIES} WHERE due <= ? ORDER BY due LIMIT ?", now, limit)
+        return sorted(map(to_entry, rows), key=lambda entry: entry.number)
 
     def next_due(self) -> float | None:
         """When the next announcement is due; None where none is."""
@@ -231,8 +191,8 @@ class Spool:
     def registered_above(self, number: int) -> list[Entry]:
         """The registered announcements with a higher number."""
         return [
-            _entry(row)
-            for row in self._rows(f"{_ENTRY} WHERE number > ? AND state = 'registered' ORDER BY number", number)
+            to_entry(row)
+            for row in self._rows(f"{SELECT_ENTRIES} WHERE number > ? AND state = 'registered' ORDER BY number", number)
         ]
 
     def last_number(self) -> int:
@@ -265,7 +225,7 @@ class Spool:
     def size(self) -> int:
         """Bytes in use."""
         with self._mutex:
-            return _size(self._connection)
+            return size_of(self._connection)
 
     def prune(self, now: float) -> int:
         """Forgets some of what was decided before ``keep``; returns its number. Lost files stay counted."""
@@ -357,92 +317,6 @@ def identity(announcement: Announcement, path: str, md5: bytes) -> bytes:
     return hashlib.sha256(json.dumps(parts).encode()).digest()[:16]
 
 
-@contextmanager
-def open_to_read(path: Path) -> Iterator[sqlite3.Connection]:
-    """A spool for questions, beside its registrar.
-
-    Raises:
-        sqlite3.Error: it cannot be read; while no registrar runs, this user must be able to write to it.
-    """
-    connection = _connect(path, "ro")
-    try:
-        connection.execute("SELECT id FROM registrar")
-    except sqlite3.OperationalError:  # SQLite removes its files of the WAL at a clean stop, and makes none in this mode
-        connection.close()
-        connection = _connect(path, "rw")
-        connection.execute("PRAGMA query_only = ON")
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def read_facts(connection: sqlite3.Connection) -> SpoolFacts:
-    """What a spool has now."""
-
-    def one(statement: str) -> Any:
-        return connection.execute(statement).fetchone()
-
-    counts = dict(
-        connection.execute(
-            "SELECT state, COUNT(*) FROM announced WHERE state IN ('waiting', 'lost', 'refused') GROUP BY state"
-        )
-    )
-    oldest, earliest = one("SELECT MIN(received), MIN(at) FROM announced WHERE state = 'waiting'")
-    lost, gaps = one("SELECT COALESCE(SUM(lost), 0), COALESCE(SUM(gaps), 0) FROM losses")
-    return SpoolFacts(
-        registrar_id=one("SELECT id FROM registrar")[0],
-        waiting=counts.get("waiting", 0),
-        oldest=oldest,
-        bound=None if oldest is None else min(oldest, earliest),
-        lost=counts.get("lost", 0) + lost,
-        refused=counts.get("refused", 0),
-        gaps=gaps,
-        size=_size(connection),
-    )
-
-
-def retry_undecided(path: Path, now: float) -> int:
-    """Has every lost or refused announcement looked at now, by the registrar that runs or the next one; returns their number.
-
-    Raises:
-        sqlite3.Error: the spool cannot be written.
-    """
-    connection = _connect(path, "rw")
-    try:
-        connection.execute("PRAGMA synchronous = FULL")
-        changed = connection.execute("UPDATE announced SET due = ? WHERE state IN ('lost', 'refused')", (now,))
-        return changed.rowcount
-    finally:
-        connection.close()
-
-
-def find_in_spool(path: Path, wanted: str, limit: int = 20) -> list[Entry]:
-    """The newest announcements of a path, or of paths that end in a name.
-
-    Raises:
-        sqlite3.Error: the spool cannot be read.
-    """
-    with open_to_read(path) as connection:
-        rows = connection.execute(f"{_ENTRY} WHERE instr(path, ?) > 0 ORDER BY number DESC LIMIT ?", (wanted, limit))
-        return [_entry(row) for row in rows]
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        timeout=_BUSY,
-        isolation_level=None,
-        check_same_thread=False,
-    )
-    if mode == "rwc":
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA journal_size_limit = 16777216")
-    return connection
-
-
 def _lock_file(path: Path) -> int:
     name = f"{path}.lock"
     try:
@@ -453,21 +327,16 @@ def _lock_file(path: Path) -> int:
             f"the spool's lock {name} cannot be made: {error}",
             "--spool FILE, in a directory that this user may write to",
         ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise Misconfigured(
-            f"another registrar uses the spool {path}", "stop it, or give this one a spool of its own: --spool FILE"
-        ) from error
-    return descriptor
-
-
-def _size(connection: sqlite3.Connection) -> int:
-    pages, free, bytes_each = (
-        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    for attempt in range(5):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError:  # perhaps somebody asks just now whether it is in use
+            time.sleep(0.05 * attempt)
+    os.close(descriptor)
+    raise Misconfigured(
+        f"another registrar uses the spool {path}", "stop it, or give this one a spool of its own: --spool FILE"
     )
-    return int((pages - free) * bytes_each)
 
 
 def _insert(run: _Run, announcement: Announcement, received: float, now: float) -> None:
@@ -484,9 +353,3 @@ def _add_loss(run: _Run, timecode: int, *, lost: int = 0, gaps: int = 0) -> None
         "ON CONFLICT (timecode) DO UPDATE SET lost = lost + excluded.lost, gaps = gaps + excluded.gaps",
         *(timecode, lost, gaps),
     )
-
-
-def _entry(row: Sequence[Any]) -> Entry:
-    number, state, received, text, file_id, signature, reason, path, md5 = row
-    announcement = Announcement(**json.loads(text))
-    return Entry(number, state, received, announcement, file_id, signature, reason, path, md5 or b"")

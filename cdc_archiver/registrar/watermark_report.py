@@ -16,7 +16,8 @@ from cdc_archiver.database.side_tables import REGISTRAR_LOSSES, REGISTRARS
 from cdc_archiver.errors import ArchiverError
 from cdc_archiver.observe.registrar_metrics import RegistrarMetrics
 from cdc_archiver.registrar.listener import Listener
-from cdc_archiver.registrar.spool import Spool, SpoolFacts
+from cdc_archiver.registrar.spool import Spool
+from cdc_archiver.registrar.spool_reading import SpoolFacts
 from cdc_archiver.threads import StoppableThread
 
 INTERVAL: Final = 10.0
@@ -30,6 +31,9 @@ class WatermarkReporter(StoppableThread):
 
     Args:
         target: ``instance_id``.
+
+    Attributes:
+        trouble: why the last report could not be written; empty where it could.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class WatermarkReporter(StoppableThread):
         self._database = database
         self._metrics = metrics
         self._told: dict[int, tuple[int, int]] | None = None
-        self._failing = ""
+        self.trouble = ""
 
     def work(self) -> None:
         while not self.stopping.is_set():
@@ -61,12 +65,12 @@ class WatermarkReporter(StoppableThread):
                 self._write(connection, facts, watermark, stopped=stopped and not facts.waiting)
                 self._write_losses(connection, losses)
         except (ArchiverError, sqlite3.Error) as error:
-            if str(error) != self._failing:
+            if str(error) != self.trouble:
                 _log.error("watermark_not_written", detail=str(error))
-            self._failing = str(error)
+            self.trouble = str(error)
             self._told = None
         else:
-            self._failing = ""
+            self.trouble = ""
             self._told = losses
             self._metrics.watermark.set(watermark)
 

@@ -164,7 +164,7 @@ class FileLooker:
 
     def _is_local(self, device: int) -> bool:
         if device not in self._local:
-            self._local[device] = _kind_of(device) in _LOCAL
+            self._local[device] = kind_of(device) in _LOCAL
         return self._local[device]
 
 
@@ -176,7 +176,8 @@ def _signature(status: os.stat_result) -> str:
     return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
-def _kind_of(device: int) -> str:
+def kind_of(device: int) -> str:
+    """The type of the file system on a device, as a file's status names it."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         before, _, after = line.partition(" - ")

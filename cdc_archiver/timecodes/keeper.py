@@ -41,6 +41,7 @@ from cdc_archiver.timecodes.status_types import (
     TimecodeStatus,
     status_of,
 )
+from cdc_archiver.timecodes.superseded import SupersededFiles
 from cdc_archiver.timecodes.teller import Teller
 from cdc_archiver.timecodes.timecode_index import TimecodeIndex
 from cdc_archiver.transfer.staging import Archive
@@ -86,6 +87,7 @@ class TimecodeKeeper(StoppableThread):
         super().__init__("timecodes")
         self._database = database
         self._table = TimecodesTable(files.name)
+        self._superseded = SupersededFiles(database, files)
         self._wanted = threading.Event()
         self._changing = threading.Lock()
         self._sources: tuple[SourceSettings, ...] = settings.sources
@@ -203,6 +205,7 @@ class TimecodeKeeper(StoppableThread):
                     self._targets[fold_instance_id(name)] = self._parts.store.load(connection, name)
             self._publish_keys()
             for source in sources:
+                self._superseded.ignore(source.target)
                 self._look_at(connection, source)
 
     def _look_at(self, connection: sa.Connection, source: SourceSettings) -> None:

@@ -17,6 +17,13 @@ install -D -m 755 "$here/cdc-archiver.sh" "$root/usr/local/sbin/cdc-archiver"
     || install -D -m 644 "$here/archiver.toml" "$root/etc/cdc_archiver/archiver.toml"
 [ -e "$root/etc/cdc_archiver/mysql_password" ] \
     || install -D -m 600 /dev/null "$root/etc/cdc_archiver/mysql_password"
+# The registrar of a readout server; it starts nowhere by itself.
+install -D -m 644 "$here/cdc-registrar.service" "$root/etc/systemd/system/cdc-registrar.service"
+[ -e "$root/etc/default/cdc-registrar" ] || install -D -m 644 "$here/cdc-registrar.default" "$root/etc/default/cdc-registrar"
+[ -e "$root/etc/cdc_archiver/registrar.toml" ] \
+    || install -D -m 644 "$here/registrar.toml" "$root/etc/cdc_archiver/registrar.toml"
+[ -e "$root/etc/cdc_archiver/registrar_password" ] \
+    || install -D -m 600 /dev/null "$root/etc/cdc_archiver/registrar_password"
 
 if [ -z "$root" ]; then
     systemd-sysusers cdc-archiver.conf

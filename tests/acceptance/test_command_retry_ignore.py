@@ -214,7 +214,7 @@ def test_ignored_files_are_not_tried_again_raise_no_alert_and_keep_name_and_reas
     assert "1 ignored" in reconciled.stdout
     # and whoever asks is told who it was, and why.
     told = ask(stage, "why", str(id_)).stdout
-    assert told.startswith("It is not here because an operator marked it as ignored: by ")
+    assert told.startswith("It is not here because it is marked as ignored: by ")
     assert "@" in told.splitlines()[0]
     assert "disk of crate 3 died" in told.splitlines()[0]
     note = stage.history(id_)[-1]

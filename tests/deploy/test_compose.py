@@ -21,6 +21,7 @@ from services import Service
 from waiting import eventually
 
 from cdc_archiver.database import schema
+from cdc_archiver.registrar.lifecycle import source_of, spool_path
 from cdc_archiver.sandbox import DatabaseServer, SshServer, ensure_tools
 from cdc_archiver.sandbox.packages import Tool
 from cdc_archiver.settings import load
@@ -31,6 +32,10 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 OCS: dict[str, Any] = interpolated(
     read(DEPLOY / "compose.ocs.yaml"), {"MYSQL_USER": "u", "MYSQL_PASSWORD": "p", "MYSQL_HOST": "db"}
 )
+COMPOSE_OF_REGISTRAR: dict[str, Any] = interpolated(
+    read(DEPLOY / "compose.registrar.yaml"), {"MYSQL_USER": "u", "MYSQL_PASSWORD": "p"}
+)
+REGISTRAR: dict[str, Any] = COMPOSE_OF_REGISTRAR["services"]["registrar"]
 WELL_KNOWN = {"mysql:8.4", "mariadb:10.11", "prom/prometheus", "grafana/grafana"}
 
 
@@ -43,7 +48,7 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", ["compose.yaml", "compose.ocs.yaml"])
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.ocs.yaml", "compose.registrar.yaml"])
 def test_a_file_is_what_compose_takes(name: str) -> None:
     validate(read(DEPLOY / name), "compose-spec")
 
@@ -78,6 +83,22 @@ def test_images_are_of_this_version_or_well_known() -> None:
             assert re.search(r"\d", tag), f"{name}: a tag that moves"
     assert SERVICES["archiver"]["build"]["args"]["VERSION"] == VERSION
     assert OCS["services"]["pysmurf-archiver"]["image"] == f"cdc_archiver:{VERSION}"
+    assert REGISTRAR["image"] == f"cdc_archiver:{VERSION}"
+
+
+def test_the_registrars_settings_are_the_programs_and_its_spool_is_on_a_volume() -> None:
+    environment = {name: str(value) for name, value in REGISTRAR["environment"].items()}
+    settings = load(environment=environment)
+    assert source_of(settings).target == ("pysmurf-monitor",)
+    assert REGISTRAR["network_mode"] == "host"
+    assert settings.http_host == "127.0.0.1"
+    data, spool = (volume.split(":") for volume in REGISTRAR["volumes"])
+    assert data == [settings.source_root, settings.source_root, "ro"]
+    assert spool[0] in COMPOSE_OF_REGISTRAR["volumes"]
+    # A new volume takes owner and mode from the image's directory.
+    assert f"1777 {spool[1]}" in DOCKERFILE
+    assert str(spool_path(settings)).startswith(f"{spool[1]}/")
+    assert seconds(REGISTRAR["stop_grace_period"]) >= settings.drain_timeout + 10
     assert (DEPLOY / SERVICES["archiver"]["build"]["context"] / "Dockerfile").samefile(ROOT / "Dockerfile")
 
 

@@ -13,11 +13,13 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from notify_socket import NotifySocket
 from private_site import PrivateSite, new_private_site
 
+from cdc_archiver.registrar.lifecycle import source_of, spool_path
 from cdc_archiver.sandbox import MariaDb, SshServer
 from cdc_archiver.sandbox.packages import Bundle, fetch, find_on_system
 from cdc_archiver.settings import load
@@ -83,26 +85,30 @@ def analyze(systemd: tuple[list[str], dict[str, str], Path], *arguments: str) ->
     )
 
 
+@pytest.mark.parametrize("name", ["cdc-archiver.service", "cdc-registrar.service"])
 def test_the_unit_is_one_that_systemd_understands(
-    installed: Path, systemd: tuple[list[str], dict[str, str], Path]
+    installed: Path, systemd: tuple[list[str], dict[str, str], Path], name: str
 ) -> None:
     units = installed / "lib/systemd/system"
     units.mkdir(parents=True, exist_ok=True)
     for target in systemd[2].glob("*.target"):
         shutil.copy(target, units, follow_symlinks=True)
-    done = analyze(systemd, "verify", f"--root={installed}", "--recursive-errors=no", "cdc-archiver.service")
+    done = analyze(systemd, "verify", f"--root={installed}", "--recursive-errors=no", name)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_unit_is_hardened(installed: Path, systemd: tuple[list[str], dict[str, str], Path]) -> None:
+@pytest.mark.parametrize(("name", "exposure"), [("cdc-archiver.service", EXPOSURE), ("cdc-registrar.service", 30)])
+def test_the_unit_is_hardened(
+    installed: Path, systemd: tuple[list[str], dict[str, str], Path], name: str, exposure: int
+) -> None:
     done = analyze(
         systemd,
         "security",
         "--offline=yes",
         f"--root={installed}",
-        f"--threshold={EXPOSURE}",
+        f"--threshold={exposure}",
         "--no-pager",
-        "cdc-archiver.service",
+        name,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Overall exposure level" in done.stdout
@@ -160,6 +166,25 @@ def test_installed_files_are_those_that_the_unit_asks_for(unit: dict[str, dict[s
     account = (installed / "etc/sysusers.d/cdc-archiver.conf").read_text().splitlines()[-1].split()
     assert account[1] == service["User"] == service["Group"]
     assert account[-1] == f"/var/lib/{service['StateDirectory']}"
+
+
+def test_the_registrars_files_are_those_that_its_unit_asks_for(installed: Path) -> None:
+    text = (installed / "etc/systemd/system/cdc-registrar.service").read_text()
+    assert f"ExecStart={UNIT_PROGRAM} monitor\n" in text
+    for place in (
+        "etc/default/cdc-registrar",
+        "etc/cdc_archiver/registrar.toml",
+        "etc/cdc_archiver/registrar_password",
+    ):
+        assert (installed / place).exists()
+        assert f"/{place}" in text + (installed / "etc/default/cdc-registrar").read_text()
+    assert (installed / "etc/cdc_archiver/registrar_password").stat().st_mode & 0o777 == 0o600
+    settings = load(config=installed / "etc/cdc_archiver/registrar.toml", environment={})
+    assert source_of(settings).source_root == "/data"
+    # The spool's place, below StateDirectory.
+    with mock.patch.dict(os.environ, {"STATE_DIRECTORY": "/var/lib/cdc_registrar"}):
+        assert str(spool_path(settings)) == "/var/lib/cdc_registrar/registrar.spool"
+    assert "StateDirectory=cdc_registrar\n" in text
 
 
 def test_the_example_of_several_sources_is_one(installed: Path, tmp_path: Path) -> None:

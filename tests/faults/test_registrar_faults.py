@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from waiting import PATIENCE, eventually
 
 from cdc_archiver.database import connections
 from cdc_archiver.database.connections import SharedContextConnection
-from cdc_archiver.registrar import registration
+from cdc_archiver.database.registrars import read_reports
+from cdc_archiver.registrar import registration, watermark_report
 from cdc_archiver.registrar.listener import listening_socket
 
 RECEIPTS = "cdc_archiver_registered"
@@ -209,3 +211,37 @@ def test_killed_at_a_step_and_started_again(mariadb_site: RegistrarSite, tmp_pat
 def free_port() -> int:
     with listening_socket("127.0.0.1", 0) as made:
         return int(made.getsockname()[1])
+
+
+def test_a_registrar_that_is_cut_off_over_the_end_of_a_timecode_holds_it_up(
+    mariadb_site: RegistrarSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = mariadb_site
+    monkeypatch.setattr(watermark_report, "INTERVAL", 0.05)
+
+    def reasons(end: datetime, later: float = 0.0) -> dict[str, int]:
+        with site.world.connection(site.user) as connection:
+            now = connection.exec_driver_sql("SELECT UTC_TIMESTAMP(3)").scalar_one().replace(tzinfo=UTC)
+            return read_reports(connection, [TARGET]).reasons(TARGET, 17000, end, now + timedelta(seconds=later))
+
+    with Proxy(site.world.server.port) as proxy, site.running(mysql_port=proxy.port) as running:
+        # Given a registrar that has reported, and cannot any more,
+        eventually(lambda: site.world.sql("SELECT 1 FROM cdc_archiver_registrars"), "it has reported")
+        proxy.refuse()
+        eventually(lambda: running.registrar.status().state == "no database", "it is cut off")
+        # when a timecode ends meanwhile,
+        end = datetime.now(UTC) + timedelta(seconds=0.3)
+        with running.publisher() as publisher:
+            publisher.announce(site.file("in time.dat"), timestamp=end.timestamp() - 1)
+        time.sleep(0.4)
+        # then the registrar holds it up, at first as one that is behind, and then as a silent one,
+        assert reasons(end) == {"registrar_behind": 1}
+        assert reasons(end, later=600) == {"registrar_silent": 1}
+        # until the file is a row.
+        proxy.accept()
+        site.wait_rows(1)
+        eventually(lambda: reasons(end) == {}, "it agrees")
+        far = datetime.now(UTC) + timedelta(days=1)
+        assert reasons(far) == {"registrar_behind": 1}
+    # One that was stopped with an empty spool agrees with everything.
+    assert reasons(far, later=600) == {}

@@ -48,11 +48,12 @@ def test_each_alert_fires_for_its_fault_only(promtool: Tool) -> None:
 
 
 def test_the_alerts_select_the_jobs_of_the_deployments() -> None:
-    (pattern,) = re.findall(r'up\{job=~"([^"]+)"\}', RULES.read_text())
+    pattern, of_registrars = re.findall(r'up\{job=~"([^"]+)"\}', RULES.read_text())
     compose = re.findall(r"job_name: (\S+)", (ROOT / "deploy/prometheus/prometheus.yaml").read_text())
     # The Prometheus operator names a job after its service.
     (kubernetes,) = re.findall(r"^  name: (\S+)$", (ROOT / "deploy/kubernetes/service.yaml").read_text(), re.MULTILINE)
     assert re.fullmatch(pattern, compose[0])
+    assert re.fullmatch(of_registrars, compose[1])
     assert re.fullmatch(pattern, kubernetes)
 
 

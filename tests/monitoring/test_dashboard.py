@@ -114,6 +114,7 @@ def test_every_metric_that_an_operator_needs_is_on_it() -> None:
     unseen = {
         "cdc_archiver_stream_connected",  # the mode shows it
         "cdc_archiver_verified_files_total",  # of a run of `verify`
+        "cdc_archiver_registrar_build_info",
     }
     wanted = {name: labels for name, labels in exposed().items() if name.startswith("cdc_archiver_")}
     for name in wanted:

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from archive_places import marker_of
 from monitoring_files import ALERTS, RULES, expressions
+from private_database import PrivateDatabase
 from private_site import PrivateSite, insert
+from registering import RegistrarSite
 from services import Service
 from waiting import PATIENCE, eventually, eventually_or_not
 
+from cdc_archiver.observe.http import HealthQueries, HttpServer
 from cdc_archiver.sandbox import PrometheusServer
 from cdc_archiver.sandbox.packages import Tool
 from cdc_archiver.sandbox.prometheus import PastSeries
@@ -40,6 +43,10 @@ THRESHOLDS = {
     "CdcArchiverClocksApart": ("> 300", ">= 0"),
     "CdcArchiverPartOff": ("== 1", "== 0"),
     "CdcArchiverRegistrarSilent": ("> 0", ">= 0"),
+    "CdcArchiverRegistrarDown": ("> 900", "> -60"),
+    "CdcArchiverRegistrarSpoolOld": ("> 900", ">= 0"),
+    "CdcArchiverRegistrarFilesLost": ("> 0", ">= 0"),
+    "CdcArchiverRegistrarMessagesMissing": ("> 0", ">= 0"),
 }
 """By alert, its threshold and one that a healthy site passes."""
 
@@ -76,7 +83,25 @@ def node_exporter() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def watched(directory: Path, service: Service, source: str, *others: str) -> Iterator[PrometheusServer]:
+def registrar_at(stage: PrivateSite) -> Iterator[str]:
+    """A registrar that has heard something and understood most of it; yields the address of its metrics."""
+    (stage.directory / "registrar").mkdir()
+    site = RegistrarSite(PrivateDatabase(stage.server, stage.database, stage.user), stage.directory / "registrar")
+    with site.running() as running, running.publisher() as publisher:
+        publisher.send(b"garbage")
+        publisher.send({"type": "log"})
+        registrar = running.registrar
+        server = HttpServer("127.0.0.1", 0, HealthQueries(registrar.metrics.registry, registrar.status))
+        server.start()
+        try:
+            yield f"127.0.0.1:{server.port}"
+        finally:
+            server.stop()
+            server.join()
+
+
+@contextlib.contextmanager
+def watched(directory: Path, service: Service, source: str, registrar: str, *others: str) -> Iterator[PrometheusServer]:
     """Prometheus that scrapes the service and others, with six hours of history: no faults, and a disk with more free space."""
     here = {"job": "cdc_archiver", "instance": f"127.0.0.1:{service.port}"}
     free = eventually(lambda: max(0.0, service.metric("destination_free_bytes")), "the disk was looked at")
@@ -89,7 +114,7 @@ def watched(directory: Path, service: Service, source: str, *others: str) -> Ite
     with node_exporter() as node:
         server = PrometheusServer(
             directory,
-            {"cdc_archiver": [here["instance"], *others], "node": [node]},
+            {"cdc_archiver": [here["instance"], *others], "cdc_registrar": [registrar], "node": [node]},
             [RULES],
             external_labels={"cdc_archiver_url": HOME},
         )
@@ -139,7 +164,10 @@ def test_every_expression_has_data_and_every_alert_fires_under_its_fault(
         unanswered_port() as port,
         stage.service(sweep_interval=1.0, preflight=True, retry_delays="1s") as service,
         stage.service(until="no database", mysql_port=port, data_dir=stage.directory) as other,
-        watched(tmp_path / "prometheus", service, source, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}") as prometheus,
+        registrar_at(stage) as registrar,
+        watched(
+            tmp_path / "prometheus", service, source, registrar, f"127.0.0.1:{other.port}", f"127.0.0.1:{port}"
+        ) as prometheus,
     ):
         seen: set[str] = set()
 

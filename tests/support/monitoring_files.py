@@ -13,6 +13,7 @@ from typing import Any
 from prometheus_client.metrics import MetricWrapperBase
 
 from cdc_archiver.observe.metrics import Metrics
+from cdc_archiver.observe.registrar_metrics import RegistrarMetrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy/prometheus/rules/cdc_archiver.yaml"
@@ -46,10 +47,12 @@ class Declared:
 
 @cache
 def declared() -> dict[str, Declared]:
-    """The service's own metrics, by name."""
+    """The service's and the registrar's own metrics, by name."""
     # Ask the metrics themselves: one with labels has no series before its first use.
-    collectors = [each for each in vars(Metrics()).values() if isinstance(each, MetricWrapperBase)]
-    found = {"cdc_archiver_build_info": Declared("cdc_archiver_build_info", "gauge", ("version",))}
+    both = [*vars(Metrics()).values(), *vars(RegistrarMetrics()).values()]
+    collectors = [each for each in both if isinstance(each, MetricWrapperBase)]
+    builds = ("cdc_archiver_build_info", "cdc_archiver_registrar_build_info")
+    found = {name: Declared(name, "gauge", ("version",)) for name in builds}
     for each in collectors:
         kind = str(each._type)
         name = f"{each._name}_total" if kind == "counter" else each._name

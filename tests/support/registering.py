@@ -83,7 +83,8 @@ class RegistrarSite:
         self.spool = directory / "state" / "registrar.spool"
         self.user = f"{world.user}_m"
         for table in side_tables.ALL:
-            world.sql(schema.table_statement(table))
+            # A service at the same site may have made it.
+            world.sql(schema.table_statement(table).replace("CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1))
         account = f"'{self.user}'@'%'"
         world.sql(f"DROP USER IF EXISTS {account}", f"CREATE USER {account} IDENTIFIED BY '{PASSWORD}'")
         world.sql(f"GRANT SELECT, INSERT ON {world.name}.{TABLE} TO {account}")

@@ -179,7 +179,7 @@ def _ignored(facts: FileFacts) -> Diagnosis:
     notes = [attempt for attempt in facts.attempts if attempt.result == IGNORED]
     who = f": {notes[-1].detail}, on {format_time(notes[-1].at)}" if notes else "; the reason is not in the history"
     return Diagnosis(
-        f"It is not here because an operator marked it as ignored{who}.",
+        f"It is not here because it is marked as ignored{who}.",
         "Nothing: an ignored file is not tried again, and raises no alert.",
         (("to have it archived after all", f"cdc-archiver ignore --undo {facts.record.id}"),),
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 from cdc_archiver.commands.context import open_context
+from cdc_archiver.commands.local_registrar import announcement_text, announcements
 from cdc_archiver.commands.output import STATE_STYLES, Printer, print_json, print_to_stderr
 from cdc_archiver.commands.why import json_answer
 from cdc_archiver.commands.why.diagnosis import Diagnosis, at_source_text, diagnose, reason_text
@@ -68,7 +69,7 @@ def why(
         rows = find_rows(context, file)
         if not rows:
             older, observations = older_rows(context, file), observe_at_sources(context, file)
-            return _print_no_match(context.files.name, file, older, observations, as_json=as_json)
+            return _print_no_match(context.files.name, file, older, observations, settings, as_json=as_json)
         if len(rows) > 1:
             return _print_several_matches(rows, file, settings.max_attempts, as_json=as_json)
         facts = gather_facts(context, rows[0], hash_all=hash_all)
@@ -77,7 +78,14 @@ def why(
         print_json(json_answer.one_match(facts, diagnosis))
     else:
         _print(Printer(), facts, diagnosis)
+        _print_announcements(Printer(), settings, str(facts.record.id))
     return ExitStatus.DONE
+
+
+def _print_announcements(printer: Printer, settings: Settings, wanted: str) -> None:
+    """Prints what the registrar on this machine knows of a file."""
+    for entry in announcements(settings, wanted):
+        printer.line(f"in the registrar: {announcement_text(entry)}")
 
 
 def _print_no_match(
@@ -85,16 +93,19 @@ def _print_no_match(
     wanted: str,
     older: Sequence[OlderRow],
     observations: Sequence[SourceObservation],
+    settings: Settings,
     *,
     as_json: bool,
 ) -> ExitStatus:
     if as_json:
-        print_json(json_answer.no_match(table, wanted, older, observations))
+        known = [announcement_text(entry) for entry in announcements(settings, wanted)]
+        print_json(json_answer.no_match(table, wanted, older, observations) | ({"registrar": known} if known else {}))
         return ExitStatus.INCOMPLETE
     printer = Printer()
     printer.line(json_answer.no_match_text(table, wanted, older))
     for each in observations:
         printer.line(f"on the source: {each.path}: {each.state.value if each.state else each.note}")
+    _print_announcements(printer, settings, wanted)
     if older:
         printer.line(f"to examine the older row: cdc-archiver why {older[0].id} --table {older[0].table}")
     elif not is_id(wanted):

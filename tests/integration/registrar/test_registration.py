@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from private_database import PrivateDatabase
+from private_database import PrivateDatabase, new_private_database
 from registering import AT, TARGET, RegistrarSite, message
 from structlog.testing import capture_logs
 from waiting import eventually
 
 from cdc_archiver.registrar import registration, watermark_report
-from cdc_archiver.registrar.spool import retry_undecided
+from cdc_archiver.registrar.spool import Spool
+from cdc_archiver.registrar.spool_reading import Entry, retry_undecided
+from cdc_archiver.sandbox import DatabaseServer
 
 
 @pytest.fixture
@@ -144,3 +148,51 @@ def test_the_watermark_is_told_with_what_is_missing(site: RegistrarSite, monkeyp
         eventually(lambda: site.world.sql(accepted) == [(2, None)], "what is missing after that counts again")
     (row,) = told()
     assert row[1:] == (1, 0, 1, 2, 1)
+
+
+def test_a_burst_of_20000_messages_is_rows_or_a_known_gap(mariadb: DatabaseServer, tmp_path: Path) -> None:
+    with new_private_database(mariadb) as world:
+        site = RegistrarSite(world, tmp_path)
+        files = [site.file(f"{number}.dat", size=10) for number in range(200)]
+        contents = [message(files[number // 100], number, action=f"a{number % 100}") for number in range(20_000)]
+        datagrams = [json.dumps(content).encode() for content in contents]
+        with site.running() as running, running.publisher() as publisher:
+            for datagram in datagrams:
+                publisher.send(datagram)
+
+            def rows() -> int:
+                return int(site.world.sql("SELECT COUNT(*) FROM pysmurf_files")[0][0])
+
+            # A machine that does not allow a larger receive buffer may drop some, but none without a word.
+            eventually(
+                lambda: not running.facts().waiting and rows() + running.facts().gaps == 20_000,
+                "each is a row, or known to be missing",
+                60,
+            )
+            assert running.count("files_total", outcome="registered") == rows()
+        assert site.receipts() == rows()
+        site.close()
+
+
+def test_at_rest_it_does_nothing(mariadb: DatabaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with new_private_database(mariadb) as world:
+        site = RegistrarSite(world, tmp_path)
+        looks: list[float] = []
+        due = Spool.due
+
+        def counted(spool: Spool, now: float, limit: int) -> list[Entry]:
+            looks.append(now)
+            return due(spool, now, limit)
+
+        monkeypatch.setattr(Spool, "due", counted)
+        with site.running() as running, running.publisher() as publisher:
+            eventually(lambda: running.registrar.status().ready, "it registers")
+            before = len(looks)
+            time.sleep(1.0)
+            assert len(looks) - before <= 3  # nothing was ever announced
+            publisher.announce(site.file("a.dat"), site.sources / "absent.dat")
+            site.wait_rows(1)
+            before = len(looks)
+            time.sleep(1.0)
+            assert len(looks) - before <= 8  # one file is looked for
+        site.close()

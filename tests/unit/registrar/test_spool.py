@@ -16,7 +16,8 @@ from registering import AT, message
 
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.registrar.messages import parse
-from cdc_archiver.registrar.spool import Received, Spool, find_in_spool, retry_undecided
+from cdc_archiver.registrar.spool import Received, Spool
+from cdc_archiver.registrar.spool_reading import find_in_spool, is_in_use, retry_undecided
 
 YEAR = 365 * 86400.0
 GIGABYTE = 1024**3
@@ -137,6 +138,7 @@ def test_an_error_within_a_batch_stores_none_of_it(tmp_path: Path, monkeypatch: 
 def test_others_read_it_and_have_lost_files_looked_for_while_it_is_used_and_after(tmp_path: Path) -> None:
     path = tmp_path / "spool"
     spool = opened(path)
+    assert is_in_use(path)
     spool.store(received(0, 1), time.time())
     spool.decide([{"number": 1, "state": "lost", "due": None, "reason": "no such file"}], time.time())
     (found,) = find_in_spool(path, "/data/0")
@@ -144,4 +146,5 @@ def test_others_read_it_and_have_lost_files_looked_for_while_it_is_used_and_afte
     assert retry_undecided(path, 5.0) == 1
     assert [entry.number for entry in spool.due(5.0, 9)] == [1]
     spool.close()
+    assert not is_in_use(path)
     assert [entry.state for entry in find_in_spool(path, "/data")] == ["waiting", "lost"]
