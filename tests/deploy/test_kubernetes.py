@@ -61,7 +61,7 @@ def test_what_the_pod_mounts_is_what_the_settings_name() -> None:
     assert volumes["secrets"]["secret"]["secretName"] == secret["name"]
     assert volumes["config"]["configMap"]["name"] == config["name"]
     for name in ("archive", "state"):
-        claim = yaml.safe_load((BASE / f"{name}.yaml").read_text())["metadata"]["name"]
+        claim = read(BASE / f"{name}.yaml")["metadata"]["name"]
         assert volumes[name]["persistentVolumeClaim"]["claimName"] == claim
 
 
