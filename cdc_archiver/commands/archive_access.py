@@ -32,22 +32,20 @@ def archive_of(settings: Settings) -> Archive:
 
 
 def require_directory(data_dir: Path | None) -> None:
-    """Checks what can be checked without a database: that data_dir exists and is not empty.
+    """Checks what can be checked without a database: that data_dir exists and can be read.
 
     Raises:
         Misconfigured: data_dir is not set.
-        ArchiveUnavailable: data_dir does not exist or is empty.
+        ArchiveUnavailable: data_dir does not exist, or cannot be read.
     """
     if data_dir is None:
         raise Misconfigured("data_dir is not set", "--data-dir /data/… or CDC_ARCHIVER_DATA_DIR")
     try:
-        names = os.listdir(data_dir)
+        os.listdir(data_dir)
     except OSError as error:
         raise ArchiveUnavailable(
             Reason.DESTINATION_MISSING, f"data_dir {data_dir} cannot be read: {error.strerror}", _mount(data_dir)
         ) from error
-    if not names:
-        raise ArchiveUnavailable(Reason.DESTINATION_MISSING, f"data_dir {data_dir} is empty", _mount(data_dir))
 
 
 def require_mounted(context: CommandContext) -> bool:
@@ -67,14 +65,21 @@ def require_mounted(context: CommandContext) -> bool:
             known_archive(connection, context.files.name, context.settings.targets, context.settings.data_dir)
         )
     try:
-        return archive.recognise() is not None or archive.has_former_marker()
+        marked = archive.recognise() is not None or archive.has_former_marker()
     except DestinationUnavailable as error:
         raise ArchiveUnavailable(error.reason, error.message, error.hint) from error
+    if not marked and not os.listdir(archive.data_dir):
+        raise ArchiveUnavailable(
+            Reason.DESTINATION_MISSING, f"data_dir {archive.data_dir} is empty", _mount(archive.data_dir)
+        )
+    return marked
 
 
-def has_marker(settings: Settings) -> bool:
-    """Whether the archive has a marker now, without a question to the database."""
+def is_still_mounted(settings: Settings) -> bool:
+    """Whether an archive that had a marker and files has them now, without a question to the database."""
     archive = archive_of(settings)
+    if not os.listdir(archive.data_dir):
+        return False
     try:
         return archive.recognise() is not None or archive.has_former_marker()
     except DestinationUnavailable:

@@ -72,18 +72,16 @@ class Printer:
             self.line((f"{name:{width}}  ", "dim"), value)
 
     def table(self, titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> int:
-        """Prints rows as they come: on a terminal in columns with titles; in a pipe, fields between tabs, the titles on stderr.
+        """Prints rows as they come: on a terminal in columns with titles; in a pipe, fields between tabs.
 
         Returns:
             The number of rows.
         """
-        return self._columns(titles, iter(rows)) if self.is_terminal else self._fields(titles, rows)
+        return self._columns(titles, iter(rows)) if self.is_terminal else self._fields(rows)
 
-    def _fields(self, titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> int:
+    def _fields(self, rows: Iterable[Sequence[Cell]]) -> int:
         count = 0
         for row in rows:
-            if not count:
-                print("\t".join(titles), file=sys.stderr)
             print("\t".join(escape_unprintable(_text_and_style(cell)[0]) for cell in row))
             count += 1
         return count

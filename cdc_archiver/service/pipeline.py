@@ -154,6 +154,8 @@ class Pipeline:
         self.handed_over: dict[str, dict[int, int]] = {}
         """Numbers of pending rows of timecodes that were handed over, by source and timecode."""
         self._stopping = threading.Event()
+        self._place: StagingPlace | None = None
+        """The place for staging, as logged."""
         self._changing = threading.Lock()
         self._yielding: dict[str, threading.Thread] = {}
 
@@ -188,6 +190,7 @@ class Pipeline:
         """Starts the threads."""
         try:
             self._archive.prepare(self._tables.known)
+            self._log_place()
             self._archive.clear_abandoned()
         except DestinationUnavailable as trouble:
             self.dispatcher.destination_failed(trouble.reason, str(trouble))
@@ -364,6 +367,12 @@ class Pipeline:
         else:
             self.dispatcher.destination_ready()
 
+    def _log_place(self) -> None:
+        place = self._archive.place
+        if place is not None and place != self._place:
+            self._place = place
+            _log.info("staging", directory=str(place.staging), why=place.why, cost=place.cost)
+
     def _keep_archive(self, connection: sa.Connection) -> None:
         """Compares the archive with what the database knows, and enters there what is new.
 
@@ -375,6 +384,7 @@ class Pipeline:
         known = known_archive(connection, name, targets, self._archive.data_dir)
         self._archive.expect(known)
         self._archive.require_ready()
+        self._log_place()
         entry = self._archive.as_entry()
         if new := [target for target in targets if known.entries.get(target) != entry]:
             with ignore_side_table_errors():

@@ -77,7 +77,6 @@ class Archive:
         """The place for staging; None until it is known."""
         self.marker: ArchiveMarker | None = None
         """The archive's marker; None until it is known."""
-        self._logged: StagingPlace | None = None
         self.last_free_bytes: int | None = None
         self.last_free_inodes: int | None = None
         """Free space when it was last read: reading this never waits for a disk that hangs."""
@@ -124,9 +123,6 @@ class Archive:
                     marker = make_marker(self.data_dir, place.root, is_sibling=place.is_sibling)
             self._claims.move_to(place.staging)
             self.place, self.marker, self._seen_inode = place, marker, inode
-            if place != self._logged:
-                self._logged = place
-                _log.info("staging", directory=str(place.staging), why=place.why, cost=place.cost)
 
     def recognise(self, *, renew: bool = False) -> ArchiveMarker | None:
         """The marker, if this is the archive that the database knows; None for a new archive.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archive_places import marker_of, staging_of
+from archive_places import staging_of
 from asking import ask
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite
@@ -172,19 +172,21 @@ def test_requeue_needs_the_history_and_a_source_that_can_be_examined(stage: Priv
 def test_an_unmounted_disk_is_not_an_archive_of_missing_files(stage: PrivateSite) -> None:
     files = stage.files(3)
     ids = [archived(stage, file) for file in files]
-    shutil.rmtree(stage.data_dir)
+    stage.data_dir.rename(stage.directory / "unmounted")
     stage.data_dir.mkdir()
     done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 4
-    assert f"is empty; fix: mount {stage.data_dir}\n" in done.stderr
+    assert f": the disk is not mounted; fix: mount {stage.data_dir}  #" in done.stderr
     # A mount point that holds something is still none.
     (stage.data_dir / "lost+found").mkdir()
     done = ask(stage, "verify", "--requeue", *stage.flags())
     assert done.returncode == 4
-    assert "has no marker file .cdc_archiver, and the history knows archived files there" in done.stderr
+    assert (
+        "the database knows files there, and it has no directory of a timecode: the disk is not mounted" in done.stderr
+    )
     told = ask(stage, "why", str(ids[0]), *stage.flags()).stdout
     assert "cannot be examined from here" in told.splitlines()[0]
-    assert "has no marker file" in told.splitlines()[0]
+    assert "the disk is not mounted" in told.splitlines()[0]
     shutil.rmtree(stage.data_dir)
     assert ask(stage, "verify", *stage.flags()).returncode == 4
     assert [row.copied for row in stage.rows(ids)] == [1, 1, 1]
@@ -195,8 +197,6 @@ def test_a_disk_that_is_unmounted_meanwhile_ends_the_run(stage: PrivateSite, mon
     files = stage.files(5)
     for file in files:
         archived(stage, file)
-    marker = marker_of(stage.data_dir)
-    marker.write_text("")
     calls = itertools.count()
 
     def unmounting(path: str, *more: Any, **options: Any) -> Any:
@@ -333,7 +333,6 @@ def test_files_without_a_row(stage: PrivateSite, monkeypatch: pytest.MonkeyPatch
     # the archiver's own, and what a crash of another program left behind,
     (staging_of(stage.data_dir) / "x").mkdir(parents=True)
     (staging_of(stage.data_dir) / "x/part").write_bytes(b"part")
-    marker_of(stage.data_dir).write_text("")
     left = Path(f"{stage.place(named)}.1")
     left.write_bytes(named.content)
     stray = stage.data_dir / "two\nlines.txt"

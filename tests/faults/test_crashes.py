@@ -235,7 +235,7 @@ def test_the_audit_finds_planted_faults(stage: PrivateSite) -> None:
 
 def pattern(program: str, stage: PrivateSite) -> str:
     """The command lines of a program that works for this stage, by whichever way it was started."""
-    return rf"(^|/){program} .*{re.escape(str(stage.data_dir if 'rsync' in program else stage.ssh.key))}"
+    return rf"(^|/){program} .*{re.escape(str(staging_of(stage.data_dir) if 'rsync' in program else stage.ssh.key))}"
 
 
 def if_two(pids: list[int]) -> list[int]:

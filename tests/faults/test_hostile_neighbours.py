@@ -201,18 +201,22 @@ def test_a_link_in_the_place_of_the_staging_directory_is_neither_filled_nor_empt
     (precious / "old.txt").write_text("of years ago")
     os.utime(precious / "old.txt", (1, 1))
     os.chmod(precious, 0o755)
+    staging_of(stage.data_dir).parent.mkdir()
     staging_of(stage.data_dir).symlink_to(precious)
     # when the service is started,
     (id_,) = stage.register(stage.file("file.npy"))
-    with stage.service(until="no destination"):
-        assert stage.row(id_).copied == 0
-    # then all there is as it was.
+    with stage.service():
+        # then it stages elsewhere,
+        stage.wait_archived(id_)
+    assert (stage.directory / "state").is_dir()
+    # and all there is as it was.
     assert mode(precious) == 0o755
     assert [path.name for path in precious.rglob("*")] == ["old.txt"]
 
 
 def test_a_link_in_the_place_of_the_marker_is_not_written_through(stage: PrivateSite) -> None:
     target = stage.directory / "written-through"
+    marker_of(stage.data_dir).parent.mkdir()
     marker_of(stage.data_dir).symlink_to(target)
     stage.register(stage.file("file.npy"))
     with stage.service(until=None) as service:

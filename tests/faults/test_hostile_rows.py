@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from archive_places import staging_of
 from files_table import CREATE_TABLE, TABLE
 from private_site import Done, PrivateSite, insert, new_private_site
 from prometheus_client.parser import text_string_to_metric_families
@@ -59,11 +60,12 @@ def nothing_is_executed() -> Iterator[None]:
 
 
 def files_outside_the_archive(stage: PrivateSite) -> list[tuple[str, bytes]]:
-    """Everything in the site's directory but the archive and the logs: nothing may write to it."""
+    """Everything in the site's directory but the archive, its staging and the logs: nothing may write to it."""
+    own = stage.data_dir, staging_of(stage.data_dir).parent
     return sorted(
         (str(path), path.read_bytes() if path.is_file() else b"")
         for path in stage.directory.rglob("*")
-        if not path.is_relative_to(stage.data_dir) and path.suffix != ".log"
+        if not any(map(path.is_relative_to, own)) and path.suffix != ".log"
     )
 
 

@@ -190,7 +190,12 @@ def test_a_host_that_nobody_knows_is_not_trusted_and_no_file_learns_of_it(stage:
         assert service.status()["sources"][0]["state"]["reason"] == "host_key"
     # then nothing was fetched, and the host is as unknown as before.
     assert known.read_text() == "# nobody\n"
-    assert sorted(path.name for path in stage.directory.iterdir()) == ["archive", "known_hosts", "readout"]
+    assert sorted(path.name for path in stage.directory.iterdir()) == [
+        ".archive.cdc_archiver",
+        "archive",
+        "known_hosts",
+        "readout",
+    ]
     after = sorted((str(path), path.stat().st_mtime_ns) for path in own.glob("*")) if own.is_dir() else []
     assert after == before
     assert (stage.row(id_).copied, stage.row(id_).attempts) == (0, 0)

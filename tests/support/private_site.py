@@ -283,6 +283,7 @@ class PrivateSite:
             **self.ssh.settings,
             "http_port": 0,
             "min_free": 0,
+            "state_dir": self.directory / "state",
         }
         if changes.get("host", "there") == "":
             for name in self.ssh.settings:

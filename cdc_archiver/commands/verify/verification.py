@@ -14,7 +14,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
-from cdc_archiver.commands.archive_access import ArchiveUnavailable, has_marker, require_directory, require_mounted
+from cdc_archiver.commands.archive_access import (
+    ArchiveUnavailable,
+    is_still_mounted,
+    require_directory,
+    require_mounted,
+)
 from cdc_archiver.commands.context import CommandContext
 from cdc_archiver.commands.hashing import NotARegularFile, Stopped, hash_file
 from cdc_archiver.commands.marking import usable_marks
@@ -296,10 +301,10 @@ class Verification:
     def _require_still_mounted(self) -> None:
         data_dir = self._context.settings.data_dir
         require_directory(data_dir)
-        if self._marked and not has_marker(self._context.settings):
+        if self._marked and not is_still_mounted(self._context.settings):
             raise ArchiveUnavailable(
                 Reason.DESTINATION_MISSING,
-                f"data_dir {data_dir} lost its marker during the run: its disk was unmounted",
+                f"data_dir {data_dir} lost its marker or its files during the run: its disk was unmounted",
                 f"mount {shlex.quote(str(data_dir))}  # then run the same command",
             )
 
