@@ -9,9 +9,12 @@ SOAK_DB := $(if $(filter file,$(origin DB)),mariadb mysql,$(DB))
 # Tests mostly wait for servers; each process starts its own.
 JOBS ?= 6
 # make bench CASES=idle,burst: only these.  FULL=1 make bench: the sizes for which the aims are defined, half an hour.
+# AGAINST=revision make bench: its service takes turns with this one's.  ROUNDS=20: more turns, a narrower interval.
 # BENCH_DIRECTORY=directory: on the disk to measure; default: the temporary directory.
 CASES ?=
 FULL ?=
+AGAINST ?=
+ROUNDS ?=
 BENCH_DIRECTORY ?=
 RESULTS ?= bench-results
 .DEFAULT_GOAL := help
@@ -25,7 +28,7 @@ demo: install ## archive an observing session on private servers, check every fi
 
 bench: install ## compare the service with plain rsync and with polling: tables, JSON, plots (CASES=idle,burst FULL=1)
 	@$(BIN)/python -m benchmarks --db $(DB) --scale $(if $(filter-out 0 no,$(FULL)),full,short) \
-	  --cases '$(CASES)' --results $(RESULTS) $(if $(BENCH_DIRECTORY),--directory '$(BENCH_DIRECTORY)')
+	  --cases '$(CASES)' --against '$(AGAINST)' $(if $(ROUNDS),--rounds $(ROUNDS)) --results $(RESULTS) $(if $(BENCH_DIRECTORY),--directory '$(BENCH_DIRECTORY)')
 
 test: lint servers ## run lint and all tests, on real servers
 	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)

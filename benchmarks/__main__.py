@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from benchmarks import plots
 from benchmarks.cases import CASES, Case
+from benchmarks.other_build import build
 from benchmarks.report import describe, file_system, print_aims, print_case, write_json
 from benchmarks.runner import INTERRUPTED, Result, run
 from benchmarks.scale import FULL, GB, SHORT, SMOKE, Scale
@@ -29,6 +31,8 @@ _WIDTH = 150
 _SERVER_OPTIONS = ("--innodb-buffer-pool-size=512M",)
 """A site's server has more memory than the sandbox's default, which is for tests."""
 _INTERRUPTED_STATUS = 130
+_AGAINST_ROUNDS = 12
+"""Enough for an interval that does not depend on the two extreme rounds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,21 +62,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
             signal.signal(number, _interrupt)
-    return _run(given.db, _chosen(given.cases), scale, _results_directory(given.results, scale), console)
+    scale = replace(scale, rounds=given.rounds or (_AGAINST_ROUNDS if given.against else scale.rounds))
+    directory = _results_directory(given.results, scale)
+    return _run(given.db, _chosen(given.cases, given.against), scale, directory, console, given.against)
 
 
-def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, directory: Path, console: Console) -> int:
+def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, directory: Path, console: Console, revision: str) -> int:
     began = time.monotonic()
     results: list[Result] = []
     subtitle = ""
     status = 0
     try:
+        against = build(revision) if revision else None
         with Sandbox("mysql" if kind == "mysql" else "mariadb", options=_SERVER_OPTIONS) as sandbox:
             testbed = Testbed(sandbox)
             environment = describe(testbed, scale, _SERVER_OPTIONS)
+            environment["against"] = against.revision if against else None
             subtitle = (
                 f"{environment['database']}; {environment['processors']} × {environment['processor']}; "
                 f"{environment['file_system'].partition(' ')[0]}; {scale.name} run, {scale.rounds} rounds"
+                f"{f', against {against.revision}' if against else ''}"
             )
             console.print(subtitle, markup=False, highlight=False)
             if (load := environment["load_at_start"]) > 1.0:
@@ -84,7 +93,7 @@ def _run(kind: str, cases: Sequence[type[Case]], scale: Scale, directory: Path, 
                     results.append(result)
                     print_case(console, result)
 
-            run(cases, testbed, scale, console, directory, on_result)
+            run(cases, testbed, scale, console, directory, on_result, against)
             console.print("removing files", style="dim")  # up to a minute
     except SandboxError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -148,7 +157,25 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME,…",
         help=f"of {', '.join(case.name for case in CASES)}; default: all",
     )
+    parser.add_argument(
+        "--against",
+        default="",
+        metavar="REVISION",
+        help="let the service of another revision take turns, and compare the two",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=_even,
+        metavar="NUMBER",
+        help=f"turns of each contender, an even number (default: the scale's, or {_AGAINST_ROUNDS} with --against)",
+    )
     return parser
+
+
+def _even(text: str) -> int:
+    if not text.isdecimal() or not (rounds := int(text)) or rounds % 2:
+        raise argparse.ArgumentTypeError(f"invalid number of rounds: {text!r}: use an even number")
+    return rounds
 
 
 def _names(text: str) -> list[str]:
@@ -158,8 +185,9 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _chosen(names: Sequence[str]) -> list[type[Case]]:
-    return [case for case in CASES if not names or case.name in names]
+def _chosen(names: Sequence[str], against: str) -> list[type[Case]]:
+    """The cases that were named; without names all, or those that another build can take part in."""
+    return [case for case in CASES if (case.name in names if names else not against or case.against)]
 
 
 if __name__ == "__main__":

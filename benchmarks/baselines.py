@@ -1,18 +1,21 @@
-"""The baselines that copy: plain rsync, and the agent that polls."""
+"""The baselines that copy: plain rsync, the agent that polls, and the way of suprsync."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import resource
+import shlex
+import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.testbed import PASSWORD, TABLE, BenchmarkSite, Registered, fsync, sync_file_system
+from benchmarks.testbed import PASSWORD, TABLE, BenchmarkSite, Registered, SourceFile, fsync, sync_file_system
 from cdc_archiver.sandbox import SandboxError
 from cdc_archiver.transfer.ssh import ControlMaster, clean_environment, remote_shell
 
@@ -103,6 +106,52 @@ def cpu_of_children() -> float:
     """Processor time of the ended children of this process, in seconds."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+class BatchAgent:
+    """The way of socs' suprsync: for each batch one rsync over a new connection, one md5sum over another, and its books in SQLite.
+
+    Args:
+        site: a site without a service.
+    """
+
+    _BATCH: Final = 100
+    """Files; suprsync takes at most so many at once by default."""
+
+    def __init__(self, site: BenchmarkSite) -> None:
+        self._site = site
+        self._source = site.settings().sources[0]
+        self._bare = BareRsync(site)
+
+    def archive(self, files: Sequence[SourceFile], to: Path) -> float:
+        """Copies and verifies files of one directory; seconds, from the moment at which they are in its books."""
+        with contextlib.closing(sqlite3.connect(to.with_suffix(".db"))) as books:
+            books.execute("CREATE TABLE files (name TEXT PRIMARY KEY, md5 TEXT, copied REAL)")
+            books.executemany("INSERT INTO files VALUES (?, ?, NULL)", [(f.path.name, f.md5.hex()) for f in files])
+            books.commit()
+            directory = files[0].path.parent
+            began = time.monotonic()
+            while batch := dict(
+                books.execute("SELECT name, md5 FROM files WHERE copied IS NULL LIMIT ?", (self._BATCH,)).fetchall()
+            ):
+                listed = to.with_suffix(".list")
+                listed.write_text("\n".join(batch))
+                self._bare.copy(f"{directory}/", to, f"--files-from={listed}")
+                for name, md5 in self._sums(directory, batch).items():
+                    if batch[name] != md5:
+                        raise SandboxError(f"{name} has another md5")
+                    books.execute("UPDATE files SET copied = ? WHERE name = ?", (time.time(), name))
+                books.commit()
+            sync_file_system(to)
+            return time.monotonic() - began
+
+    def _sums(self, directory: Path, names: Iterable[str]) -> dict[str, str]:
+        """The md5 of each file, as the other side computes it."""
+        shell = shlex.split(remote_shell(self._source, None))
+        command = [*shell, self._site.ssh.host, f"cd {shlex.quote(str(directory))} && md5sum {shlex.join(names)}"]
+        environment = clean_environment(self._site.testbed.environment)
+        done = subprocess.run(command, check=True, env=environment, stdin=subprocess.DEVNULL, capture_output=True)
+        return {name: md5 for md5, name in (line.split() for line in done.stdout.decode().splitlines())}
 
 
 class PollingAgent:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Final, Self
 
+from benchmarks.other_build import OtherBuild
 from benchmarks.proc_stats import cpu_seconds, cpu_seconds_of_family, most_resident_mb, resident_mb
 from benchmarks.testbed import BenchmarkSite
 from cdc_archiver.demo.service_process import ServiceProcess
@@ -27,13 +28,19 @@ class MeasuredService(ServiceProcess):
     Args:
         site: the site.
         flags: of the command line, after ``run``.
+        build: another build, to be run in place of this one.
         options: settings that override the site's; None removes one.
     """
 
-    def __init__(self, site: BenchmarkSite, *flags: str, **options: Any) -> None:
+    def __init__(self, site: BenchmarkSite, *flags: str, build: OtherBuild | None = None, **options: Any) -> None:
         directory = site.directory / f"program-{next(_numbers)}"
         directory.mkdir()
-        super().__init__(flags, site.environment(options), directory)
+        environment = site.environment(options)
+        if build is None:
+            super().__init__(flags, environment, directory)
+        else:
+            environment.pop("PYTHONPATH", None)
+            super().__init__(flags, environment, directory, build.command)
         self._site = site
 
     def __enter__(self) -> Self:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
 OURS: Final = "ours"
+AGAINST: Final = "other build"
+"""The contender that is another build of the service."""
 _UNITS: Final = {
     "_ms": "ms", "_us": "µs", "_percent": "%", "_s": "s", "mb_rate": "MB/s", "rate": "/s", "_mb": "MB"
 }  # fmt: skip
@@ -21,12 +24,14 @@ class Measurement:
         contender: ``ours``, or a baseline's name.
         figures: all values, by name; a name ends in its unit: ``latency_ms``, ``rate``.
         turn: its place in the order of the round.
+        others: processors that programs other than the run's kept busy meanwhile.
     """
 
     contender: str
     round: int
     figures: Mapping[str, Sequence[float]]
     turn: int = 0
+    others: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,16 @@ class Verdict:
         """Whether the aim is met."""
         return self.aim.met_by(self.value)
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Limits between which the median lies with a confidence of 95 %, from the rounds; with fewer than six, their range."""
+        return confidence_interval(self.rounds)
+
+    @property
+    def certain(self) -> bool:
+        """Whether the whole interval is on one side of the limit, so that another run would say the same."""
+        return len({self.aim.met_by(value) for value in self.interval}) == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -117,6 +132,21 @@ def summary(values: Sequence[float]) -> Summary:
     return Summary(
         percentile(values, 50), percentile(values, 25), percentile(values, 75), percentile(values, 99), len(values)
     )
+
+
+def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % confidence interval of the median, by order statistics: it assumes nothing of the distribution.
+
+    Args:
+        values: at least one; with fewer than six, the interval is their range, and its confidence is less.
+    """
+    ordered = sorted(values)
+    count, skipped, outside = len(ordered), 0, 2 / 2 ** len(ordered)
+    while outside <= 0.05:
+        skipped += 1
+        outside += 2 * math.comb(count, skipped) / 2**count
+    first = max(1, skipped)
+    return ordered[first - 1], ordered[count - first]
 
 
 def pooled(measurements: Sequence[Measurement], contender: str, figure: str) -> list[float]:

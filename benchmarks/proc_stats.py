@@ -43,6 +43,15 @@ def cpu_seconds_of_family(pid: int) -> float:
     return total
 
 
+def cpu_seconds_of_all(pid: int) -> float:
+    """Processor time of a process and its living descendants, each with its ended children, in seconds."""
+    total = 0.0
+    for member in family(pid):
+        with contextlib.suppress(OSError):
+            total += cpu_seconds(member) + cpu_of_ended_children(member)
+    return total
+
+
 def cpu_of_ended_children(pid: int) -> float:
     """Processor time of the ended children of a process, in seconds, with the coarse resolution of clock ticks."""
     fields = _stat(pid)

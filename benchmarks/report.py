@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +23,9 @@ from benchmarks.runner import Result
 from benchmarks.scale import Scale
 from benchmarks.testbed import Testbed
 from cdc_archiver import __version__
+
+_QUIET: Final = 0.1
+"""Processors that others may keep busy in a run that counts as undisturbed."""
 
 
 def describe(testbed: Testbed, scale: Scale, options: Sequence[str]) -> dict[str, Any]:
@@ -69,8 +73,9 @@ def write_json(directory: Path, environment: dict[str, Any], results: Sequence[R
     """
     path = directory / "results.json"
     unfinished = path.with_suffix(".unfinished")
+    others = others_processors(results)
     found = {
-        "environment": environment,
+        "environment": {**environment, "others_processors": round(others, 3), "busy": others > _QUIET},
         "seconds": round(seconds, 1),
         "cases": [_case_as_json(result) for result in results],
     }
@@ -99,27 +104,49 @@ def print_case(console: Console, result: Result) -> None:
 def print_aims(console: Console, results: Sequence[Result]) -> None:
     """Prints every aim, with its ratio and its verdict."""
     table = Table(title="aims", title_justify="left")
-    for heading in ("case", "aim", "limit", "measured", "rounds", ""):
-        table.add_column(heading, justify="right" if heading in ("limit", "measured", "rounds") else "left")
+    for heading in ("case", "aim", "limit", "measured", "95 %", "rounds", ""):
+        table.add_column(heading, justify="left" if heading in ("case", "aim", "") else "right")
     for result in results:
         verdicts = {verdict.aim: verdict for verdict in result.verdicts}
         for aim in result.aims:
             if (verdict := verdicts.get(aim)) is None:
                 word = "FAILED" if result.failure else "not measured"
-                table.add_row(result.name, aim.sentence, aim.limit, "-", "-", word, style="red")
+                table.add_row(result.name, aim.sentence, aim.limit, "-", "-", "-", word, style="red")
                 continue
             spread = f"{min(verdict.rounds):.2f} … {max(verdict.rounds):.2f}"
+            interval = "{:.2f} … {:.2f}".format(*verdict.interval) if aim.to and aim.part == 50 else ""
             word, style = ("met", "green") if verdict.met else ("MISSED", "bold red")
+            if interval and not verdict.certain:
+                word, style = f"{word}, uncertain", "yellow"
             if result.failure:
                 word, style = "FAILED", "bold red"
             verdict_parts = [word, *([] if result.at_aimed_size else [f"at {result.size}"])]
             sentence = "\n".join(filter(None, (aim.sentence, verdict.note)))
             table.add_row(
-                result.name, sentence, aim.limit, f"{verdict.value:.2f}", spread, " ".join(verdict_parts), style=style
+                result.name,
+                sentence,
+                aim.limit,
+                f"{verdict.value:.2f}",
+                interval,
+                spread,
+                " ".join(verdict_parts),
+                style=style,
             )
     console.print(table)
+    if (others := others_processors(results)) > _QUIET:
+        console.print(
+            f"the machine was busy: others kept {others:.1f} of {os.cpu_count()} processors busy (median of all turns); "
+            "its figures are for comparison within this run only",
+            style="bold red",
+        )
     if not all(result.at_aimed_size for result in results):
         console.print("“at …”: the aim is defined for another size; make bench FULL=1 measures it", style="dim")
+
+
+def others_processors(results: Sequence[Result]) -> float:
+    """Processors that programs other than the run's kept busy, the median of all turns."""
+    turns = [one.others for result in results for one in result.measurements]
+    return median(turns) if turns else 0.0
 
 
 def contenders_of(measurements: Sequence[Measurement]) -> list[str]:
@@ -148,6 +175,7 @@ def _case_as_json(result: Result) -> dict[str, Any]:
                 "limit": aim.limit,
                 "value": verdict.value if verdict else None,
                 "rounds": list(verdict.rounds) if verdict else [],
+                "interval": list(verdict.interval) if verdict else [],
                 "met": verdict.met if verdict and not result.failure else None,
                 "note": verdict.note if verdict else "",
             }
@@ -166,6 +194,7 @@ def _case_as_json(result: Result) -> dict[str, Any]:
                 "way": one.contender,
                 "round": one.round,
                 "turn": one.turn,
+                "others_processors": round(one.others, 3),
                 "figures": {name: list(values) for name, values in one.figures.items()},
             }
             for one in result.measurements

@@ -98,6 +98,8 @@ class Testbed:
 
     def forget(self, files: Sequence[SourceFile]) -> None:
         """Puts aside files that are not needed any more."""
+        if not any(made is files for made in self._made.values()):
+            return  # another build's case, which uses the same files, has done so
         self._made = {key: made for key, made in self._made.items() if made is not files}
         for directory in {file.path.parent for file in files}:
             self.put_aside(directory)

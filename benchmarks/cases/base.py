@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, TypeAlias
 
 from benchmarks.measurements import Aim, Measurement, Verdict, judge
+from benchmarks.other_build import OtherBuild
 from benchmarks.scale import FULL, Scale
 from benchmarks.testbed import Testbed
 
@@ -22,6 +23,7 @@ class Case(ABC):
     Args:
         testbed: servers and files.
         scale: sizes.
+        build: the build that is measured; None: this one.
     """
 
     name: ClassVar[str]
@@ -31,10 +33,13 @@ class Case(ABC):
     """The figure that is drawn."""
     sizes: ClassVar[Sequence[str]]
     """The fields of :class:`Scale` on which its aims depend."""
+    against: ClassVar[Sequence[Aim]] = ()
+    """Aims that compare this build with another one; none: the case takes no part in that."""
 
-    def __init__(self, testbed: Testbed, scale: Scale) -> None:
+    def __init__(self, testbed: Testbed, scale: Scale, build: OtherBuild | None = None) -> None:
         self.testbed = testbed
         self.scale = scale
+        self.build = build
         self.stack = contextlib.ExitStack()
         self.report_progress: Callable[[str], object] = lambda _: None
         """Called with the progress of a long preparation; set by the runner."""

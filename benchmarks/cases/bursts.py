@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
-from benchmarks.baselines import BareRsync, PollingAgent, cpu_of_children
+from benchmarks.baselines import BareRsync, BatchAgent, PollingAgent, cpu_of_children
 from benchmarks.cases.base import Case, Contender, Figures
 from benchmarks.measured_service import MeasuredService
-from benchmarks.measurements import OURS, Aim
+from benchmarks.measurements import AGAINST, OURS, Aim
+from benchmarks.proc_stats import busy_processors
 from benchmarks.scale import MB
 from benchmarks.testbed import SourceFile
 
@@ -35,7 +36,7 @@ class _Many(Case):
         self._site = self.testbed.site()
         self.stack.callback(self._site.close)
         self._bare = BareRsync(self._site)
-        self._service = self.stack.enter_context(MeasuredService(self._site))
+        self._service = self.stack.enter_context(MeasuredService(self._site, build=self.build))
         self._site.wait_copied(self._site.register(self.testbed.files("warm", 1, 1000)))
         self._site.empty()
 
@@ -45,7 +46,9 @@ class _Many(Case):
     def _ours(self) -> Figures:
         python, with_children = self._service.cpu_seconds(), self._service.cpu_seconds_with_children()
         rows = self._site.register(self._files)
+        machine, _ = busy_processors()
         seconds = self._site.wait_none_pending(rows, self._service.copied) - rows.committed
+        machine = busy_processors()[0] - machine
         python = self._service.cpu_seconds() - python
         with_children = self._service.cpu_seconds_with_children() - with_children
         self._site.require_archived(rows, self._files)
@@ -55,17 +58,19 @@ class _Many(Case):
             "rate": [len(self._files) / seconds],
             "python_cpu_us": [python * each],
             "cpu_us": [with_children * each],
+            "machine_cpu_us": [machine * each],
         }
 
     def _rsync(self) -> Figures:
         to = self._site.directory / "bare"
         to.mkdir()
-        used = cpu_of_children()
+        used, (machine, _) = cpu_of_children(), busy_processors()
         seconds = self._bare.tree(self._files[0].path.parent, to)
-        used = cpu_of_children() - used
+        used, machine = cpu_of_children() - used, busy_processors()[0] - machine
         self.testbed.put_aside(to)
         self.testbed.settle()
-        return {"rate": [len(self._files) / seconds], "cpu_us": [used * 1e6 / len(self._files)]}
+        each = 1e6 / len(self._files)
+        return {"rate": [len(self._files) / seconds], "cpu_us": [used * each], "machine_cpu_us": [machine * each]}
 
 
 class Burst(_Many):
@@ -75,6 +80,11 @@ class Burst(_Many):
     aims = (
         Aim("rate against bare rsync -a and one sync", "rate", "rsync", at_least=0.9),
         Aim("rate against the polling way", "rate", "polling", at_least=200),
+        Aim("rate against suprsync's way", "rate", "suprsync", at_least=1.5),
+    )
+    against = (
+        Aim("rate against the other build", "rate", AGAINST, at_least=1.5),
+        Aim("the machine's processor time, against the other build's", "machine_cpu_us", AGAINST, at_most=0.65),
     )
     sizes = ("burst_files",)
     bytes_each = 20_000
@@ -93,7 +103,19 @@ class Burst(_Many):
         self.stack.callback(self._polled.close)
 
     def contenders(self) -> Mapping[str, Contender]:
-        return {**super().contenders(), "polling": self._polling}
+        return {**super().contenders(), "suprsync": self._suprsync, "polling": self._polling}
+
+    def _suprsync(self) -> Figures:
+        to = self._site.directory / "batches"
+        to.mkdir()
+        machine, _ = busy_processors()
+        seconds = BatchAgent(self._site).archive(self._files, to)
+        machine = busy_processors()[0] - machine
+        for made in (to.with_suffix(".db"), to.with_suffix(".list")):
+            made.unlink()
+        self.testbed.put_aside(to)
+        self.testbed.settle()
+        return {"rate": [len(self._files) / seconds], "machine_cpu_us": [machine * 1e6 / len(self._files)]}
 
     def _polling(self) -> Figures:
         files = self._files[: self.scale.polled_files]
@@ -109,6 +131,10 @@ class Dust(_Many):
 
     name = "dust"
     aims = (Aim("rate against bare rsync -a and one sync", "rate", "rsync", at_least=0.6),)
+    against = (
+        Aim("rate against the other build", "rate", AGAINST, at_least=2),
+        Aim("the machine's processor time, against the other build's", "machine_cpu_us", AGAINST, at_most=0.5),
+    )
     sizes = ("dust_files",)
     bytes_each = 500
 

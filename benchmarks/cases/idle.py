@@ -13,7 +13,7 @@ from typing import Final
 from benchmarks.baselines import BareRsync
 from benchmarks.cases.base import Case, Contender, Figures
 from benchmarks.measured_service import MeasuredService
-from benchmarks.measurements import OURS, Aim
+from benchmarks.measurements import AGAINST, OURS, Aim
 from cdc_archiver.database import history
 
 _PAUSE = (0.02, 0.08)
@@ -40,6 +40,7 @@ class Idle(Case):
         ),
         Aim("p99 of it, against that median", "latency_ms", "rsync", part=99, at_most=3.0),
     )
+    against = (Aim("p50 against the other build's", "latency_ms", AGAINST, at_most=1),)
     plot = "latency_ms"
     sizes = ()  # always one file
 
@@ -57,7 +58,7 @@ class Idle(Case):
         self.stack.callback(self._site.close)
         self._bare = BareRsync(self._site)
         self.stack.enter_context(self._bare.warm())
-        self._service = self.stack.enter_context(MeasuredService(self._site))
+        self._service = self.stack.enter_context(MeasuredService(self._site, build=self.build))
         # The first copy of each waits for its connection.
         self._site.wait_copied(self._site.register(self._files[:1]))
         self._rsync()

@@ -10,7 +10,8 @@ from typing import ClassVar
 from benchmarks.baselines import MD5, BareRsync
 from benchmarks.cases.base import Case, Contender, Figures
 from benchmarks.measured_service import MeasuredService
-from benchmarks.measurements import OURS, Aim
+from benchmarks.measurements import AGAINST, OURS, Aim
+from benchmarks.proc_stats import busy_processors
 from benchmarks.scale import MB
 
 
@@ -39,7 +40,7 @@ class _Large(Case):
         self._bare = BareRsync(self._site)
         self.stack.enter_context(self._bare.warm())  # as the service's connection is
         self._service = self.stack.enter_context(
-            MeasuredService(self._site, small_limit=self.scale.small_limit, **self.options)
+            MeasuredService(self._site, build=self.build, small_limit=self.scale.small_limit, **self.options)
         )
         self._site.wait_copied(self._site.register(self.testbed.files("warm", 1, 1000)))
         self._site.empty()
@@ -48,23 +49,30 @@ class _Large(Case):
         work = self._bare.equal_work if self.baseline == "equal work" else self._bare.tree
         return {OURS: self._ours, self.baseline: partial(self._baseline, work)}
 
-    def _figures(self, seconds: float) -> Figures:
-        return {"mb_rate": [sum(file.size for file in self._files) / MB / seconds]}
+    def _figures(self, seconds: float, machine: float) -> Figures:
+        return {
+            "mb_rate": [sum(file.size for file in self._files) / MB / seconds],
+            "machine_cpu_ms": [machine * 1000],
+        }
 
     def _ours(self) -> Figures:
         rows = self._site.register(self._files)
+        machine, _ = busy_processors()
         seconds = self._site.wait_none_pending(rows, self._service.copied) - rows.committed
+        machine = busy_processors()[0] - machine
         self._site.require_archived(rows, self._files)
         self._site.empty()
-        return self._figures(seconds)
+        return self._figures(seconds, machine)
 
     def _baseline(self, work: Callable[[Path, Path], float]) -> Figures:
         to = self._site.directory / "bare"
         to.mkdir()
+        machine, _ = busy_processors()
         seconds = work(self._files[0].path.parent, to)
+        machine = busy_processors()[0] - machine
         self.testbed.put_aside(to)
         self.testbed.settle()
-        return self._figures(seconds)
+        return self._figures(seconds, machine)
 
 
 class LargeFile(_Large):
@@ -72,6 +80,10 @@ class LargeFile(_Large):
 
     name = "large"
     aims = (Aim("rate against equal work: rsync with md5, md5sum, sync", "mb_rate", "equal work", at_least=0.95),)
+    against = (
+        Aim("rate against the other build", "mb_rate", AGAINST, at_least=1.6),
+        Aim("the machine's processor time, against the other build's", "machine_cpu_ms", AGAINST, at_most=1),
+    )
 
     @property
     def title(self) -> str:
@@ -102,6 +114,7 @@ class ManyLargeFiles(_Large):
     """Several: hashing one may overlap the transfer of the next."""
 
     name = "many"
+    against = (Aim("rate against the other build", "mb_rate", AGAINST, at_least=1),)
     aims = (Aim("rate against equal work: hashing overlaps the next transfer", "mb_rate", "equal work", at_least=1.0),)
     sizes: ClassVar = ("many_large",)
 

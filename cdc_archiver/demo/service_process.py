@@ -53,10 +53,17 @@ class ServiceProcess:
         flags: of the command line, after `run`.
         environment: its environment variables; see :func:`without_settings`.
         directory: for its logs.
+        program: the program to run, of another build.
     """
 
-    def __init__(self, flags: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
-        self._command = (sys.executable, "-m", "cdc_archiver", "run", *flags)
+    def __init__(
+        self,
+        flags: Sequence[str],
+        environment: Mapping[str, str],
+        directory: Path,
+        program: Sequence[str] = (sys.executable, "-m", "cdc_archiver"),
+    ) -> None:
+        self._command = (*program, "run", *flags)
         self._environment = dict(environment)
         self._directory = directory
         self._process = ChildProcess("the service", self._command, directory / "service.log", self._environment)

@@ -336,12 +336,12 @@ class Pipeline:
 
     def _housekeeping(self, connection: sa.Connection) -> None:
         """Runs with each sweep. Nothing in it fails the sweep."""
-        self.timecodes.request()
         if self._tables.history.unavailable:
             self._tables.history.open(connection)
         else:
             self._tables.history.prune(connection)
         self.marks.refresh(connection)
+        self.timecodes.request()  # it heeds the marks as they are now
         self._count_handed_over(connection)
         with contextlib.suppress(Misconfigured):  # gone for a moment: the sweep's own statements report it
             if (

@@ -98,7 +98,8 @@ class TimecodeKeeper(StoppableThread):
         self._failure = ""
         self._on_look = on_look
         self._is_off_logged = False
-        self.reopening = Reopening(self._table, self.request)
+        self._has_swept = False
+        self.reopening = Reopening(self._table, self._look_again)
         """Is to be told of each write-back."""
         self.off_because = "the side table of timecodes was not read yet"
         """Why nothing is known of timecodes now, with the fix; empty where they are kept."""
@@ -128,14 +129,19 @@ class TimecodeKeeper(StoppableThread):
     # From any thread; none of these waits for the database.
 
     def request(self) -> None:
-        """Asks for a look now. Never waits."""
+        """A sweep has ended, and the marks were read: asks for a look now. Never waits."""
+        self._has_swept = True
         self._wanted.set()
+
+    def _look_again(self) -> None:
+        if self._has_swept:
+            self._wanted.set()
 
     def set_sources(self, sources: tuple[SourceSettings, ...]) -> None:
         """Replaces the sources that this service holds."""
         with self._changing:
             self._sources = sources
-        self.request()
+        self._look_again()
 
     def statuses(self) -> tuple[TimecodeStatus, ...]:
         """All timecodes of the sources that are held, as of the last look, by source, instance_id and number."""
@@ -158,7 +164,8 @@ class TimecodeKeeper(StoppableThread):
 
     def work(self) -> None:
         while not self.stopping.is_set():
-            self._wanted.wait(_LONGEST_WAIT)
+            if not self._wanted.wait(_LONGEST_WAIT):
+                continue  # without a sweep there is nothing to look at
             self._wanted.clear()
             if self.stopping.is_set():
                 return
@@ -217,7 +224,7 @@ class TimecodeKeeper(StoppableThread):
             self._publish_keys()
         self._watermarks[source.name] = work.watermark
         if not work.use_spare_time() or work.has_more:
-            self.request()
+            self._look_again()
 
     def _note_clocks(self, look: Look, database_now: datetime) -> None:
         self.clock_difference = (database_now - self._parts.clock()).total_seconds()

@@ -164,6 +164,12 @@ def marker_text(
     return "".join(f"{key}:{value if key == 'subdirs' else f' {value}'}\n" for key, value in values.items())
 
 
+def first_stream(text: str) -> str:
+    """The first stream that a marker names."""
+    streams = read_simple_yaml(text).get("subdirs")
+    return streams[0] if isinstance(streams, list) and streams else ""
+
+
 def list_markers(data_dir: Path, names: Collection[str]) -> dict[int, list[Path]]:
     """The markers of some INSTANCE-IDs in the archive, by timecode.
 

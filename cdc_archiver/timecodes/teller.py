@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -35,9 +36,8 @@ class Teller:
 
     def __init__(self, archive: Archive, settings: Settings) -> None:
         self._archive = archive
-        self._placer = Placer(archive, settings.modes)
         self._modes = settings.modes
-        self._placer = Placer(archive, settings.modes)
+        self._cleared: set[str] = set()
         self._from = settings.finalize_from
         self._lists: dict[str, dict[int, list[Path]]] = {}
 
@@ -141,13 +141,14 @@ class Teller:
             DestinationUnavailable: the disk cannot be written to.
         """
         for path, text in markers.marker_files(entry.marker_path, entry.marker_bytes):
-            if not self._place(path, text.encode()):
+            if not self._place(path, text, entry.timecode):
                 return replace(entry, marker_path=markers.with_path(entry.marker_path, path, markers.next_second(path)))
             _log.info("timecode_marker", timecode=entry.timecode, generation=entry.generation, path=path)
         return replace(entry, told_by=MARKER)
 
-    def _place(self, path: str, content: bytes) -> bool:
+    def _place(self, path: str, text: str, timecode: int) -> bool:
         """Places a marker whole; returns whether it is there now, and no other file."""
+        content, speaker = text.encode(), path.rsplit("/", 2)[1]
         self._archive.require_ready()
         with os_errors_as_unavailable():
             try:
@@ -160,7 +161,17 @@ class Teller:
             with open(descriptor, "wb") as file:
                 file.write(content)
             os.chmod(staged, self._modes.files)
-        (placed,) = self._placer.place([Staged(staged, path, hashlib.md5(content, usedforsecurity=False).digest())])
+        placer = Placer(self._archive, self._modes, owner=f"marker-{speaker}")
+        if speaker not in self._cleared:
+            self._cleared.add(speaker)
+            placer.clear_copies()
+        md5 = hashlib.md5(content, usedforsecurity=False).digest()
+        stream = markers.first_stream(text)
+        try:
+            (placed,) = placer.place([Staged(staged, path, md5, id=timecode, stream=stream)])
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(staged)
         if not isinstance(placed, Placed):
             raise placed
         if placed.path != path:  # another program was faster

@@ -53,7 +53,7 @@ class PathNotes:
         """The noted paths, relative to data_dir, sorted."""
         try:
             return sorted(os.fsdecode(unquote_to_bytes(name)) for name in os.listdir(self._directory))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def note_of(self, path: str) -> Path:

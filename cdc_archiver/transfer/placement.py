@@ -52,7 +52,9 @@ class Staged:
         final: its path in the archive, absolute and normalised.
         md5: the expected md5.
         stat_result: status of the staged file, where it is known.
-        id: of its row.
+        id: of its row, or its timecode for a marker.
+        stream: of a timecode marker: below its directory a copy waits for its name, since readers take what lies alongside a
+            marker for one; empty for a file, which has a stream's directory of its own.
     """
 
     staged: str
@@ -60,6 +62,7 @@ class Staged:
     md5: bytes
     stat_result: os.stat_result | None = None
     id: int = 0
+    stream: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,13 +303,18 @@ class Placer:
         directory = os.path.dirname(file.final)
         self.places.require_disk(directory)
         self.places.make(Path(directory), touched)
-        above = self._copies_above(file.final)
+        above = self._copies_above(file)
+
+        def use_hidden() -> None:
+            self._copies.add(above)
+            self.places.make(self._archive.data_dir / above, touched)
+
         copy = DurableCopy(
             file.staged,
             directory,
             os.path.join(self._archive.data_dir, above, INCOMING),
             f"{file.id}-{self._owner}",
-            before_hidden=lambda: self._copies.add(above),
+            before_hidden=use_hidden,
         )
         try:
             self.places.look_at_disk(directory, copy.directory)
@@ -320,10 +328,10 @@ class Placer:
         touched.add(directory)
         return copy
 
-    def _copies_above(self, final: str) -> str:
+    def _copies_above(self, file: Staged) -> str:
         """The directory that may have a hidden one for copies: of a timecode's stream, relative to data_dir."""
-        parts = os.path.relpath(os.path.dirname(final), self._archive.data_dir).split(os.sep)
-        return os.path.join(*parts[:2])
+        parts = os.path.relpath(os.path.dirname(file.final), self._archive.data_dir).split(os.sep)
+        return os.path.join(parts[0], file.stream) if file.stream else os.path.join(*parts[:2])
 
     def _copy_failure(self, file: Staged, error: OSError | DestinationUnavailable) -> Placement:
         """The failure of one file; raises the error where it concerns data_dir's whole disk."""

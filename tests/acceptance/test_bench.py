@@ -18,7 +18,7 @@ import pytest
 from benchmarks.cases import CASES
 from benchmarks.cases.sources import growth
 from benchmarks.cases.tables import grow
-from benchmarks.measurements import Aim, Measurement, judge, percentile
+from benchmarks.measurements import Aim, Measurement, Verdict, confidence_interval, judge, percentile
 from benchmarks.scale import GB, MB
 from benchmarks.testbed import TABLE, Testbed
 from cdc_archiver.database.schema import INDEX
@@ -220,6 +220,41 @@ def test_an_absolute_limit_must_be_met_in_every_round() -> None:
     verdict = judge(Aim("", "ms", at_most=2.0), rounds)
     assert verdict is not None
     assert (verdict.value, verdict.met) == (9.0, False)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "interval"),
+    [
+        ([1.0, 2.0], (1.0, 2.0)),
+        ([3.0, 1.0, 2.0, 9.0, 4.0, 5.0], (1.0, 9.0)),
+        # Of nine values, the second and the eighth: outside of them lies the median in 3.9 % of all cases.
+        ([float(value) for value in range(9)], (1.0, 7.0)),
+        ([float(value) for value in range(12)], (2.0, 9.0)),
+    ],
+)
+def test_the_interval_of_a_median_depends_on_no_extreme_round(
+    rounds: list[float], interval: tuple[float, float]
+) -> None:
+    assert confidence_interval(rounds) == interval
+
+
+def test_a_verdict_is_certain_where_the_whole_interval_is_on_one_side() -> None:
+    aim = Aim("", "ms", "rsync", at_most=1.0)
+    assert Verdict(aim, 0.8, [0.7, 0.8, 0.9]).certain
+    assert not Verdict(aim, 0.9, [0.7, 0.9, 1.1]).certain
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_another_revision_takes_turns(ssh_server: SshServer, mariadb: object, place: Path) -> None:
+    done = bench(place, "--scale", "smoke", "--cases", "burst,large", "--against", "HEAD", "--rounds", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((place / "results/latest/results.json").read_text())
+    assert found["environment"]["against"]
+    for case in found["cases"]:
+        assert {one["way"] for one in case["measurements"]} >= {"ours", "other build"}
+        (rate,) = [aim for aim in case["aims"] if aim["sentence"] == "rate against the other build"]
+        assert len(rate["rounds"]) == 2
 
 
 def sources(rates: dict[str, float], processors: dict[str, float]) -> list[Measurement]:

@@ -135,6 +135,9 @@ def test_what_is_undecided_blocks_its_timecode_and_no_other(
         site.wait_archived(*site.register(site.file("third.npy"), timestamp=during(NEW + 2)))
         assert wait_state(site, NEW + 2, "blocked", 0)["reasons"] == '{"registrar_silent": 1}'
         assert site.command("hold", "--timecode", str(NEW + 2), "--reason", "to look at it").returncode == 0
+        eventually(
+            lambda: [status.timecode for status in keeper.statuses() if status.held] == [NEW + 2], "the hold is known"
+        )
         with keeper._database.connect() as connection:
             assert retire(connection, "r", "by test: it is gone") == 1
         wait_state(site, NEW + 2, "open", 0)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,26 @@ def test_a_copy_has_content_mode_and_time_of_the_staged_file_and_replaces_nothin
     assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns) == (0o640, 1_589_517_264_123_456_789)
     assert names(archive) == [FINAL, f"{FINAL}.1"]
     assert not any(path.is_file() for path in archive.incoming.rglob("*"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_marker_waits_for_its_name_in_a_streams_directory(
+    archive: Archive, placer: Placer, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    refuse(monkeypatch, way)
+    marker = "15896/suprsync/sync-1/1_smurf_15895_finalized.yaml"
+    seen: set[str] = set()
+    sync = disk_sync.sync_descriptors
+
+    def look_and_sync(descriptors: Sequence[int]) -> None:
+        seen.update(names(archive))
+        sync(descriptors)
+
+    monkeypatch.setattr(disk_sync, "sync_descriptors", look_and_sync)
+    staged = replace(stage(archive, b"timecode: 15895\n", marker), stream="crate1")
+    assert placer.place([staged]) == [Placed(str(archive.data_dir / marker), 16, False)]
+    assert not [name for name in seen if name.startswith("15896/suprsync/")]
+    assert names(archive) == [marker]
 
 
 @pytest.mark.parametrize("way", WAYS)
