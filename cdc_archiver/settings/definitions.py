@@ -253,7 +253,9 @@ class Settings(SourceOptions, BaseSettings):
         OLDEST_TIMESTAMP, description="Rows with an earlier timestamp are refused: their clock was wrong."
     )
     chmod: str = Field("D755,F644", description="Octal modes of archived directories (D) and files (F).")
-    min_free: Bytes = Field(1024**3, description="Free space on the destination below which nothing is copied.")
+    min_free: Bytes = Field(
+        1024**3, description="Free space on each disk of the destination below which nothing is copied to it."
+    )
     verify: Verify = Field(
         Verify.STAGED, description="Verify the md5 in transfer and again from the staged file, or in transfer only."
     )

@@ -60,8 +60,9 @@ def test_what_the_pod_mounts_is_what_the_settings_name() -> None:
     }
     assert volumes["secrets"]["secret"]["secretName"] == secret["name"]
     assert volumes["config"]["configMap"]["name"] == config["name"]
-    claim = RESOURCES["PersistentVolumeClaim"]["metadata"]["name"]
-    assert volumes["archive"]["persistentVolumeClaim"]["claimName"] == claim
+    for name in ("archive", "state"):
+        claim = read(BASE / f"{name}.yaml")["metadata"]["name"]
+        assert volumes[name]["persistentVolumeClaim"]["claimName"] == claim
 
 
 def test_variables_are_settings_and_no_others_get_in() -> None:
