@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,6 +20,7 @@ from cdc_archiver.commands import options
 from cdc_archiver.commands.context import CommandContext, open_context
 from cdc_archiver.commands.hashing import hash_file
 from cdc_archiver.commands.output import Printer, print_json, print_to_stderr
+from cdc_archiver.commands.suprsync import read_suprsync
 from cdc_archiver.database.connections import error_code
 from cdc_archiver.database.search import Criteria, walk
 from cdc_archiver.errors import ExitStatus, LayoutRefused, Misconfigured, StatementRefused
@@ -47,6 +48,8 @@ Examples:
 
   cdc-archiver register a.npy b.png --action take_iv --pub-id crate1slot2 --timestamp 2026-05-15T04:30
 
+  cdc-archiver register --from-suprsync /data/so/suprsync.db --target pysmurf-monitor --dry-run
+
 Exit status: 0 done; 2 wrong usage; 3 some files could not be registered; 4 the database cannot be reached.
 """
 
@@ -73,6 +76,7 @@ class FileAttributes:
     Attributes:
         timestamp, action_timestamp: None for each file's modification time.
         plot: None to decide by the name: ``.png`` is a plot.
+        md5: for a file that is no longer there; None if it has to be.
     """
 
     target: str
@@ -81,6 +85,7 @@ class FileAttributes:
     timestamp: datetime | None = None
     action_timestamp: int | None = None
     plot: bool | None = None
+    md5: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +115,11 @@ _STYLES: Final = {
 
 def register(
     settings: Settings,
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files, and directories with files.")],
-    action: Annotated[str, typer.Option("--action", metavar="NAME", help="The action that wrote the files.")],
-    pub_id: Annotated[str, typer.Option("--pub-id", metavar="NAME", help="The publisher of the files.")],
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH...]", help="Files, and directories with files.")
+    ] = None,
+    action: Annotated[str, typer.Option("--action", metavar="NAME", help="The action that wrote the files.")] = "",
+    pub_id: Annotated[str, typer.Option("--pub-id", metavar="NAME", help="The publisher of the files.")] = "",
     target: Annotated[
         str,
         typer.Option("--target", metavar="NAME", help="The files' instance_id. Default: the only configured target."),
@@ -132,10 +139,22 @@ def register(
     plot: Annotated[
         bool | None, typer.Option("--plot/--no-plot", help="The files are plots. Default: those with a name in .png.")
     ] = None,
+    from_suprsync: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-suprsync",
+            metavar="FILE",
+            help="Instead of paths: what suprsync has not copied yet, from its database.",
+        ),
+    ] = None,
+    with_copied: Annotated[
+        bool, typer.Option("--all", help="With --from-suprsync: also what suprsync has copied; adopted by its md5.")
+    ] = False,
     dry_run: options.DryRun = False,
     as_json: options.AsJson = False,
 ) -> ExitStatus:
     set_up_logs(settings.log_format, LogLevel.ERROR)
+    _require_what_to_register(paths, action, pub_id, from_suprsync, with_copied=with_copied)
     registered_at, action_at = _time(timestamp), _time(action_timestamp)
     outcomes: Counter[RegistrationOutcome] = Counter()
     printer = Printer()
@@ -150,7 +169,12 @@ def register(
         )
         if context.history is None:
             print_to_stderr(f"archived files are recognised by name and md5 only: {context.no_history}")
-        for result in register_paths(context, paths, attributes, dry_run=dry_run):
+        results = (
+            _register_from_suprsync(context, from_suprsync, attributes.target, with_copied=with_copied, dry_run=dry_run)
+            if from_suprsync is not None
+            else register_paths(context, paths or [], attributes, dry_run=dry_run)
+        )
+        for result in results:
             outcomes[result.fate] += 1
             if as_json:
                 print_json(result, line=True)
@@ -163,6 +187,40 @@ def register(
             f", {outcomes[RegistrationOutcome.KNOWN]} already known, {outcomes[RegistrationOutcome.UNUSABLE]} unusable",
         )
     return ExitStatus.INCOMPLETE if outcomes[RegistrationOutcome.UNUSABLE] else ExitStatus.DONE
+
+
+def _require_what_to_register(
+    paths: list[Path] | None, action: str, pub_id: str, from_suprsync: Path | None, *, with_copied: bool
+) -> None:
+    if from_suprsync is not None:
+        if paths or action or pub_id:
+            raise Misconfigured("--from-suprsync has paths, actions and publishers itself", "leave the others out")
+        return
+    if with_copied:
+        raise Misconfigured("--all is for --from-suprsync", "--from-suprsync FILE")
+    for name, value in (("PATH", paths), ("--action", action), ("--pub-id", pub_id)):
+        if not value:
+            raise Misconfigured(f"{name} is missing", "register PATH… --action NAME --pub-id NAME, see --help")
+
+
+def _register_from_suprsync(
+    context: CommandContext, database: Path, target: str, *, with_copied: bool, dry_run: bool
+) -> Iterator[RegistrationResult]:
+    wanted: dict[str, FileAttributes] = {}
+    for file in read_suprsync(database, with_copied=with_copied):
+        if file.unusable:
+            yield RegistrationResult(file.path, RegistrationOutcome.UNUSABLE, note=file.unusable)
+            continue
+        wanted[file.path] = FileAttributes(
+            target=target,
+            action=file.action,
+            pub_id=file.pub_id,
+            timestamp=datetime.fromtimestamp(file.timestamp, UTC),
+            action_timestamp=file.action_timestamp,
+            plot=file.plot,
+            md5=file.md5 if with_copied else None,
+        )
+    yield from _register_files(context, wanted, dry_run=dry_run)
 
 
 def _only_target(context: CommandContext) -> str:
@@ -208,13 +266,19 @@ def register_paths(
     unusable: list[RegistrationResult] = []
     found = list(dict.fromkeys(file for path in paths for file in _files_of(path, unusable)))
     yield from unusable
-    known = _KnownPaths(context, found)
+    yield from _register_files(context, dict.fromkeys(found, attributes), dry_run=dry_run)
+
+
+def _register_files(
+    context: CommandContext, wanted: Mapping[str, FileAttributes], *, dry_run: bool
+) -> Iterator[RegistrationResult]:
+    known = _KnownPaths(context, list(wanted))
     known.refresh()
     width = context.files.path_width
     with context.database.connect() as connection:
         columns = {str(column["name"]) for column in sa.inspect(connection).get_columns(context.files.name)}
     waiting: list[tuple[dict[str, Any], RegistrationResult]] = []
-    for path in found:
+    for path, attributes in wanted.items():
         if path in known.paths:
             yield RegistrationResult(path, RegistrationOutcome.KNOWN)
             continue
@@ -316,12 +380,17 @@ def _row(
         raise ValueError("its name is not valid UTF-8") from None
     if len(path) > width:
         raise ValueError(f"its path has {len(path)} characters, the column holds {width}")
-    before = os.lstat(path)
-    md5, size = hash_file(path)
-    after = os.lstat(path)
-    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
-        raise ValueError("it is being written")
-    modified = datetime.fromtimestamp(int(before.st_mtime), UTC)
+    try:
+        before = os.lstat(path)
+        md5, size = hash_file(path)
+        after = os.lstat(path)
+        if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+            raise ValueError("it is being written")
+        modified = datetime.fromtimestamp(int(before.st_mtime), UTC)
+    except FileNotFoundError:
+        if attributes.md5 is None or attributes.timestamp is None:
+            raise
+        md5, size, modified = attributes.md5, 0, attributes.timestamp
     timestamp = attributes.timestamp or modified
     action_timestamp = attributes.action_timestamp
     record = FileRecord(
@@ -330,7 +399,7 @@ def _row(
         md5sum=md5,
         timestamp=timestamp.replace(microsecond=0),
         action=attributes.action,
-        action_timestamp=int(before.st_mtime) if action_timestamp is None else action_timestamp,
+        action_timestamp=int(modified.timestamp()) if action_timestamp is None else action_timestamp,
         plot=path.lower().endswith(".png") if attributes.plot is None else attributes.plot,
         pub_id=attributes.pub_id,
         instance_id=attributes.target,
