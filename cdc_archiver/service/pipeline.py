@@ -35,6 +35,7 @@ from cdc_archiver.timecodes.keeper import TimecodeKeeper
 from cdc_archiver.timecodes.status_types import TimecodeNotice
 from cdc_archiver.transfer.placement import Placer
 from cdc_archiver.transfer.staging import NOTES, Archive
+from cdc_archiver.transfer.staging_place import StagingPlace
 
 _KILL_SECONDS: Final = 8.0
 """After the drain: for rsyncs to be killed and what is known to be written back."""
