@@ -29,6 +29,7 @@ class Scale:
         paced_seconds: duration for which a writer commits 1,000 rows a second.
         unrelated_rows: rows in other tables.
         table_rows: rows of the small and of the large table.
+        timecode_rows: number of timecodes, and of their rows.
         pending_rows: pending rows at the start of the service.
         pending_seconds: duration for which its memory is watched.
         rest_seconds: duration for which it is idle.
@@ -54,6 +55,7 @@ class Scale:
     paced_seconds: float
     unrelated_rows: int
     table_rows: tuple[int, int]
+    timecode_rows: tuple[int, int]
     pending_rows: int
     pending_seconds: float
     rest_seconds: float
@@ -81,6 +83,7 @@ SMOKE: Final = Scale(
     paced_seconds=0.2,
     unrelated_rows=2000,
     table_rows=(1000, 2000),
+    timecode_rows=(5, 100),
     pending_rows=1500,
     pending_seconds=0.5,
     rest_seconds=0.5,
@@ -107,6 +110,7 @@ SHORT: Final = Scale(
     paced_seconds=1.5,
     unrelated_rows=60_000,
     table_rows=(10_000, 100_000),
+    timecode_rows=(200, 100_000),
     pending_rows=50_000,
     pending_seconds=1.0,
     rest_seconds=4.0,
@@ -132,6 +136,7 @@ FULL: Final = Scale(
     paced_seconds=10.0,
     unrelated_rows=600_000,
     table_rows=(10_000, 10_000_000),
+    timecode_rows=(2000, 10_000_000),
     pending_rows=1_000_000,
     pending_seconds=15.0,
     rest_seconds=60.0,

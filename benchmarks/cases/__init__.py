@@ -12,6 +12,7 @@ from benchmarks.cases.night import Night
 from benchmarks.cases.sources import Sources
 from benchmarks.cases.stream import Paced, StreamBurst, Unrelated
 from benchmarks.cases.tables import Pending, Sweep
+from benchmarks.cases.timecodes import Timecodes
 
 CASES: Final[tuple[type[Case], ...]] = (
     Idle,
@@ -25,6 +26,7 @@ CASES: Final[tuple[type[Case], ...]] = (
     Paced,
     Unrelated,
     Sweep,
+    Timecodes,
     Pending,
     Rest,
     Sources,

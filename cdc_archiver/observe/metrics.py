@@ -104,6 +104,12 @@ class Metrics:
         self.sweep_duration = Histogram(
             "cdc_archiver_sweep_duration_seconds", "Duration of a sweep.", registry=self.registry, buckets=_SECONDS
         )
+        self.timecode_look_duration = Histogram(
+            "cdc_archiver_timecode_look_duration_seconds",
+            "Duration of the look at timecodes after a sweep.",
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
         self.last_sweep = self._gauge(
             "last_sweep_timestamp_seconds", "Time of the last completed sweep; NaN before the first."
         )

@@ -182,8 +182,10 @@ class TimecodeKeeper(StoppableThread):
                     self._failure = repr(error)
                     _log.error("timecodes_failed", exc_info=error)
                 self.off_because = f"internal error: {error!r}; fix: report this bug, with the log"
+            took = time.monotonic() - began
+            self._parts.metrics.timecode_look_duration.observe(took)
             self._on_look()
-            self.stopping.wait(min(_LONGEST_WAIT, _REST * (time.monotonic() - began)))
+            self.stopping.wait(min(_LONGEST_WAIT, _REST * took))
 
     def look(self) -> None:
         """Looks at all sources once, and does what is decided.

@@ -27,7 +27,10 @@ from cdc_archiver.sandbox import Kind, Sandbox, SshServer
 ROOT = Path(__file__).parents[2]
 RUNS = {
     "files": ("mariadb", ("idle", "burst", "dust", "large", "transfer", "many", "night")),
-    "rows": ("mysql", ("stream", "paced", "unrelated", "sweep", "pending", "rest", "sources", "files", "bytes")),
+    "rows": (
+        "mysql",
+        ("stream", "paced", "unrelated", "sweep", "timecodes", "pending", "rest", "sources", "files", "bytes"),
+    ),
 }
 """Two runs, so that they can run in parallel."""
 
