@@ -13,6 +13,7 @@ from cdc_archiver.database.archives import KnownArchive, known_archive
 from cdc_archiver.database.connections import Database
 from cdc_archiver.database.files_table import FilesTable
 from cdc_archiver.database.history import History
+from cdc_archiver.database.side_tables import ARCHIVES, open_side_table
 from cdc_archiver.errors import Misconfigured
 from cdc_archiver.settings import Settings
 from cdc_archiver.transfer.staging import Archive
@@ -62,6 +63,7 @@ def _resolve(settings: Settings, database: Database) -> ResolvedTables:
                 _log.warning("older_table_has_pending_files", table=older, files=count, archiving_from=name)
         history = History(name, settings.history_retention)
         history.open(connection)
+        open_side_table(connection, ARCHIVES)  # what cannot be used, `check` names
         known = known_archive(connection, name, settings.targets, settings.data_dir)
     return ResolvedTables(database, files, history, known)
 

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,17 +46,18 @@ class ArchiveMarker:
     path: Path | None = None
 
 
-def find_marker(data_dir: Path, sibling: Path, state: Path) -> ArchiveMarker | None:
+def find_marker(data_dir: Path, sibling: Path, places: Iterable[Path]) -> ArchiveMarker | None:
     """The marker of an archive, wherever it is.
 
     Args:
         sibling: the staging place next to data_dir.
-        state: the archive's place in the state directory, where a marker counts for this very directory only.
+        places: the archive's places elsewhere, where a marker counts for this very directory only.
 
     Raises:
         OSError: one cannot be looked at, which does not say that it is gone.
     """
-    return _in_file(sibling / MARKER) or _in_attribute(data_dir) or _in_state(data_dir, state / MARKER)
+    found = _in_file(sibling / MARKER) or _in_attribute(data_dir)
+    return found or next(filter(None, (_in_place(data_dir, place / MARKER) for place in places)), None)
 
 
 def make_marker(data_dir: Path, place: Path, *, is_sibling: bool) -> ArchiveMarker:
@@ -131,7 +133,7 @@ def _in_attribute(data_dir: Path) -> ArchiveMarker | None:
     return _parsed(content, _attribute_of(data_dir), None)
 
 
-def _in_state(data_dir: Path, path: Path) -> ArchiveMarker | None:
+def _in_place(data_dir: Path, path: Path) -> ArchiveMarker | None:
     found = None
     with suppress(PermissionError):  # the service's, and this is another user's command
         found = _in_file(path)

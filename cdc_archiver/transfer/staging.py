@@ -71,6 +71,7 @@ class Archive:
         self._state_dir = state_dir
         self._known = KnownArchive()
         self._seen_inode = 0
+        self._own_ids: set[str] = set()
         self._lock = threading.RLock()
         self._claims = StagingClaims()
         self.place: StagingPlace | None = None
@@ -123,6 +124,7 @@ class Archive:
                     marker = make_marker(self.data_dir, place.root, is_sibling=place.is_sibling)
             self._claims.move_to(place.staging)
             self.place, self.marker, self._seen_inode = place, marker, inode
+            self._own_ids = {marker.id}
 
     def recognise(self, *, renew: bool = False) -> ArchiveMarker | None:
         """The marker, if this is the archive that the database knows; None for a new archive.
@@ -132,8 +134,9 @@ class Archive:
         """
         inode = self._inode()
         with self._looking():
+            bases = filter(None, (self._staging_dir, state_directory(self._state_dir)))
             marker = find_marker(
-                self.data_dir, sibling_of(self.data_dir), place_below(state_directory(self._state_dir), self.data_dir)
+                self.data_dir, sibling_of(self.data_dir), [place_below(base, self.data_dir) for base in bases]
             )
             if marker is not None and not marker.id:
                 if renew:
@@ -143,11 +146,10 @@ class Archive:
                     f"{self.data_dir} has a marker that cannot be read ({marker.where}), so it may be any archive",
                     "cdc-archiver mark-archive  # if this is the archive",
                 )
-            ids, has_files = self._known.ids, self._known.has_files
+            # Without a side table this process knows which archive it has written to.
+            ids, has_files = self._known.ids or self._own_ids, self._known.has_files
             if marker is None and ids:
                 raise self.not_mounted(f"the database knows an archive with the id {min(ids)}, and no marker is there")
-            if marker is None and has_files and not self.has_former_marker():
-                raise self.not_mounted("the database knows files there, and no marker is there")
             if marker is not None and ids - {marker.id}:
                 raise DestinationUnavailable(
                     Reason.DESTINATION_MISSING,
@@ -155,7 +157,7 @@ class Archive:
                     f"gone to {min(ids - {marker.id})}",
                     "mount the right disk; or, if files shall go to this archive from now on: cdc-archiver mark-archive",
                 )
-            if marker is not None and has_files and marker.inode != inode and not self._has_timecode():
+            if has_files and (marker is None or marker.inode != inode) and not self._has_timecode():
                 raise self.not_mounted("the database knows files there, and it has no directory of a timecode")
         return marker
 

@@ -18,14 +18,12 @@ from archive_places import staging_of
 from files_table import TABLE
 from private_site import HISTORY, PrivateSite
 
+from cdc_archiver.database.operator_history import LATE
 from cdc_archiver.model import REFUSED_FROM
 from cdc_archiver.transfer.rsync import PARTIAL
 
 _READ = 1 << 20
 _TRIAL = ".check-"
-
-BALLAST = "ballast"
-"""The file with which a fault fills the archive's disk."""
 
 
 class ExpectedResult(StrEnum):
@@ -366,7 +364,8 @@ class _Auditor:
     def _compare_history(self, rows: list[_Row]) -> None:
         recorded: dict[int, Counter[tuple[str, str | None]]] = defaultdict(Counter)
         for id_, result, reason in self._stage.sql(f"SELECT file_id, result, reason FROM {HISTORY}"):
-            recorded[id_][result, reason] += 1
+            if result != LATE:  # of a timecode that was complete: no attempt
+                recorded[id_][result, reason] += 1
         for row in rows:
             expected = self._expected_files.get(row.md5)
             if expected is None or row.id in self._expected_files.handled:
@@ -429,7 +428,7 @@ def md5_of(path: Path) -> bytes:
 
 
 def _is_ours(name: str) -> bool:
-    return name.startswith(".") or name == BALLAST
+    return name.startswith(".")
 
 
 def _numbered(place: str, number: int) -> str:

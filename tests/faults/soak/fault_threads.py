@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 
 import pymysql
 from archive_places import marker_of
-from audit import BALLAST
 from files_table import TABLE
 from private_site import TARGET
 from publisher import DISK
@@ -23,6 +22,8 @@ from cdc_archiver.database.source_locks import lock_name
 from cdc_archiver.sandbox import ChildProcess, SandboxError
 from soak.site import SoakSite, children_of, send
 
+BALLAST = "ballast"
+"""The file with which a fault fills the archive's disk."""
 _ENOUGH = 15.0
 """Seconds that some services get to archive a file."""
 
@@ -288,7 +289,8 @@ class ArchiveFaults(FaultThread):
 
     def archive_full(self) -> None:
         """Fills the disk to the last byte."""
-        ballast = self.site.stage.data_dir / BALLAST
+        assert self.site.disk is not None
+        ballast = self.site.disk / BALLAST
         try:
             with ballast.open("wb", buffering=0) as file:
                 for _ in range(3):

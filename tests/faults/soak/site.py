@@ -124,7 +124,10 @@ def open_soak_site(kind: Kind, directory: Path, *, own_disk: bool) -> Iterator[S
         with contextlib.ExitStack() as stack:
             stage = stack.enter_context(new_private_site(database, ssh, place))
             database_wire, ssh_wire = (stack.enter_context(Proxy(server.port)) for server in (database, ssh))
-            disk = stack.enter_context(_own_disk(directory, stage.data_dir)) if own_disk else None
+            disk = stack.enter_context(_own_disk(directory, place / "disk")) if own_disk else None
+            if disk is not None:
+                stage.data_dir = disk / "archive"
+                stage.data_dir.mkdir()
             site = SoakSite(stage, database, ssh, database_wire, ssh_wire, disk)
             site.trust_host_key()
             yield site
@@ -142,11 +145,13 @@ def open_soak_site(kind: Kind, directory: Path, *, own_disk: bool) -> Iterator[S
 def _own_disk(directory: Path, mount: Path) -> Iterator[Path | None]:
     """A file system only for the archive, which can be filled; None if this user may not mount."""
     image = directory / "disk.ext4"
+    mount.mkdir()
     with image.open("wb") as file:
         file.truncate(_DISK_BYTES)
     made = _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image)) and _run("mount", "-o", "loop", str(image), str(mount))
     if not made:
         image.unlink()
+        mount.rmdir()
         yield None
         return
     (mount / "lost+found").rmdir()
