@@ -106,7 +106,7 @@ class Metrics:
         )
         self.timecode_look_duration = Histogram(
             "cdc_archiver_timecode_look_duration_seconds",
-            "Duration of the look at timecodes after a sweep.",
+            "Duration of the decision about the timecodes of a source after a sweep.",
             registry=self.registry,
             buckets=_SECONDS,
         )

@@ -182,10 +182,8 @@ class TimecodeKeeper(StoppableThread):
                     self._failure = repr(error)
                     _log.error("timecodes_failed", exc_info=error)
                 self.off_because = f"internal error: {error!r}; fix: report this bug, with the log"
-            took = time.monotonic() - began
-            self._parts.metrics.timecode_look_duration.observe(took)
             self._on_look()
-            self.stopping.wait(min(_LONGEST_WAIT, _REST * took))
+            self.stopping.wait(min(_LONGEST_WAIT, _REST * (time.monotonic() - began)))
 
     def look(self) -> None:
         """Looks at all sources once, and does what is decided.
@@ -219,9 +217,11 @@ class TimecodeKeeper(StoppableThread):
         targets = [self._targets[fold_instance_id(name)] for name in source.target]
         noted = self.reopening.take_noted({target.key for target in targets})
         work = SourceLook(self._parts, connection, source, targets, look)
+        began = time.monotonic()
         try:
             work.run(noted)
         finally:
+            self._parts.metrics.timecode_look_duration.observe(time.monotonic() - began)
             self.reopening.put_back(noted)
             self._publish_keys()
         self._watermarks[source.name] = work.watermark
