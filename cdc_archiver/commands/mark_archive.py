@@ -8,8 +8,9 @@ import typer
 
 from cdc_archiver.commands.archive_access import archive_of
 from cdc_archiver.commands.context import open_context
+from cdc_archiver.commands.marking import side_table_errors
 from cdc_archiver.commands.output import confirm
-from cdc_archiver.database.archives import KnownArchive, enter_archive, known_archive
+from cdc_archiver.database.archives import KnownArchive, enter_archive, known_archive, read_archives
 from cdc_archiver.errors import ExitStatus, Misconfigured
 from cdc_archiver.settings import Settings
 
@@ -43,8 +44,10 @@ def mark_archive(
             print(f"{target}: {f'{entry.archive_id}, at {entry.data_dir}' if entry else 'no archive is known'}")
         if not confirm("Archive the files of these targets there from now on?", yes=yes):
             return ExitStatus.INCOMPLETE
-        archive.prepare(KnownArchive(), renew=True)
-        archive.renew_marker()
-        enter_archive(connection, context.files.name, settings.targets, archive.as_entry())
+        with side_table_errors("archives"):
+            read_archives(connection, context.files.name, settings.targets)
+            archive.prepare(KnownArchive(), renew=True)
+            archive.renew_marker()
+            enter_archive(connection, context.files.name, settings.targets, archive.as_entry())
     print(f"{archive.data_dir} is the archive {archive.as_entry().archive_id}")
     return ExitStatus.DONE
