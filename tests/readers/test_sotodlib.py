@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from directory_watch import DirectoryWatch
 from neighbour_environment import neighbour_python
 from private_site import PrivateSite, new_private_site
 from side_tables_of_site import NEW, OLD, QUICK, during, make_side_tables, wait_state
@@ -77,6 +79,7 @@ def test_sotodlib_reads_actions_files_metadata_and_the_end_of_timecodes(
     if place == "in the state directory":
         (stage.directory / ".archive.cdc_archiver").write_text("a file is in the way")
         options["state_dir"] = stage.directory / "state"
+    watch = DirectoryWatch(stage.data_dir)
     with stage.program(**options) as service:
         service.wait_metric(1, "copies_total", result="archived")
         wait_state(stage, OLD, "complete", 1)
@@ -89,7 +92,10 @@ def test_sotodlib_reads_actions_files_metadata_and_the_end_of_timecodes(
         told = wait_state(stage, NEW, "complete", 1)
     assert told["files"] == 3
     assert (stage.directory / "state").exists() == (place == "in the state directory")
-    # then sotodlib reads all of it.
+    # then no other name has been in data_dir than five digits, not for a moment,
+    assert {name for name in watch.names() if not re.fullmatch("[0-9]{5}", name)} == set()
+    watch.close()
+    # and sotodlib reads all of it.
     found = read(python, stage)
     assert found["actions"] == [
         ["setup_notches", STREAM, NEW * 100_000 + 300],
