@@ -113,7 +113,8 @@ def test_a_log_that_is_reset(stage: PrivateSite, read: str) -> None:
         story.streams()
         story.arrives_by_stream()
         story.ends_well()
-        assert story.reconnects() == {"position": 1}
+        # It ends by its position; or the server ends it first, once the service's own writes have made the new log as long.
+        assert story.reconnects() in ({"position": 1}, {"shutdown": 1})
         assert log_end(stage)[0].endswith("000001")
 
 
@@ -226,8 +227,9 @@ def test_rows_of_a_session_that_still_logs_statements(stage: PrivateSite) -> Non
             first = insert(cursor, [stage.values(file) for file in files])
         stage.wait_archived(*story.remember([first, first + 1], files))
         # with the words that help, and without the alarm of a row that the stream has lost.
-        said = [line["detail"] for line in lines if line["event"] == "stream_gap"]
-        assert said
+        said = eventually(
+            lambda: [line["detail"] for line in lines if line["event"] == "stream_gap"], "the gap is logged"
+        )
         assert f"reconnect the writer, connection {writer.thread_id()} of the server" in said[0]
         story.streams()
         story.arrives_by_stream()
