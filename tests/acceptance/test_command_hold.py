@@ -90,7 +90,7 @@ def test_a_held_timecode_becomes_complete_when_it_is_unheld_and_a_late_file_is_n
         (late,) = stage.register(stage.file("late.npy"), timestamp=during(NEW, 6))
         stage.wait_archived(late)
         eventually(lambda: stored(stage, NEW)["late"] == 1, "the file came late")
-        eventually(lambda: stage.history(late)[-1]["result"] == "late", "the history says so")
+        eventually(lambda: stage.history(late, late=True)[-1]["result"] == "late", "the history says so")
         note = f"It came late: readers had been told before that timecode {NEW} is complete."
         assert [note in ask(stage, "why", str(id_), *stage.flags()).stdout for id_ in (late, held)] == [True, False]
         (line,) = [line for line in ask(stage, "timecodes", str(NEW)).stdout.splitlines() if line.startswith("late  ")]

@@ -29,6 +29,7 @@ from waiting import PATIENCE, eventually, eventually_or_not, processes_of, threa
 
 from cdc_archiver import cli
 from cdc_archiver.database import side_tables
+from cdc_archiver.database.operator_history import LATE
 from cdc_archiver.sandbox import DatabaseServer, SshServer
 from cdc_archiver.settings import Settings, load
 
@@ -174,12 +175,17 @@ class PrivateSite:
     def count(self, condition: str) -> int:
         return int(self.sql(f"SELECT COUNT(*) FROM {TABLE} WHERE {condition}")[0][0])
 
-    def history(self, id_: int) -> list[dict[str, Any]]:
-        """The history of a file, oldest entry first."""
+    def history(self, id_: int, *, late: bool = False) -> list[dict[str, Any]]:
+        """The history of a file, oldest entry first.
+
+        Arguments:
+            late: with the entry that its timecode was complete already, which depends on how often the service looks.
+        """
         with contextlib.closing(self.connect()) as connection, connection.cursor() as cursor:
             cursor.execute(f"SELECT * FROM {HISTORY} WHERE file_id = %s ORDER BY id", (id_,))
             names = [column[0] for column in cursor.description]
-            return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
+            entries = [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
+        return [entry for entry in entries if late or entry["result"] != LATE]
 
     def wait_archived(self, *ids: int, within: float = PATIENCE) -> list[Row]:
         """Waits until the rows have copied = 1."""
