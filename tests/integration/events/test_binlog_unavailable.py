@@ -98,11 +98,16 @@ def test_a_missing_table_is_reported_and_streaming_begins_when_it_is_back(world:
 
 
 def test_a_server_without_a_binary_log_prevents_a_stream(doomed: PrivateDatabase) -> None:
-    """The last test of its server, which is started anew with the log off."""
+    """A server that is started anew with the log off, and then with it again: other tests come after this one."""
     doomed.server.stop()
     doomed.server.options = ("--skip-log-bin",)
     doomed.server.start()
-    with streaming(doomed, anchored=False) as running:
-        assert "set log_bin" in running.heard.await_one("unavailable", "writes no binary log")
-    with pytest.raises(StreamUnavailable, match="writes no binary log"):
-        position(doomed)
+    try:
+        with streaming(doomed, anchored=False) as running:
+            assert "set log_bin" in running.heard.await_one("unavailable", "writes no binary log")
+        with pytest.raises(StreamUnavailable, match="writes no binary log"):
+            position(doomed)
+    finally:
+        doomed.server.stop()
+        doomed.server.options = ()
+        doomed.server.start()
